@@ -1,0 +1,42 @@
+"""Marks that need a machine: without it a test says why it is skipped, or fails where it was required."""
+
+import os
+import shutil
+
+import pytest
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_slurm() -> bool:
+    return all(
+        shutil.which(program) or os.path.exists(f"/usr/sbin/{program}") for program in ("slurmctld", "slurmd", "munged")
+    )
+
+
+NEEDS = {
+    "gpu": (_has_gpu, "REQUIRE_GPU", "needs a CUDA device"),
+    "slurm": (_has_slurm, "REQUIRE_SLURM", "needs Slurm: apt-get install slurm-wlm munge"),
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `slow` tests to `-m slow`."""
+    if "slow" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="minutes long: run with -m slow"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, a test whose machine is missing."""
+    for mark, (present, variable, reason) in NEEDS.items():
+        if item.get_closest_marker(mark) and not present():
+            if os.environ.get(variable) == "1":
+                pytest.fail(f"{variable}=1, but this test {reason}", pytrace=False)
+            pytest.skip(reason)
