@@ -1,0 +1,37 @@
+"""TransXNet for image classification and dense prediction: reference PyTorch, fast kernels, published checkpoints.
+
+Importing the package costs nothing: torch is imported when a model or a converter is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transxnet.config import VARIANTS, TransXNetConfig, config_for
+
+if TYPE_CHECKING:
+    from transxnet.model import TransXNet, build, transxnet_b, transxnet_n, transxnet_s, transxnet_t
+    from transxnet.upstream import from_upstream, to_upstream
+
+__all__ = [
+    "VARIANTS",
+    "TransXNet",
+    "TransXNetConfig",
+    "build",
+    "config_for",
+    "from_upstream",
+    "to_upstream",
+    "transxnet_b",
+    "transxnet_n",
+    "transxnet_s",
+    "transxnet_t",
+]
+
+_HOMES = {"from_upstream": "transxnet.upstream", "to_upstream": "transxnet.upstream"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'transxnet' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "transxnet.model")), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,60 @@
+"""A TransXNet block and the stage that holds a row of them."""
+
+from torch import Tensor, nn
+
+from transxnet.config import TransXNetConfig
+from transxnet.ffn import MultiScaleFFN
+from transxnet.layers import ConvNorm, PositionBias, ScaledResidual
+from transxnet.mixer import TokenMixer
+
+__all__ = ["Block", "Stage"]
+
+
+class Block(nn.Module):
+    """Position by a depthwise 7x7, then token mixer and feed-forward, each normalised before and scaled after."""
+
+    def __init__(self, config: TransXNetConfig, stage: int, drop_path: float) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.position = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.token_mixer = TokenMixer(
+            dim,
+            num_groups=config.num_groups[stage],
+            num_heads=config.num_heads[stage],
+            sr_ratio=config.sr_ratios[stage],
+        )
+        self.residual1 = ScaledResidual(dim, config.layer_scale_init, drop_path)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.mlp = MultiScaleFFN(dim, config.mlp_ratios[stage])
+        self.residual2 = ScaledResidual(dim, config.layer_scale_init, drop_path)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """`x` `[N, C, H, W]` with the stage's position bias `[1, heads, H * W, keys]`; same shape as `x`."""
+        x = x + self.position(x)
+        x = self.residual1(x, self.token_mixer(self.norm1(x), bias))
+        return self.residual2(x, self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Halve the map and widen it (from the second stage on), then the stage's blocks, which share one position bias."""
+
+    def __init__(self, config: TransXNetConfig, stage: int) -> None:
+        super().__init__()
+        queries, keys = config.grids()[stage]
+        self.sr_ratio = config.sr_ratios[stage]
+        self.downsample = (
+            ConvNorm(config.dims[stage - 1], config.dims[stage], 3, stride=2) if stage > 0 else nn.Identity()
+        )
+        self.position_bias = PositionBias(config.num_heads[stage], queries**2, keys**2)
+        self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in config.drop_paths()[stage])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C_in, H, W]` to `[N, C, ceil(H / 2), ceil(W / 2)]`; the first stage keeps the size."""
+        x = self.downsample(x)
+        height, width = x.shape[-2:]
+        keys = -(-height // self.sr_ratio) * -(-width // self.sr_ratio)
+        bias = self.position_bias(height * width, keys)
+        for block in self.blocks:
+            x = block(x, bias)
+        return x

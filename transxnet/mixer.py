@@ -1,0 +1,127 @@
+"""The token mixer of a TransXNet block (D-Mixer): IDConv on one half of the channels, OSRA on the other, then STE.
+
+Source: Lou et al., "TransXNet: Learning Both Global and Local Dynamics with a Dual Dynamic Token Mixer for Visual
+Recognition", arXiv 2310.19380, section 3.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transxnet.layers import ConvNorm
+
+__all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
+
+
+class DynamicConv(nn.Module):
+    """IDConv: depthwise convolution whose kernels are mixed per sample from `groups` learned ones.
+
+    The mixing weights come from the input itself, pooled to the size of the kernel: one softmax over the groups for
+    every tap and channel, and one from the global mean for the bias.
+    """
+
+    def __init__(self, dim: int, groups: int, *, kernel: int = 7, reduction: int = 4) -> None:
+        super().__init__()
+        self.groups = groups
+        self.kernel = kernel
+        self.weight = nn.Parameter(torch.empty(groups, dim, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(groups, dim))
+        self.squeeze = ConvNorm(dim, dim // reduction, 1)
+        self.expand = nn.Conv2d(dim // reduction, dim * groups, 1)
+
+    def mixing(self, pooled: Tensor) -> Tensor:
+        """Softmax over the groups: `[N, C, K, K]` to `[N, groups, C, K, K]`."""
+        logits = self.expand(F.gelu(self.squeeze(pooled)))
+        return torch.softmax(logits.unflatten(1, (self.groups, -1)), dim=1)
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample's own weights `[N, C, K, K]` and bias `[N, C]`.
+
+        The generator runs twice, as upstream: in training its BatchNorm takes statistics of the two inputs apart.
+        """
+        weight = (self.mixing(F.adaptive_avg_pool2d(x, self.kernel)) * self.weight).sum(1)
+        mixing = self.mixing(x.mean((-2, -1), keepdim=True)).flatten(2)
+        return weight, (mixing * self.bias).sum(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` `[N, C, H, W]` with kernels of its own."""
+        n, c, h, w = x.shape
+        weight, bias = self.kernels(x)
+        out = F.conv2d(
+            x.reshape(1, n * c, h, w),
+            weight.reshape(n * c, 1, self.kernel, self.kernel),
+            bias.reshape(n * c),
+            padding=self.kernel // 2,
+            groups=n * c,
+        )
+        return out.reshape(n, c, h, w)
+
+
+class SpatialReduction(nn.Module):
+    """OSRA's overlapping reduction of keys and values: a strided depthwise convolution, then one tap per channel."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.reduce = ConvNorm(dim, dim, ratio + 3, stride=ratio, groups=dim)
+        self.scale = ConvNorm(dim, dim, 1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to `[N, C, ceil(H / ratio), ceil(W / ratio)]`."""
+        return self.scale(F.gelu(self.reduce(x)))
+
+
+class SpatialReductionAttention(nn.Module):
+    """OSRA: attention of all positions to a coarse grid of keys, with a learned bias per pair of positions."""
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Conv2d(dim, dim, 1)
+        self.kv = nn.Conv2d(dim, dim * 2, 1)
+        self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else nn.Identity()
+        self.local_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
+        heads = self.num_heads
+        q = self.q(x).flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+        reduced = self.reduction(x)
+        k, v = self.kv(self.local_conv(reduced) + reduced).flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
+        logits = (q @ k) * (q.shape[-1] ** -0.5) + bias
+        out = torch.softmax(logits, dim=-1) @ v.transpose(-1, -2)
+        return out.transpose(-1, -2).reshape(x.shape)
+
+
+class TokenEnhancement(nn.Module):
+    """STE: lets the two halves exchange what they found: depthwise 3x3, squeeze, expand, and the input added."""
+
+    def __init__(self, dim: int, *, reduction: int = 8, min_inner: int = 16) -> None:
+        super().__init__()
+        inner = max(min_inner, dim // reduction)
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.squeeze = nn.Conv2d(dim, inner, 1)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.expand = nn.Conv2d(inner, dim, 1)
+        self.norm3 = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same shape."""
+        hidden = self.norm1(F.gelu(self.depthwise(x)))
+        hidden = self.norm2(F.gelu(self.squeeze(hidden)))
+        return self.norm3(self.expand(hidden)) + x
+
+
+class TokenMixer(nn.Module):
+    """D-Mixer: IDConv for the first half of the channels, OSRA for the second, STE over both."""
+
+    def __init__(self, dim: int, *, num_groups: int, num_heads: int, sr_ratio: int) -> None:
+        super().__init__()
+        self.local = DynamicConv(dim // 2, num_groups)
+        self.attention = SpatialReductionAttention(dim // 2, num_heads, sr_ratio)
+        self.enhancement = TokenEnhancement(dim)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Mix `x` `[N, C, H, W]` with the stage's position bias; same shape."""
+        local, attended = x.chunk(2, dim=1)
+        return self.enhancement(torch.cat((self.local(local), self.attention(attended, bias)), dim=1))

@@ -1,0 +1,132 @@
+"""TransXNet as a whole: stem, four stages, classifier; and its named builders."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transxnet.block import Stage
+from transxnet.config import VARIANTS, Backend, TransXNetConfig, config_for
+from transxnet.layers import ConvNorm
+from transxnet.mixer import DynamicConv
+
+__all__ = ["Classifier", "TransXNet", "build", "transxnet_b", "transxnet_n", "transxnet_s", "transxnet_t"]
+
+
+class Classifier(nn.Module):
+    """GroupNorm over the last map, mean over positions, one linear layer (a 1x1 convolution in the checkpoint)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, dim)
+        self.linear = nn.Conv2d(dim, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to logits `[N, num_classes]`."""
+        return self.linear(F.adaptive_avg_pool2d(self.norm(x), 1)).flatten(1)
+
+
+class TransXNet(nn.Module):
+    """The network of a `TransXNetConfig`, for images `[N, 3, H, W]` of any size.
+
+    The position bias tables are made for `config.image_size`; for other sizes they are interpolated in the forward.
+    A plain `nn.Module`: its norms are `nn.BatchNorm2d`, it knows no device, no optimizer and no other process.
+
+    Attributes:
+        config: what it was built from.
+    """
+
+    def __init__(self, config: TransXNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = ConvNorm(3, config.dims[0], 7, stride=4)
+        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.depths)))
+        self.classifier = Classifier(config.dims[-1], config.num_classes)
+        self.apply(_initialise)
+
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """The maps of the four stages, `[N, dims[s], ceil(H / 2^(s + 2)), ceil(W / 2^(s + 2))]`, for dense prediction.
+
+        Raises:
+            ValueError: images of another layout than `[N, 3, H, W]`.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, 3, H, W]")
+        x = self.patch_embed(images)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, num_classes]` of images `[N, 3, H, W]`.
+
+        Raises:
+            ValueError: images of another layout than `[N, 3, H, W]`.
+        """
+        return self.classifier(self.forward_features(images)[-1])
+
+
+def _initialise(module: nn.Module) -> None:
+    """Upstream's initialisation: normal(0, 0.02) cut at 2 for every kernel, zero biases, unit norms."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, DynamicConv):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.bias, std=0.02)
+
+
+def build(name: str, **settings: Any) -> TransXNet:
+    """The variant `name` (`transxnet_n`, `_t`, `_s`, `_b`) with any field of `TransXNetConfig` replaced.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that does not fit.
+    """
+    return TransXNet(config_for(name, **settings))
+
+
+def transxnet_n(
+    num_classes: int = 1000,
+    drop_path_rate: float = VARIANTS["transxnet_n"].drop_path_rate,
+    image_size: int = 224,
+    backend: Backend = "auto",
+) -> TransXNet:
+    """Nano, ours: about 1 M parameters, for images of 32 to 64 px, tests and the demo."""
+    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend)
+
+
+def transxnet_t(
+    num_classes: int = 1000,
+    drop_path_rate: float = VARIANTS["transxnet_t"].drop_path_rate,
+    image_size: int = 224,
+    backend: Backend = "auto",
+) -> TransXNet:
+    """Tiny: 12.8 M parameters, 1.8 GMAC at 224 px, 81.6 % top-1 reported on ImageNet-1K."""
+    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend)
+
+
+def transxnet_s(
+    num_classes: int = 1000,
+    drop_path_rate: float = VARIANTS["transxnet_s"].drop_path_rate,
+    image_size: int = 224,
+    backend: Backend = "auto",
+) -> TransXNet:
+    """Small: 26.9 M parameters, 4.5 GMAC at 224 px, 83.8 % top-1 reported on ImageNet-1K."""
+    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend)
+
+
+def transxnet_b(
+    num_classes: int = 1000,
+    drop_path_rate: float = VARIANTS["transxnet_b"].drop_path_rate,
+    image_size: int = 224,
+    backend: Backend = "auto",
+) -> TransXNet:
+    """Base: 48.0 M parameters, 8.3 GMAC at 224 px, 84.6 % top-1 reported on ImageNet-1K."""
+    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend)
+
+
+def _variant(name: str, num_classes: int, drop_path_rate: float, image_size: int, backend: Backend) -> TransXNet:
+    return build(name, num_classes=num_classes, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend)

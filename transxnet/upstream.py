@@ -1,0 +1,130 @@
+"""Names of the published checkpoints and ours, one to one, strictly in both directions.
+
+Upstream keeps stages and downsampling layers in one list (`network.0` ... `network.6`, addressed by parity) and the
+position tables at the root. Shapes and values are the same on both sides; only names differ.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from torch import Tensor
+
+from transxnet.config import STAGES
+
+__all__ = ["from_upstream", "to_upstream"]
+
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_BLOCK_KEY = re.compile(r"network\.([0246])\.(\d+)\.")
+
+
+def from_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of this package's TransXNet from one under upstream's names.
+
+    Works for any number of classes and any image size. Tensors are passed on, not copied.
+
+    Raises:
+        ValueError: a key that upstream does not have, or one that is missing.
+    """
+    pairs = dict(_pairs(*_structure(state_dict, upstream=True)))
+    return _rename(state_dict, pairs, "upstream's")
+
+
+def to_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict under upstream's names from one of this package's TransXNet; the inverse of `from_upstream`.
+
+    Raises:
+        ValueError: a key that this package's model does not have, or one that is missing.
+    """
+    pairs = {ours: theirs for theirs, ours in _pairs(*_structure(state_dict, upstream=False))}
+    return _rename(state_dict, pairs, "this package's")
+
+
+def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str], whose: str) -> dict[str, Tensor]:
+    missing, unknown = names.keys() - state_dict.keys(), state_dict.keys() - names.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"not a TransXNet state dict under {whose} names: {_some('missing', missing)}, {_some('unknown', unknown)}"
+        )
+    return {names[key]: value for key, value in state_dict.items()}
+
+
+def _some(word: str, keys: Iterable[str], limit: int = 3) -> str:
+    keys = sorted(keys)
+    shown = ", ".join(keys[:limit]) + (", ..." if len(keys) > limit else "")
+    return f"{len(keys)} {word}" + (f" ({shown})" if keys else "")
+
+
+def _structure(keys: Iterable[str], *, upstream: bool) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Blocks per stage, and whether the stage reduces its keys, as the names tell."""
+    depths, reduces = [0] * STAGES, [False] * STAGES
+    pattern = _BLOCK_KEY if upstream else re.compile(r"stages\.(\d)\.blocks\.(\d+)\.")
+    marks = ".global_unit.sr." if upstream else ".attention.reduction."
+    for key in keys:
+        match = pattern.match(key)
+        if match:
+            stage = int(match[1]) // 2 if upstream else int(match[1])
+            if stage < STAGES:
+                depths[stage] = max(depths[stage], int(match[2]) + 1)
+                reduces[stage] |= marks in key
+    return tuple(depths), tuple(reduces)
+
+
+@cache
+def _pairs(depths: tuple[int, ...], reduces: tuple[bool, ...]) -> tuple[tuple[str, str], ...]:
+    """Every (upstream's key, our key) of a model with these stages."""
+    pairs = [*_conv_norm("patch_embed.proj", "patch_embed")]
+    for stage, depth in enumerate(depths):
+        pairs.append((f"relative_pos_enc.{stage}", f"stages.{stage}.position_bias.table"))
+        if stage > 0:
+            pairs += _conv_norm(f"network.{2 * stage - 1}.proj", f"stages.{stage}.downsample")
+        for index in range(depth):
+            block = (f"network.{2 * stage}.{index}", f"stages.{stage}.blocks.{index}")
+            pairs += [(f"{block[0]}.{a}", f"{block[1]}.{b}") for a, b in _block(reduces[stage])]
+    pairs += _leaves("classifier.0", "classifier.norm", ("weight", "bias"))
+    pairs += _leaves("classifier.2", "classifier.linear", ("weight", "bias"))
+    return tuple(pairs)
+
+
+def _leaves(theirs: str, ours: str, leaves: Iterable[str]) -> list[tuple[str, str]]:
+    return [(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in leaves]
+
+
+def _conv_norm(theirs: str, ours: str) -> list[tuple[str, str]]:
+    return [(f"{theirs}.conv.weight", f"{ours}.conv.weight"), *_leaves(f"{theirs}.bn", f"{ours}.norm", _NORM)]
+
+
+def _block(reduces: bool) -> list[tuple[str, str]]:
+    """(Upstream's key, our key) within one block."""
+    both = ("weight", "bias")
+    local, attention, enhancement = "token_mixer.local", "token_mixer.attention", "token_mixer.enhancement"
+    pairs = [
+        *_leaves("pos_embed", "position", both),
+        *_leaves("norm1", "norm1", both),
+        *_leaves("norm2", "norm2", both),
+        *_leaves("layer_scale_1", "residual1", both),
+        *_leaves("layer_scale_2", "residual2", both),
+        *_leaves("token_mixer.local_unit", local, both),
+        *_conv_norm("token_mixer.local_unit.proj.0", f"{local}.squeeze"),
+        *_leaves("token_mixer.local_unit.proj.1", f"{local}.expand", both),
+        *_leaves("token_mixer.global_unit.q", f"{attention}.q", both),
+        *_leaves("token_mixer.global_unit.kv", f"{attention}.kv", both),
+        *_leaves("token_mixer.global_unit.local_conv", f"{attention}.local_conv", both),
+        *_leaves("token_mixer.proj.0", f"{enhancement}.depthwise", both),
+        *_leaves("token_mixer.proj.2", f"{enhancement}.norm1", _NORM),
+        *_leaves("token_mixer.proj.3", f"{enhancement}.squeeze", both),
+        *_leaves("token_mixer.proj.5", f"{enhancement}.norm2", _NORM),
+        *_leaves("token_mixer.proj.6", f"{enhancement}.expand", both),
+        *_leaves("token_mixer.proj.7", f"{enhancement}.norm3", _NORM),
+        ("mlp.fc1.0.weight", "mlp.expand.weight"),
+        *_leaves("mlp.fc1.2", "mlp.norm1", _NORM),
+        *_leaves("mlp.norm", "mlp.norm2", _NORM),
+        ("mlp.fc2.0.weight", "mlp.contract.conv.weight"),
+        *_leaves("mlp.fc2.1", "mlp.contract.norm", _NORM),
+    ]
+    for scale in range(4):
+        pairs += _leaves(f"mlp.dwconv.proj.{scale}", f"mlp.multiscale.convs.{scale}", both)
+    if reduces:
+        pairs += _conv_norm("token_mixer.global_unit.sr.0", f"{attention}.reduction.reduce")
+        pairs += _conv_norm("token_mixer.global_unit.sr.1", f"{attention}.reduction.scale")
+    return pairs
