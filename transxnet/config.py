@@ -96,7 +96,7 @@ VARIANTS: dict[str, TransXNetConfig] = {
             dims=(32, 64, 112, 192),
             num_heads=(1, 1, 2, 4),
             num_groups=(2, 2, 2, 2),
-            layer_scale_init=0.5,
+            layer_scale_init=0.1,
         ),
         TransXNetConfig(
             name="transxnet_t",
