@@ -1,0 +1,29 @@
+"""Where and when processes run, and what happens when the cluster takes them away.
+
+It can launch any function; it knows Submitit and the standard library, and nothing of what the processes compute.
+"""
+
+from jobs.cluster import Cluster, choose_cluster
+from jobs.errors import JobError
+from jobs.folders import private_directory
+from jobs.resources import Resources
+from jobs.submission import Submission, Update
+from jobs.submit import attach, dry_run, local_words, submit
+from jobs.task import Outcome, StopRequested, Task
+
+__all__ = [
+    "Cluster",
+    "JobError",
+    "Outcome",
+    "Resources",
+    "StopRequested",
+    "Submission",
+    "Task",
+    "Update",
+    "attach",
+    "choose_cluster",
+    "dry_run",
+    "local_words",
+    "private_directory",
+    "submit",
+]

@@ -1,0 +1,5 @@
+"""What this package raises for its users."""
+
+
+class JobError(ValueError):
+    """A job cannot be submitted, or cannot go on; the text says what to do and needs no traceback."""

@@ -1,0 +1,108 @@
+"""The callable that Submitit pickles: run a task where the cluster placed it, and settle what happens when it stops."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from jobs import attempts
+from jobs.environment import Place, find_place
+from jobs.errors import JobError
+from jobs.preemption import StopFlag
+from jobs.presence import share_claim, stop_when_orphaned
+from jobs.requeue import Fate, clear_leftovers, fate, requeue
+from jobs.task import Outcome, Task
+
+
+class Job:
+    """Runs `task` in each process of a job.
+
+    The task travels as bytes inside the pickle, and is loaded only once the stop signals are listened to: loading it
+    may import for many seconds. Nothing that decides where to go on is in here: the task finds that on disk.
+    """
+
+    def __init__(self, task: Task, folder: Path, max_stalls: int) -> None:
+        import cloudpickle
+
+        self._task = cloudpickle.dumps(task)
+        self._folder = folder
+        self._max_stalls = max_stalls
+
+    def checkpoint(self) -> Any:
+        """What Submitit writes for the next attempt: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def __call__(self) -> Outcome:
+        """Run the task; on the compute node, once for each process.
+
+        Returns:
+            FINISHED, or INTERRUPTED where the job does not come back by itself. Where it does, this does not return.
+
+        Raises:
+            JobError: too many attempts started from the same place, or the task says FAILED.
+        """
+        import cloudpickle
+        from submitit import JobEnvironment
+
+        cluster = JobEnvironment().cluster
+        flag = StopFlag()
+        flag.install()
+        try:
+            place = find_place()
+            place.export()
+            if cluster == "local":
+                stop_when_orphaned()
+                share_claim(self._folder)
+            if cluster != "debug":
+                clear_leftovers()
+            task = cloudpickle.loads(self._task)
+            return self._lead(task, flag, place, cluster) if place.rank == 0 else _checked(task(flag))
+        finally:
+            if cluster == "debug":
+                flag.restore()
+
+    def _lead(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> Outcome:
+        """Rank 0: keep the book of attempts around the task, and requeue."""
+        tell = getattr(task, "ended", lambda outcome: None)
+        progress = str(getattr(task, "progress", lambda: "")())
+
+        def end(words: str, outcome: Outcome, reason: str = "") -> None:
+            self._record("end", place, outcome=words, reason=reason)
+            tell(outcome)
+
+        stalls = attempts.stalled(self._folder, place.job_id, progress)
+        if stalls >= self._max_stalls:
+            reason = f"{stalls} attempts started at {progress or 'the beginning'} and none got further"
+            end("given up", Outcome.FAILED, reason)
+            raise JobError(f"job {place.job_id} is given up: {reason}; the logs are in {self._folder}")
+        self._record("start", place, host=socket.gethostname(), world_size=place.world_size, progress=progress)
+        try:
+            outcome = _checked(task(flag))
+        except Exception as error:
+            end("failed", Outcome.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        if outcome is Outcome.FINISHED:
+            end("finished", outcome)
+            return outcome
+        signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
+        what = fate(cluster, place, flag)
+        if what in (Fate.REQUEUE, Fate.REQUEUED):
+            end("requeued", Outcome.INTERRUPTED, signals)
+            if what is Fate.REQUEUE:
+                requeue(flag)
+        else:
+            end("cancelled" if what is Fate.CANCELLED else "stopped", Outcome.CANCELLED, signals)
+        return Outcome.INTERRUPTED
+
+    def _record(self, event: str, place: Place, **fields: object) -> None:
+        attempts.record(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
+
+
+def _checked(outcome: object) -> Outcome:
+    """Refuse what a task must not return, on the rank that returned it."""
+    if outcome in (Outcome.FINISHED, Outcome.INTERRUPTED):
+        return Outcome(outcome)
+    if outcome is Outcome.FAILED:
+        raise JobError("the task says that it cannot go on; its reason stands above in this log")
+    raise JobError(f"the task returned {outcome!r}; a task returns Outcome.FINISHED, INTERRUPTED or FAILED")

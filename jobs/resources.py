@@ -1,0 +1,124 @@
+"""What a job asks of the cluster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobs.errors import JobError
+
+DEFAULT_TIMEOUT_MIN = 24 * 60
+
+_OWN_FLAGS = {
+    "nodes": "--nodes",
+    "ntasks-per-node": "--tasks-per-node",
+    "gpus-per-node": "--gpus-per-node",
+    "cpus-per-task": "--cpus-per-task",
+    "mem": "--mem-gb",
+    "time": "--timeout-min",
+    "partition": "--partition",
+    "account": "--account",
+    "qos": "--qos",
+    "constraint": "--constraint",
+}
+_OURS = {"job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "array", "ntasks", "wait"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a job asks of the cluster; the local cluster reads `nodes`, `tasks_per_node`, `gpus_per_node` and the times.
+
+    Attributes:
+        nodes: machines; on the local cluster, `nodes * tasks_per_node` processes on this one.
+        tasks_per_node: processes a node; None means one a GPU, or one.
+        gpus_per_node: GPUs a node, all visible to each of its processes; None asks for none and hides none.
+        cpus_per_task: cores a process; None leaves it to the cluster.
+        mem_gb: memory a node; None leaves it to the cluster.
+        timeout_min: time limit of one attempt; None means a day on Slurm and no limit on the local cluster.
+        partition: where to queue; None leaves it to the cluster, as do the next three.
+        account: whom to charge.
+        qos: quality of service.
+        constraint: features that the nodes must have.
+        setup: shell commands that run before the processes start (`module load …`).
+        container_image: image in which the processes run (the `pyxis` plug-in of srun).
+        container_mounts: what the container sees, in `pyxis`'s words.
+        python: interpreter of the processes; empty means the present one, or `python3` in a container.
+        slurm: any other sbatch option, without its dashes.
+        signal_delay_s: how long before the time limit the job is asked to save.
+        max_stalls: attempts that may start from the same place before the job is ended.
+    """
+
+    nodes: int = 1
+    tasks_per_node: int | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: tuple[str, ...] = ()
+    container_image: str | None = None
+    container_mounts: str | None = None
+    python: str = ""
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    signal_delay_s: int = 120
+    max_stalls: int = 5
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes on each node."""
+        if self.tasks_per_node is not None:
+            return self.tasks_per_node
+        return max(1, self.gpus_per_node or 0)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole job."""
+        return self.nodes * self.processes_per_node
+
+    def check(self) -> None:
+        """Refuse what no cluster could grant.
+
+        Raises:
+            JobError: one line for each wrong value, with the flag to change.
+        """
+        errors = [
+            f"{flag} {value} must be at least {least}"
+            for flag, value, least in (
+                ("--nodes", self.nodes, 1),
+                ("--tasks-per-node", self.tasks_per_node, 1),
+                ("--gpus-per-node", self.gpus_per_node, 0),
+                ("--cpus-per-task", self.cpus_per_task, 1),
+                ("--timeout-min", self.timeout_min, 1),
+                ("--signal-delay-s", self.signal_delay_s, 1),
+                ("--max-stalls", self.max_stalls, 1),
+            )
+            if value is not None and value < least
+        ]
+        if self.mem_gb is not None and self.mem_gb <= 0:
+            errors.append(f"--mem-gb {self.mem_gb} must be positive")
+        if self.gpus_per_node and self.processes_per_node > self.gpus_per_node:
+            errors.append(
+                f"--tasks-per-node {self.processes_per_node} is more than --gpus-per-node {self.gpus_per_node}: "
+                "each process drives one GPU"
+            )
+        if self.timeout_min is not None and self.timeout_min >= 1 and self.signal_delay_s >= self.timeout_min * 60:
+            errors.append(
+                f"--signal-delay-s {self.signal_delay_s} leaves nothing of --timeout-min {self.timeout_min}: "
+                "give the job more time, or less notice"
+            )
+        for key in self.slurm:
+            plain = key.lstrip("-").replace("_", "-")
+            if plain in _OWN_FLAGS:
+                errors.append(f"--slurm {key}=…: use {_OWN_FLAGS[plain]} for it")
+            elif plain in _OURS:
+                errors.append(f"--slurm {key}=…: this option is set by the launcher")
+        if errors:
+            raise JobError("\n".join(errors))
+
+    def option_set(self) -> dict[str, str | bool]:
+        """`slurm` as Submitit takes it: a value of nothing or `true` is a plain flag."""
+        options: dict[str, str | bool] = {}
+        for key, value in self.slurm.items():
+            options[key.lstrip("-").replace("_", "-")] = True if value.lower() in ("", "true") else value
+        return options

@@ -1,0 +1,138 @@
+"""Submit a task as a job, come back to one, or show what would be submitted."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from jobs.cluster import Cluster, slurm_job
+from jobs.errors import JobError
+from jobs.folders import private_directory
+from jobs.job import Job
+from jobs.resources import Resources
+from jobs.submission import LAST, Submission
+from jobs.task import Task
+
+
+def submit(
+    task: Task,
+    *,
+    cluster: Cluster,
+    folder: Path,
+    resources: Resources,
+    name: str,
+    code: Path | None = None,
+    attached: bool = True,
+) -> Submission:
+    """Submit `task` to run in every process of one job.
+
+    Args:
+        task: picklable; what it imports is loaded on the compute nodes only.
+        cluster: as `choose_cluster` settled it.
+        folder: for scripts, pickles, logs and the book of attempts; on a file system that all nodes see.
+        resources: what to ask for.
+        name: of the job, in the queue.
+        code: folder that holds the packages that the processes import; None means those of this process.
+        attached: on the local cluster, whether the processes stop when this one ends, however it ends.
+
+    Returns:
+        The submission; nothing has been waited for.
+
+    Raises:
+        JobError: wrong resources, a folder of somebody else, a job that still works there, or a cluster that refuses.
+    """
+    from jobs.clusters import DebugSubmission, LocalSubmission, SlurmSubmission
+    from jobs.executors import build_executor
+
+    resources.check()
+    folder = private_directory(folder)
+    _refuse_second(folder)
+    job = Job(task, folder, resources.max_stalls)
+    executor = build_executor(cluster, folder, resources, name, code=code, attached=attached)
+    submitted = _submit_privately(executor, job)
+    if cluster == "debug":
+        return DebugSubmission(folder, submitted.job_id, submitted)
+    if cluster == "local":
+        submission: Submission = LocalSubmission(folder, submitted.job_id, resources.world_size, submitted._process)
+    else:
+        submission = SlurmSubmission(folder, submitted.job_id, resources.world_size)
+    submission.remember()
+    return submission
+
+
+def _submit_privately(executor: object, job: Job):  # noqa: ANN202 - Submitit's own job class
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
+
+    former = os.umask(0o077)
+    try:
+        with clean_env():
+            return executor.submit(job)  # pyright: ignore[reportAttributeAccessIssue]
+    except FileNotFoundError as error:
+        raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
+    except (FailedSubmissionError, FailedJobError) as error:
+        words = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
+        raise JobError("sbatch refuses the job: " + "; ".join(words)) from None
+    finally:
+        os.umask(former)
+
+
+def _refuse_second(folder: Path) -> None:
+    """Two jobs that write the same checkpoints destroy them."""
+    former = attach(folder)
+    if former is None:
+        return
+    job = slurm_job(former.job_id)
+    if job is not None and not former.is_over(former.update()):
+        raise JobError(
+            f"job {former.job_id} already works in {folder} and is {job.state}; wait for it, or scancel {former.job_id}"
+        )
+
+
+def attach(folder: Path) -> Submission | None:
+    """The Slurm job that was last submitted from a folder, to follow it again.
+
+    Returns:
+        None where there was none, or where it ran on the local cluster and so ended with its launcher.
+    """
+    from jobs.clusters import SlurmSubmission
+
+    try:
+        words = json.loads((folder / LAST).read_text())
+    except (OSError, ValueError):
+        return None
+    if words.get("cluster") != "slurm":
+        return None
+    return SlurmSubmission(folder.absolute(), str(words["job_id"]), int(words["world_size"]))
+
+
+def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, code: Path | None = None) -> str:
+    """What `submit` would hand over, made by the same code; nothing is written and no Slurm is needed.
+
+    Returns:
+        The sbatch script, or a sentence about the processes that would start here.
+
+    Raises:
+        JobError: wrong resources.
+    """
+    from jobs.executors import Slurm, build_executor, rank_command
+
+    resources.check()
+    if cluster == "debug":
+        return "one process: this one\n"
+    if cluster == "local":
+        command = rank_command(shlex.quote(sys.executable), folder.expanduser().absolute())
+        limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
+        return f"{local_words(resources)}{limit}, each:\n{command}\n"
+    executor = build_executor(cluster, folder, resources, name, code=code)
+    assert isinstance(executor, Slurm)
+    return executor.script()
+
+
+def local_words(resources: Resources) -> str:
+    """A sentence on what the local cluster makes of the resources."""
+    processes = f"{resources.world_size} process{'es' if resources.world_size > 1 else ''} on this machine"
+    if resources.nodes > 1:
+        return f"{processes} stand for {resources.nodes} nodes of {resources.processes_per_node}"
+    return processes
