@@ -1,9 +1,11 @@
 """Submit a task as a job, come back to one, or show what would be submitted."""
 
+import contextlib
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cluster import Cluster, slurm_job
@@ -63,11 +65,10 @@ def submit(
 
 def _submit_privately(executor: object, job: Job):  # noqa: ANN202 - Submitit's own job class
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
 
     former = os.umask(0o077)
     try:
-        with clean_env():
+        with _outside_any_job():
             return executor.submit(job)  # pyright: ignore[reportAttributeAccessIssue]
     except FileNotFoundError as error:
         raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
@@ -76,6 +77,22 @@ def _submit_privately(executor: object, job: Job):  # noqa: ANN202 - Submitit's 
         raise JobError("sbatch refuses the job: " + "; ".join(words)) from None
     finally:
         os.umask(former)
+
+
+@contextlib.contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Hide what an enclosing job says of itself: a job submitted from a job would take it for its own."""
+    keep = {"SLURM_CONF", "SLURM_CLUSTERS"}
+    own = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name in own or (name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_")) and name not in keep)
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _refuse_second(folder: Path) -> None:

@@ -44,7 +44,7 @@ class Count:
         """Count."""
         rank = int(os.environ["RANK"])
         first = self.saved()
-        names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT JOB_ID JOB_RESTARTS".split()
+        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JOB_RESTARTS"]
         with (self.folder / f"rank{rank}").open("a") as file:
             file.write(f"{first} {os.getpid()} " + " ".join(os.environ[name] for name in names) + "\n")
         print(f"rank {rank} starts at {first}", flush=True)
