@@ -1,0 +1,230 @@
+"""Packs ImageNet, however it is held, into WebDataset tars.
+
+The command is `python -m sharding.build --source P --output U --split train`.
+
+The library form is `build(BuildOptions(...))`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sharding.manifest import Manifest
+    from sharding.sources import Listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Pack images into WebDataset tars with a manifest and an index.
+
+    The same source and settings give the same bytes, with any number of workers or tasks. An interrupted build goes on
+    where it was when the same command is given again.
+    """
+
+    source: str = "imagenet"
+    """folder or URI of the images: ImageNet's archives, or class folders (CLASS/IMAGE or SPLIT/CLASS/IMAGE in it)"""
+    output: str = "shards"
+    """folder or URI for the shards"""
+    split: str | None = None
+    """train, validation, …; by default every split found in the source"""
+    name: str = "imagenet1k"
+    """prefix of all files"""
+    source_format: Literal["auto", "ilsvrc", "folder"] = "auto"
+    """how the source is held, where it is not to be guessed"""
+    classes: str | None = None
+    """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default what the source has"""
+    shard_mb: int = 128
+    """size of a shard in MB (10^6 bytes) of the images as they are in the source, 1 to 4096"""
+    seed: int = 0
+    """of the shuffle"""
+    shorter_side: int | None = None
+    """re-encode larger images to this shorter side in pixels (400 and 256 are the useful ones)"""
+    quality: int = 90
+    """JPEG quality of images re-encoded by --shorter-side"""
+    decode_check: bool = True
+    """decode each image once to prove that it is whole"""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """what an unreadable image does: stop the build, or be left out and listed in the manifest"""
+    workers: int | None = None
+    """processes; by default one for each CPU this process may use"""
+    task_index: int | None = None
+    """which of --task-count tasks this is, from 0; by default from SLURM's variables"""
+    task_count: int | None = None
+    """how many tasks share the work; the last to finish publishes the manifest"""
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ShardingError: which, and what is allowed.
+        """
+        from sharding.errors import ShardingError
+
+        allowed = {
+            "shard_mb": (1, 4096),
+            "quality": (1, 100),
+            "seed": (0, 2**64 - 1),
+            "shorter_side": (16, 4096),
+            "workers": (1, 1024),
+            "task_count": (1, 10**6),
+            "task_index": (0, (self.task_count or 1) - 1),
+        }
+        for field, (least, most) in allowed.items():
+            value = getattr(self, field)
+            if value is not None and not least <= value <= most:
+                raise ShardingError(f"--{field.replace('_', '-')} {value}: it must be from {least:,} to {most:,}")
+        if (self.task_index is None) != (self.task_count is None):
+            raise ShardingError("--task-index and --task-count belong together: give both or neither")
+        for field in ("name", "split"):
+            value = getattr(self, field)
+            if value is not None and not value.replace("_", "").replace("-", "").isalnum():
+                raise ShardingError(f"--{field} {value!r}: only letters, digits, - and _ may be in it")
+
+
+def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Manifest]:
+    """Pack the splits that the options ask for.
+
+    Args:
+        options: what to do; SLURM's variables are not looked at here.
+        say: takes lines for the user.
+
+    Returns:
+        The manifest of each split that is complete; a task that is not the last to finish returns none.
+
+    Raises:
+        ShardingError: the options, the source or the output are wrong; nothing half-written is published.
+    """
+    from sharding.sources import list_splits
+    from sharding.sources.folder import SPLIT_FOLDERS
+
+    options.check()
+    form = None if options.source_format == "auto" else options.source_format
+    alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    splits = list_splits(options.source, form) if options.split is None else [alias.get(options.split, options.split)]
+    manifests = [_build_split(options, split, say) for split in splits]
+    return [manifest for manifest in manifests if manifest is not None]
+
+
+def _build_split(options: BuildOptions, split: str, say: Callable[[str], None]) -> Manifest | None:
+    """Pack one split; None if other tasks have not finished theirs."""
+    from sharding.images import ImagePolicy
+    from sharding.packing import Packing, agree_on_classes, available_cpus
+    from sharding.plan import make_plan
+    from sharding.pool import run_jobs
+    from sharding.progress import Progress
+    from sharding.sources import list_split
+    from sharding.sources.detect import open_source
+    from sharding.storage import Folder
+    from sharding.writer import pack_shard
+
+    started = time.monotonic()
+    listing = list_split(
+        options.source, split, None if options.source_format == "auto" else options.source_format, options.classes
+    )
+    output = Folder.open(options.output)
+    output.create()
+    listing = agree_on_classes(output, options.name, listing)
+    _say_listing(listing, say)
+    plan = make_plan(
+        listing.keys.to_pylist(),
+        listing.sizes,
+        seed=options.seed,
+        shard_bytes=options.shard_mb * 10**6,
+        blocks=listing.blocks,
+    )
+    packing = Packing(output, options.name, listing, plan, _settings(options, listing))
+    if packing.manifest is not None:
+        manifest = packing.manifest
+        say(f"{packing.stem}: complete already, {manifest.num_samples:,} images, digest {manifest.digest}")
+        return manifest
+    task_index, task_count = options.task_index or 0, options.task_count or 1
+    mine = len(range(task_index, plan.num_shards, task_count))
+    workers = max(1, min(options.workers or available_cpus(), mine))
+    policy = ImagePolicy(shorter_side=options.shorter_side, quality=options.quality, decode_check=options.decode_check)
+    samples = sum(len(plan.samples(number)) for number in range(task_index, plan.num_shards, task_count))
+    with packing.lock(task_index, task_count), Progress(packing.stem, samples) as progress:
+        jobs = packing.jobs(
+            open_source(options.source),
+            policy,
+            skip_bad=options.on_bad == "skip",
+            task_index=task_index,
+            task_count=task_count,
+        )
+        for part, was_there in run_jobs(pack_shard, jobs, workers):
+            progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
+        unfinished = packing.unfinished()
+        if unfinished:
+            say(
+                f"{packing.stem}: task {task_index} of {task_count} is done; "
+                f"{unfinished} shards are left to the other tasks"
+            )
+            return None
+        manifest = packing.publish()
+    _say_summary(manifest, time.monotonic() - started, say)
+    return manifest
+
+
+def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
+    """What decides the bytes of the shards."""
+    return {
+        "samples_listed": len(listing),
+        "listing_sha256": listing.digest(),
+        "shard_mb": options.shard_mb,
+        "seed": options.seed,
+        "shorter_side": options.shorter_side,
+        "quality": options.quality if options.shorter_side else None,
+        "decode_check": options.decode_check,
+    }
+
+
+def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
+    from sharding.sources.classes import IMAGENET_CLASSES
+
+    say(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, held as {listing.source_format}")
+    if len(listing.classes) < IMAGENET_CLASSES:
+        say(
+            f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {IMAGENET_CLASSES}; "
+            "labels are positions in the sorted list of these"
+        )
+    for note in listing.notes:
+        say(f"  {note}")
+
+
+def _say_summary(manifest: Manifest, seconds: float, say: Callable[[str], None]) -> None:
+    total = sum(shard.bytes for shard in manifest.shards)
+    say(
+        f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB, "
+        f"{seconds:,.1f} s, {manifest.num_samples / seconds:,.0f} images/s"
+    )
+    odd = Counter((entry.action, entry.reason) for entry in manifest.odd)
+    for (action, reason), count in sorted(odd.items()):
+        say(f"  {action}: {count} ({reason})")
+    say(f"  digest {manifest.digest}")
+
+
+def main() -> int:
+    """Run the command; gives the exit code."""
+    import tyro
+
+    from sharding.errors import ShardingError
+
+    options = tyro.cli(BuildOptions, prog="python -m sharding.build", description=BuildOptions.__doc__)
+    try:
+        build(options, say=lambda line: print(line, flush=True))
+    except ShardingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: finished shards are kept, the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,193 @@
+"""One image on its way into a shard: proved whole, converted where it is odd, made smaller where asked."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import simplejpeg
+
+from sharding.errors import ImageError
+
+# ImageNet's largest image has 61 million pixels. Bounds the memory of one decode to about 400 MB.
+MAX_PIXELS = 1 << 26
+
+# libjpeg's words for image data that is not there or is not what was written.
+_DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
+# Formats that are turned into JPEG; everything else is not an image for us.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_CONVERTED_QUALITY = 95
+_APP1 = 0xE1
+_START_OF_SCAN = 0xDA
+_EXIF = b"Exif\0\0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePolicy:
+    """What happens to each image.
+
+    Attributes:
+        shorter_side: re-encode images whose shorter side is longer than this, in pixels; None leaves all bytes alone.
+        quality: JPEG quality of re-encoded images, 1 to 100.
+        decode_check: decode each image once to prove that it is whole.
+    """
+
+    shorter_side: int | None = None
+    quality: int = 90
+    decode_check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """An image as it is stored: JPEG bytes, size in pixels, and what was odd about the original, if anything."""
+
+    data: bytes
+    width: int
+    height: int
+    oddity: str | None = None
+
+
+def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
+    """Check one encoded image and give the bytes to store.
+
+    Raises:
+        ImageError: it is empty, truncated, damaged, too large, or no image.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    if data[:3] != b"\xff\xd8\xff":
+        return _shrink(_convert(data), policy)
+    try:
+        header = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return _shrink(_convert(data), policy)
+    height, width, colorspace = int(header[0]), int(header[1]), header[2]
+    _check_pixels(width, height)
+    if colorspace in ("CMYK", "YCCK"):
+        return _shrink(_convert(data), policy)
+    oddity = None
+    cleaned = _without_broken_exif(data)
+    if cleaned is not data:
+        data, oddity = cleaned, "broken EXIF"
+    packed = PackedImage(data, width, height, oddity)
+    shrunk = _shrink(packed, policy)
+    if shrunk is packed and policy.decode_check:
+        _check_whole(data)
+    return shrunk
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
+
+
+def _check_whole(data: bytes) -> None:
+    """Decode all coefficients (at an eighth of the size: they are all read, and few pixels are made)."""
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        if any(word in str(error) for word in _DAMAGE):
+            raise ImageError(f"truncated or damaged JPEG: {error}") from error
+        _convert(data)  # a remark of libjpeg's: fine if the strict decoder of Pillow reads it
+
+
+def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
+    """Re-encode so that the shorter side is `policy.shorter_side`; never enlarges."""
+    target = policy.shorter_side
+    shorter = min(image.width, image.height)
+    if target is None or shorter <= target:
+        return image
+    import cv2
+
+    # libjpeg reduces by 2, 4 or 8 almost for nothing while it decodes.
+    reduction = next(factor for factor in (8, 4, 2, 1) if shorter // factor >= target)
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            image.data,
+            min_height=-(-image.height // reduction),
+            min_width=-(-image.width // reduction),
+        )
+    except ValueError as error:
+        raise ImageError(f"truncated or damaged JPEG: {error}") from error
+    width = max(target, round(image.width * target / shorter))
+    height = max(target, round(image.height * target / shorter))
+    pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    encoded = simplejpeg.encode_jpeg(pixels, quality=policy.quality, colorsubsampling="420")
+    return PackedImage(encoded, width, height, image.oddity)
+
+
+def _convert(data: bytes) -> PackedImage:
+    """Turn an image that is no RGB or grey JPEG into an RGB JPEG.
+
+    Raises:
+        ImageError: Pillow cannot read it either.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_pixels(*image.size)
+                oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
+                pixels = np.asarray(_flatten(image))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
+        raise ImageError(f"not a readable image: {error}") from error
+    height, width = pixels.shape[:2]
+    encoded = simplejpeg.encode_jpeg(pixels, quality=_CONVERTED_QUALITY, colorsubsampling="444")
+    return PackedImage(encoded, width, height, oddity)
+
+
+def _flatten(image):  # noqa: ANN001, ANN202 - Pillow stays an import of the odd case
+    """RGB pixels; transparency becomes white."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        from PIL import Image
+
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _without_broken_exif(data: bytes) -> bytes:
+    """The same JPEG without its EXIF segments if those cannot be parsed; `data` itself if all is well.
+
+    Pixels are not touched: the segment is cut out.
+    """
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == _START_OF_SCAN:
+            return data
+        length = int.from_bytes(data[position + 2 : position + 4])
+        end = position + 2 + length
+        if marker == _APP1 and data[position + 4 : position + 10] == _EXIF and not _is_exif(data[position + 10 : end]):
+            return _without_broken_exif(data[:position] + data[end:])
+        position = end
+    return data
+
+
+def _is_exif(tiff: bytes) -> bool:
+    """Whether the directories of a TIFF header and all their values lie inside it."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return False
+    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+    try:
+        (offset,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, offset)
+        for entry in range(entries):
+            _, kind, count, value = struct.unpack_from(order + "HHII", tiff, offset + 2 + 12 * entry)
+            size = widths.get(kind, 0) * count
+            if kind not in widths or (size > 4 and value + size > len(tiff)):
+                return False
+    except struct.error:
+        return False
+    return True

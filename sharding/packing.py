@@ -1,0 +1,246 @@
+"""Packs one split: plan, write the shards that are not there yet, publish when all are.
+
+Everything between is found again on disk: the folder `.NAME-SPLIT.parts` in the output holds the settings and one
+record for each finished shard, and disappears when the manifest is published. The manifest alone says that a split is
+complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sharding.errors import OutputError, SourceError
+from sharding.images import ImagePolicy
+from sharding.manifest import (
+    INDEX_SCHEMA,
+    ClassInfo,
+    Manifest,
+    find_manifests,
+    index_digest,
+    load_index,
+    write_manifest,
+)
+from sharding.plan import Plan
+from sharding.sources.listing import Listing
+from sharding.storage import Folder
+from sharding.writer import Part, ShardJob, cut
+
+_SETTINGS = "settings.json"
+
+
+class Packing:
+    """One split on its way into an output folder.
+
+    Attributes:
+        manifest: of the finished split, if it was found finished.
+    """
+
+    def __init__(self, output: Folder, name: str, listing: Listing, plan: Plan, settings: Mapping[str, Any]) -> None:
+        """Look at the output folder, refuse what does not fit.
+
+        Args:
+            output: folder of the shards; created if need be.
+            name: prefix of all files.
+            listing: what is packed.
+            plan: how.
+            settings: that decide the bytes of the shards; another value in the same output is refused.
+
+        Raises:
+            OutputError: the folder cannot be written, or holds a split of other settings or of unknown origin.
+        """
+        self.output, self.name, self.listing, self.plan = output, name, listing, plan
+        self.stem = f"{name}-{listing.split}"
+        self.settings = dict(settings)
+        self.parts = output.folder(f".{self.stem}.parts")
+        self.plan_digest = hashlib.sha256(json.dumps([self.stem, self.settings], sort_keys=True).encode()).hexdigest()
+        self.manifest = self._find_finished()
+        if self.manifest is None:
+            self._open_parts()
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard."""
+        return f"{self.stem}-{number:04d}.tar"
+
+    def _find_finished(self) -> Manifest | None:
+        """The published manifest, if all its shards are there by size; else its records become parts again."""
+        manifest = find_manifests(self.output).get((self.name, self.listing.split))
+        if manifest is None:
+            return None
+        self._refuse_other(dict(manifest.settings), f"{self.stem}.json")
+        if all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
+            self.output.remove_folder(self.parts.path.rpartition("/")[2])
+            return manifest
+        self.parts.create()
+        self.parts.write(_SETTINGS, _to_json(self.settings))
+        index = load_index(self.output.location, manifest)
+        skipped_of: dict[int, list[Any]] = {}
+        owner = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
+        for entry in manifest.odd:
+            skipped_of.setdefault(owner[entry.key], []).append(entry)
+        for number, shard in enumerate(manifest.shards):
+            rows = index.filter(pc.field("shard") == number)
+            part = Part(
+                number=number, plan=self.plan_digest, shard=shard, odd=tuple(skipped_of.get(number, ())), rows=rows
+            )
+            self.parts.write(Part.file_name(number), part.to_bytes())
+        return None
+
+    def _keys(self, number: int) -> list[str]:
+        return self.listing.keys.take(pa.array(self.plan.samples(number))).to_pylist()
+
+    def _open_parts(self) -> None:
+        """Claim the output for these settings."""
+        if self.parts.size(_SETTINGS) is not None:
+            self._refuse_other(json.loads(self.parts.read(_SETTINGS)), "an unfinished build there")
+            return
+        foreign = [file for file in self.output.names() if file.startswith(f"{self.stem}-") and file.endswith(".tar")]
+        if foreign:
+            raise OutputError(
+                f"{self.output.location} already holds {foreign[0]} and no manifest of it, so it is not this build's. "
+                "Choose another --output or --name, or describe it: "
+                f"python -m sharding.index --shards {self.output.location}"
+            )
+        self.parts.create()
+        self.parts.write(_SETTINGS, _to_json(self.settings))
+
+    def _refuse_other(self, there: dict[str, Any], where: str) -> None:
+        differences = [
+            f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} here"
+            for key in sorted({*there, *self.settings})
+            if there.get(key) != self.settings.get(key)
+        ]
+        if differences:
+            raise OutputError(
+                f"{self.output.location} belongs to other settings ({where}): {'; '.join(differences)}. "
+                "Give the same settings, or another --output or --name."
+            )
+
+    @contextlib.contextmanager
+    def lock(self, task_index: int, task_count: int) -> Iterator[None]:
+        """Keep a second build of the same task out, where the file system can; the bytes would be the same anyway.
+
+        Raises:
+            OutputError: another process is at work.
+        """
+        if not self.output.is_local or self.manifest is not None:
+            yield
+            return
+        path = self.parts.join(f"task-{task_index}-of-{task_count}.lock")
+        with open(path, "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another build is writing {self.stem} to {self.output.location}. Wait for it, or end it; "
+                    "then the same command goes on where it was."
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+
+    def jobs(
+        self, source: Folder, policy: ImagePolicy, *, skip_bad: bool, task_index: int, task_count: int
+    ) -> Iterator[ShardJob]:
+        """The shards of one task, to be given to `pack_shard`."""
+        for number in range(task_index, self.plan.num_shards, task_count):
+            samples = cut(self.listing, self.plan.samples(number))
+            yield ShardJob(
+                number=number,
+                file_name=self.shard_name(number),
+                plan=self.plan_digest,
+                source=source,
+                output=self.output,
+                parts=self.parts,
+                samples=samples,
+                wnids=[self.listing.classes[label].wnid for label in samples.labels],
+                policy=policy,
+                skip_bad=skip_bad,
+            )
+
+    def unfinished(self) -> int:
+        """How many shards have no record yet."""
+        there = set(self.parts.names())
+        return sum(Part.file_name(number) not in there for number in range(self.plan.num_shards))
+
+    def publish(self) -> Manifest:
+        """Write index, `_info.json` and manifest from the records of all shards.
+
+        Raises:
+            OutputError: the folder cannot be written, or a record is damaged.
+        """
+        parts = []
+        for number in range(self.plan.num_shards):
+            part = Part.from_bytes(number, self.parts.read(Part.file_name(number)))
+            if part is None or part.plan != self.plan_digest:
+                raise OutputError(f"the record of {self.shard_name(number)} is damaged. Give the same command again.")
+            parts.append(part)
+        index = (
+            pa.concat_tables([part.rows for part in parts]).combine_chunks() if parts else INDEX_SCHEMA.empty_table()
+        )
+        if not index.num_rows:
+            raise SourceError(f"no readable image in split {self.listing.split!r}")
+        manifest = Manifest(
+            name=self.name,
+            split=self.listing.split,
+            classes=self.listing.classes,
+            shards=tuple(part.shard for part in parts),
+            index_sha256=index_digest(index),
+            settings=self.settings,
+            odd=tuple(entry for part in parts for entry in part.odd),
+        )
+        write_manifest(self.output, manifest, index, aside=self.parts)
+        self.output.remove_folder(self.parts.path.rpartition("/")[2])
+        return manifest
+
+
+def agree_on_classes(output: Folder, name: str, listing: Listing) -> Listing:
+    """Give the listing the labels of the other splits already packed under this name.
+
+    A split that lacks some of their classes takes their labels; one with classes they do not have is refused.
+
+    Raises:
+        OutputError: the splits' classes contradict one another.
+    """
+    import dataclasses
+
+    for (prefix, split), manifest in sorted(find_manifests(output).items()):
+        if prefix != name or split == listing.split:
+            continue
+        mine, theirs = _ids(listing.classes), _ids(manifest.classes)
+        if mine == theirs:
+            continue
+        extra = sorted(set(mine) - set(theirs))
+        if extra:
+            raise OutputError(
+                f"{output.location} holds {name}-{split} with {len(theirs)} classes, and this {listing.split} split "
+                f"has {len(extra)} others ({', '.join(extra[:3])}): their labels would contradict. Pack both from the "
+                "same classes, or give the whole list with --classes."
+            )
+        label = {wnid: position for position, wnid in enumerate(theirs)}
+        labels = np.array([label[wnid] for wnid in mine], np.int32)[listing.labels]
+        note = f"labels follow the {len(theirs)} classes of {name}-{split}; this split holds {len(mine)} of them"
+        listing = dataclasses.replace(listing, classes=manifest.classes, labels=labels, notes=(*listing.notes, note))
+    return listing
+
+
+def _ids(classes: tuple[ClassInfo, ...]) -> list[str]:
+    return [entry.wnid for entry in classes]
+
+
+def _to_json(settings: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(settings), indent=1, sort_keys=True) + "\n").encode()
+
+
+def available_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,78 @@
+"""Runs shard jobs in processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import TypeVar
+
+from sharding.errors import ShardingError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_JOBS_AHEAD = 2  # per worker: enough that none waits, few enough that the jobs of a large plan are not all in memory
+
+
+def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """Apply a function to every job, in any order.
+
+    Args:
+        function: importable by name.
+        jobs: consumed as workers become free.
+        workers: processes; 1 works in this process.
+
+    Raises:
+        ShardingError: a worker was killed. Whatever `function` raises comes through; jobs not begun are then dropped.
+    """
+    if workers == 1:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pending: set[Future[Result]] = set()
+    try:
+        for job in jobs:
+            pending.add(pool.submit(function, job))
+            if len(pending) >= workers * _JOBS_AHEAD:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise ShardingError(
+            "a worker process was killed, by the system when memory ran out or by a signal. "
+            "Finished shards are kept: give the same command again, with fewer --workers if memory is short."
+        ) from error
+    except BaseException:
+        _end(pool)
+        raise
+    pool.shutdown()
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Stop at once: what a worker was writing stays unpublished."""
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    for worker in workers:
+        worker.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker"
+
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,0 +1,75 @@
+"""Classes and their labels: position in the list sorted by WordNet id, from whatever mapping is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+from sharding.storage import Folder
+
+SYNSET_MAPPING = "LOC_synset_mapping.txt"
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """All classes of a data set in the order of their labels.
+
+    Attributes:
+        classes: label `i` means `classes[i]`.
+        origin: the file that gave them; empty where they are the folders that were found.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    origin: str = ""
+
+    def labels(self, wnids: Iterable[str], where: str) -> dict[str, int]:
+        """The label of each id.
+
+        Raises:
+            SourceError: an id is not in the list.
+        """
+        label = {entry.wnid: position for position, entry in enumerate(self.classes)}
+        unknown = sorted(set(wnids) - set(label))
+        if unknown:
+            raise SourceError(
+                f"{where}: {len(unknown)} classes are unknown to {self.origin or 'the classes found'}: "
+                f"{', '.join(unknown[:5])}. Remove them, or give the list they are in with --classes."
+            )
+        return {wnid: label[wnid] for wnid in wnids}
+
+
+def read_synset_mapping(text: str, origin: str) -> ClassList:
+    """Read lines of `n01440764 tench, Tinca tinca`, in any order.
+
+    Raises:
+        SourceError: a line has no id, or an id comes twice.
+    """
+    names: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        wnid, _, name = line.strip().partition(" ")
+        if wnid in names:
+            raise SourceError(f"{origin}, line {number}: class {wnid!r} comes a second time")
+        names[wnid] = name.strip() or wnid
+    return ClassList(tuple(ClassInfo(wnid, names[wnid]) for wnid in sorted(names)), origin)
+
+
+def find_class_list(root: Folder, given: str | None) -> ClassList | None:
+    """The class list the user gave, or the synset mapping that lies in the source, or None.
+
+    Raises:
+        SourceError: the file given is not there or is no list.
+    """
+    if given is not None:
+        location, _, name = given.rpartition("/")
+        folder = Folder.open(location or ".")
+        if folder.size(name) is None:
+            raise SourceError(f"--classes {given}: there is no such file")
+        return read_synset_mapping(folder.read(name).decode("utf-8", "replace"), given)
+    if root.size(SYNSET_MAPPING) is not None:
+        return read_synset_mapping(root.read(SYNSET_MAPPING).decode("utf-8", "replace"), SYNSET_MAPPING)
+    return None

@@ -1,0 +1,93 @@
+"""Class folders: `ROOT/train/CLASS/*.JPEG`, or `ROOT/CLASS/*.JPEG` for whichever split is asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+from sharding.sources.classes import ClassList
+from sharding.sources.listing import Listing, sample_key
+from sharding.storage import Folder
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+
+
+def split_folders(split: str) -> tuple[str, ...]:
+    """Names under which a split's folder may go."""
+    return SPLIT_FOLDERS.get(split, (split,))
+
+
+def find_splits(root: Folder) -> dict[str, str]:
+    """The split folders inside `root`: split to folder name."""
+    there = {info.base_name for info in root.list() if info.type == fs.FileType.Directory}
+    found = {}
+    for split, names in SPLIT_FOLDERS.items():
+        matching = [name for name in names if name in there]
+        if matching:
+            found[split] = matching[0]
+    return found
+
+
+def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
+    """List the images of a split held in class folders.
+
+    Args:
+        root: of the source.
+        split: to list; a root without split folders is taken as this split.
+        known: all classes, where a mapping is at hand; None takes the folders found, sorted.
+
+    Raises:
+        SourceError: no such split, no images, or a folder that is no class of the mapping.
+    """
+    splits = find_splits(root)
+    if splits and not (split in splits or any(name in splits.values() for name in split_folders(split))):
+        raise SourceError(f"{root.location} has no split {split!r}; it has {', '.join(sorted(splits))}")
+    prefix = f"{splits[split]}/" if split in splits else ""
+    base = root.folder(prefix.rstrip("/")) if prefix else root
+    folders, files, sizes, ignored = [], [], [], []
+    for info in base.list(recursive=True):
+        relative = info.path[len(base.path) :].lstrip("/")
+        top, slash, rest = relative.partition("/")
+        if top.startswith((".", "__")):
+            continue
+        if info.type == fs.FileType.Directory and not slash:
+            folders.append(top)
+        elif info.type == fs.FileType.File and slash:
+            if rest.lower().endswith(EXTENSIONS):
+                files.append(relative)
+                sizes.append(info.size)
+            else:
+                ignored.append(relative)
+    # An object store has no empty folders, and may list none at all.
+    folders = sorted({*folders, *(file.partition("/")[0] for file in files)})
+    if not files:
+        raise SourceError(
+            f"{base.location} has no images in class folders (CLASS/IMAGE{EXTENSIONS[0].upper()}); folders there: "
+            f"{', '.join(folders[:5]) or 'none'}"
+        )
+    notes = []
+    if ignored:
+        notes.append(f"{len(ignored)} files that are no images by their name were left out ({ignored[0]}, …)")
+    empty = sorted(set(folders) - {file.partition("/")[0] for file in files})
+    if empty:
+        notes.append(f"{len(empty)} class folders hold no images of {split} ({', '.join(empty[:5])})")
+    classes = known or ClassList(tuple(ClassInfo(name, name) for name in folders))
+    of_folder = classes.labels(folders, base.location)
+    tops = [file.partition("/")[0] for file in files]
+    return Listing(
+        source_format="folder",
+        split=split,
+        classes=classes.classes,
+        files=pa.array([prefix + file for file in files], pa.string()),
+        file=np.arange(len(files), dtype=np.int32),
+        names=pa.array([prefix + file for file in files], pa.string()),
+        keys=pa.array([sample_key(file, top) for file, top in zip(files, tops, strict=True)], pa.string()),
+        labels=np.array([of_folder[top] for top in tops], np.int32),
+        offsets=np.zeros(len(files), np.int64),
+        sizes=np.array(sizes, np.int64),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,184 @@
+"""The archives ImageNet is downloaded as, read in place: nothing is extracted.
+
+`ILSVRC2012_img_train.tar` is a tar of 1000 tars, one a class. `ILSVRC2012_img_val.tar` is flat; its ground truth is in
+the development kit, as ILSVRC ids, which `meta.mat` maps to WordNet ids.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+from sharding.sources.classes import IMAGENET_CLASSES, ClassList
+from sharding.sources.listing import Listing, sample_key
+from sharding.sources.reading import RangeReader
+from sharding.storage import Folder
+from sharding.tarfiles import Member, iter_members
+
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_INNER = re.compile(r"^(?:.*/)?(n\d{8})\.tar$")
+_VALIDATION = re.compile(r"^(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECASE)
+_LISTING_THREADS = 8
+
+
+def list_archive(root: Folder, split: str, known: ClassList | None) -> Listing:
+    """List the images of one of ImageNet's archives.
+
+    Args:
+        root: folder of the archives.
+        split: `train` or `validation`.
+        known: all classes; None takes them from the development kit, or for `train` from the archive.
+
+    Raises:
+        SourceError: an archive or the development kit is missing, truncated, or contradicts itself.
+    """
+    devkit = _read_devkit(root) if root.size(DEVKIT) is not None else None
+    if split == "train":
+        return _list_train(root, known or (devkit and devkit[0]))
+    if split == "validation":
+        if devkit is None:
+            raise SourceError(
+                f"{root.location}/{DEVKIT} is missing: the classes of {ARCHIVES['validation']} are in it. "
+                "Put it beside the archive."
+            )
+        return _list_validation(root, known, *devkit)
+    raise SourceError(f"ImageNet's archives have no labelled split {split!r}; they have train and validation")
+
+
+def _size(root: Folder, name: str) -> int:
+    size = root.size(name)
+    if size is None:
+        raise SourceError(f"{root.location}/{name} is missing")
+    return size
+
+
+def _read_devkit(root: Folder) -> tuple[ClassList, dict[int, str], list[int]]:
+    """Classes, WordNet id of each ILSVRC id, and the ILSVRC id of each validation image."""
+    from scipy.io import loadmat
+
+    where = f"{root.location}/{DEVKIT}"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(root.read(DEVKIT)), mode="r:*") as kit:
+            members = {member.name.rpartition("/")[2]: member for member in kit if member.isfile()}
+            meta: Any = loadmat(_content(kit, members["meta.mat"]), squeeze_me=True, struct_as_record=True)
+            truth = _content(kit, members["ILSVRC2012_validation_ground_truth.txt"]).read()
+        synsets = [row for row in np.atleast_1d(meta["synsets"]) if int(row["num_children"]) == 0]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        names = {str(row["WNID"]): str(row["words"]) for row in synsets}
+        labels = [int(line) for line in truth.split()]
+    except KeyError as error:
+        raise SourceError(f"{where} holds no {error}: it is not the ILSVRC2012 development kit") from error
+    except (tarfile.TarError, OSError, EOFError, ValueError, TypeError) as error:
+        raise SourceError(f"{where} cannot be read ({error}). Fetch it again.") from error
+    return ClassList(tuple(ClassInfo(wnid, names[wnid]) for wnid in sorted(names)), DEVKIT), wnids, labels
+
+
+def _content(kit: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
+    stream = kit.extractfile(member)
+    assert stream is not None, "only regular files are asked for"
+    return io.BytesIO(stream.read())
+
+
+def _list_train(root: Folder, known: ClassList | None) -> Listing:
+    archive = ARCHIVES["train"]
+    size = _size(root, archive)
+    with RangeReader(root) as reader:
+
+        def read_at(offset: int, length: int) -> bytes:
+            return reader.read(archive, offset, length)
+
+        inner: dict[str, Member] = {}
+        for member in iter_members(read_at, 0, size, archive):
+            match = _INNER.match(member.name)
+            if match is None:
+                raise SourceError(
+                    f"{archive} holds {member.name!r}; it should hold one nXXXXXXXX.tar a class and nothing else"
+                )
+            inner[match[1]] = member
+        wnids = sorted(inner)
+        classes = known or ClassList(tuple(ClassInfo(wnid, wnid) for wnid in wnids))
+        labels = classes.labels(wnids, archive)
+        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+            parts = list(pool.map(lambda wnid: _list_class(read_at, wnid, inner[wnid]), wnids))
+    members = [member for part in parts for member in part]
+    counts = [len(part) for part in parts]
+    empty = [wnid for wnid, count in zip(wnids, counts, strict=True) if not count]
+    notes = [f"{len(empty)} classes hold no images ({', '.join(empty[:5])})"] if empty else []
+    return _listing(
+        "train",
+        classes,
+        archive,
+        members,
+        names=[f"{wnid}.tar/{member.name}" for wnid, part in zip(wnids, parts, strict=True) for member in part],
+        keys=[sample_key(member.name, wnid) for wnid, part in zip(wnids, parts, strict=True) for member in part],
+        labels=np.repeat(np.array([labels[wnid] for wnid in wnids], np.int32), counts),
+        notes=notes,
+    )
+
+
+def _list_class(read_at: Callable[[int, int], bytes], wnid: str, inner: Member) -> list[Member]:
+    where = f"{ARCHIVES['train']}: {inner.name}"
+    return list(iter_members(read_at, inner.offset, inner.offset + inner.size, where))
+
+
+def _list_validation(
+    root: Folder, known: ClassList | None, found: ClassList, wnids: dict[int, str], truth: list[int]
+) -> Listing:
+    archive = ARCHIVES["validation"]
+    size = _size(root, archive)
+    with RangeReader(root) as reader:
+        members = list(iter_members(lambda offset, length: reader.read(archive, offset, length), 0, size, archive))
+    classes = known or found
+    label = classes.labels(wnids.values(), DEVKIT)
+    labels = np.empty(len(members), np.int32)
+    for position, member in enumerate(members):
+        match = _VALIDATION.match(member.name)
+        if match is None:
+            raise SourceError(
+                f"{archive} holds {member.name!r}; it should hold ILSVRC2012_val_XXXXXXXX.JPEG and nothing else"
+            )
+        number = int(match[1])
+        if not 1 <= number <= len(truth):
+            raise SourceError(f"{archive}: {member.name} has no ground truth; {DEVKIT} has {len(truth):,} labels")
+        if truth[number - 1] not in wnids:
+            raise SourceError(f"{DEVKIT}: class {truth[number - 1]} of {member.name} is not in meta.mat")
+        labels[position] = label[wnids[truth[number - 1]]]
+    names = [member.name for member in members]
+    return _listing("validation", classes, archive, members, names, [sample_key(name) for name in names], labels, [])
+
+
+def _listing(
+    split: str,
+    classes: ClassList,
+    archive: str,
+    members: list[Member],
+    names: list[str],
+    keys: list[str],
+    labels: np.ndarray[Any, np.dtype[np.int32]],
+    notes: list[str],
+) -> Listing:
+    if len(classes.classes) < IMAGENET_CLASSES:
+        notes = [*notes, f"{len(classes.classes)} of ImageNet's {IMAGENET_CLASSES} classes"]
+    return Listing(
+        source_format="ilsvrc",
+        split=split,
+        classes=classes.classes,
+        files=pa.array([archive], pa.string()),
+        file=np.zeros(len(members), np.int32),
+        names=pa.array(names, pa.string()),
+        keys=pa.array(keys, pa.string()),
+        labels=labels,
+        offsets=np.array([member.offset for member in members], np.int64),
+        sizes=np.array([member.size for member in members], np.int64),
+        notes=tuple(notes),
+    )

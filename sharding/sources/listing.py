@@ -1,0 +1,110 @@
+"""What a source says it holds: every image of a split, its class, and where its bytes are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+from sharding.tarfiles import MAX_NAME
+
+_LONGEST_KEY = MAX_NAME - len(".json")
+# Names that say which image of ImageNet it is, with or without the class that Hugging Face appends.
+_IMAGENET_STEM = re.compile(r"^(n\d{8}_\d+|ILSVRC2012_(?:val|test)_\d{8})(?:_n\d{8})?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Every image of one split; columns of length `[samples]` unless said otherwise.
+
+    Attributes:
+        source_format: `ilsvrc`, `folder`, `kaggle` or `parquet`.
+        split: such as `train` or `validation`.
+        classes: label `i` means `classes[i]`; sorted by WordNet id.
+        files: `[files]`, paths inside the source folder.
+        file: int32, position in `files` of the file that holds the image.
+        names: what the source calls the image; its last part is the image's file name.
+        keys: the sample's key, all different.
+        labels: int32.
+        offsets: int64; where the image begins in its file, in bytes, or its row in a parquet file.
+        sizes: int64; bytes of the image (in parquet, the average of its row group).
+        blocks: int32; in parquet the row group, counted over all files; None where each image can be read alone.
+        notes: remarks for the user.
+    """
+
+    source_format: str
+    split: str
+    classes: tuple[ClassInfo, ...]
+    files: pa.StringArray
+    file: NDArray[np.int32]
+    names: pa.StringArray
+    keys: pa.StringArray
+    labels: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    blocks: NDArray[np.int32] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe(self, sample: int) -> str:
+        """Where an image is, for a message."""
+        file, name = self.files[int(self.file[sample])].as_py(), self.names[sample].as_py()
+        return name if file == name else f"{file}: {name}"
+
+    def check(self) -> None:
+        """Refuse an empty listing and keys that are not unique.
+
+        Raises:
+            SourceError: which files contradict one another.
+        """
+        if not len(self):
+            raise SourceError(f"split {self.split!r} has no images")
+        order = np.argsort(self.keys.to_numpy(zero_copy_only=False), kind="stable")
+        ordered = self.keys.take(pa.array(order)).to_pylist()
+        for position in range(1, len(ordered)):
+            if ordered[position] == ordered[position - 1]:
+                first, second = self.describe(int(order[position - 1])), self.describe(int(order[position]))
+                raise SourceError(
+                    f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one."
+                )
+
+    def digest(self) -> str:
+        """SHA-256 in hex over keys, labels and sizes in the order of the keys: the same however the images are held."""
+        keys = self.keys.to_numpy(zero_copy_only=False)
+        order = np.argsort(keys, kind="stable")
+        digest = hashlib.sha256("\n".join(keys[order]).encode())
+        digest.update(self.labels[order].astype("<i4").tobytes())
+        if self.blocks is None:
+            digest.update(self.sizes[order].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def sample_key(name: str, class_folder: str = "") -> str:
+    """The key of an image: its file's stem, with the class before it unless the name is ImageNet's own.
+
+    WebDataset ends a key at the first dot and tar names are bytes, so anything but letters, digits, `_` and `-`
+    becomes `_`.
+
+    Raises:
+        SourceError: the name is too long for a tar header.
+    """
+    stem = name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2]
+    known = _IMAGENET_STEM.match(stem)
+    if known:
+        return known[1]
+    if class_folder and not stem.startswith(f"{class_folder}_"):
+        stem = f"{class_folder}_{stem}"
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    if len(key) > _LONGEST_KEY:
+        raise SourceError(
+            f"{name}: the key {key!r} is longer than the {_LONGEST_KEY} letters a tar header holds. Rename it."
+        )
+    return key

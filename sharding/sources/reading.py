@@ -1,0 +1,75 @@
+"""Reading ranges of a source's files, from several threads, locally by `pread` and remotely by ranged requests."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+from sharding.storage import Folder
+
+_OPEN_FILES = 64
+
+
+class RangeReader:
+    """Reads byte ranges of files in a folder; keeps the last files open; safe to use from several threads."""
+
+    def __init__(self, root: Folder) -> None:
+        self.root = root
+        self._open: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> RangeReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in list(self._open):
+            self._close(name)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """The bytes [offset, offset + size) of a file, fewer at its end.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        handle = self._handle(name)
+        if not self.root.is_local:
+            return handle.read_at(size, offset)
+        data = os.pread(handle, size, offset)
+        while len(data) < size:  # a signal, or a file system that gives less at a time
+            more = os.pread(handle, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def read_file(self, name: str) -> bytes:
+        """The whole of a file that is read only once.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if self.root.is_local:
+            with open(self.root.join(name), "rb", buffering=0) as stream:
+                return stream.read()
+        with self.root.filesystem.open_input_stream(self.root.join(name)) as stream:
+            return stream.read()
+
+    def _handle(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._open:
+                while len(self._open) >= _OPEN_FILES:
+                    self._close(next(iter(self._open)))
+                path = self.root.join(name)
+                if self.root.is_local:
+                    self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                else:
+                    self._open[name] = self.root.filesystem.open_input_file(path)
+            return self._open[name]
+
+    def _close(self, name: str) -> None:
+        handle = self._open.pop(name)
+        os.close(handle) if self.root.is_local else handle.close()

@@ -1,0 +1,227 @@
+"""Folders on any file system that `pyarrow.fs` opens, with files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from pyarrow import fs
+
+from sharding.errors import OutputError, ShardingError
+
+_MAX_BUFFERS = 512  # of one writev; IOV_MAX is 1024 on Linux
+
+
+def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """Open a path or URI.
+
+    Args:
+        location: a local path, absolute or relative to the current folder, or a URI such as
+            `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
+
+    Returns:
+        The file system and the path inside it.
+
+    Raises:
+        ShardingError: pyarrow cannot open such a URI.
+    """
+    if "://" not in location:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location)
+    except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+        raise ShardingError(f"{location!r} cannot be opened as a folder: {error}") from error
+    return filesystem, path.rstrip("/")
+
+
+class Sink(Protocol):
+    """Where the bytes of one file go."""
+
+    def write_all(self, buffers: Sequence[bytes]) -> None:
+        """Append the buffers, all of them."""
+        ...
+
+
+class _LocalSink:
+    """A file descriptor written with `writev`, so that large buffers are never copied in Python."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def write_all(self, buffers: Sequence[bytes]) -> None:
+        for start in range(0, len(buffers), _MAX_BUFFERS):
+            views = [memoryview(buffer) for buffer in buffers[start : start + _MAX_BUFFERS]]
+            while views:
+                written = os.writev(self.descriptor, views)
+                while views and written >= len(views[0]):
+                    written -= len(views[0])
+                    views.pop(0)
+                if written:
+                    views[0] = views[0][written:]
+
+    def finish(self) -> None:
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class _RemoteSink:
+    """An output stream of a remote file system."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self.stream: Any = filesystem.open_output_stream(path)
+
+    def write_all(self, buffers: Sequence[bytes]) -> None:
+        for buffer in buffers:
+            self.stream.write(buffer)
+
+    def finish(self) -> None:
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a file system; cheap to build and to send to another process.
+
+    Attributes:
+        location: as the user wrote it, for messages.
+        filesystem: what holds it.
+        path: the path inside `filesystem`.
+    """
+
+    location: str
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def open(cls, location: str) -> Folder:
+        """Open a path or URI; nothing is created or checked."""
+        filesystem, path = open_filesystem(location)
+        return cls(location, filesystem, path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether plain system calls reach it."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def join(self, name: str) -> str:
+        """Path of the file `name` inside `filesystem`."""
+        return f"{self.path}/{name}"
+
+    def folder(self, name: str) -> Folder:
+        """The folder `name` inside this one."""
+        return Folder(f"{self.location.split('?')[0].rstrip('/')}/{name}", self.filesystem, self.join(name))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file `name`; None where there is no such file."""
+        info = self.filesystem.get_file_info(self.join(name))
+        return info.size if info.type == fs.FileType.File else None
+
+    def list(self, *, recursive: bool = False) -> list[fs.FileInfo]:
+        """Everything inside, sorted by path; empty where the folder does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+
+    def names(self) -> list[str]:
+        """Names of the files (not folders) directly inside, sorted."""
+        return [info.base_name for info in self.list() if info.type == fs.FileType.File]
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return self.filesystem.get_file_info(self.path).type == fs.FileType.Directory
+
+    def create(self) -> None:
+        """Create the folder and those above it.
+
+        Raises:
+            OutputError: it cannot be created.
+        """
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+        except OSError as error:
+            raise OutputError(f"{self.location} cannot be written: {error}. Choose another --output.") from error
+
+    def open_input(self, name: str) -> IO[bytes]:
+        """Open a file for reading at any position."""
+        path = self.join(name)
+        return open(path, "rb") if self.is_local else self.filesystem.open_input_file(path)
+
+    def read(self, name: str) -> bytes:
+        """The whole content of a file."""
+        with self.open_input(name) as stream:
+            return stream.read()
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.join(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it; one that is gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.join(name))
+
+    @contextlib.contextmanager
+    def publish(self, name: str, *, aside: Folder | None = None) -> Iterator[Sink]:
+        """Write the file `name` so that it appears complete, or not at all.
+
+        The bytes go to a name that no other process uses, in `aside` (by default this folder); once all
+        are on the disk the file is renamed. An exception removes them.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        temporary = (aside or self).join(f".{name}.{uuid.uuid4().hex}.tmp")
+        sink: _LocalSink | _RemoteSink | None = None
+        try:
+            sink = _LocalSink(temporary) if self.is_local else _RemoteSink(self.filesystem, temporary)
+            yield sink
+            sink.finish()
+            sink.close()
+            if self.is_local:
+                os.replace(temporary, self.join(name))
+                _fsync_folder(self.path)
+            else:
+                self.filesystem.move(temporary, self.join(name))
+        except BaseException as error:
+            if sink is not None:
+                with contextlib.suppress(OSError):
+                    sink.close()
+            with contextlib.suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            if isinstance(error, OSError):
+                raise OutputError(_explain(error, f"{self.location}/{name}")) from error
+            raise
+
+    def write(self, name: str, content: bytes, *, aside: Folder | None = None) -> None:
+        """Publish a small file.
+
+        Raises:
+            OutputError: see `publish`.
+        """
+        with self.publish(name, aside=aside) as sink:
+            sink.write_all([content])
+
+
+def _fsync_folder(path: str) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, target: str) -> str:
+    return (
+        f"{target} could not be written: {error.strerror or error}. Nothing of it was published; "
+        "make room or choose another --output, then give the same command again: finished shards are kept."
+    )

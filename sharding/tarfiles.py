@@ -1,0 +1,119 @@
+"""The two things needed of tar archives: USTAR headers at speed, and a walk over members by position.
+
+Members are never extracted: a name is text to look at, not a path to write to.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sharding.errors import SourceError
+
+BLOCK = 512
+MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
+END = bytes(2 * BLOCK)
+
+
+def _template() -> bytes:
+    member = tarfile.TarInfo("")
+    member.mode = 0o444
+    member.uname = member.gname = "bigdata"
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = bytes(12)
+    header[148:156] = b" " * 8
+    return bytes(header)
+
+
+_TEMPLATE = _template()
+_TEMPLATE_SUM = sum(_TEMPLATE)
+_MIDDLE = _TEMPLATE[MAX_NAME:124]
+_MTIME = _TEMPLATE[136:148]
+_TAIL = _TEMPLATE[156:]
+
+
+def header(name: bytes, size: int) -> bytes:
+    """A USTAR header of a regular file, mode 0444, mtime 0.
+
+    Args:
+        name: at most 100 bytes of ASCII.
+        size: bytes of content, under 8 GiB.
+    """
+    octal = b"%011o\0" % size
+    checksum = _TEMPLATE_SUM + sum(name) + sum(octal)
+    return b"".join((name.ljust(MAX_NAME, b"\0"), _MIDDLE, octal, _MTIME, b"%06o\0 " % checksum, _TAIL))
+
+
+def padding(size: int) -> bytes:
+    """Zeros from `size` to the next block."""
+    return bytes(-size % BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in an archive: its name and where its bytes lie, in bytes from the start of the file read."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, archive: str) -> Iterator[Member]:
+    """Walk the members of the tar archive that lies at [start, end).
+
+    Args:
+        read_at: `read_at(offset, size)` gives the bytes there, fewer at the end of the file.
+        start: where the archive begins.
+        end: where it ends.
+        archive: its name, for messages.
+
+    Raises:
+        SourceError: the archive is truncated or is no tar.
+    """
+    position = start
+    long_name: str | None = None
+    last = "its start"
+    while True:
+        block = read_at(position, BLOCK)
+        if position + BLOCK > end or len(block) < BLOCK:
+            raise SourceError(
+                f"{archive} is truncated: it ends at byte {end - start:,} without an end mark, after {last}. "
+                "Fetch it again."
+            )
+        if not any(block):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise SourceError(
+                f"{archive} is damaged or no tar at byte {position - start:,} ({error}), after {last}"
+            ) from error
+        content = position + BLOCK
+        position = content + info.size + -info.size % BLOCK
+        if content + info.size > end:
+            raise SourceError(
+                f"{archive} is truncated: {info.name} needs {info.size:,} bytes, "
+                f"{max(0, end - content):,} are left. Fetch it again."
+            )
+        if info.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = read_at(content, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            continue
+        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+            long_name = _pax_path(read_at(content, info.size)) or long_name
+            continue
+        name, long_name = long_name or info.name, None
+        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not name.endswith("/"):
+            last = name
+            yield Member(name, content, info.size)
+
+
+def _pax_path(records: bytes) -> str | None:
+    """The `path` record of a pax header, where there is one."""
+    while records:
+        length, _, _ = records.partition(b" ")
+        record, records = records[: int(length)], records[int(length) :]
+        keyword, _, value = record[len(length) + 1 :].partition(b"=")
+        if keyword == b"path":
+            return value.rstrip(b"\n").decode("utf-8", "surrogateescape")
+    return None
