@@ -1,0 +1,200 @@
+"""The DeepSpeed engine: its JSON as a pure function of the config, and one optimizer step with it.
+
+Precision is autocast over fp32 weights (`torch_autocast`), because BatchNorm fails under DeepSpeed's own bf16 mode on
+the CPU; under fp16 DeepSpeed's dynamic loss scaler runs over autocast, because torch's GradScaler decides on each
+rank's partition alone and would let ranks diverge.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.config import TrainConfig
+from pipeline.distributed import World
+from pipeline.zero import Fragment, LocalWeight, get_optimizer_steps, iter_fragments, local_weights, set_optimizer_steps
+
+BUCKET_ELEMENTS = 16_000_000
+"""Elements of one gradient or weight bucket: the whole of TransXNet-T in fp32, 64 MB."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for `config` on `world_size` ranks. It is never edited by hand."""
+    stage = config.zero_stage
+    json: dict[str, Any] = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch(world_size),
+        "gradient_accumulation_steps": config.gradient_accumulation_steps(world_size),
+        "gradient_clipping": config.optimizer.clip_grad_norm or 0.0,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+        },
+        "zero_allow_untested_optimizer": True,
+        # fp32 accumulation: a tenth of the kernels of the default in a step, and no rounding between micro-batches.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**31,
+    }
+    if config.precision != "fp32":
+        json["torch_autocast"] = {
+            "enabled": True,
+            "dtype": {"bf16": "bfloat16", "fp16": "float16"}[config.precision],
+            # No module's gradients are rounded for the reduction.
+            "lower_precision_safe_modules": [],
+        }
+    return json
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's two parameter groups as timm makes them: no decay on 1-D tensors and biases."""
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """PyTorch's AdamW, fused on a GPU; no compiler is needed on the node."""
+    options = config.optimizer
+    groups = [g for g in decay_groups(model, options.weight_decay) if g["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps, fused=device.type == "cuda")
+
+
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in fp32 of `logits` [N, classes] against the distributions `targets` [N, classes]."""
+    return torch.sum(-targets * F.log_softmax(logits.float(), dim=-1), dim=-1).mean()
+
+
+class Engine:
+    """A model under DeepSpeed ZeRO: forward, backward and update of one optimizer step, and access to its state."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
+        """Wrap `model`, whose weights are the starting point and equal on every rank."""
+        import deepspeed
+        from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+        from deepspeed.utils import logger
+
+        logger.setLevel("WARNING")
+        # Otherwise its initialisation compiles an extension on every CPU node, and a killed build locks the next.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if config.batch_norm == "sync" and world.device.type == "cuda" and world.size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(world.device)
+        if config.compile:
+            model.compile()
+        self.config, self.world = config, world
+        self.stage = config.zero_stage
+        self.accumulation = config.gradient_accumulation_steps(world.size)
+        self.adamw = build_optimizer(model, config, world.device)
+        deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+        deepspeed_engine, optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=self.adamw, config=deepspeed_config(config, world.size), dist_init_required=False
+        )
+        self.deepspeed: Any = deepspeed_engine
+        self.optimizer: Any = optimizer
+        self.model = model
+        self.model.train()
+        self._scaler = None
+        if config.precision == "fp16":
+            if self.stage == 0:
+                self._scaler = self.deepspeed.torch_autocast_z0_gradscaler
+            else:
+                self.optimizer.torch_autocast_gradscaler = None
+                self.optimizer.loss_scaler = CreateLossScaler(
+                    dtype=torch.float16,
+                    static_loss_scale=0,
+                    dynamic_scaling=True,
+                    dynamic_loss_args={
+                        "init_scale": 2**16,
+                        "scale_window": 2000,
+                        "min_scale": 1,
+                        "delayed_shift": 1,
+                        "consecutive_hysteresis": False,
+                    },
+                )
+                self.optimizer.dynamic_loss_scale = True
+
+    def step(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], lr: float, seed: int) -> tuple[float, float]:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            batches: `gradient_accumulation_steps` pairs of images [N, 3, H, W] and targets [N, classes], on the device.
+            lr: learning rate of this step.
+            seed: of this step's and rank's randomness (drop path); micro-batches continue its stream.
+
+        Returns:
+            This rank's mean loss, and the global gradient norm before clipping (inf where the update was skipped).
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(seed)
+        losses = []
+        norm = math.nan
+        for images, targets in batches:
+            loss = soft_cross_entropy(self.deepspeed(images), targets)
+            self.deepspeed.backward(loss)
+            losses.append(loss.detach())
+            if self.stage == 0 and len(losses) == self.accumulation:
+                norm = self._plain_grad_norm()
+            self.deepspeed.step()
+        if len(losses) != self.accumulation:
+            raise RuntimeError(f"{len(losses)} micro-batches in a step of {self.accumulation}")
+        if self.stage:
+            norm = float(self.deepspeed.get_global_grad_norm())
+        return float(torch.stack(losses).mean()), norm
+
+    def _plain_grad_norm(self) -> float:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        return norm / self.loss_scale if math.isfinite(norm) else math.inf
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with before the backward; 1 but under fp16."""
+        if self._scaler is not None:
+            return float(self._scaler.get_scale())
+        return float(self.optimizer.loss_scale) if self.stage and self.config.precision == "fp16" else 1.0
+
+    def refresh_weights(self) -> None:
+        """Make what the forward reads equal to loaded weights: stage 3 keeps whole copies of its small parameters."""
+        if self.stage == 3:
+            for parameter in self.model.parameters():
+                if parameter.ds_persist:  # pyright: ignore[reportAttributeAccessIssue]
+                    parameter.partition([parameter], has_been_updated=False)  # pyright: ignore[reportAttributeAccessIssue]
+                    parameter.all_gather([parameter])  # pyright: ignore[reportAttributeAccessIssue]
+
+    def fragments(self) -> list[Fragment]:
+        """The parts of weights and moments this rank owns (`pipeline.zero`)."""
+        return list(iter_fragments(self.model, self.optimizer, self.adamw, self.stage, self.world.rank))
+
+    def local_weights(self) -> list[LocalWeight]:
+        """This rank's view of every parameter."""
+        return local_weights(self.model, self.stage, self.world.rank)
+
+    def scalars(self) -> dict[str, float]:
+        """The state that is not a tensor: updates applied, and the loss scaler's."""
+        state: dict[str, float] = {"optimizer_steps": get_optimizer_steps(self.adamw)}
+        if self._scaler is not None:
+            state |= {"loss_scale": self.loss_scale, "good_steps": self._scaler._get_growth_tracker()}
+        elif self.config.precision == "fp16":
+            scaler = self.optimizer.loss_scaler
+            state |= {"loss_scale": scaler.cur_scale, "good_steps": scaler.cur_iter - scaler.last_overflow_iter - 1}
+        return state
+
+    def load_scalars(self, state: dict[str, float]) -> None:
+        """Inverse of `scalars`."""
+        set_optimizer_steps(self.adamw, int(state["optimizer_steps"]))
+        if "loss_scale" not in state or self.config.precision != "fp16":
+            return
+        scale, good = float(state["loss_scale"]), int(state["good_steps"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": good})
+        else:
+            scaler = self.optimizer.loss_scaler
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = scale, good, -1

@@ -1,0 +1,65 @@
+"""`RUN_DIR/metrics.jsonl`: one JSON object for every finished step, each step once, whatever happened to the jobs."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole records of a run, oldest first; a line that a kill cut short is left out."""
+    try:
+        lines = (run_dir / FILE_NAME).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines[:-1]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class Journal:
+    """Appends records; on a full disk it keeps them in memory and tries again with the next one."""
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        """Open the journal and drop the records of steps after `resume_step`, which will be computed again."""
+        self._path = run_dir / FILE_NAME
+        self._waiting: list[bytes] = []
+        kept = [r for r in read_records(run_dir) if r["step"] <= resume_step]
+        aside = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        with aside.open("wb") as file:
+            for record in kept:
+                file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._path)
+        self._file = self._path.open("ab", buffering=0)
+
+    def append(self, record: dict[str, Any]) -> OSError | None:
+        """Write `record` (with `step`) as one line; return what stopped the write, if anything did."""
+        self._waiting.append(_line(record))
+        data = b"".join(self._waiting)
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                os.ftruncate(self._file.fileno(), end)
+                return OSError(f"{self._path}: only {written} of {len(data)} bytes fitted")
+        except OSError as error:
+            return error
+        self._waiting.clear()
+        return None
+
+    def close(self) -> None:
+        """Flush to disk and close."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

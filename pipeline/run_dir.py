@@ -1,0 +1,119 @@
+"""The folder of a run: who may use it, what it was started with, and that only one attempt writes to it at a time."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline import config as config_module
+from pipeline.config import ConfigError, TrainConfig
+from pipeline.files import write_durably
+
+
+class RunDirectoryError(ValueError):
+    """A run directory that cannot be used; the message says why and what to do."""
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the code in `folder` and whether it was changed since; both None outside a git checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changed.strip())}
+
+
+def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
+    """Make `run_dir` (0700) and write `config.json`, or check that the one there is of the same training.
+
+    Args:
+        run_dir: the folder; made if it is missing.
+        config: what will be trained.
+        extra: `resources`, `tracking_uri` and whatever else is worth keeping; not compared.
+
+    Raises:
+        RunDirectoryError: the folder is not this user's, cannot be written, or belongs to another training (the
+            difference is in the message).
+    """
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+    if run_dir.stat().st_uid != os.getuid():
+        raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
+    path = run_dir / "config.json"
+    if path.exists():
+        differences = config_module.difference(load(run_dir), config)
+        if differences:
+            raise RunDirectoryError(
+                f"--run-dir {run_dir} belongs to another training:\n  "
+                + "\n  ".join(differences)
+                + "\nrepeat its flags to resume it, or take another --run-dir"
+            )
+    elif any(run_dir.iterdir()):
+        raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no config.json; take another one")
+    os.chmod(run_dir, 0o700)
+    document = {
+        "train": config_module.to_dict(config),
+        "digest": config_module.digest(config),
+        "git": git_state(Path(__file__).parent),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **extra,
+    }
+    try:
+        write_durably(path, json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
+
+
+def document(run_dir: Path) -> dict[str, Any]:
+    """All of `config.json`; `RunDirectoryError` where there is none or it cannot be read."""
+    path = run_dir / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{run_dir} is no run directory: it holds no config.json") from None
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+
+
+def load(run_dir: Path) -> TrainConfig:
+    """The training that `run_dir` belongs to."""
+    try:
+        return config_module.from_dict(document(run_dir)["train"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise RunDirectoryError(f"{run_dir / 'config.json'} is not a configuration of this version: {error}") from error
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Hold `run_dir` for this process until it ends, however it ends: the kernel keeps the lock.
+
+    Raises:
+        RunDirectoryError: another attempt holds it.
+    """
+    handle = (run_dir / ".lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        handle.close()
+        raise RunDirectoryError(
+            f"{run_dir} is being trained by another attempt ({holder}); wait for it or cancel it"
+        ) from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    handle.flush()
+    return handle

@@ -1,0 +1,130 @@
+"""Where DeepSpeed keeps what: the fragments of parameters and optimizer state that this rank owns, under every stage.
+
+A fragment is a run of elements of one flattened parameter with its master weight and Adam moments. Checkpoints are
+made of fragments, so any number of ranks and any stage can take up what another left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """Elements [start, start + numel) of the flattened parameter `name`, as this rank holds them.
+
+    `weight`, `exp_avg`, `exp_avg_sq` are flat views (fp32) of what the optimizer updates.
+    """
+
+    name: str
+    start: int
+    weight: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalWeight:
+    """What this rank holds of a parameter's values: all of it, or under stage 3 its partition, as a flat view."""
+
+    name: str
+    start: int
+    shape: torch.Size
+    values: torch.Tensor
+
+
+def ensure_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW its zero moments before its first step, so that they can be saved and loaded."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if not state:
+                on_device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=on_device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def set_optimizer_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Set the number of updates that AdamW's bias correction counts."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["step"].fill_(float(steps))
+
+
+def get_optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
+    """Number of updates applied so far (those skipped for an overflow not counted)."""
+    parameter = optimizer.param_groups[0]["params"][0]
+    return int(optimizer.state[parameter]["step"].item())
+
+
+def iter_fragments(
+    model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int, rank: int
+) -> Iterator[Fragment]:
+    """Yield the fragments this rank owns; over all ranks they cover every parameter exactly once.
+
+    Args:
+        model: the module whose parameters are named.
+        optimizer: DeepSpeed's optimizer (`engine.optimizer`), or the plain one under stage 0.
+        torch_optimizer: the AdamW inside it.
+        stage: ZeRO stage, 0 to 3.
+        rank: this rank; under stage 0 rank 0 owns everything.
+    """
+    ensure_optimizer_state(torch_optimizer)
+    for name, parameter in model.named_parameters():
+        if stage == 0:
+            if rank:
+                return
+            state = torch_optimizer.state[parameter]
+            flat = (parameter.data, state["exp_avg"], state["exp_avg_sq"])
+            start, length, offset = 0, parameter.numel(), 0
+        elif stage < 3:
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if mapping is None:
+                continue
+            master = mapping.hp_fragment
+            group = next(g for g in optimizer.single_partition_of_fp32_groups if _holds(g, master))
+            state = torch_optimizer.state[group]
+            flat = (group, state["exp_avg"], state["exp_avg_sq"])
+            start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            offset = mapping.hp_fragment_address.start
+        else:
+            index, offset, partition = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            group = optimizer.fp32_partitioned_groups_flat[index]
+            state = torch_optimizer.state[group]
+            flat = (group, state["exp_avg"], state["exp_avg_sq"])
+            start = rank * partition
+            length = max(0, min(partition, parameter.ds_shape.numel() - start))  # pyright: ignore[reportAttributeAccessIssue]
+            if not length:
+                continue
+        weight, exp_avg, exp_avg_sq = (t.view(-1).narrow(0, offset, length) for t in flat)
+        yield Fragment(name=name, start=start, weight=weight, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+
+
+def _holds(flat: torch.Tensor, part: torch.Tensor) -> bool:
+    first, last = flat.data_ptr(), flat.data_ptr() + flat.numel() * flat.element_size()
+    return first <= part.data_ptr() < last
+
+
+def local_weights(model: nn.Module, stage: int, rank: int) -> list[LocalWeight]:
+    """This rank's view of every parameter, in the model's order; stage 3 leaves out padding."""
+    views = []
+    for name, parameter in model.named_parameters():
+        if stage < 3:
+            views.append(LocalWeight(name=name, start=0, shape=parameter.shape, values=parameter.data.view(-1)))
+        else:
+            partition: torch.Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+            shape: torch.Size = parameter.ds_shape  # pyright: ignore[reportAttributeAccessIssue]
+            start = rank * partition.numel()
+            length = max(0, min(partition.numel(), shape.numel() - start))
+            values = partition.data.view(-1)[:length]
+            views.append(LocalWeight(name=name, start=min(start, shape.numel()), shape=shape, values=values))
+    return views
+
+
+def float_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The floating-point buffers of `model` by name: BatchNorm's running statistics."""
+    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
