@@ -1,0 +1,121 @@
+"""What is known of exported weights: `RUN_DIR/export/model.json`, which travels with the model into the registry."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+CARD_NAME = "model.json"
+WEIGHTS_NAME = "model.safetensors"
+EXPORT_FOLDER = "export"
+
+
+class ModelCardError(ValueError):
+    """A model card that cannot be read, said with the file and the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a decoded image to the network's input, as the evaluation does it."""
+
+    evaluation_crop: float
+    """Share of the shorter side that the centre crop keeps (timm's crop_pct)."""
+    mean: tuple[float, float, float]
+    """Per-channel mean that is subtracted, of pixels in [0, 1]."""
+    std: tuple[float, float, float]
+    """Per-channel deviation that is divided by, of pixels in [0, 1]."""
+    interpolation: str = "bicubic"
+    """Resampling of the resize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Everything needed to use exported weights, and where they come from.
+
+    The weights beside it (`model.safetensors`) are the moving average, under the names of the published checkpoints.
+    """
+
+    name: str
+    """Variant, `transxnet_n`, `_t`, `_s` or `_b`; also the name it is registered under."""
+    num_classes: int
+    """Outputs of the classifier."""
+    image_size: int
+    """Side of the square input, in pixels."""
+    classes: tuple[tuple[str, str], ...]
+    """(WordNet id, name in words) of each label, in order."""
+    preprocessing: Preprocessing
+    """What happens to an image before the network."""
+    step: int
+    """Optimizer steps the weights have seen."""
+    epoch: float
+    """The same in passes over the training split."""
+    top1: float | None = None
+    """Accuracy of the first guess on the validation split, in [0, 1]; None: not evaluated."""
+    top5: float | None = None
+    """Accuracy of the first five guesses, in [0, 1]; None: not evaluated."""
+    validation_samples: int = 0
+    """Images that the accuracies were measured on."""
+    train_digest: str | None = None
+    """Digest of the training split's manifest."""
+    validation_digest: str | None = None
+    """Digest of the validation split's manifest; accuracies are compared only where it is the same."""
+    git_commit: str | None = None
+    """Commit of the code that trained it."""
+    mlflow_run_id: str | None = None
+    """MLflow run of the training; None where the tracking server never answered."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.num_classes:
+            raise ModelCardError(f"{self.name}: {len(self.classes)} class names for num_classes {self.num_classes}")
+        for field in ("top1", "top5"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise ModelCardError(f"{self.name}: {field} is {value}, a fraction in [0, 1] was expected")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Build from what `dataclasses.asdict` gave.
+
+        Raises:
+            ModelCardError: a field is missing, unknown or out of range.
+        """
+        try:
+            fields = dict(content)
+            preprocessing = dict(fields.pop("preprocessing"))
+            for statistic in ("mean", "std"):
+                preprocessing[statistic] = tuple(preprocessing[statistic])
+            fields["classes"] = tuple((str(wnid), str(name)) for wnid, name in fields["classes"])
+            return cls(preprocessing=Preprocessing(**preprocessing), **fields)
+        except (KeyError, TypeError) as error:
+            raise ModelCardError(f"not a model card of this version: {error}") from error
+
+
+def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
+    """Write `FOLDER/model.json`, whole or not at all, and return its path."""
+    path = Path(folder) / CARD_NAME
+    aside = path.with_name(f".{CARD_NAME}.{os.getpid()}")
+    aside.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
+    return path
+
+
+def load_model_card(folder: str | os.PathLike[str]) -> ModelCard:
+    """Read `FOLDER/model.json`.
+
+    Raises:
+        ModelCardError: there is none, or it is not one of this version.
+    """
+    path = Path(folder) / CARD_NAME
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelCardError(f"{path} is missing: the training writes it when it ends") from error
+    except (OSError, ValueError) as error:
+        raise ModelCardError(f"{path} cannot be read: {error}") from error
+    try:
+        return ModelCard.from_dict(content)
+    except ModelCardError as error:
+        raise ModelCardError(f"{path}: {error}") from error

@@ -1,0 +1,129 @@
+"""One MLflow run for a training, over all its attempts, which never waits for a server."""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pipeline.tracking_client import bound_requests, resolve_tracking_uri
+from pipeline.tracking_state import load_state
+
+__all__ = ["EndStatus", "Tracker", "resolve_tracking_uri"]
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Tells a worker process what may be sent to MLflow; used on rank 0 alone.
+
+    No call raises, and none but `close` waits. The worker (`pipeline.tracking_worker`) reads `RUN_DIR/metrics.jsonl`
+    and sends it. It sends only steps that a checkpoint covers (`durable`), so a step that a resumed run computes again
+    never reaches MLflow twice.
+    """
+
+    def __init__(self, run_dir: Path, worker: "subprocess.Popen[bytes] | None") -> None:
+        self._run_dir = run_dir
+        self._worker = worker
+        self._run_id: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        run_dir: str | os.PathLike[str],
+        config_json: Mapping[str, Any],
+        *,
+        attempt: int,
+        world_size: int,
+        tags: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Begin an attempt; returns at once, whatever the server does.
+
+        Args:
+            run_dir: the run; its `config.json` is there already.
+            config_json: content of that file.
+            attempt: number of this attempt, shown as a tag.
+            world_size: ranks of this attempt, shown as a tag.
+            tags: more of them, such as job ids.
+        """
+        folder = Path(run_dir).resolve()
+        uri = config_json.get("tracking_uri") or resolve_tracking_uri(Path.cwd())
+        try:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.tracking_worker", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=_environment(uri),
+                close_fds=True,
+            )
+        except OSError as error:
+            _log.warning("Tracking in MLflow could not be started (%s); the training goes on without it", error)
+            worker = None
+        tracker = cls(folder, worker)
+        tracker._tell({"begin": {"attempt": attempt, "world_size": world_size, **(tags or {})}})
+        return tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None until the server has given one."""
+        if self._run_id is None:
+            state = load_state(self._run_dir)
+            self._run_id = state.run_id if state else None
+        return self._run_id
+
+    def durable(self, step: int) -> None:
+        """A complete checkpoint covers the metrics up to `step`: they may be sent."""
+        self._tell({"durable": step})
+
+    def close(self, status: EndStatus | None, timeout_s: float = 30.0) -> bool:
+        """End the attempt: send what remains and give the run its status.
+
+        Args:
+            status: how the training ended; None: it was interrupted and will go on (SCHEDULED until it does).
+            timeout_s: how long the server may take.
+
+        Returns:
+            Whether the server has everything. If not, one line says how to send it later.
+        """
+        if self._worker is None:
+            return False
+        self._tell({"close": status or "SCHEDULED", "timeout_s": timeout_s})
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            if self._worker.stdin:
+                self._worker.stdin.close()
+            code = self._worker.wait(timeout=timeout_s)
+        if code is None:
+            self._worker.kill()
+            self._worker.wait()
+        self._worker = None
+        if code != 0:
+            _log.warning(
+                "MLflow has not taken everything of this run; send it when the server answers: "
+                "python -m pipeline.status --sync %s",
+                self._run_dir,
+            )
+        return code == 0
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._worker is None or self._worker.stdin is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self._worker.stdin.write(json.dumps(message).encode() + b"\n")
+            self._worker.stdin.flush()
+
+
+def _environment(uri: str) -> dict[str, str]:
+    """Environment of the worker: bounded requests, the server's address, this code's folder."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(entry for entry in (root, os.environ.get("PYTHONPATH")) if entry)
+    bounds = bound_requests(timeout_s=20, retries=1)
+    # The ranks' own variables would make libraries of the worker believe that it is one of them.
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, **bounds, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": uri}

@@ -1,0 +1,129 @@
+"""How the MLflow server is reached: which one, within which time, and without showing its password.
+
+No mlflow at import: commands that only print must start at once.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_STORE = "runs/mlflow.db"
+ARTIFACT_FOLDER = "mlartifacts"
+DEFAULT_EXPERIMENT = "transxnet"
+
+_USER_AND_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):[^\s/@]+@|(?P<bare>://)[^\s/@:]+@")
+_SECRET_ARGUMENT = re.compile(
+    r"(?P<name>[\w-]*(?:password|passwd|secret|token|access_key|api_key|signature|credential)[\w-]*=)[^&\s\"']+", re.I
+)
+
+
+class TrackingError(RuntimeError):
+    """The tracking server or registry did not do what was asked, in one line without secrets."""
+
+
+def resolve_tracking_uri(cwd: str | os.PathLike[str]) -> str:
+    """`MLFLOW_TRACKING_URI` where it is set, else `runs/mlflow.db` (sqlite) below `cwd`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(cwd).resolve() / DEFAULT_STORE}"
+
+
+def mask_secrets(text: str) -> str:
+    """The text with passwords in URIs (`scheme://user:password@host`) and secret arguments replaced by `***`."""
+
+    def hide(match: re.Match[str]) -> str:
+        return f"{match['scheme']}{match['user']}:***@" if match["scheme"] else f"{match['bare']}***@"
+
+    return _SECRET_ARGUMENT.sub(r"\g<name>***", _USER_AND_PASSWORD.sub(hide, text))
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception as one line for the user: its reason, without secrets and without the library's inner frames."""
+    text = " ".join(mask_secrets(str(error)).split()) or type(error).__name__
+    reasons = re.findall(r"Caused by (\w+)\((?:[^\"']*)?[\"'](.*?)[\"']\)", text)
+    if reasons:
+        name, reason = reasons[-1]
+        host = re.search(r"host='?([^',]+)'?, port=(\d+)", text)
+        text = f"{host[1]}:{host[2]}: {reason} ({name})" if host else f"{reason} ({name})"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
+    """Environment that keeps MLflow's calls within bounds and quiet; what the user has set stays.
+
+    By default one call to a dead server takes four minutes.
+    """
+    wanted = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """A client of the server or database at `uri`; the folder of a sqlite file is made.
+
+    Raises:
+        TrackingError: no such store can be opened.
+    """
+    os.environ.update(bound_requests(timeout_s=60, retries=2))
+    path = local_database(uri)
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        import logging
+
+        from mlflow import MlflowClient
+
+        # Building a new database is announced line by line otherwise.
+        for name in ("mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        raise TrackingError(f"MLflow at {mask_secrets(uri)} cannot be opened: {one_line(error)}") from error
+
+
+def local_database(uri: str) -> Path | None:
+    """The file of a sqlite store; None for a server or another database."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
+
+
+def experiment_id(client: "MlflowClient", uri: str) -> str:
+    """Id of the experiment that runs go to (`MLFLOW_EXPERIMENT_NAME`, else `transxnet`), made at the first run.
+
+    With a local database the artifacts lie beside it; a server decides itself.
+
+    Raises:
+        TrackingError: the experiment was deleted and not restored.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        path = local_database(uri)
+        location = (path.parent / ARTIFACT_FOLDER).as_uri() if path else None
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            # Another run made it at the same time.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}`) or set MLFLOW_EXPERIMENT_NAME to another name"
+        )
+    return found.experiment_id

@@ -1,0 +1,194 @@
+"""Forwards a run's files to MLflow, in order, each record once: what the worker beside a training and `--sync` both do.
+
+The files are the truth. Everything here may be done again after any failure: a run is found by its key before one is
+made, and records carry the time of the training, under which MLflow stores equal rows once.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import flatten
+from pipeline.tracking_client import bound_requests, experiment_id, mask_secrets, open_client
+from pipeline.tracking_state import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    TrackingState,
+    load_state,
+    read_config,
+    read_records,
+    save_state,
+    tracking_uri_of,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+KEY_TAG = "run_key"
+BATCH = 1000
+"""Most metrics that MLflow takes in one request."""
+MAX_PARAMS = 100
+"""Most parameters that MLflow takes in one request."""
+MAX_VALUE = 5000
+"""Characters of a parameter or tag that are kept."""
+END_STATUSES = ("FINISHED", "FAILED", "KILLED")
+EVERYTHING = 2**62
+"""A step beyond every record."""
+
+_NOT_METRICS = ("step", "time", "attempt")
+
+
+def metric_name(key: str) -> str:
+    """Name in MLflow of a key of `metrics.jsonl`, grouped: `loss` is `train/loss`, `eval_top1` is `eval/top1`."""
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+class Shipper:
+    """One run directory's way to MLflow. Calls block, and raise what the server or network raises."""
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.run_dir = Path(run_dir).resolve()
+        self.config = read_config(self.run_dir)
+        self.uri = tracking_uri_of(self.run_dir)
+        self.state = load_state(self.run_dir) or TrackingState(key=uuid.uuid4().hex)
+        self.state.tracking_uri = mask_secrets(self.uri)
+        self.save()
+        self._client: MlflowClient | None = None
+        self._offset = 0
+
+    def save(self) -> None:
+        """Keep what is known on disk."""
+        save_state(self.run_dir, self.state)
+
+    @property
+    def client(self) -> "MlflowClient":
+        """The MLflow client, made at first use."""
+        if self._client is None:
+            os.environ.update(bound_requests(timeout_s=20, retries=1))
+            self._client = open_client(self.uri)
+        return self._client
+
+    def begin(self, tags: dict[str, str]) -> None:
+        """An attempt begins: the run is running, with these tags."""
+        self.state.tags, self.state.status = tags, "RUNNING"
+        self.state.sent_status = self.state.ended_at = None
+        self.save()
+
+    def end(self, status: str) -> None:
+        """The attempt has ended so; `send_status` tells the server."""
+        self.state.status, self.state.ended_at = status, time.time()
+        self.save()
+
+    def ship(self, durable: int) -> None:
+        """Bring the run on the server up to the files: itself, its description, its metrics up to step `durable`."""
+        if self.state.run_id is None:
+            self._make_run()
+        if not self.state.described:
+            self._describe()
+        if self.state.sent_status is None:
+            self._send_attempt()
+        for metrics, step, offset in self._batches(durable):
+            self.client.log_batch(self._run_id, metrics=metrics)
+            self._offset, self.state.shipped_step = offset, step
+            self.save()
+
+    def send_status(self) -> None:
+        """Give the run the status that the last attempt ended with."""
+        if self.state.status == self.state.sent_status:
+            return
+        if self.state.status in END_STATUSES:
+            ended = int(1000 * (self.state.ended_at or time.time()))
+            self.client.set_terminated(self._run_id, status=self.state.status, end_time=ended)
+        else:
+            self.client.update_run(self._run_id, status=self.state.status)
+        self.state.sent_status = self.state.status
+        self.save()
+
+    @property
+    def _run_id(self) -> str:
+        assert self.state.run_id is not None
+        return self.state.run_id
+
+    def _make_run(self) -> None:
+        """Find the run by its key, or make it."""
+        experiment = experiment_id(self.client, self.uri)
+        found = self.client.search_runs([experiment], filter_string=f"tags.{KEY_TAG} = '{self.state.key}'")
+        if found:
+            run = found[0]
+        else:
+            run = self.client.create_run(
+                experiment, run_name=self.run_dir.name, tags={KEY_TAG: self.state.key, **self._source_tags()}
+            )
+        self.state.run_id, self.state.experiment_id = run.info.run_id, experiment
+        self.save()
+
+    def _source_tags(self) -> dict[str, str]:
+        git = self.config.get("git") or {}
+        command = self.config.get("command") or ""
+        tags = {
+            "mlflow.source.name": command if isinstance(command, str) else " ".join(map(str, command)),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": git.get("commit") or "",
+            "git_dirty": str(git.get("dirty", "")).lower(),
+            "config_digest": str(self.config.get("digest", "")),
+            "run_dir": str(self.run_dir),
+            "model": str(self.config["train"]["model"]["name"]),
+        }
+        return {name: mask_secrets(value)[:MAX_VALUE] for name, value in tags.items() if value}
+
+    def _describe(self) -> None:
+        """Parameters, datasets and the configuration, which are the same for every attempt."""
+        from mlflow.entities import Param
+
+        flat = {name: "" if value is None else str(value) for name, value in flatten(self.config["train"]).items()}
+        params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(flat.items())]
+        for start in range(0, len(params), MAX_PARAMS):
+            self.client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
+        self.client.log_text(
+            self._run_id, mask_secrets((self.run_dir / CONFIG_NAME).read_text()), f"configuration/{CONFIG_NAME}"
+        )
+        self.state.described = True
+        self.save()
+
+    def _send_attempt(self) -> None:
+        """Tags of the attempt that begins, and that the run is running."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, mask_secrets(value)[:MAX_VALUE]) for name, value in self.state.tags.items()]
+        self.client.log_batch(self._run_id, tags=tags)
+        self.client.update_run(self._run_id, status="RUNNING")
+        self.state.sent_status = "RUNNING"
+        self.save()
+
+    def _batches(self, durable: int) -> Iterator[tuple[list["Metric"], int, int]]:
+        """Metrics of whole records in batches, each with its last step and the offset behind it."""
+        batch: list[Metric] = []
+        last, end = -1, self._offset
+        for record, offset in read_records(self.run_dir / METRICS_NAME, self._offset):
+            step = record.get("step")
+            if not isinstance(step, int) or step <= self.state.shipped_step:
+                continue
+            if step > durable:
+                break
+            metrics = _metrics(record, step)
+            if len(batch) + len(metrics) > BATCH:
+                yield batch, last, end
+                batch = []
+            batch, last, end = batch + metrics, step, offset
+        if batch:
+            yield batch, last, end
+
+
+def _metrics(record: dict[str, Any], step: int) -> list["Metric"]:
+    from mlflow.entities import Metric
+
+    at = int(1000 * float(record.get("time", 0)))
+    return [
+        Metric(metric_name(key), float(value), at, step)
+        for key, value in record.items()
+        if key not in _NOT_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
+    ]

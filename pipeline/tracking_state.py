@@ -1,0 +1,127 @@
+"""What is known of a run's place in MLflow: `RUN_DIR/mlflow.json`, so that every attempt and command finds it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATE_NAME = "mlflow.json"
+LOCK_NAME = ".mlflow.lock"
+METRICS_NAME = "metrics.jsonl"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(kw_only=True)
+class TrackingState:
+    """The MLflow side of a run directory."""
+
+    key: str
+    """Names the run on the server before its id is known, so that a lost answer makes no second run."""
+    run_id: str | None = None
+    """MLflow run; None: not made yet."""
+    experiment_id: str | None = None
+    """MLflow experiment of the run."""
+    tracking_uri: str | None = None
+    """Where it is, passwords masked."""
+    described: bool = False
+    """Parameters, datasets and configuration are there."""
+    shipped_step: int = -1
+    """Metrics up to this step are there."""
+    shipped_system: dict[str, int] = field(default_factory=dict)
+    """Bytes of each node's system metrics that are there."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the last attempt."""
+    status: str = "RUNNING"
+    """What the run's status should be."""
+    sent_status: str | None = None
+    """What the server was last told."""
+    ended_at: float | None = None
+    """When the last attempt ended, in unix seconds."""
+
+
+def load_state(run_dir: Path) -> TrackingState | None:
+    """Read `RUN_DIR/mlflow.json`; None where there is none or it is no such file."""
+    try:
+        content = json.loads((run_dir / STATE_NAME).read_text())
+        known = {entry.name for entry in dataclasses.fields(TrackingState)}
+        return TrackingState(**{name: value for name, value in content.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def save_state(run_dir: Path, state: TrackingState) -> None:
+    """Write `RUN_DIR/mlflow.json`, whole or not at all."""
+    path = run_dir / STATE_NAME
+    aside = path.with_name(f".{STATE_NAME}.{os.getpid()}")
+    aside.write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n")
+    os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def shipping_lock(run_dir: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the right to ship this run; yields False where another process has it and `wait` is off.
+
+    A file system without locks gives the right to everyone: shipping twice stores nothing twice.
+    """
+    with open(run_dir / LOCK_NAME, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+def durable_step(run_dir: Path) -> int:
+    """Step of the newest complete checkpoint, -1 without one."""
+    steps = [
+        int(path.parent.name.removeprefix("step_"))
+        for path in run_dir.glob("checkpoints/step_*/manifest.json")
+        if path.parent.name.removeprefix("step_").isdigit()
+    ]
+    return max(steps, default=-1)
+
+
+def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Records of a JSON-lines file from byte `offset`, each with the offset behind it; stops at an unfinished line."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                with contextlib.suppress(ValueError):
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record, offset
+    except FileNotFoundError:
+        return
+
+
+def read_config(run_dir: Path) -> Mapping[str, Any]:
+    """`RUN_DIR/config.json`.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    try:
+        return json.loads((run_dir / CONFIG_NAME).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
+
+
+def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
+    """Where a run is tracked: as its configuration says, else `MLFLOW_TRACKING_URI`, else the default below `cwd`."""
+    from pipeline.tracking_client import resolve_tracking_uri
+
+    return read_config(run_dir).get("tracking_uri") or resolve_tracking_uri(cwd)
