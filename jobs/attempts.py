@@ -21,7 +21,8 @@ class Attempt:
         host: where rank 0 runs.
         world_size: processes of the job.
         progress: where the work stood at the start, or "".
-        outcome: how it ended: "finished", "requeued", "cancelled", "interrupted", "failed", "given up" or "lost".
+        outcome: how it ended: "finished", "requeued" (saved, and came back), "stopped", "cancelled", "failed",
+            "given up" (no progress), "peer lost" (another rank vanished), "lost" (ranks vanished, and the job came back).
         reason: why, for people.
     """
 
@@ -37,7 +38,7 @@ class Attempt:
 
 
 def record(folder: Path, event: str, *, job_id: str, restarts: int, **fields: object) -> None:
-    """Append one line and see it on the disk; only rank 0 writes, so lines never mix."""
+    """Append one line and see it on the disk. Rank 0 writes, and the batch script after it: lines never mix."""
     row = {"event": event, "job_id": job_id, "restarts": restarts, "time": time.time(), **fields}
     with (folder / FILE).open("a") as file:
         file.write(json.dumps(asdict(Attempt(**row))) + "\n")

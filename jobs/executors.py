@@ -127,7 +127,12 @@ def build_executor(
         return Debug(folder)
     python = resources.python or ("python3" if resources.container_image else shlex.quote(sys.executable))
     executor = Slurm(folder, max_num_timeout=NO_TIMEOUT_LIMIT, python=python)
-    executor.update_parameters(**_slurm_parameters(resources, name, code))
+    aftermath = f"{python} -m jobs.aftermath {shlex.quote(str(folder))} $status"
+    executor.update_parameters(
+        **_slurm_parameters(resources, name, code),
+        # The first line of the teardown still sees srun's status.
+        teardown=["status=$?", f"[ $status -eq 0 ] || {aftermath}", "exit $status"],
+    )
     return executor
 
 

@@ -1,6 +1,8 @@
 """Why a job failed, in a user's words."""
 
 import pickle
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import attempts
@@ -8,10 +10,54 @@ from jobs import attempts
 LINES = 8
 
 
+_CONSEQUENCE = re.compile(
+    "connection (closed by peer|reset by peer|refused)|connection was likely closed|socket (closed|timeout)|broken pipe"
+    "|remote process exited|communicator was aborted|nccl error|peer closed|recvvalue failed|timed out waiting",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL and torch's store say that another rank is gone; a rank's own failure reads otherwise."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The error of one rank.
+
+    Attributes:
+        rank: number of the process.
+        time: when it was written, seconds since 1970.
+        error: the error with its text.
+    """
+
+    rank: int
+    time: float
+    error: str
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether the rank only saw that another was gone."""
+        return is_consequence(self.error)
+
+
+def is_consequence(error: str) -> bool:
+    """Whether an error says that another rank is gone, so that its cause lies there."""
+    return bool(_CONSEQUENCE.search(error))
+
+
+def reports(folder: Path, job_id: str, world_size: int) -> list[Report]:
+    """The errors that the ranks of the newest attempt have left, causes before consequences, then by time."""
+    found = []
+    for rank in range(world_size):
+        path = folder / f"{job_id}_{rank}_result.pkl"
+        error = _error(path)
+        if error:
+            found.append(Report(rank, path.stat().st_mtime, error))
+    return sorted(found, key=lambda report: (report.is_consequence, report.time))
+
+
 def failure(folder: Path, job_id: str, world_size: int) -> str:
     """Name the rank that failed first, its error and its log.
 
-    The ranks that were waiting for it fail as well, a little later and with less to say.
+    The ranks that were waiting for it fail as well, with less to say.
 
     Returns:
         A few lines, or "" when no rank of the job left a sign of failure.
@@ -19,15 +65,11 @@ def failure(folder: Path, job_id: str, world_size: int) -> str:
     given_up = [row.reason for row in attempts.read(folder) if row.job_id == job_id and row.outcome == "given up"]
     if given_up:
         return f"job {job_id} was ended: {given_up[-1]}; logs: {folder}"
-    reports = []
-    for rank in range(world_size):
-        path = folder / f"{job_id}_{rank}_result.pkl"
-        error = _error(path)
-        if error:
-            reports.append((path.stat().st_mtime, rank, error))
-    if reports:
-        _, rank, error = min(reports)
-        return f"rank {rank} failed: {error}\n  its log: {folder / f'{job_id}_{rank}_log.out'}"
+    for report in reports(folder, job_id, world_size):
+        log = folder / f"{job_id}_{report.rank}_log.out"
+        if not report.is_consequence:
+            return f"rank {report.rank} failed: {report.error}\n  its log: {log}"
+        return f"a rank vanished without a word; rank {report.rank} saw it: {report.error}\n  its log: {log}"
     return ""
 
 

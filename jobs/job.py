@@ -7,6 +7,7 @@ from typing import Any
 from jobs import attempts
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
+from jobs.failure import is_consequence
 from jobs.preemption import StopFlag
 from jobs.presence import share_claim, stop_when_orphaned
 from jobs.requeue import Fate, clear_leftovers, fate, requeue
@@ -57,7 +58,7 @@ class Job:
             if cluster != "debug":
                 clear_leftovers()
             task = cloudpickle.loads(self._task)
-            return self._lead(task, flag, place, cluster) if place.rank == 0 else _checked(task(flag))
+            return self._lead(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
         finally:
             if cluster == "debug":
                 flag.restore()
@@ -78,19 +79,23 @@ class Job:
             raise JobError(f"job {place.job_id} is given up: {reason}; the logs are in {self._folder}")
         self._record("start", place, host=socket.gethostname(), world_size=place.world_size, progress=progress)
         try:
-            outcome = _checked(task(flag))
+            outcome = _run(task, flag)
         except Exception as error:
-            end("failed", Outcome.FAILED, f"{type(error).__name__}: {error}")
+            words = f"{type(error).__name__}: {error}"
+            end("peer lost" if is_consequence(words) else "failed", Outcome.FAILED, words)
             raise
         if outcome is Outcome.FINISHED:
             end("finished", outcome)
             return outcome
         signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
-        what = fate(cluster, place, flag)
+        what = fate(cluster, self._folder, place, flag)
         if what in (Fate.REQUEUE, Fate.REQUEUED):
             end("requeued", Outcome.INTERRUPTED, signals)
             if what is Fate.REQUEUE:
                 requeue(flag)
+        elif what is Fate.FAILED:
+            end("failed", Outcome.FAILED, what.value)
+            raise JobError(f"{what.value}, so this one stops")
         else:
             end("cancelled" if what is Fate.CANCELLED else "stopped", Outcome.CANCELLED, signals)
         return Outcome.INTERRUPTED
@@ -99,10 +104,14 @@ class Job:
         attempts.record(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
 
 
-def _checked(outcome: object) -> Outcome:
-    """Refuse what a task must not return, on the rank that returned it."""
+def _run(task: Task, flag: StopFlag) -> Outcome:
+    """Run the task, and refuse endings that would read like a vanished process or like success."""
+    try:
+        outcome = task(flag)
+    except SystemExit as error:
+        raise JobError(f"the task ended its process with sys.exit({error.code!r})") from error
     if outcome in (Outcome.FINISHED, Outcome.INTERRUPTED):
-        return Outcome(outcome)
+        return outcome
     if outcome is Outcome.FAILED:
         raise JobError("the task says that it cannot go on; its reason stands above in this log")
     raise JobError(f"the task returned {outcome!r}; a task returns Outcome.FINISHED, INTERRUPTED or FAILED")

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import time
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from jobs.cluster import slurm_job
 from jobs.environment import Place
 from jobs.errors import JobError
+from jobs.failure import reports
 from jobs.preemption import StopFlag
 
 TRIES = 5
@@ -23,14 +25,18 @@ class Fate(Enum):
     REQUEUED = "requeued by Slurm"
     CANCELLED = "cancelled"
     STOPPED = "stopped as asked"
+    FAILED = "another rank failed"
 
 
-def fate(cluster: str, place: Place, flag: StopFlag) -> Fate:
+def fate(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Fate:
     """Decide on rank 0, after all ranks have saved.
 
     On Slurm a job comes back unless somebody cancelled it; on this machine only after USR1 or USR2, which announce a
-    time limit or rehearse a preemption, while TERM and INT come from a person.
+    time limit or rehearse a preemption, while TERM and INT come from a person. When a rank fails, srun sends TERM to
+    the others, which is no reason to come back.
     """
+    if any(not report.is_consequence for report in reports(folder, place.job_id, place.world_size)):
+        return Fate.FAILED
     if cluster != "slurm":
         announced = {signal.SIGUSR1, signal.SIGUSR2} & set(flag.received)
         return Fate.REQUEUE if cluster == "local" and announced else Fate.STOPPED

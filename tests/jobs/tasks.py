@@ -1,7 +1,8 @@
-"""Tiny tasks that run in real processes: no torch, one file of state."""
+"""A tiny task that behaves as training does: ranks that agree at each step, wait for each other, and save together."""
 
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +10,71 @@ from pathlib import Path
 from jobs import Outcome, StopRequested
 
 
-@dataclass(frozen=True)
+class Group:
+    """A process group in a few lines: every step, each rank says a bit and learns whether any said 1.
+
+    As in torch, a rank that waits for a dead one fails with «Connection closed by peer».
+    """
+
+    def __init__(self) -> None:
+        self.rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        self.peers: list[socket.socket] = []
+        if self.rank == 0:
+            with socket.create_server(("", address[1]), backlog=world_size) as server:
+                self.peers = [server.accept()[0] for _ in range(world_size - 1)]
+        else:
+            self.peers = [_connect(address)]
+
+    def any(self, bit: bool) -> bool:
+        """Whether `bit` is set on any rank."""
+        if self.rank != 0:
+            self.peers[0].sendall(bytes([bit]))
+            return bool(_receive(self.peers[0]))
+        together = bytes([any([bit, *[_receive(peer) for peer in self.peers]])])
+        for peer in self.peers:
+            peer.sendall(together)
+        return bool(together[0])
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection(address, timeout=None)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _receive(peer: socket.socket) -> int:
+    data = peer.recv(1)
+    if not data:
+        raise RuntimeError("Connection closed by peer")
+    return data[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Count:
-    """Counts to `end`, a step a `pause_s`; every rank writes what it saw, rank 0 saves the step when it stops."""
+    """Counts to `end`, a step a `pause_s`, saving every `save_every` steps and when asked to stop.
+
+    In `folder`, each rank leaves a line per start: first step, pid, restarts, port. `raise_at` and `kill_at` are
+    (rank, step) at which that rank raises or is killed; `kill_at` and `once` together do it only once.
+    """
 
     folder: Path
     end: int = 5
     pause_s: float = 0.05
-    save_every: int = 0
-    raise_at: int | None = None
-    kill_rank_at: tuple[int, int] | None = None
-    end_together: bool = True
+    save_every: int = 10
+    raise_at: tuple[int, int] | None = None
+    kill_at: tuple[int, int] | None = None
+    once: bool = True
+    deaf: bool = False
 
     def progress(self) -> str:
         """The saved step."""
-        return str(self.saved())
+        return f"step {self.saved()}"
 
     def ended(self, outcome: Outcome) -> None:
         """Note the word."""
@@ -35,31 +86,32 @@ class Count:
         path = self.folder / "step"
         return int(path.read_text()) if path.exists() else 0
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, rank: int) -> None:
         """Publish a step."""
-        (self.folder / "step.tmp").write_text(str(step))
-        (self.folder / "step.tmp").replace(self.folder / "step")
+        if rank == 0:
+            (self.folder / "step.tmp").write_text(str(step))
+            (self.folder / "step.tmp").replace(self.folder / "step")
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Count."""
-        rank = int(os.environ["RANK"])
+        rank, restarts = int(os.environ["RANK"]), int(os.environ["JOB_RESTARTS"])
+        group = Group()
         first = self.saved()
-        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "JOB_RESTARTS"]
         with (self.folder / f"rank{rank}").open("a") as file:
-            file.write(f"{first} {os.getpid()} " + " ".join(os.environ[name] for name in names) + "\n")
+            file.write(f"{first} {os.getpid()} {restarts} {os.environ['MASTER_PORT']}\n")
         print(f"rank {rank} starts at {first}", flush=True)
         for step in range(first, self.end):
-            if step == self.raise_at and rank == 0:
+            if self.raise_at == (rank, step):
                 raise ValueError(f"step {step} cannot be done")
-            if self.kill_rank_at == (rank, step):
+            if self.kill_at == (rank, step) and not (self.once and restarts):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if stop_requested():
-                if rank == 0:
-                    self.save(step)
+            if group.any(stop_requested() and not self.deaf):
+                self.save(step, rank)
+                group.any(False)
                 return Outcome.INTERRUPTED
-            if rank == 0 and self.save_every and step % self.save_every == 0:
-                self.save(step)
+            if step % self.save_every == 0:
+                self.save(step, rank)
             time.sleep(self.pause_s)
-        if rank == 0:
-            self.save(self.end)
+        self.save(self.end, rank)
+        group.any(False)
         return Outcome.FINISHED
