@@ -35,7 +35,7 @@ class BuildOptions:
     """train, validation, …; by default every split found in the source"""
     name: str = "imagenet1k"
     """prefix of all files"""
-    source_format: Literal["auto", "ilsvrc", "folder"] = "auto"
+    source_format: Literal["auto", "ilsvrc", "kaggle", "parquet", "folder"] = "auto"
     """how the source is held, where it is not to be guessed"""
     classes: str | None = None
     """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default what the source has"""

@@ -92,7 +92,7 @@ class Packing:
             part = Part(
                 number=number, plan=self.plan_digest, shard=shard, odd=tuple(skipped_of.get(number, ())), rows=rows
             )
-            self.parts.write(Part.file_name(number), part.to_bytes())
+            self.parts.write(Part.file_name(number), part.to_bytes(), durable=False)
         return None
 
     def _keys(self, number: int) -> list[str]:

@@ -170,11 +170,12 @@ class Folder:
             self.filesystem.delete_dir(self.join(name))
 
     @contextlib.contextmanager
-    def publish(self, name: str, *, aside: Folder | None = None) -> Iterator[Sink]:
+    def publish(self, name: str, *, aside: Folder | None = None, durable: bool = True) -> Iterator[Sink]:
         """Write the file `name` so that it appears complete, or not at all.
 
         The bytes go to a name that no other process uses, in `aside` (by default this folder); once all
-        are on the disk the file is renamed. An exception removes them.
+        are on the disk the file is renamed. An exception removes them. Without `durable` nothing waits for the disk:
+        a power cut may then leave a file that is not whole.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
@@ -184,11 +185,13 @@ class Folder:
         try:
             sink = _LocalSink(temporary) if self.is_local else _RemoteSink(self.filesystem, temporary)
             yield sink
-            sink.finish()
+            if durable:
+                sink.finish()
             sink.close()
             if self.is_local:
                 os.replace(temporary, self.join(name))
-                _fsync_folder(self.path)
+                if durable:
+                    _fsync_folder(self.path)
             else:
                 self.filesystem.move(temporary, self.join(name))
         except BaseException as error:
@@ -201,13 +204,13 @@ class Folder:
                 raise OutputError(_explain(error, f"{self.location}/{name}")) from error
             raise
 
-    def write(self, name: str, content: bytes, *, aside: Folder | None = None) -> None:
+    def write(self, name: str, content: bytes, *, aside: Folder | None = None, durable: bool = True) -> None:
         """Publish a small file.
 
         Raises:
             OutputError: see `publish`.
         """
-        with self.publish(name, aside=aside) as sink:
+        with self.publish(name, aside=aside, durable=durable) as sink:
             sink.write_all([content])
 
 

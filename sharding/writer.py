@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sharding.errors import ImageError, OutputError, SourceError
 from sharding.images import ImagePolicy, PackedImage, pack_image
 from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
+from sharding.sources.images import iter_images
 from sharding.sources.listing import Listing
-from sharding.sources.reading import RangeReader
 from sharding.storage import Folder
 from sharding.tarfiles import BLOCK, END, header, padding
 
@@ -150,7 +150,7 @@ def pack_shard(job: ShardJob) -> tuple[Part, bool]:
         sink.write_all([*pieces, END])
     shard = ShardInfo(job.file_name, len(rows), position + len(END), sha256.hexdigest())
     part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(rows, job.number))
-    job.parts.write(Part.file_name(job.number), part.to_bytes())
+    job.parts.write(Part.file_name(job.number), part.to_bytes(), durable=False)
     return part, False
 
 
@@ -176,7 +176,7 @@ def _finished(job: ShardJob) -> Part | None:
 
 def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator[tuple[int, PackedImage]]:
     """The images of a shard in order, checked; notes odd ones in `odd` and those that may not be skipped in `bad`."""
-    for index, data in _iter_bytes(job):
+    for index, data in iter_images(job.source, job.samples):
         key, where = job.samples.keys[index].as_py(), job.samples.describe(index)
         try:
             packed = pack_image(data, job.policy)
@@ -189,22 +189,6 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
         if packed.oddity is not None:
             odd.append(OddImage(key, where, packed.oddity, "converted"))
         yield index, packed
-
-
-def _iter_bytes(job: ShardJob) -> Iterator[tuple[int, bytes]]:
-    """The encoded images of a shard, in order."""
-    samples = job.samples
-    with RangeReader(job.source) as reader:
-        for index in range(len(samples)):
-            name = samples.files[int(samples.file[index])].as_py()
-            try:
-                if samples.source_format == "ilsvrc":
-                    data = reader.read(name, int(samples.offsets[index]), int(samples.sizes[index]))
-                else:
-                    data = reader.read_file(name)
-            except OSError as error:
-                raise SourceError(f"{job.source.location}/{name} cannot be read: {error}") from error
-            yield index, data
 
 
 def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> tuple[bytes, bytes]:

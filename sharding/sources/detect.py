@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 from pyarrow import fs
 
 from sharding.errors import SourceError
 from sharding.sources import folder as class_folders
-from sharding.sources import ilsvrc
-from sharding.sources.classes import find_class_list
+from sharding.sources import ilsvrc, kaggle, parquet
+from sharding.sources.classes import ClassList, find_class_list
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
-SourceFormat = Literal["ilsvrc", "folder"]
+SourceFormat = Literal["ilsvrc", "kaggle", "parquet", "folder"]
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
@@ -33,13 +34,17 @@ def open_source(location: str) -> Folder:
 
 
 def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, SourceFormat]:
-    """The splits of a source and the form each is held in; archives go before folders."""
+    """The splits of a source and the form each is held in: of several, the first of `SOURCE_FORMATS`."""
+    finders: dict[SourceFormat, Callable[[Folder], Iterable[str]]] = {
+        "ilsvrc": ilsvrc.find_splits,
+        "kaggle": kaggle.find_splits,
+        "parquet": parquet.find_splits,
+        "folder": class_folders.find_splits,
+    }
     found: dict[str, SourceFormat] = {}
-    if source_format in (None, "folder"):
-        found.update(dict.fromkeys(class_folders.find_splits(root), "folder"))
-    if source_format in (None, "ilsvrc"):
-        names = root.names()
-        found.update({split: "ilsvrc" for split, archive in ilsvrc.ARCHIVES.items() if archive in names})
+    for form, find in finders.items():
+        if source_format in (None, form):
+            found = {**dict.fromkeys(find(root), form), **found}
     return found
 
 
@@ -54,7 +59,8 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
     if not found:
         raise SourceError(
             f"{location!r} holds no split that can be recognised: no {' or '.join(ilsvrc.ARCHIVES.values())}, no "
-            "folder train or val. If it holds class folders of one split, say which: --split train"
+            "parquet files train-*.parquet, no folder train or val. "
+            "If it holds class folders of one split, say which: --split train"
         )
     return sorted(found)
 
@@ -76,8 +82,12 @@ def list_split(
     root = open_source(location)
     known = find_class_list(root, classes)
     form = find_splits(root, source_format).get(split, source_format or "folder")
-    listing = (
-        ilsvrc.list_archive(root, split, known) if form == "ilsvrc" else class_folders.list_folder(root, split, known)
-    )
+    readers: dict[SourceFormat, Callable[[Folder, str, ClassList | None], Listing]] = {
+        "ilsvrc": ilsvrc.list_archive,
+        "kaggle": kaggle.list_kaggle,
+        "parquet": parquet.list_parquet,
+        "folder": class_folders.list_folder,
+    }
+    listing = readers[form](root, split, known)
     listing.check()
     return listing

@@ -46,7 +46,24 @@ def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
     splits = find_splits(root)
     if splits and not (split in splits or any(name in splits.values() for name in split_folders(split))):
         raise SourceError(f"{root.location} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    prefix = f"{splits[split]}/" if split in splits else ""
+    return list_class_folders(root, f"{splits[split]}/" if split in splits else "", split, known)
+
+
+def list_class_folders(
+    root: Folder, prefix: str, split: str, known: ClassList | None, *, source_format: str = "folder"
+) -> Listing:
+    """List `ROOT/PREFIX/CLASS/…/IMAGE`.
+
+    Args:
+        root: of the source.
+        prefix: of the class folders inside it; empty, or with `/` at its end.
+        split: that they are.
+        known: all classes; None takes the folders found, sorted.
+        source_format: what the layout is called.
+
+    Raises:
+        SourceError: no images, or a folder that is no class of the mapping.
+    """
     base = root.folder(prefix.rstrip("/")) if prefix else root
     folders, files, sizes, ignored = [], [], [], []
     for info in base.list(recursive=True):
@@ -79,7 +96,7 @@ def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
     of_folder = classes.labels(folders, base.location)
     tops = [file.partition("/")[0] for file in files]
     return Listing(
-        source_format="folder",
+        source_format=source_format,
         split=split,
         classes=classes.classes,
         files=pa.array([prefix + file for file in files], pa.string()),

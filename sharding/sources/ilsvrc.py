@@ -31,6 +31,12 @@ _VALIDATION = re.compile(r"^(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECAS
 _LISTING_THREADS = 8
 
 
+def find_splits(root: Folder) -> list[str]:
+    """The splits whose archives lie in `root`."""
+    names = root.names()
+    return [split for split, archive in ARCHIVES.items() if archive in names]
+
+
 def list_archive(root: Folder, split: str, known: ClassList | None) -> Listing:
     """List the images of one of ImageNet's archives.
 

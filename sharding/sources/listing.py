@@ -54,6 +54,11 @@ class Listing:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def in_archives(self) -> bool:
+        """Whether images are ranges of larger files."""
+        return self.source_format == "ilsvrc"
+
     def describe(self, sample: int) -> str:
         """Where an image is, for a message."""
         file, name = self.files[int(self.file[sample])].as_py(), self.names[sample].as_py()

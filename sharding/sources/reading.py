@@ -38,23 +38,20 @@ class RangeReader:
         handle = self._handle(name)
         if not self.root.is_local:
             return handle.read_at(size, offset)
-        data = os.pread(handle, size, offset)
-        while len(data) < size:  # a signal, or a file system that gives less at a time
-            more = os.pread(handle, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return _read_fully(handle, offset, size)
 
-    def read_file(self, name: str) -> bytes:
-        """The whole of a file that is read only once.
+    def read_file(self, name: str, size: int) -> bytes:
+        """The whole of a file that is read only once and should have `size` bytes; one more if it has grown.
 
         Raises:
             OSError: the file cannot be read.
         """
         if self.root.is_local:
-            with open(self.root.join(name), "rb", buffering=0) as stream:
-                return stream.read()
+            descriptor = os.open(self.root.join(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return _read_fully(descriptor, 0, size + 1)
+            finally:
+                os.close(descriptor)
         with self.root.filesystem.open_input_stream(self.root.join(name)) as stream:
             return stream.read()
 
@@ -73,3 +70,14 @@ class RangeReader:
     def _close(self, name: str) -> None:
         handle = self._open.pop(name)
         os.close(handle) if self.root.is_local else handle.close()
+
+
+def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
+    """As `pread`, but short only at the end of the file."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # the end, a signal, or a file system that gives less at a time
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -1,0 +1,93 @@
+"""ImageNet as Kaggle's CLS-LOC gives it: class folders for training, one flat folder and a table for validation."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from sharding.errors import SourceError
+from sharding.sources.classes import SYNSET_MAPPING, ClassList
+from sharding.sources.folder import EXTENSIONS, list_class_folders
+from sharding.sources.listing import Listing, sample_key
+from sharding.storage import Folder
+
+SOLUTION = "LOC_val_solution.csv"
+_DATA_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_SPLIT_FOLDERS = {"train": "train", "validation": "val"}
+
+
+def find_splits(root: Folder) -> dict[str, str]:
+    """The splits of Kaggle's layout in `root`: split to folder, `/` at its end."""
+    for data in _DATA_FOLDERS:
+        there = {info.base_name for info in root.folder(data).list() if info.type == fs.FileType.Directory}
+        if there:
+            return {split: f"{data}/{name}/" for split, name in _SPLIT_FOLDERS.items() if name in there}
+    return {}
+
+
+def list_kaggle(root: Folder, split: str, known: ClassList | None) -> Listing:
+    """List a split of Kaggle's layout.
+
+    Raises:
+        SourceError: the split or one of the tables is missing, or contradicts the images.
+    """
+    prefix = find_splits(root).get(split)
+    if prefix is None:
+        raise SourceError(
+            f"{root.location} has no labelled split {split!r} in {_DATA_FOLDERS[0]}; there are train and val"
+        )
+    if known is None:
+        raise SourceError(
+            f"{root.location}/{SYNSET_MAPPING} is missing: it gives the labels. Put it there, or use --classes."
+        )
+    if split == "train":
+        return list_class_folders(root, prefix, split, known, source_format="kaggle")
+    return _list_validation(root, prefix, known)
+
+
+def _list_validation(root: Folder, prefix: str, known: ClassList) -> Listing:
+    wnids = _read_solution(root)
+    infos = [
+        info
+        for info in root.folder(prefix.rstrip("/")).list()
+        if info.type == fs.FileType.File and info.base_name.lower().endswith(EXTENSIONS)
+    ]
+    names = [info.base_name for info in infos]
+    missing = [name for name in names if name.rpartition(".")[0] not in wnids]
+    if missing:
+        raise SourceError(f"{SOLUTION} has no class for {len(missing)} images of {prefix}: {', '.join(missing[:3])}")
+    of_image = [wnids[name.rpartition(".")[0]] for name in names]
+    label = known.labels(set(of_image), SOLUTION)
+    paths = pa.array([prefix + name for name in names], pa.string())
+    return Listing(
+        source_format="kaggle",
+        split="validation",
+        classes=known.classes,
+        files=paths,
+        file=np.arange(len(names), dtype=np.int32),
+        names=paths,
+        keys=pa.array([sample_key(name) for name in names], pa.string()),
+        labels=np.array([label[wnid] for wnid in of_image], np.int32),
+        offsets=np.zeros(len(names), np.int64),
+        sizes=np.array([info.size for info in infos], np.int64),
+    )
+
+
+def _read_solution(root: Folder) -> dict[str, str]:
+    """The WordNet id of each validation image, by its name without extension.
+
+    A line is `ILSVRC2012_val_00048981,n03995372 85 1 499 272 …`: the class, and boxes.
+    """
+    if root.size(SOLUTION) is None:
+        raise SourceError(f"{root.location}/{SOLUTION} is missing: it has the classes of the validation images")
+    text = root.read(SOLUTION).decode("utf-8", "replace")
+    wnids = {}
+    for row in list(csv.reader(io.StringIO(text)))[1:]:
+        if len(row) < 2 or not row[1].split():
+            raise SourceError(f"{root.location}/{SOLUTION}: the line {','.join(row)[:60]!r} has no class")
+        wnids[row[0]] = row[1].split()[0]
+    return wnids

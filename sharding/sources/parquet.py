@@ -1,0 +1,206 @@
+"""ImageNet as Hugging Face holds it: parquet files of `image` (struct of bytes and path) and `label`.
+
+An image cannot be read without its row group, so each shard takes whole row groups (see `plan`): it reads them as a
+stream, puts their images into a temporary file, and takes them from there in the shard's order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+from sharding.sources.classes import ClassList
+from sharding.sources.folder import SPLIT_FOLDERS
+from sharding.sources.listing import Listing, sample_key
+from sharding.storage import Folder
+
+_SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_./]|$)")
+_WNID = re.compile(r"(?:^|_)(n\d{8})(?:\.[A-Za-z]+$|_\d)")
+_SPOOL_IN_MEMORY = 128 << 20
+_ROWS_AT_ONCE = 32
+
+
+def find_splits(root: Folder) -> dict[str, list[str]]:
+    """The parquet files of each split, by the split's name in theirs or in their folder's."""
+    alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    found: dict[str, list[str]] = {}
+    for info in [*root.list(), *root.folder("data").list(), *_split_folders(root, alias)]:
+        relative = info.path[len(root.path) :].lstrip("/")
+        match = _SPLIT.search(relative)
+        if info.type == fs.FileType.File and relative.endswith(".parquet") and match:
+            found.setdefault(alias[match[1]], []).append(relative)
+    return found
+
+
+def _split_folders(root: Folder, alias: dict[str, str]) -> list[fs.FileInfo]:
+    folders = [info.base_name for info in root.list() if info.type == fs.FileType.Directory and info.base_name in alias]
+    # Class folders have thousands of entries and no parquet files: only the first level is looked at.
+    return [info for name in folders for info in root.folder(name).list()]
+
+
+def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
+    """List a split held in parquet files; reads labels and names, not the images.
+
+    Raises:
+        SourceError: no such split, other columns, or labels that contradict the classes.
+    """
+    files = find_splits(root).get(split)
+    if not files:
+        raise SourceError(f"{root.location} has no parquet files of split {split!r} ({split}-00000-of-….parquet)")
+    names: list[str] = []
+    labels, sizes, rows, blocks, file_of = [], [], [], [], []
+    class_names: list[str] | None = None
+    num_blocks = 0
+    for number, file in enumerate(files):
+        with _open(root, file) as parquet:
+            class_names = class_names or _class_names(parquet)
+            table = parquet.read(columns=["image.path", "label"], use_threads=False)
+            paths = table["image"].combine_chunks().field("path").to_pylist()
+            label = table["label"].to_numpy()
+            if label.size and (label.dtype.kind not in "iu" or label.min() < 0):
+                raise SourceError(f"{root.location}/{file}: labels must be whole numbers from 0; this split has none")
+            names += [path or f"{split}_{len(names) + row:08d}.JPEG" for row, path in enumerate(paths)]
+            labels.append(label.astype(np.int32))
+            rows.append(np.arange(len(label), dtype=np.int64))
+            file_of.append(np.full(len(label), number, np.int32))
+            for group in range(parquet.num_row_groups):
+                metadata = parquet.metadata.row_group(group)
+                count = metadata.num_rows
+                sizes.append(np.full(count, metadata.total_byte_size // max(1, count), np.int64))
+                blocks.append(np.full(count, num_blocks, np.int32))
+                num_blocks += 1
+    all_labels = np.concatenate(labels)
+    wnids = [match[1] if (match := _WNID.search(name)) else None for name in names]
+    classes = _classes(root, known, class_names, all_labels, wnids, names)
+    return Listing(
+        source_format="parquet",
+        split=split,
+        classes=classes.classes,
+        files=pa.array(files, pa.string()),
+        file=np.concatenate(file_of),
+        names=pa.array(names, pa.string()),
+        keys=pa.array(
+            [sample_key(name, str(label)) for name, label in zip(names, all_labels, strict=True)], pa.string()
+        ),
+        labels=all_labels,
+        offsets=np.concatenate(rows),
+        sizes=np.concatenate(sizes) if sizes else np.zeros(0, np.int64),
+        blocks=np.concatenate(blocks) if blocks else np.zeros(0, np.int32),
+    )
+
+
+def _open(root: Folder, file: str) -> pq.ParquetFile:
+    """Open one file and check its columns."""
+    try:
+        parquet = pq.ParquetFile(root.join(file), filesystem=root.filesystem, pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{root.location}/{file} is damaged or no parquet file: {error}") from error
+    schema = parquet.schema_arrow
+    image = schema.field("image").type if "image" in schema.names else None
+    if (
+        image is None
+        or not pa.types.is_struct(image)
+        or image.get_field_index("bytes") < 0
+        or "label" not in schema.names
+    ):
+        raise SourceError(
+            f"{root.location}/{file} has the columns {', '.join(schema.names)}; needed are image (struct of "
+            "bytes and path) and label, as Hugging Face writes them"
+        )
+    return parquet
+
+
+def _class_names(parquet: pq.ParquetFile) -> list[str] | None:
+    """Names of the classes from the metadata that Hugging Face's library writes."""
+    try:
+        features = json.loads((parquet.schema_arrow.metadata or {})[b"huggingface"])
+        return list(features["info"]["features"]["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _classes(
+    root: Folder,
+    known: ClassList | None,
+    class_names: list[str] | None,
+    labels: np.ndarray[Any, np.dtype[np.int32]],
+    wnids: list[str | None],
+    names: list[str],
+) -> ClassList:
+    """The classes in label order; WordNet ids come from the images' names, where those have them."""
+    of_label: dict[int, str] = {}
+    for label, wnid, name in zip(labels.tolist(), wnids, names, strict=True):
+        if wnid is not None and of_label.setdefault(label, wnid) != wnid:
+            raise SourceError(f"{root.location}: label {label} is {of_label[label]}, but the image {name} has it too")
+    count = max(int(labels.max(initial=-1)) + 1, len(class_names or ()))
+    if known is not None:
+        wrong = [
+            label
+            for label, wnid in of_label.items()
+            if label >= len(known.classes) or known.classes[label].wnid != wnid
+        ]
+        if count > len(known.classes) or wrong:
+            raise SourceError(
+                f"{root.location}: labels do not follow the {len(known.classes)} classes of {known.origin}"
+                + (f" (label {wrong[0]} is {of_label[wrong[0]]})" if wrong else "")
+            )
+        return known
+    words = class_names or [of_label.get(label, str(label)) for label in range(count)]
+    if len(words) < count:
+        raise SourceError(f"{root.location}: label {count - 1} has no name among the {len(words)} of the metadata")
+    return ClassList(tuple(ClassInfo(of_label.get(label, words[label]), words[label]) for label in range(count)))
+
+
+def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
+    """The encoded images of some samples, in their order.
+
+    Raises:
+        SourceError: a file cannot be read, or a row holds no bytes.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY) as spool:
+        for number in range(len(samples.files)):
+            wanted = {int(samples.offsets[index]): int(index) for index in np.flatnonzero(samples.file == number)}
+            _spool_file(root, samples.files[number].as_py(), wanted, spool, places)
+        for index in range(len(samples)):
+            offset, size = places[index]
+            spool.seek(offset)
+            yield index, spool.read(size)
+
+
+def _spool_file(
+    root: Folder, file: str, wanted: dict[int, int], spool: Any, places: dict[int, tuple[int, int]]
+) -> None:
+    """Append the images of the wanted rows (row to sample) to `spool` and note their place."""
+    with _open(root, file) as parquet:
+        row = 0
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            if any(position in wanted for position in range(row, row + count)):
+                try:
+                    batches = parquet.iter_batches(_ROWS_AT_ONCE, [group], columns=["image.bytes"], use_threads=False)
+                    position = row
+                    for batch in batches:
+                        for value in batch.column("image").field("bytes"):
+                            index = wanted.get(position)
+                            position += 1
+                            if index is None:
+                                continue
+                            data = value.as_py()
+                            if data is None:
+                                raise SourceError(f"{root.location}/{file}, row {position - 1}: the image has no bytes")
+                            places[index] = (spool.tell(), len(data))
+                            spool.write(data)
+                except (pa.ArrowException, OSError) as error:
+                    raise SourceError(f"{root.location}/{file}, row group {group} is damaged: {error}") from error
+            row += count
