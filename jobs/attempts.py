@@ -22,7 +22,7 @@ class Attempt:
         world_size: processes of the job.
         progress: where the work stood at the start, or "".
         outcome: how it ended: "finished", "requeued" (saved, and came back), "stopped", "cancelled", "failed",
-            "given up" (no progress), "peer lost" (another rank vanished), "lost" (ranks vanished, and the job came back).
+            "given up" (no progress), "peer lost" (another rank vanished), "lost" (ranks vanished, the job came back).
         reason: why, for people.
     """
 

@@ -13,12 +13,13 @@ ANSWER_S = 10.0
 """Seconds a Slurm command may take: a login node whose controller is down must not hold the launcher."""
 
 
-def ask(*command: str, timeout_s: float = ANSWER_S) -> str:
+def ask(*command: str, timeout_s: float | None = None) -> str:
     """Run a command of the cluster and return what it prints.
 
     Raises:
         JobError: it is not installed, does not answer in time, or fails; the text carries its own words.
     """
+    timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:

@@ -89,11 +89,19 @@ class LocalController(Controller):
                 codes = self.wait()
             finally:
                 self.kill_tasks()
-            print(f"attempt {restarts}: exit status of the ranks {list(codes)}", flush=True)
+            for rank, code in enumerate(codes):
+                print(f"attempt {restarts}: rank {rank}: {_words(code)}", flush=True)
             if self.stopping or LOCAL_REQUEUE_RETURN_CODE not in codes:
                 break
             restarts += 1
         sys.exit(0 if not any(codes) else 1)
+
+
+def _words(code: int | None) -> str:
+    """An exit status for people."""
+    if code is None:
+        return "did not end, so it was killed"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def main(arguments: Sequence[str]) -> None:

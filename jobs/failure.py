@@ -69,7 +69,23 @@ def failure(folder: Path, job_id: str, world_size: int) -> str:
         log = folder / f"{job_id}_{report.rank}_log.out"
         if not report.is_consequence:
             return f"rank {report.rank} failed: {report.error}\n  its log: {log}"
-        return f"a rank vanished without a word; rank {report.rank} saw it: {report.error}\n  its log: {log}"
+        cause = vanished(folder, job_id) or "a rank vanished without a word"
+        return f"{cause}; rank {report.rank} saw it: {report.error}\n  its log: {log}"
+    return ""
+
+
+_VANISHED = re.compile(
+    r"rank \d+: killed by \w+|Node failure on \S+"
+    r"|task \d+: (Killed|Out Of Memory|Segmentation fault|Bus error|Aborted)\b"
+)
+
+
+def vanished(folder: Path, job_id: str) -> str:
+    """What srun, or the local controller, says of the first process that was killed; "" where none was."""
+    for name in (f"{job_id}_controller.log", f"{job_id}_0_log.out"):
+        found = _VANISHED.search(tail(folder / name, lines=200))
+        if found:
+            return found.group()
     return ""
 
 

@@ -42,7 +42,8 @@ class Resources:
         container_mounts: what the container sees, in `pyxis`'s words.
         python: interpreter of the processes; empty means the present one, or `python3` in a container.
         slurm: any other sbatch option, without its dashes.
-        signal_delay_s: how long before the time limit the job is asked to save.
+        signal_delay_s: how long before the time limit the job is asked to save; None means two minutes, or a quarter of
+            a limit under eight minutes.
         max_stalls: attempts that may start from the same place before the job is ended.
     """
 
@@ -61,7 +62,7 @@ class Resources:
     container_mounts: str | None = None
     python: str = ""
     slurm: Mapping[str, str] = field(default_factory=dict)
-    signal_delay_s: int = 120
+    signal_delay_s: int | None = None
     max_stalls: int = 5
 
     @property
@@ -75,6 +76,13 @@ class Resources:
     def world_size(self) -> int:
         """Processes of the whole job."""
         return self.nodes * self.processes_per_node
+
+    @property
+    def notice_s(self) -> int:
+        """Seconds before the time limit at which the job is asked to save."""
+        if self.signal_delay_s is not None:
+            return self.signal_delay_s
+        return min(120, (self.timeout_min or DEFAULT_TIMEOUT_MIN) * 15)
 
     def check(self) -> None:
         """Refuse what no cluster could grant.
@@ -102,7 +110,7 @@ class Resources:
                 f"--tasks-per-node {self.processes_per_node} is more than --gpus-per-node {self.gpus_per_node}: "
                 "each process drives one GPU"
             )
-        if self.timeout_min is not None and self.timeout_min >= 1 and self.signal_delay_s >= self.timeout_min * 60:
+        if self.timeout_min is not None and self.timeout_min >= 1 and self.notice_s >= self.timeout_min * 60:
             errors.append(
                 f"--signal-delay-s {self.signal_delay_s} leaves nothing of --timeout-min {self.timeout_min}: "
                 "give the job more time, or less notice"

@@ -60,7 +60,8 @@ class Count:
     """Counts to `end`, a step a `pause_s`, saving every `save_every` steps and when asked to stop.
 
     In `folder`, each rank leaves a line per start: first step, pid, restarts, port. `raise_at` and `kill_at` are
-    (rank, step) at which that rank raises or is killed; `kill_at` and `once` together do it only once.
+    (rank, step) at which that rank raises or is killed, the latter in the first attempt only if `once`. `stuck` saves
+    no later step.
     """
 
     folder: Path
@@ -70,7 +71,7 @@ class Count:
     raise_at: tuple[int, int] | None = None
     kill_at: tuple[int, int] | None = None
     once: bool = True
-    deaf: bool = False
+    stuck: bool = False
 
     def progress(self) -> str:
         """The saved step."""
@@ -105,8 +106,8 @@ class Count:
                 raise ValueError(f"step {step} cannot be done")
             if self.kill_at == (rank, step) and not (self.once and restarts):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if group.any(stop_requested() and not self.deaf):
-                self.save(step, rank)
+            if group.any(stop_requested()):
+                self.save(first if self.stuck else step, rank)
                 group.any(False)
                 return Outcome.INTERRUPTED
             if step % self.save_every == 0:
