@@ -45,8 +45,8 @@ class DataConfig:
     """Name of the split that is evaluated on."""
     workers: int = 4
     """Loader processes of each rank; 0 loads in the rank itself."""
-    prefetch_batches: int = 4
-    """Micro-batches each worker prepares ahead."""
+    prefetch_batches: int = 8
+    """Micro-batches the workers of a rank prepare ahead, together."""
     lanes: int = 64
     """Lanes the epoch's shards are dealt onto (the sample order depends on it)."""
     block_shards: int = 4

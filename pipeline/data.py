@@ -1,0 +1,268 @@
+"""Batches of a training and of an evaluation, opened at a step.
+
+What is in a batch is decided by `pipeline.order` from the step alone; here it is read, by this process or by workers
+that write into shared memory, which is page-locked where the device is a GPU.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from pipeline.config import TrainConfig
+from pipeline.order import SampleOrder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipeline.data_index import SampleIndex
+    from pipeline.data_reader import ReaderSpec
+    from pipeline.data_source import Batch, BatchSource, Request
+    from sharding import Manifest
+
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a split without opening a shard.
+
+    Attributes:
+        num_samples: of the split.
+        classes: names; label i means `classes[i]`.
+        digest: SHA-256 in hex over the manifest.
+    """
+
+    num_samples: int
+    classes: tuple[str, ...]
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+
+def dataset_info(location: str, split: str) -> DatasetInfo:
+    """Read what a split is from its manifest; needs no torch.
+
+    Args:
+        location: folder or URI of the shards.
+        split: such as `train`.
+
+    Raises:
+        ManifestError: there is no such manifest, or it is damaged.
+    """
+    from sharding import load_manifest
+
+    return _info(load_manifest(location, split))
+
+
+def _info(manifest: "Manifest") -> DatasetInfo:
+    return DatasetInfo(manifest.num_samples, tuple(entry.name for entry in manifest.classes), manifest.digest)
+
+
+class StepBatches:
+    """The micro-batches of one step, read when they are asked for; to be iterated once, to the end."""
+
+    def __init__(self, source: "BatchSource", step: int, count: int) -> None:
+        self.step, self._source, self._left = step, source, count
+
+    def __len__(self) -> int:
+        """Micro-batches that were not asked for yet."""
+        return self._left
+
+    def __iter__(self) -> Iterator["Batch"]:
+        """Yield the micro-batches."""
+        while self._left:
+            self._left -= 1
+            yield next(self._source)
+
+
+class _Loader:
+    """What both loaders have in common."""
+
+    def __init__(self, info: DatasetInfo, index: "SampleIndex", source: "BatchSource") -> None:
+        self.num_samples, self.num_classes, self.classes = info.num_samples, info.num_classes, info.classes
+        self.dataset_digest = info.digest
+        self._index, self._source = index, source
+
+    def keys(self, indices: "Iterable[int] | Tensor") -> list[str]:
+        """Keys of samples, by their rows in the index."""
+        return self._index.keys(int(row) for row in indices)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+class TrainLoader(_Loader):
+    """Iterates over steps; each is an iterable of its micro-batches.
+
+    Attributes:
+        num_samples: of the split.
+        num_classes: of the split.
+        classes: names, by label.
+        dataset_digest: of the manifest.
+        data_wait_s: seconds that the last step, or the present one so far, waited for its batches.
+    """
+
+    def __init__(
+        self, info: DatasetInfo, index: "SampleIndex", source: "BatchSource", steps: range, micro_batches: int
+    ) -> None:
+        super().__init__(info, index, source)
+        self._steps, self._micro_batches = iter(steps), micro_batches
+
+    @property
+    def data_wait_s(self) -> float:
+        """Seconds that the step which was asked for last has waited for its batches."""
+        return self._source.data_wait_s
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        """Yield the steps that were not asked for yet.
+
+        Raises:
+            RuntimeError: the step before was not read to its end.
+            DamagedSampleError: a sample is not what the index says.
+            LoaderError: a worker failed or was killed.
+        """
+        for step in self._steps:
+            self._source.data_wait_s = 0.0
+            batches = StepBatches(self._source, step, self._micro_batches)
+            yield batches
+            if len(batches):
+                raise RuntimeError(f"step {step} was left with {len(batches)} micro-batches not read")
+
+
+class EvaluationLoader(_Loader):
+    """Iterates over the batches of a rank's share of a split, each sample once over all ranks."""
+
+    def __iter__(self) -> Iterator["Batch"]:
+        """Yield the batches that were not asked for yet; their `step` counts them."""
+        while True:
+            try:
+                yield next(self._source)
+            except StopIteration:
+                return
+
+
+def build_train_loader(
+    config: TrainConfig,
+    *,
+    world_size: int,
+    rank: int,
+    start_step: int,
+    total_steps: int,
+    device: "torch.device | str",
+) -> TrainLoader:
+    """Open the training split at a step.
+
+    Args:
+        config: of the training, checked for `world_size`.
+        world_size: number of ranks.
+        rank: of this process.
+        start_step: first step that is read.
+        total_steps: step after the last.
+        device: of the training; batches are page-locked for a GPU.
+
+    Raises:
+        ManifestError: there is no such split, or its index does not fit.
+        CacheFolderError: the node's folder for indices and shards cannot be used.
+    """
+    data = config.data
+    info, index, spec, shard_samples = _open(config, data.shards, data.train_split, training=True)
+    order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
+    micro, count = config.micro_batch(world_size), config.gradient_accumulation_steps(world_size)
+
+    from pipeline.data_source import Request
+
+    def requests() -> Iterator["Request"]:
+        for step in range(start_step, total_steps):
+            rows, epochs = order.batch(step, config.global_batch_size, rank=rank, world_size=world_size)
+            for micro_step in range(count):
+                part = slice(micro_step * micro, (micro_step + 1) * micro)
+                yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
+
+    source = _source(config, spec, requests(), micro, device)
+    return TrainLoader(info, index, source, range(start_step, total_steps), count)
+
+
+def build_evaluation_loader(
+    config: TrainConfig, *, world_size: int, rank: int, device: "torch.device | str"
+) -> EvaluationLoader:
+    """Open the validation split: every sample exactly once over all ranks; shares may differ by one sample.
+
+    Args:
+        config: of the training; `data.validation_shards` and `data.validation_split` say what is read.
+        world_size: number of ranks.
+        rank: of this process.
+        device: of the evaluation; batches are page-locked for a GPU.
+
+    Raises:
+        ManifestError: there is no such split, or its index does not fit.
+        CacheFolderError: the node's folder for indices and shards cannot be used.
+    """
+    location = config.data.validation_shards or config.data.shards
+    info, index, spec, _ = _open(config, location, config.data.validation_split, training=False)
+    share = np.arange(rank * info.num_samples // world_size, (rank + 1) * info.num_samples // world_size)
+
+    from pipeline.data_source import Request
+
+    def requests() -> Iterator["Request"]:
+        for step, first in enumerate(range(0, len(share), EVALUATION_BATCH)):
+            rows = share[first : first + EVALUATION_BATCH].copy()
+            yield Request(rows, np.zeros_like(rows), step, 0)
+
+    # A replaced validation image would be another accuracy: damage always stops.
+    source = _source(config, replace(spec, on_damage="stop"), requests(), EVALUATION_BATCH, device)
+    return EvaluationLoader(info, index, source)
+
+
+def _open(
+    config: TrainConfig, location: str, split: str, *, training: bool
+) -> "tuple[DatasetInfo, SampleIndex, ReaderSpec, tuple[int, ...]]":
+    from pipeline.data_index import cache_folder, open_index
+    from pipeline.data_reader import ReaderSpec
+    from sharding import load_manifest, open_filesystem
+
+    manifest = load_manifest(location, split)
+    index = open_index(location, manifest, cache_folder(config.data.cache_dir))
+    _, path = open_filesystem(location)
+    spec = ReaderSpec(
+        index_folder=index.folder,
+        shards=path,
+        augment=config.augment,
+        image_size=config.model.image_size,
+        seed=config.seed,
+        training=training,
+        on_damage=config.data.on_damage,
+    )
+    return _info(manifest), index, spec, tuple(shard.samples for shard in manifest.shards)
+
+
+def _source(
+    config: TrainConfig, spec: "ReaderSpec", requests: "Iterator[Request]", samples: int, device: "torch.device | str"
+) -> "BatchSource":
+    import torch
+
+    from pipeline.data_source import BatchSource
+
+    return BatchSource(
+        spec,
+        requests,
+        samples=samples,
+        workers=config.data.workers,
+        ahead=config.data.prefetch_batches,
+        max_replacements=config.data.max_replacements,
+        device=torch.device(device),
+    )

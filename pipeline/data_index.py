@@ -1,0 +1,147 @@
+"""The index of a split as every process of a node maps it: one copy in the page cache, whatever the number of readers.
+
+The parquet index of ImageNet takes seconds and hundreds of megabytes to read. So the first process of a node that needs
+it writes it out as flat arrays into the cache folder, and all others map those: 24 bytes a sample, and the keys apart,
+which are touched only when a sample is named.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sharding import Manifest
+
+ROW = np.dtype([("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), ("label", np.int32)])
+"""What is known of a sample: where its image begins in its shard, its digest, its bytes and its label."""
+
+_FORMAT = 1
+_KEEP_S = 30 * 24 * 3600
+
+
+class CacheFolderError(ValueError):
+    """The folder for the node's copies of indices and shards cannot be used."""
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """The samples of a split, mapped from a folder that the processes of a node share.
+
+    Attributes:
+        folder: where the arrays lie.
+        rows: `ROW` [num_samples], in shard order.
+        shard_names: file name of each shard.
+        first_rows: int64 [num_shards + 1], row at which each shard begins, and the number of samples.
+    """
+
+    folder: str
+    rows: NDArray[np.void]
+    shard_names: tuple[str, ...]
+    first_rows: NDArray[np.int64]
+
+    @classmethod
+    def map(cls, folder: str) -> "SampleIndex":
+        """Map the arrays that `open_index` wrote."""
+        shards = json.loads((Path(folder) / "shards.json").read_text())
+        first_rows = np.concatenate([[0], np.cumsum([samples for _, samples in shards])])
+        rows = np.load(Path(folder) / "rows.npy", mmap_mode="r")
+        return cls(folder, rows, tuple(name for name, _ in shards), first_rows)
+
+    def shard_of(self, row: int) -> int:
+        """Position in `shard_names` of the shard that holds a row."""
+        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        """Keys of rows."""
+        ends = np.load(Path(self.folder) / "key_ends.npy", mmap_mode="r")
+        text = np.memmap(Path(self.folder) / "keys.bin", np.uint8, "r")
+        spans = ((int(ends[row - 1]) if row else 0, int(ends[row])) for row in rows)
+        return [text[begin:end].tobytes().decode() for begin, end in spans]
+
+
+def cache_folder(configured: str | None) -> Path:
+    """The node's folder for indices and remote shards, made if it is not there.
+
+    Args:
+        configured: `DataConfig.cache_dir`.
+
+    Raises:
+        CacheFolderError: it cannot be made or belongs to somebody else.
+    """
+    hint = "choose another one with --train.data.cache-dir"
+    folder = Path(configured or f"{tempfile.gettempdir()}/transxnet-shards-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise CacheFolderError(f"cache folder {folder} cannot be made ({error.strerror}); {hint}") from error
+    if owner != os.getuid() or not os.access(folder, os.W_OK | os.X_OK):
+        raise CacheFolderError(f"cache folder {folder} belongs to user {owner} or cannot be written; {hint}")
+    return folder
+
+
+def open_index(location: str, manifest: "Manifest", cache: Path) -> SampleIndex:
+    """Map the index of a split, writing the node's copy if it is not there.
+
+    Args:
+        location: folder or URI of the shards.
+        manifest: of the split.
+        cache: `cache_folder(...)`.
+
+    Raises:
+        ManifestError: the index is missing or does not fit its manifest.
+        CacheFolderError: the node's copy cannot be written.
+    """
+    folder = cache / f"index-{_FORMAT}-{manifest.digest[:32]}"
+    if not folder.is_dir():
+        _remove_old(cache)
+        _write(location, manifest, folder)
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+    return SampleIndex.map(str(folder))
+
+
+def _write(location: str, manifest: "Manifest", folder: Path) -> None:
+    """Write the arrays aside and rename them into place; a process that was quicker wins."""
+    from sharding import load_index
+
+    table = load_index(location, manifest)
+    rows = np.empty(table.num_rows, ROW)
+    for name in ROW.names or ():
+        rows[name] = table[name].to_numpy()
+    keys = table["key"].combine_chunks()
+    encoded = [key.as_py().encode() for key in keys]
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
+        try:
+            np.save(aside / "rows.npy", rows)
+            np.save(aside / "key_ends.npy", np.cumsum([len(key) for key in encoded], dtype=np.int64))
+            (aside / "keys.bin").write_bytes(b"".join(encoded))
+            (aside / "shards.json").write_text(json.dumps([(shard.name, shard.samples) for shard in manifest.shards]))
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if not folder.is_dir():
+            raise CacheFolderError(
+                f"the index of {location} could not be written to {folder.parent} ({error.strerror}); "
+                "make room or choose another folder with --train.data.cache-dir"
+            ) from error
+
+
+def _remove_old(cache: Path) -> None:
+    """Remove indices that nobody opened for a month, and what a killed process left."""
+    for folder in [*cache.glob("index-*"), *cache.glob(".index-*")]:
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _KEEP_S:
+                shutil.rmtree(folder, ignore_errors=True)

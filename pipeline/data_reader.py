@@ -1,0 +1,179 @@
+"""Reads samples by offset, checks them, and turns them into pixels. No torch: this is what a loader worker runs."""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline import draws
+from pipeline.config import AugmentConfig
+from pipeline.data_index import SampleIndex
+from pipeline.decode import DecodeError, Pixels
+
+_OPEN_SHARDS = 64
+
+
+class DamagedSampleError(ValueError):
+    """A sample is not what the index says; the message names shard and key."""
+
+
+@dataclass(frozen=True)
+class ReaderSpec:
+    """All that a process needs to read a split; small and picklable.
+
+    Attributes:
+        index_folder: of `SampleIndex.map`.
+        shards: local folder with the shards.
+        augment: the augmentation.
+        image_size: side of the pixels.
+        seed: of the training.
+        training: training augmentation, or evaluation's centre crop.
+        on_damage: raise, or put another sample in the place of a damaged one.
+    """
+
+    index_folder: str
+    shards: str
+    augment: AugmentConfig
+    image_size: int
+    seed: int
+    training: bool
+    on_damage: Literal["stop", "replace"]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A damaged sample and what was put in its place.
+
+    Attributes:
+        row: of the damaged sample.
+        substitute: row of the sample that was read instead.
+        reason: what was wrong, with shard and key.
+    """
+
+    row: int
+    substitute: int
+    reason: str
+
+
+class Augment(Protocol):
+    """Writes the pixels of one sample into `out`, uint8 [H, W, 3]."""
+
+    def __call__(self, encoded: bytes, epoch: int, sample: int, out: Pixels) -> None:
+        """Augment; `DecodeError` where the bytes are no image."""
+        ...
+
+
+class SampleReader:
+    """Reads samples of a split into rows of a batch."""
+
+    def __init__(self, spec: ReaderSpec) -> None:
+        """Map the index; shards are opened when they are first read."""
+        self._spec = spec
+        self._index = SampleIndex.map(spec.index_folder)
+        self._augment = build_augment(spec)
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def close(self) -> None:
+        """Close the shards."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def fill(
+        self, rows: NDArray[np.int64], epochs: NDArray[np.int64], pixels: Pixels, labels: NDArray[np.int64]
+    ) -> list[Replacement]:
+        """Read samples.
+
+        Args:
+            rows: int64 [N], in the index.
+            epochs: int64 [N], in which each is read.
+            pixels: uint8 [N, H, W, 3], written.
+            labels: int64 [N], written.
+
+        Returns:
+            What was replaced; empty unless `on_damage` is `replace`.
+
+        Raises:
+            DamagedSampleError: a sample is not what the index says, and `on_damage` is `stop`.
+        """
+        replaced = []
+        self._announce(rows)
+        for i, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
+            try:
+                labels[i] = self._fill_one(row, row, epoch, pixels[i])
+            except DamagedSampleError as error:
+                if self._spec.on_damage == "stop":
+                    raise
+                substitute, labels[i] = self._substitute(row, epoch, pixels[i])
+                replaced.append(Replacement(row, substitute, str(error)))
+        return replaced
+
+    def _fill_one(self, row: int, identity: int, epoch: int, out: Pixels) -> int:
+        """Read the sample of `row`, augment it by the draws of `identity`, and return its label."""
+        try:
+            self._augment(self._read(row), epoch, identity, out)
+        except DecodeError as error:
+            raise DamagedSampleError(f"{self._name(row)} {error}") from error
+        return int(self._index.rows[row]["label"])
+
+    def _substitute(self, row: int, epoch: int, out: Pixels) -> tuple[int, int]:
+        """Put a sample that can be read in the place of `row`, the same one anywhere; (its row, its label)."""
+        candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), 16)
+        last: DamagedSampleError | None = None
+        for candidate in (candidates % np.uint64(len(self._index.rows))).tolist():
+            try:
+                return candidate, self._fill_one(candidate, row, epoch, out)
+            except DamagedSampleError as error:
+                last = error
+        raise DamagedSampleError(f"no substitute for {self._name(row)}: 16 others were damaged too, the last: {last}")
+
+    def _read(self, row: int) -> bytes:
+        """Bytes of a sample's image, checked against the digest of the index."""
+        entry = self._index.rows[row]
+        size = int(entry["size"])
+        data = os.pread(self._descriptor(self._index.shard_of(row)), size, int(entry["offset"]))
+        if len(data) != size:
+            raise DamagedSampleError(f"{self._name(row)} is cut off: {len(data)} of {size} bytes are there")
+        if xxhash.xxh64_intdigest(data) != int(entry["xxh64"]):
+            raise DamagedSampleError(f"{self._name(row)} was changed: its bytes do not have the digest of the index")
+        return data
+
+    def _announce(self, rows: NDArray[np.int64]) -> None:
+        """Ask the kernel for all samples of a chunk at once, so that a disk or a server sees them side by side."""
+        for row in rows.tolist():
+            entry = self._index.rows[row]
+            descriptor = self._descriptor(self._index.shard_of(row))
+            os.posix_fadvise(descriptor, int(entry["offset"]), int(entry["size"]), os.POSIX_FADV_WILLNEED)
+
+    def _descriptor(self, shard: int) -> int:
+        """An open descriptor of a shard; the least recently used is closed when there are too many."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        path = Path(self._spec.shards) / self._index.shard_names[shard]
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedSampleError(f"shard {path} cannot be opened: {error.strerror}") from error
+        if len(self._open) >= _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[shard] = descriptor
+        return descriptor
+
+    def _name(self, row: int) -> str:
+        """How a sample is named to the user."""
+        shard = self._index.shard_names[self._index.shard_of(row)]
+        return f"sample {self._index.keys([row])[0]} of {self._spec.shards}/{shard}"
+
+
+def build_augment(spec: ReaderSpec) -> Augment:
+    """The augmentation that a spec asks for."""
+    from pipeline import augment
+
+    if spec.training:
+        return augment.TrainAugment(spec.augment, spec.image_size, spec.seed)
+    return augment.EvaluationAugment(spec.augment, spec.image_size)

@@ -1,0 +1,68 @@
+"""Batches in memory that the loader's processes share. No torch: both sides import this."""
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PAGE = mmap.PAGESIZE
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one micro-batch of up to N samples.
+
+    Attributes:
+        pixels: uint8 [N, H, W, 3].
+        rows: int64 [N], in the index.
+        epochs: int64 [N], in which each sample is read.
+        labels: int64 [N].
+    """
+
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def allocate(cls, samples: int, side: int) -> "Slot":
+        """A slot in this process's own memory."""
+        return cls(np.empty((samples, side, side, 3), np.uint8), *(np.empty(samples, np.int64) for _ in range(3)))
+
+
+class SharedSlots:
+    """Slots in anonymous shared memory, reached through a file descriptor.
+
+    The memory has no name (memfd), so nothing is left behind by a process that is killed, and the size of /dev/shm,
+    often 64 MB in containers, is no bound.
+    """
+
+    def __init__(self, count: int, samples: int, side: int, descriptor: int | None = None) -> None:
+        """Create slots, or map those that another process created.
+
+        Args:
+            count: of slots.
+            samples: N, of each slot.
+            side: H and W of the pixels.
+            descriptor: of slots of the same shape; None creates them.
+        """
+        pixels = samples * side * side * 3
+        self._pixels_end = -(-pixels // 64) * 64
+        size = -(-(self._pixels_end + 3 * 8 * samples) // _PAGE) * _PAGE
+        if descriptor is None:
+            descriptor = os.memfd_create("loader-slots")
+            os.ftruncate(descriptor, count * size)
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, count * size)
+        self.memory = np.frombuffer(self._map, np.uint8)
+        self._slots = [self._view(self.memory[i * size : (i + 1) * size], samples, side) for i in range(count)]
+
+    def __getitem__(self, index: int) -> Slot:
+        """The slot at an index."""
+        return self._slots[index]
+
+    def _view(self, memory: NDArray[np.uint8], samples: int, side: int) -> Slot:
+        numbers = memory[self._pixels_end : self._pixels_end + 3 * 8 * samples].view(np.int64).reshape(3, samples)
+        return Slot(memory[: samples * side * side * 3].reshape(samples, side, side, 3), *numbers)
