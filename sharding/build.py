@@ -7,6 +7,8 @@ The library form is `build(BuildOptions(...))`.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 import time
 from collections import Counter
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from sharding.manifest import Manifest
     from sharding.sources import Listing
+
+_AUDIT_LINES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class BuildOptions:
         """
         from sharding.errors import ShardingError
 
+        if (self.task_index is None) != (self.task_count is None):
+            raise ShardingError("--task-index and --task-count belong together: give both or neither")
         allowed = {
             "shard_mb": (1, 4096),
             "quality": (1, 100),
@@ -79,8 +85,6 @@ class BuildOptions:
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 raise ShardingError(f"--{field.replace('_', '-')} {value}: it must be from {least:,} to {most:,}")
-        if (self.task_index is None) != (self.task_count is None):
-            raise ShardingError("--task-index and --task-count belong together: give both or neither")
         for field in ("name", "split"):
             value = getattr(self, field)
             if value is not None and not value.replace("_", "").replace("-", "").isalnum():
@@ -158,22 +162,22 @@ def _build_split(options: BuildOptions, split: str, say: Callable[[str], None]) 
         )
         for part, was_there in run_jobs(pack_shard, jobs, workers):
             progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
-        unfinished = packing.unfinished()
-        if unfinished:
-            say(
-                f"{packing.stem}: task {task_index} of {task_count} is done; "
-                f"{unfinished} shards are left to the other tasks"
-            )
-            return None
-        manifest = packing.publish()
+        manifest = packing.finish()
+    if manifest is None:
+        say(f"{packing.stem}: task {task_index} of {task_count} is done; some shards are left to the other tasks")
+        return None
     _say_summary(manifest, time.monotonic() - started, say)
     return manifest
 
 
 def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
     """What decides the bytes of the shards."""
+    from sharding.imagenet import audit, is_imagenet
+
     return {
         "samples_listed": len(listing),
+        "whole_imagenet": is_imagenet(listing.classes, listing.split)
+        and not audit(listing.split, listing.labels, listing.classes),
         "listing_sha256": listing.digest(),
         "shard_mb": options.shard_mb,
         "seed": options.seed,
@@ -184,14 +188,20 @@ def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
 
 
 def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
-    from sharding.sources.classes import IMAGENET_CLASSES
+    from sharding.imagenet import NUM_CLASSES, audit, is_imagenet
 
     say(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, held as {listing.source_format}")
-    if len(listing.classes) < IMAGENET_CLASSES:
+    if len(listing.classes) < NUM_CLASSES:
         say(
-            f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {IMAGENET_CLASSES}; "
+            f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {NUM_CLASSES}; "
             "labels are positions in the sorted list of these"
         )
+    if is_imagenet(listing.classes, listing.split):
+        faults = audit(listing.split, listing.labels, listing.classes)
+        for fault in faults[:_AUDIT_LINES]:
+            say(f"  not the whole of ImageNet: {fault}")
+        if len(faults) > _AUDIT_LINES:
+            say(f"  and in {len(faults) - _AUDIT_LINES} classes more")
     for note in listing.notes:
         say(f"  {note}")
 
@@ -213,9 +223,13 @@ def main() -> int:
     import tyro
 
     from sharding.errors import ShardingError
+    from sharding.tasks import slurm_task
 
     options = tyro.cli(BuildOptions, prog="python -m sharding.build", description=BuildOptions.__doc__)
     try:
+        if options.task_count is None and options.task_index is None:
+            index, count = slurm_task(os.environ)
+            options = dataclasses.replace(options, task_index=index, task_count=count)
         build(options, say=lambda line: print(line, flush=True))
     except ShardingError as error:
         print(f"error: {error}", file=sys.stderr)

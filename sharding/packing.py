@@ -73,7 +73,7 @@ class Packing:
 
     def _find_finished(self) -> Manifest | None:
         """The published manifest, if all its shards are there by size; else its records become parts again."""
-        manifest = find_manifests(self.output).get((self.name, self.listing.split))
+        manifest = self._published()
         if manifest is None:
             return None
         self._refuse_other(dict(manifest.settings), f"{self.stem}.json")
@@ -146,7 +146,15 @@ class Packing:
                 ) from error
             except OSError:
                 pass  # a file system without locks
+            self._remove_leftovers(task_index, task_count)
             yield
+
+    def _remove_leftovers(self, task_index: int, task_count: int) -> None:
+        """Remove what a killed build of this task was writing."""
+        mine = {f".{self.shard_name(number)}" for number in range(task_index, self.plan.num_shards, task_count)}
+        for file in self.parts.names():
+            if file.endswith(".tmp") and file.rsplit(".", 2)[0] in mine:
+                self.parts.remove(file)
 
     def jobs(
         self, source: Folder, policy: ImagePolicy, *, skip_bad: bool, task_index: int, task_count: int
@@ -167,10 +175,26 @@ class Packing:
                 skip_bad=skip_bad,
             )
 
-    def unfinished(self) -> int:
-        """How many shards have no record yet."""
+    def finish(self) -> Manifest | None:
+        """Publish if every shard is there; None while other tasks have some left.
+
+        Raises:
+            OutputError: see `publish`.
+        """
         there = set(self.parts.names())
-        return sum(Part.file_name(number) not in there for number in range(self.plan.num_shards))
+        try:
+            if all(Part.file_name(number) in there for number in range(self.plan.num_shards)):
+                return self.publish()
+        except (FileNotFoundError, OutputError):
+            # Another task may have finished at the same time, and have published and tidied up.
+            published = self._published()
+            if published is None:
+                raise
+            return published
+        return self._published()
+
+    def _published(self) -> Manifest | None:
+        return find_manifests(self.output).get((self.name, self.listing.split))
 
     def publish(self) -> Manifest:
         """Write index, `_info.json` and manifest from the records of all shards.

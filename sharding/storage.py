@@ -154,6 +154,11 @@ class Folder:
         path = self.join(name)
         return open(path, "rb") if self.is_local else self.filesystem.open_input_file(path)
 
+    def open_stream(self, name: str) -> IO[bytes]:
+        """Open a file for reading from its beginning to its end."""
+        path = self.join(name)
+        return open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path)
+
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
         with self.open_input(name) as stream:

@@ -10,7 +10,6 @@ from sharding.manifest import ClassInfo
 from sharding.storage import Folder
 
 SYNSET_MAPPING = "LOC_synset_mapping.txt"
-IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
-from sharding.sources.classes import IMAGENET_CLASSES, ClassList
+from sharding.sources.classes import ClassList
 from sharding.sources.listing import Listing, sample_key
 from sharding.sources.reading import RangeReader
 from sharding.storage import Folder
@@ -173,8 +173,6 @@ def _listing(
     labels: np.ndarray[Any, np.dtype[np.int32]],
     notes: list[str],
 ) -> Listing:
-    if len(classes.classes) < IMAGENET_CLASSES:
-        notes = [*notes, f"{len(classes.classes)} of ImageNet's {IMAGENET_CLASSES} classes"]
     return Listing(
         source_format="ilsvrc",
         split=split,

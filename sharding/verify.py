@@ -1,0 +1,209 @@
+"""Proves that shards are what their manifest says: `python -m sharding.verify --shards U`.
+
+Every shard is read once: its SHA-256, its samples, their labels and the bytes, size and soundness of every image are
+compared with the manifest and the index. Faults are named by shard and key; the exit code is 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sharding.manifest import Manifest
+    from sharding.scan import Fault
+    from sharding.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Re-hash, recount and decode shards, and compare them with their manifest and index."""
+
+    shards: str = "shards"
+    """folder or URI of the shards"""
+    split: str | None = None
+    """the split to verify; by default all"""
+    name: str | None = None
+    """prefix of the shards; by default all"""
+    workers: int | None = None
+    """processes; by default one for each CPU this process may use"""
+    decode_check: bool = True
+    """decode each image"""
+
+
+@dataclass(frozen=True)
+class _ShardCheck:
+    folder: Folder
+    manifest: Manifest
+    number: int
+    rows: pa.Table
+    decode_check: bool
+
+
+def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Fault]:
+    """Verify all splits that the options name.
+
+    Args:
+        options: what to verify.
+        say: takes lines for the user.
+
+    Returns:
+        All faults; empty when everything is as the manifests say.
+
+    Raises:
+        ManifestError: there is no manifest, or it or the index is damaged.
+    """
+    from sharding.errors import ManifestError
+    from sharding.manifest import find_manifests, load_manifest
+    from sharding.storage import Folder
+
+    folder = Folder.open(options.shards)
+    manifests = [
+        manifest
+        for (name, split), manifest in sorted(find_manifests(folder).items())
+        if options.name in (None, name) and options.split in (None, split)
+    ]
+    if not manifests:
+        load_manifest(options.shards, options.split or "train", options.name)  # says what is missing
+        raise ManifestError(f"no manifest in {options.shards!r} fits --name {options.name} --split {options.split}")
+    faults = _check_info(folder, manifests)
+    for manifest in manifests:
+        found = _verify_split(folder, manifest, options)
+        say(f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {len(found)} faults")
+        faults += found
+    return faults
+
+
+def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) -> list[Fault]:
+    from sharding.imagenet import audit, is_imagenet
+    from sharding.manifest import load_index
+    from sharding.packing import available_cpus
+    from sharding.pool import run_jobs
+    from sharding.progress import Progress
+    from sharding.scan import Fault
+
+    index = load_index(options.shards, manifest)
+    faults = _check_index(manifest, index)
+    listed = {shard.name for shard in manifest.shards}
+    prefix = f"{manifest.stem}-"
+    faults += [
+        Fault(file, "", "is not in the manifest")
+        for file in folder.names()
+        if file.startswith(prefix) and file[len(prefix) :].removesuffix(".tar").isdigit() and file not in listed
+    ]
+    bounds = [0]
+    for shard in manifest.shards:
+        bounds.append(bounds[-1] + shard.samples)
+    checks = (
+        _ShardCheck(folder, manifest, number, index.slice(bounds[number], shard.samples), options.decode_check)
+        for number, shard in enumerate(manifest.shards)
+    )
+    workers = max(1, min(options.workers or available_cpus(), len(manifest.shards)))
+    with Progress(f"verify {manifest.stem}", manifest.num_samples) as progress:
+        for number, found in run_jobs(_check_shard, checks, workers):
+            faults += found
+            progress.add(manifest.shards[number].samples, manifest.shards[number].bytes, written=True)
+    if manifest.settings.get("whole_imagenet") and is_imagenet(manifest.classes, manifest.split):
+        labels = index["label"].to_numpy()
+        faults += [Fault(f"{manifest.stem}.json", "", text) for text in audit(manifest.split, labels, manifest.classes)]
+    return sorted(faults, key=str)
+
+
+def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
+    """What the index says against the manifest; both have kept their digests, so this is about who wrote them."""
+    import numpy as np
+
+    from sharding.scan import Fault
+
+    file, faults = f"{manifest.stem}.parquet", []
+    counts = np.bincount(index["shard"].to_numpy(), minlength=len(manifest.shards))
+    for shard, count in zip(manifest.shards, counts, strict=True):
+        if shard.samples != count:
+            faults.append(Fault(file, "", f"has {count} rows for {shard.name}, the manifest {shard.samples} samples"))
+    labels = index["label"].to_numpy()
+    for row in np.flatnonzero((labels < 0) | (labels >= len(manifest.classes))):
+        faults.append(
+            Fault(file, index["key"][int(row)].as_py(), f"label {labels[row]} of {len(manifest.classes)} classes")
+        )
+    keys, repeats = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
+    faults += [Fault(file, key, "comes more than once") for key in keys[repeats > 1]]
+    return faults
+
+
+def _check_shard(check: _ShardCheck) -> tuple[int, list[Fault]]:
+    """Compare one shard with the manifest and its rows of the index."""
+    from sharding.scan import Fault, scan_shard
+
+    shard, name = check.manifest.shards[check.number], check.manifest.shards[check.number].name
+    try:
+        scan = scan_shard(check.folder, name, decode_check=check.decode_check)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        return check.number, [Fault(name, "", reason)]
+    # Samples that the manifest itself lists as left out are in tars packed by others.
+    skipped = {entry.key for entry in check.manifest.odd if entry.action == "skipped"}
+    faults = [fault for fault in scan.faults if fault.key not in skipped]
+    if scan.bytes != shard.bytes:
+        faults.append(Fault(name, "", f"has {scan.bytes:,} bytes, the manifest says {shard.bytes:,}"))
+    if scan.sha256 != shard.sha256:
+        faults.append(Fault(name, "", "its SHA-256 is not the manifest's"))
+    expected = {row.pop("key"): row for row in check.rows.drop_columns(["shard"]).to_pylist()}
+    found = {row["key"]: row for row in scan.rows if row["key"] not in skipped}
+    named = {fault.key for fault in faults}
+    for key, row in found.items():
+        if key not in expected:
+            faults.append(Fault(name, key, "is not in the index"))
+            continue
+        differing = [column for column, value in expected[key].items() if row[column] != value]
+        if differing:
+            said = ", ".join(f"{column} {row[column]} (index: {expected[key][column]})" for column in differing)
+            faults.append(Fault(name, key, f"differs from the index: {said}"))
+    faults += [
+        Fault(name, key, "is missing from the shard") for key in expected if key not in found and key not in named
+    ]
+    return check.number, faults
+
+
+def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:
+    """Compare `_info.json` with the manifests."""
+    from sharding.scan import Fault
+
+    try:
+        splits = json.loads(folder.read("_info.json"))["splits"].values()
+        described = {tuple(split["filenames"]): split["shard_lengths"] for split in splits}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [Fault("_info.json", "", f"is missing or damaged ({error!r})")]
+    return [
+        Fault("_info.json", "", f"does not describe {manifest.stem} as its manifest does")
+        for manifest in manifests
+        if described.get(tuple(shard.name for shard in manifest.shards)) != [shard.samples for shard in manifest.shards]
+    ]
+
+
+def main() -> int:
+    """Run the command; gives the exit code."""
+    import tyro
+
+    from sharding.errors import ShardingError
+
+    options = tyro.cli(VerifyOptions, prog="python -m sharding.verify", description=VerifyOptions.__doc__)
+    try:
+        faults = verify(options, say=lambda line: print(line, flush=True))
+    except ShardingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    for fault in faults:
+        print(fault)
+    print(f"{len(faults)} faults" if faults else "everything is as the manifest says")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
