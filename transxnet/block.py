@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from transxnet.config import TransXNetConfig
+from transxnet.depthwise import DepthwiseConv
 from transxnet.ffn import MultiScaleFFN
 from transxnet.layers import ConvNorm, PositionBias, ScaledResidual
 from transxnet.mixer import TokenMixer
@@ -16,7 +17,7 @@ class Block(nn.Module):
     def __init__(self, config: TransXNetConfig, stage: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
-        self.position = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.position = DepthwiseConv(dim, 7)
         self.norm1 = nn.GroupNorm(1, dim)
         self.token_mixer = TokenMixer(
             dim,

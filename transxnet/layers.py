@@ -58,9 +58,11 @@ class ScaledResidual(nn.Module):
 
     def forward(self, skip: Tensor, branch: Tensor) -> Tensor:
         """Add `branch` to `skip`, both `[N, C, H, W]`."""
-        scaled = branch * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        weight, bias = self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
         factor = self.drop_path(branch)
-        return skip + (scaled if factor is None else scaled * factor)
+        if factor is not None:
+            weight, bias = weight * factor, bias * factor
+        return skip + torch.addcmul(bias, branch, weight)
 
 
 class PositionBias(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transxnet.depthwise import DepthwiseConv, depthwise_conv
 from transxnet.layers import ConvNorm
 
 __all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
@@ -47,13 +48,8 @@ class DynamicConv(nn.Module):
         """Convolve `x` `[N, C, H, W]` with kernels of its own."""
         n, c, h, w = x.shape
         weight, bias = self.kernels(x)
-        out = F.conv2d(
-            x.reshape(1, n * c, h, w),
-            weight.reshape(n * c, 1, self.kernel, self.kernel),
-            bias.reshape(n * c),
-            padding=self.kernel // 2,
-            groups=n * c,
-        )
+        as_one = x.reshape(1, n * c, h, w)
+        out = depthwise_conv(as_one, weight.reshape(n * c, 1, self.kernel, self.kernel), bias.reshape(n * c))
         return out.reshape(n, c, h, w)
 
 
@@ -79,7 +75,7 @@ class SpatialReductionAttention(nn.Module):
         self.q = nn.Conv2d(dim, dim, 1)
         self.kv = nn.Conv2d(dim, dim * 2, 1)
         self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else nn.Identity()
-        self.local_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.local_conv = DepthwiseConv(dim, 3)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
@@ -98,7 +94,7 @@ class TokenEnhancement(nn.Module):
     def __init__(self, dim: int, *, reduction: int = 8, min_inner: int = 16) -> None:
         super().__init__()
         inner = max(min_inner, dim // reduction)
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.depthwise = DepthwiseConv(dim, 3)
         self.norm1 = nn.BatchNorm2d(dim)
         self.squeeze = nn.Conv2d(dim, inner, 1)
         self.norm2 = nn.BatchNorm2d(inner)

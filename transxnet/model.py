@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,6 +53,8 @@ class TransXNet(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, 3, H, W]")
+        if images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(images)
         maps = []
         for stage in self.stages:
