@@ -82,12 +82,14 @@ def open_client(uri: str) -> "MlflowClient":
             path.parent.mkdir(parents=True, exist_ok=True)
         import logging
 
-        from mlflow import MlflowClient
+        import mlflow
 
         # Building a new database is announced line by line otherwise.
         for name in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        return MlflowClient(tracking_uri=uri)
+        # Parts of MLflow ask for the process's server rather than the client's.
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
         raise TrackingError(f"MLflow at {mask_secrets(uri)} cannot be opened: {one_line(error)}") from error
 

@@ -1,0 +1,217 @@
+"""Registers a training's exported weights: `python -m pipeline.register RUN_DIR --alias A`."""
+
+import dataclasses
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.model_card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, ModelCardError, load_model_card
+from pipeline.tracking_client import TrackingError, mask_secrets, one_line, open_client
+from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from pipeline.register_verify import Verification
+
+WEIGHTS_TAG = "weights_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A model version in the registry."""
+
+    name: str
+    """Registered model, such as `transxnet_t`."""
+    version: str
+    """Number of the version."""
+    aliases: tuple[str, ...]
+    """All that point to it, `latest` among them (MLflow gives it to the highest number)."""
+    uri: str
+    """What `mlflow.pyfunc.load_model` takes."""
+
+
+def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> RegisteredVersion:
+    """Make the exported weights of a run a version of the registered model, proven to load and predict.
+
+    The version is created only after the model was loaded in a clean process and reached its recorded top-1 on a
+    sample of the validation split. `champion` then moves by the rule (a greater top-1 on the same validation data).
+    Registering the same weights again gives the version that is there.
+
+    Args:
+        run_dir: a run that has ended, with `export/`.
+        alias: an alias to set besides.
+
+    Raises:
+        TrackingError: the registry does not answer, or the model is not as good as recorded.
+        ModelCardError: the run exported nothing.
+        ValueError: `run_dir` is no run.
+    """
+    folder = Path(run_dir).resolve()
+    config = read_config(folder)
+    card = load_model_card(folder / EXPORT_FOLDER)
+    weights = folder / EXPORT_FOLDER / WEIGHTS_NAME
+    if not weights.is_file():
+        raise ModelCardError(f"{weights} is missing: the training writes it when it ends")
+    uri = tracking_uri_of(folder)
+    client = open_client(uri)
+    try:
+        card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
+        digest = _sha256(weights)
+        version = _find(client, card.name, digest, card)
+        if version is None:
+            version = _create(client, uri, folder, config["train"], card, digest)
+        if alias is not None and alias.lower() != "latest":
+            client.set_registered_model_alias(card.name, alias, str(version.version))
+        aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)
+        newest = str(client.get_model_version_by_alias(card.name, "latest").version)
+    except (TrackingError, ModelCardError):
+        raise
+    except Exception as error:
+        raise TrackingError(f"the registry at {mask_secrets(uri)} failed: {one_line(error)}") from error
+    if newest == str(version.version):
+        aliases = ["latest", *(name for name in aliases if name != "latest")]
+    best = "champion" if "champion" in aliases else version.version
+    return RegisteredVersion(
+        name=card.name,
+        version=str(version.version),
+        aliases=tuple(aliases),
+        uri=f"models:/{card.name}@champion" if best == "champion" else f"models:/{card.name}/{version.version}",
+    )
+
+
+def _run_id(run_dir: Path) -> str:
+    """Id of the run's MLflow run, which is made now if the server never answered before."""
+    state = load_state(run_dir)
+    if state is None or state.run_id is None:
+        from pipeline.tracking_shipper import Shipper
+
+        with shipping_lock(run_dir, wait=False) as free:
+            if not free:
+                raise TrackingError(f"the MLflow run of {run_dir} is not made yet: register it when the training ended")
+            shipper = Shipper(run_dir)
+            shipper.ship(durable_step(run_dir))
+            state = shipper.state
+    if state.run_id is None:
+        raise TrackingError(f"{run_dir} has no MLflow run")
+    return state.run_id
+
+
+def _find(client: "MlflowClient", name: str, digest: str, card: ModelCard) -> "ModelVersion | None":
+    """The version made of the same weights in the same run."""
+    from pipeline.register_aliases import SETTLED, STATE_TAG, all_versions
+
+    for version in all_versions(client, name).values():
+        tags = version.tags
+        same = tags.get(WEIGHTS_TAG) == digest and version.run_id == card.mlflow_run_id
+        if same and tags.get(STATE_TAG) == SETTLED:
+            return version
+    return None
+
+
+def _create(
+    client: "MlflowClient", uri: str, run_dir: Path, train: dict, card: ModelCard, digest: str
+) -> "ModelVersion":
+    """Log the model, verify it, create the version and decide on the champion."""
+    from mlflow.exceptions import MlflowException
+
+    from pipeline import register_aliases
+    from pipeline.register_model import describe, log_model
+
+    model_id = log_model(client, run_dir, card)
+    verification = _verify(f"models:/{model_id}", uri, train, card)
+    client.finalize_logged_model(model_id, "READY")
+    tags = {**version_tags(card), WEIGHTS_TAG: digest, register_aliases.STATE_TAG: register_aliases.OPEN}
+    if verification is not None:
+        tags["verified"] = f"top-1 {verification.top1:.4f} on {verification.samples} images in a clean process"
+    try:
+        client.create_registered_model(card.name, description=f"TransXNet image classifiers ({card.name}).")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    settled = register_aliases.settled_versions(client, card.name)
+    version = client.create_model_version(
+        card.name,
+        f"models:/{model_id}",
+        run_id=card.mlflow_run_id,
+        tags=tags,
+        description=describe(card, train),
+        model_id=model_id,
+    )
+    number = str(version.version)
+    if verification is not None and card.top1 is not None:
+        register_aliases.promote(client, card.name, number, settled)
+    else:
+        client.set_model_version_tag(card.name, number, register_aliases.STATE_TAG, register_aliases.SETTLED)
+    return version
+
+
+def _verify(model_uri: str, uri: str, train: dict, card: ModelCard) -> "Verification | None":
+    """The verification, or None where the validation images cannot be reached (and the champion stays)."""
+    from pipeline.register_verify import sample_images, verify
+    from sharding import ShardingError
+
+    try:
+        digest, images = sample_images(train)
+    except (ShardingError, OSError) as error:
+        print(f"{card.name} was not verified, so the champion stays: {one_line(error)}", file=sys.stderr)
+        return None
+    if card.validation_digest is not None and digest != card.validation_digest:
+        print(
+            f"{card.name} was not verified, so the champion stays: the validation shards are not those it was "
+            f"evaluated on (digest {digest[:12]}, not {card.validation_digest[:12]})",
+            file=sys.stderr,
+        )
+        return None
+    return verify(model_uri, uri, card, images)
+
+
+def version_tags(card: ModelCard) -> dict[str, str]:
+    """What the registry shows of a version and can be searched by; unknown values are left out."""
+    tags = {
+        "top1": card.top1,
+        "top5": card.top5,
+        "validation_samples": card.validation_samples or None,
+        "validation_digest": card.validation_digest,
+        "train_digest": card.train_digest,
+        "git_commit": card.git_commit,
+        "mlflow_run_id": card.mlflow_run_id,
+        "step": card.step,
+        "epoch": f"{card.epoch:g}",
+        "image_size": card.image_size,
+    }
+    return {name: str(value) for name, value in tags.items() if value is not None}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(run_dir: Path, /, *, alias: str | None = None) -> int:
+    """Register the exported weights of a run as a model version.
+
+    The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
+    itself when the top-1 is greater on the same validation data.
+
+    Args:
+        run_dir: The run's folder.
+        alias: Another alias to point to this version, such as production.
+    """
+    try:
+        done = register(run_dir, alias)
+    except (TrackingError, ValueError) as error:
+        print(f"register: {mask_secrets(str(error))}", file=sys.stderr)
+        return 1
+    print(f"{done.name} version {done.version}, aliases {', '.join(done.aliases) or 'none'}: {done.uri}")
+    return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(tyro.cli(main, prog="python -m pipeline.register", description=main.__doc__))

@@ -1,0 +1,174 @@
+"""The files of a registered model: code, weights, card, signature, example and requirements, in MLflow's format."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.model_card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard
+from pipeline.tracking_state import METRICS_NAME, read_records
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
+
+
+def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
+    """Log the exported weights as a model of the run, in the way `mlflow.pyfunc.log_model` does; returns its id.
+
+    The client's own calls are used instead, because `log_model` works on a global active run and ends it.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    assert card.mlflow_run_id is not None
+    run = client.get_run(card.mlflow_run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=card.name,
+        source_run_id=card.mlflow_run_id,
+        params={"image_size": str(card.image_size), "num_classes": str(card.num_classes)},
+        tags={"step": str(card.step), "weights": "exported"},
+        model_type="image-classification",
+    )
+    client.log_outputs(card.mlflow_run_id, models=[LoggedModelOutput(logged.model_id, step=card.step)])
+    _log_metrics(client, run_dir, card, logged.model_id)
+    with tempfile.TemporaryDirectory(prefix="model-") as name:
+        card_file = Path(name) / CARD_NAME
+        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False))
+        path = Path(name) / "model"
+        package = Path(__file__).resolve().parents[1] / "transxnet"
+        with _quiet():
+            mlflow.pyfunc.save_model(
+                path,
+                python_model=str(Path(__file__).with_name("serve.py")),
+                code_paths=[str(package)],
+                artifacts={"card": str(card_file), "weights": str(run_dir / EXPORT_FOLDER / WEIGHTS_NAME)},
+                signature=signature(),
+                input_example=input_example(card.image_size),
+                pip_requirements=requirements(),
+                mlflow_model=Model(
+                    artifact_path=logged.artifact_location,
+                    model_uuid=logged.model_id,
+                    model_id=logged.model_id,
+                    run_id=card.mlflow_run_id,
+                ),
+            )
+        client.log_model_artifacts(logged.model_id, str(path))
+    return logged.model_id
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's advice: type hints would refuse arrays, and pip need not be installed."""
+    logger = logging.getLogger("mlflow.utils.environment")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _log_metrics(client: "MlflowClient", run_dir: Path, card: ModelCard, model_id: str) -> None:
+    """Show the evaluation of the exported weights on the model's page: the very rows of the run, so none is doubled."""
+    from mlflow.entities import Metric
+
+    from pipeline.tracking_shipper import metric_name
+
+    for record, _ in read_records(run_dir / METRICS_NAME):
+        if record.get("step") == card.step and "eval_top1" in record:
+            at = int(1000 * float(record["time"]))
+            keys = [key for key in record if key.startswith("eval_")]
+            metrics = [Metric(metric_name(key), record[key], at, card.step, model_id=model_id) for key in keys]
+            client.log_batch(card.mlflow_run_id or "", metrics=metrics)
+            return
+
+
+def signature() -> "ModelSignature":
+    """One column of encoded images in; class, WordNet id, probability and the five best out.
+
+    The column has no name, so that lists, dicts and tables with any column name are taken.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    guess = {"class_name": DataType.string, "wnid": DataType.string, "probability": DataType.double}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary)]),
+        outputs=Schema(
+            [
+                *(ColSpec(kind, name=name) for name, kind in guess.items()),
+                ColSpec(Array(Object([Property(name, kind) for name, kind in guess.items()])), name="top5"),
+            ]
+        ),
+    )
+
+
+def input_example(image_size: int) -> "pd.DataFrame":
+    """A generated JPEG (nobody's photograph) in the form that the model takes."""
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, max(image_size, 32), dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(128)), axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG")
+    return pd.DataFrame({"image": [file.getvalue()]})
+
+
+def requirements() -> list[str]:
+    """What loading needs, at the versions that are installed here (without a build's local suffix)."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def describe(card: ModelCard, train: Mapping[str, Any]) -> str:
+    """The version's page in the registry: results, origin, and how to load it."""
+
+    def percent(value: float | None) -> str:
+        return "not evaluated" if value is None else f"{100 * value:.2f} %"
+
+    rows = {
+        "top-1": percent(card.top1),
+        "top-5": percent(card.top5),
+        "validation images": f"{card.validation_samples:,}",
+        "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
+        "classes": f"{card.num_classes:,}",
+        "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {train['global_batch_size']:,}",
+        "weights": "moving average" if train["ema_decay"] else "last step",
+        "precision": train["precision"],
+        "run": card.mlflow_run_id or "unknown",
+        "code": card.git_commit or "unknown",
+        "training data": (card.train_digest or "unknown")[:16],
+        "validation data": (card.validation_digest or "unknown")[:16],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""{card.name}, an image classifier.
+
+| | |
+|---|---|
+{table}
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("models:/{card.name}@champion")
+model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
+network = model.unwrap_python_model().network  # the torch.nn.Module
+```
+"""

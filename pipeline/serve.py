@@ -1,0 +1,180 @@
+"""The model as MLflow serves it. This file is copied into the registered model and run where it is loaded.
+
+It needs nothing of this project but `transxnet`, which travels beside it, and reads no pickle: the weights are
+safetensors and the rest is JSON. Load it with `mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
+
+Input: one image or many, as a list, a Series, a dict of one list, or a DataFrame of one column. An image is the bytes
+of a JPEG, PNG, ... file, their base64 text, a path (not over HTTP), or pixels uint8 `[H, W, 3]`. A list of pixel arrays
+must come as a dict or Series, because MLflow makes a table of plain lists.
+Output: a DataFrame with a row for each image: `class_name`, `wnid`, `probability` and `top5`, a list of the five best.
+
+The images are prepared as in the evaluation that the registered accuracy was measured with: shorter side to
+`image_size / evaluation_crop` by Pillow's bicubic filter, centre crop, and no turning by EXIF.
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from PIL import Image, UnidentifiedImageError
+
+BATCH = 32
+BEST = 5
+
+
+class ImageClassifier(PythonModel):
+    """A TransXNet that takes encoded images and answers with class names.
+
+    Attributes:
+        network: the `torch.nn.Module` in evaluation mode, from normalised images `[N, 3, S, S]` to logits.
+        card: content of the model card (`model.json`).
+    """
+
+    network: torch.nn.Module
+    card: dict[str, Any]
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Build the network from the files that travel with the model."""
+        from safetensors.torch import load_file
+
+        import transxnet
+
+        with open(context.artifacts["card"], encoding="utf-8") as file:
+            self.card = json.load(file)
+        self.network = transxnet.build(
+            self.card["name"],
+            num_classes=self.card["num_classes"],
+            image_size=self.card["image_size"],
+            drop_path_rate=0.0,
+        )
+        self.network.load_state_dict(transxnet.from_upstream(load_file(context.artifacts["weights"])))
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def predict(self, context: PythonModelContext | None, model_input, params: dict[str, Any] | None = None) -> Any:  # noqa: ANN001
+        """Classify images; see this file's head for what goes in and comes out.
+
+        Raises:
+            ValueError: an input that is no image, said with its position.
+        """
+        return self.classify(_as_list(model_input))
+
+    def classify(self, images: list[Any]) -> pd.DataFrame:
+        """The same for a plain list of images, pixel arrays too."""
+        rows = []
+        for start in range(0, len(images), BATCH):
+            batch = [self._prepare(image, start + k) for k, image in enumerate(images[start : start + BATCH])]
+            rows += [self._row(row) for row in self.probabilities(torch.stack(batch)).cpu()]
+        return pd.DataFrame(rows, columns=["class_name", "wnid", "probability", "top5"])
+
+    @torch.inference_mode()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Class probabilities `[N, num_classes]` of normalised images `[N, 3, S, S]`."""
+        device = next(self.network.parameters()).device
+        return self.network(images.to(device)).float().softmax(1)
+
+    def _row(self, probabilities: torch.Tensor) -> dict[str, Any]:
+        values, indices = probabilities.topk(min(BEST, len(probabilities)))
+        best = []
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True):
+            wnid, name = self.card["classes"][index]
+            best.append({"class_name": name, "wnid": wnid, "probability": value})
+        return {**best[0], "top5": best}
+
+    def _prepare(self, source: Any, position: int) -> torch.Tensor:
+        """One image as float32 `[3, S, S]`."""
+        try:
+            image = _open(source)
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"input {position} is not an image: {error}") from error
+        size, settings = self.card["image_size"], self.card["preprocessing"]
+        shorter = math.floor(size / settings["evaluation_crop"])
+        width, height = image.size
+        if width <= height:
+            resized = (shorter, int(shorter * height / width))
+        else:
+            resized = (int(shorter * width / height), shorter)
+        if resized != image.size:
+            image = image.resize(resized, Image.Resampling[settings["interpolation"].upper()])
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
+        pixels = (pixels - np.float32(settings["mean"])) / np.float32(settings["std"])
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _as_list(images: Any) -> list[Any]:
+    """Images one by one, whatever they came in."""
+    if isinstance(images, pd.DataFrame):
+        if images.shape[1] != 1:
+            raise ValueError(f"one column of images is expected, the table has {list(images.columns)}")
+        return images.iloc[:, 0].tolist()
+    if isinstance(images, dict):
+        if len(images) != 1:
+            raise ValueError(f"one list of images is expected, the input has {list(images)}")
+        return _as_list(next(iter(images.values())))
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim == 3 else list(images)
+    return list(images) if isinstance(images, list | tuple | pd.Series) else [images]
+
+
+def _open(source: Any) -> Image.Image:
+    """An RGB image of bytes, base64 text, a path or pixels.
+
+    Raises:
+        ValueError: it is none of these.
+        OSError: the path cannot be read.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise ValueError(f"pixels are {source.dtype} {source.shape}, uint8 [H, W, 3] was expected")
+        return Image.fromarray(source)
+    if isinstance(source, os.PathLike):
+        return _decode(_read(os.fspath(source)))
+    if isinstance(source, str):
+        content = _from_base64(source.encode())
+        return _decode(_read(source) if content is None else content)
+    if isinstance(source, bytes | bytearray | memoryview):
+        content = bytes(source)
+        return _decode(_from_base64(content) or content)
+    raise ValueError(f"{type(source).__name__} given; bytes, base64 text, a path or a uint8 array was expected")
+
+
+def _read(path: str) -> bytes:
+    # Whoever may ask a server for a prediction may not thereby read its files.
+    if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "").lower() == "true":
+        raise ValueError("text over HTTP must be the base64 of an image file")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path[:200]!r}, and it is not the base64 of an image")
+    return Path(path).read_bytes()
+
+
+def _from_base64(content: bytes) -> bytes | None:
+    """Bytes of an image file that came as base64; None where it is something else."""
+    if content[:1] in (b"\xff", b"\x89") or len(content) < 16:
+        return None
+    try:
+        decoded = base64.b64decode(content, validate=True)
+        with Image.open(io.BytesIO(decoded)):
+            return decoded
+    except (binascii.Error, UnidentifiedImageError, OSError):
+        return None
+
+
+def _decode(content: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{len(content)} bytes that Pillow does not know as an image") from error
+
+
+set_model(ImageClassifier())

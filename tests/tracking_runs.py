@@ -1,0 +1,146 @@
+"""Run directories as a training leaves them, made in seconds: real digits, real shards, a network that classifies."""
+
+import functools
+import io
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import transxnet
+from pipeline.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig, digest, to_dict
+from pipeline.digits import prepare_digits
+from pipeline.metrics import Evaluation, evaluate_batches
+from pipeline.model_card import ModelCard, Preprocessing, save_model_card
+from pipeline.register_verify import sample_images
+from sharding import load_manifest
+
+START = 1_700_000_000.0
+
+
+def config_json(run_dir: Path, config: TrainConfig, tracking_uri: str | None) -> dict:
+    content = {
+        "train": to_dict(config),
+        "digest": digest(config),
+        "git": {"commit": "c0ffee0123456789", "dirty": False},
+        "tracking_uri": tracking_uri,
+        "resources": {"nodes": 1},
+        "command": "python -m pipeline.launch --recipe demo",
+    }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(content))
+    return content
+
+
+def append_records(
+    run_dir: Path, steps: range, *, attempt: int = 1, eval_every: int = 10, start: float = START
+) -> None:
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        for step in steps:
+            record = {"step": step, "time": start + step, "attempt": attempt, "loss": 3 / math.sqrt(step), "lr": 1e-3}
+            record |= {"grad_norm": 1.0, "images_per_s": 100.0 + step % 7, "data_wait": 0.01, "epoch": step / 10}
+            if step % eval_every == 0:
+                record |= {"eval_top1": min(0.99, step / 50), "eval_top5": 0.999, "eval_loss": 1 / step}
+            file.write(json.dumps(record) + "\n")
+
+
+def write_checkpoint(run_dir: Path, step: int) -> None:
+    folder = run_dir / f"checkpoints/step_{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.bin").write_bytes(b"state of the optimizer")
+    (folder / "manifest.json").write_text(json.dumps({"step": step, "world_size": 2}))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@functools.cache
+def digits_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor], Evaluation]:
+    """A `transxnet_n` with random features and a classifier fitted to the digits, and its exact accuracy."""
+    from sklearn.linear_model import RidgeClassifier
+
+    torch.manual_seed(seed)
+    network = transxnet.transxnet_n(num_classes=10, image_size=32, backend="reference").train()
+    x, y = _pixels(shards, "train")
+    x_test, y_test = _pixels(shards, "validation")
+    with torch.no_grad():
+        for part in x[:512].split(64):
+            network(part)
+        network.eval()
+        maps = [network.forward_features(part)[-1] for part in x.split(256)]
+        pooled = torch.cat([network.classifier.norm(m).mean((2, 3)) for m in maps])
+        fitted = RidgeClassifier(alpha=1e-2).fit(pooled.numpy(), y.numpy())
+        network.classifier.linear.weight.copy_(torch.from_numpy(fitted.coef_)[:, :, None, None] * 10)
+        network.classifier.linear.bias.copy_(torch.from_numpy(fitted.intercept_) * 10)
+    counts = evaluate_batches(
+        network,
+        [Pixels(x_test, y_test)],
+        num_classes=10,
+        device="cpu",
+        autocast=nullcontext(),
+        normalise=lambda batch, device: batch.images.to(device),
+    )
+    return transxnet.to_upstream(network.state_dict()), Evaluation.from_counts(counts)
+
+
+def finished_run(run_dir: Path, shards: Path, tracking_uri: str | None, *, seed: int = 0) -> ModelCard:
+    """A run that has trained, evaluated and exported; its MLflow run is not made."""
+    prepare_digits(shards)
+    config = TrainConfig(
+        seed=seed,
+        steps=30,
+        global_batch_size=64,
+        model=ModelConfig(name="transxnet_n", image_size=32),
+        data=DataConfig(shards=str(shards)),
+        augment=AugmentConfig(evaluation_crop=1.0),
+    )
+    content = config_json(run_dir, config, tracking_uri)
+    weights, result = digits_network(shards, seed)
+    append_records(run_dir, range(1, 31))
+    write_checkpoint(run_dir, 30)
+    validation = load_manifest(str(shards), "validation")
+    card = ModelCard(
+        name="transxnet_n",
+        num_classes=10,
+        image_size=32,
+        classes=tuple((entry.wnid, entry.name) for entry in validation.classes),
+        preprocessing=Preprocessing(evaluation_crop=1.0, mean=config.augment.mean, std=config.augment.std),
+        step=30,
+        epoch=1.3,
+        top1=result.top1,
+        top5=result.top5,
+        validation_samples=result.samples,
+        train_digest=load_manifest(str(shards), "train").digest,
+        validation_digest=validation.digest,
+        git_commit=content["git"]["commit"],
+    )
+    (run_dir / "export").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, run_dir / "export/model.safetensors")
+    save_model_card(card, run_dir / "export")
+    return card
+
+
+def validation_images(shards: Path, count: int) -> list[tuple[bytes, str]]:
+    data = DataConfig(shards=str(shards))
+    return sample_images({"data": to_dict(data)}, count)[1]
+
+
+def _pixels(shards: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole split as normalised images `[N, 3, 32, 32]` and labels `[N]`."""
+    data = DataConfig(shards=str(shards), validation_split=split)
+    manifest = load_manifest(str(shards), split)
+    labels = {entry.wnid: k for k, entry in enumerate(manifest.classes)}
+    _, images = sample_images({"data": to_dict(data)}, manifest.num_samples)
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.float32) for image, _ in images])
+    settings = AugmentConfig()
+    pixels = (pixels / 255 - np.float32(settings.mean)) / np.float32(settings.std)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor([labels[w] for _, w in images])
