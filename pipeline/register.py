@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.register_verify import Verification
 
 WEIGHTS_TAG = "weights_sha256"
+REGISTERED_NAME = "registered.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +77,19 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
         raise TrackingError(f"the registry at {mask_secrets(uri)} failed: {one_line(error)}") from error
     if newest == str(version.version):
         aliases = ["latest", *(name for name in aliases if name != "latest")]
-    best = "champion" if "champion" in aliases else version.version
-    return RegisteredVersion(
-        name=card.name,
-        version=str(version.version),
-        aliases=tuple(aliases),
-        uri=f"models:/{card.name}@champion" if best == "champion" else f"models:/{card.name}/{version.version}",
+    pointer = "@champion" if "champion" in aliases else f"/{version.version}"
+    done = RegisteredVersion(
+        name=card.name, version=str(version.version), aliases=tuple(aliases), uri=f"models:/{card.name}{pointer}"
     )
+    _remember(folder, done)
+    return done
+
+
+def _remember(run_dir: Path, version: RegisteredVersion) -> None:
+    """Write `RUN_DIR/registered.json`, for the commands that tell where the model is."""
+    aside = run_dir / f".{REGISTERED_NAME}.{os.getpid()}"
+    aside.write_text(json.dumps(dataclasses.asdict(version), indent=1) + "\n")
+    aside.replace(run_dir / REGISTERED_NAME)
 
 
 def _run_id(run_dir: Path) -> str:
