@@ -1,0 +1,137 @@
+"""What the launcher shows while a job runs, read from the run's own files: a bar on a terminal, lines in a log."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs import Outcome, Update
+from pipeline.journal import FILE_NAME
+from pipeline.words import duration
+
+LINE_EVERY_S = 10.0
+"""Seconds between two lines where there is no terminal."""
+TAIL_BYTES = 4096
+
+
+def newest_record(run_dir: Path) -> dict[str, Any] | None:
+    """The last whole record of the journal, from its last bytes alone."""
+    try:
+        with (run_dir / FILE_NAME).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines[:-1]):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return None
+
+
+class Progress:
+    """Shows a job's state and the training's newest step."""
+
+    def __init__(self, run_dir: Path, total_steps: int) -> None:
+        """Follow the run in `run_dir` to its `total_steps`."""
+        self._run_dir = run_dir
+        self._total = total_steps
+        self._state = ""
+        self._bar: Any = None
+        self._shown = (0.0, -1)
+        self._first: tuple[float, int] | None = None
+
+    def show(self, update: Update) -> None:
+        """Take one look; prints where something changed."""
+        if str(update) != self._state:
+            self._state = str(update)
+            self._print(f"job is {self._state}")
+        record = newest_record(self._run_dir)
+        if record is None:
+            return
+        step, now = int(record["step"]), time.monotonic()
+        if self._first is None or step < self._first[1]:
+            self._first = (now, step)
+        if sys.stderr.isatty():
+            self._show_bar(record)
+        elif step != self._shown[1] and (now - self._shown[0] >= LINE_EVERY_S or step == self._total):
+            self._shown = (now, step)
+            remaining = ""
+            if step > self._first[1]:
+                seconds = (now - self._first[0]) / (step - self._first[1]) * (self._total - step)
+                remaining = f"  remaining {duration(seconds)}"
+            rate = f"{record['images_per_s']:.0f} images/s"
+            print(f"step {step}/{self._total}  loss {record['loss']:.4f}  {rate}{remaining}", flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def _show_bar(self, record: dict[str, Any]) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=self._total, initial=record["step"], unit="step", dynamic_ncols=True)
+        self._bar.n = record["step"]
+        self._bar.set_postfix(loss=f"{record['loss']:.4f}", images_per_s=f"{record['images_per_s']:.0f}")
+
+
+def closing_words(run_dir: Path, outcome: Outcome) -> str:
+    """The last lines of a launch: what came of it, where everything is, what to type next."""
+    from pipeline import run_dir as run_directory
+
+    lines = [""]
+    registered = _json(run_dir / "registered.json")
+    card = _json(run_dir / "export" / "model.json")
+    record = newest_record(run_dir)
+    tracking = run_directory.document(run_dir).get("tracking_uri")
+    if outcome is Outcome.FINISHED and card:
+        lines.append(
+            f"trained {card['name']}: top-1 {card['top1']:.4f}, top-5 {card['top5']:.4f} "
+            f"on {card['validation_samples']:,} validation images, {card['step']:,} steps"
+        )
+    else:
+        step = record["step"] if record else 0
+        lines.append(
+            f"the training is {outcome.value} after step {step}; the same command with this --run-dir goes on:"
+        )
+        lines.append(f"    --run-dir {run_dir}")
+    lines.append(f"run       {run_dir}")
+    lines.append(f"logs      {run_dir / 'submitit'}")
+    if card:
+        lines.append(f"weights   {run_dir / 'export' / 'model.safetensors'}")
+    if tracking:
+        lines.append(f"tracking  {tracking}")
+    if registered:
+        name, version = registered["name"], registered["version"]
+        aliases = ", ".join(f"@{alias}" for alias in registered["aliases"])
+        lines.append(f"model     models:/{name}/{version} ({aliases})")
+        ui = f"--backend-store-uri {tracking}" if tracking else "(your tracking server)"
+        setting = f'mlflow.set_tracking_uri("{tracking}"); ' if tracking else ""
+        alias = "champion" if "champion" in registered["aliases"] else registered["aliases"][0]
+        lines += [
+            "next:",
+            f"    uv run mlflow ui {ui}",
+            f"    python -m pipeline.evaluate models:/{name}@{alias} --shards SHARDS",
+            f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"models:/{name}@{alias}\")'",
+        ]
+    elif outcome is Outcome.FINISHED:
+        lines.append("the model is not registered yet; when the tracking server answers:")
+        lines.append(f"    python -m pipeline.register {run_dir}")
+    return "\n".join(lines)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

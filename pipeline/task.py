@@ -1,0 +1,36 @@
+"""A run directory as a task for `jobs`; torch is imported only where it runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import Outcome, StopRequested
+
+if TYPE_CHECKING:
+    from pipeline.train import Attempt
+
+
+class TrainTask:
+    """Trains the run whose `config.json` stands in `run_dir`. Picklable; nothing in it decides where to go on."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Keep the folder; nothing is opened here."""
+        self.run_dir = Path(run_dir)
+        self._attempt: Attempt | None = None
+
+    def progress(self) -> str:
+        """The newest checkpoint's name, for counting the attempts that get nowhere."""
+        steps = sorted(path.name for path in (self.run_dir / "checkpoints").glob("step_*"))
+        exported = (self.run_dir / "export" / "model.json").exists()
+        return f"{steps[-1] if steps else 'step_00000000'}{' exported' if exported else ''}"
+
+    def __call__(self, stop_requested: StopRequested) -> Outcome:
+        """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
+        from pipeline.train import Attempt
+
+        self._attempt = Attempt(self.run_dir)
+        return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED
+
+    def ended(self, outcome: Outcome) -> None:
+        """Give the MLflow run the status that the job's end deserves. Rank 0 alone."""
+        if self._attempt is not None:
+            self._attempt.close(outcome.value)

@@ -1,0 +1,159 @@
+"""Every ZeRO stage and precision trains as a plain PyTorch loop does, and takes up what any other left."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pipeline.distributed import World
+from pipeline.ema import Ema
+from pipeline.engine import DTYPES, Engine, decay_groups, soft_cross_entropy
+from pipeline.recorder import Recorder
+from pipeline.saving import Saver
+from pipeline.model import build_model, step_seed
+from tests.pipeline.ranks import run_ranks
+
+CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS = 5, 32, 2, 2, 2, 4
+LR = 1e-3
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        global_batch_size=MICRO * ACCUMULATION * WORLD,
+        micro_batch_size=MICRO,
+        ema_decay=0.9,
+        precision="fp32",
+        model=ModelConfig(name="transxnet_n", image_size=SIDE, drop_path_rate=0.0),
+        mix=MixConfig(mixup=0.0, cutmix=0.0),
+        optimizer=OptimizerConfig(clip_grad_norm=5.0),
+    )
+    return replace(config, **changes)
+
+
+def micro_batches(step: int, rank: int, accumulation: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same samples of a step, dealt position by position, for any number of ranks."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    count = MICRO * ACCUMULATION * WORLD
+    images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
+    targets = torch.softmax(2 * torch.randn(count, CLASSES, generator=generator), dim=1)
+    world = count // (MICRO * accumulation)
+    mine_images, mine_targets = images[rank::world], targets[rank::world]
+    return [(mine_images[i : i + MICRO], mine_targets[i : i + MICRO]) for i in range(0, len(mine_images), MICRO)]
+
+
+def plain_loop(precision: str) -> dict[str, Any]:
+    """The reference: one process, PyTorch alone; BatchNorm sees each micro-batch by itself, as a rank does."""
+    config = make_config()
+    model = build_model(config, CLASSES).train()
+    optimizer = torch.optim.AdamW(decay_groups(model, config.optimizer.weight_decay), lr=LR)
+    losses, norms = [], []
+    ema = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in range(STEPS):
+        parts = [b for rank in range(WORLD) for b in micro_batches(step, rank, ACCUMULATION)]
+        total = 0.0
+        for images, targets in parts:
+            with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+                loss = soft_cross_entropy(model(images), targets)
+            (loss / len(parts)).backward()
+            total += float(loss) / len(parts)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, parameter in model.named_parameters():
+            ema[name] = 0.9 * ema[name] + 0.1 * parameter.detach()
+        losses.append(total)
+    return {"losses": losses, "norms": norms, "ema": ema}
+
+
+class Trained:
+    """An engine with its average and saver in a run directory."""
+
+    def __init__(self, config: TrainConfig, world: World, run_dir: Path) -> None:
+        self.config, self.world = config, world
+        self.engine = Engine(build_model(config, CLASSES), config, world)
+        partitioned = config.zero_stage == 3
+        self.ema = Ema(self.engine.local_weights(), self.engine.model, config.ema_decay, partitioned=partitioned)
+        recorder = Recorder(run_dir, world)
+        self.saver = Saver(CheckpointStore(run_dir), self.engine, self.ema, recorder, keep=9, facts={})
+
+    def steps(self, first: int, last: int) -> list[tuple[float, float]]:
+        from pipeline.distributed import sum_over_ranks
+
+        out = []
+        for step in range(first, last):
+            batches = micro_batches(step, self.world.rank, self.engine.accumulation)
+            seed = step_seed(self.config, step, self.world.rank)
+            loss, norm = self.engine.step(iter(batches), lr=LR, seed=seed)
+            self.ema.update()
+            [total] = sum_over_ranks([loss])
+            out.append((total / self.world.size, norm))
+        return out
+
+
+def train_all(world: World, variants: list[tuple[int, str]], folder: str) -> dict[tuple[int, str], Any]:
+    results = {}
+    for stage, precision in variants:
+        trained = Trained(make_config(zero_stage=stage, precision=precision), world, Path(folder))
+        curve = trained.steps(0, STEPS)
+        results[stage, precision] = {"curve": curve, "ema": {k: v.clone() for k, v in trained.ema.full_state().items()}}
+    return results
+
+
+# DeepSpeed's autocast is a switch of the process that no engine turns off again: fp32 comes first.
+VARIANTS = [(stage, precision) for precision in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3)]
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "fp16": 0.01}
+
+
+def test_stages_and_precisions_agree_with_plain_pytorch(tmp_path: Path):
+    [results, other] = run_ranks(train_all, WORLD, VARIANTS, str(tmp_path))
+    references = {precision: plain_loop(precision) for precision in TOLERANCE}
+    for (stage, precision), result in results.items():
+        reference, tolerance = references[precision], TOLERANCE[precision]
+        losses, norms = zip(*result["curve"], strict=True)
+        assert losses == pytest.approx(reference["losses"], rel=tolerance), (stage, precision)
+        assert norms == pytest.approx(reference["norms"], rel=20 * tolerance), (stage, precision)
+        assert losses[-1] != losses[0]
+        for name, expected in reference["ema"].items():
+            bound = 1e-5 if precision == "fp32" else 4 * LR
+            torch.testing.assert_close(result["ema"][name], expected, rtol=0, atol=bound, msg=f"{stage} {name}")
+        for name, value in result["ema"].items():
+            assert torch.equal(value, other[stage, precision]["ema"][name]), f"ranks differ in {name}"
+
+
+def interrupted(world: World, before: int, after: int, run_dir: str) -> dict[str, Any]:
+    """Two steps under one stage, saved; taken up by a new engine under another."""
+    first = Trained(make_config(zero_stage=before), world, Path(run_dir))
+    first.steps(0, 2)
+    first.saver.start(2, None)
+    first.saver.finish()
+    going_on = first.steps(2, STEPS)
+    second = Trained(make_config(zero_stage=after), world, Path(run_dir))
+    assert second.saver.restore() == 2
+    resumed = second.steps(2, STEPS)
+    buffers = [dict(t.engine.model.named_buffers()) for t in (first, second)]
+    same_buffers = all(torch.equal(buffers[0][n], buffers[1][n]) for n in buffers[0])
+    states = [t.ema.full_state() for t in (first, second)]
+    same_ema = all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    return {"going_on": going_on, "resumed": resumed, "same": same_buffers and same_ema}
+
+
+def resume_all(world: World, folder: str) -> list[tuple[int, int, Any]]:
+    return [
+        (before, after, interrupted(world, before, after, f"{folder}/{before}{after}"))
+        for before, after in [(0, 0), (1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (0, 2), (2, 0)]
+    ]
+
+
+def test_resumed_state_continues_bit_for_bit(tmp_path: Path):
+    for before, after, result in run_ranks(resume_all, WORLD, str(tmp_path))[0]:
+        if before == after:
+            assert result["resumed"] == result["going_on"], (before, after)
+            assert result["same"], (before, after)
+        else:
+            for (loss, norm), (expected_loss, expected_norm) in zip(result["resumed"], result["going_on"], strict=True):
+                assert loss == pytest.approx(expected_loss, rel=1e-6), (before, after)
+                assert norm == pytest.approx(expected_norm, rel=1e-4), (before, after)
