@@ -1,0 +1,199 @@
+"""How runs stand: `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.words import duration
+
+if TYPE_CHECKING:
+    from pipeline.status_data import RunStatus
+
+WATCH_EVERY_S = 5.0
+
+
+def sync_run(run_dir: Path) -> str:
+    """Send MLflow what it has not taken of a run; returns what was done, in a line.
+
+    Steps after the newest checkpoint are sent only when the training has finished: a resumed run computes them again.
+
+    Raises:
+        TrackingError: the server does not take it.
+        ValueError: the folder is no run.
+    """
+    from pipeline.status_data import run_state
+    from pipeline.tracking_client import TrackingError, mask_secrets, one_line
+    from pipeline.tracking_shipper import EVERYTHING, Shipper
+    from pipeline.tracking_state import durable_step, shipping_lock
+
+    with shipping_lock(run_dir, wait=False) as free:
+        if not free:
+            return f"{run_dir} is being trained and sends by itself; nothing to do"
+        shipper = Shipper(run_dir)
+        before = shipper.state.shipped_step
+        seen = run_state(run_dir)
+        if shipper.state.status == "RUNNING" and seen not in ("running", "submitted"):
+            # Everything was killed at once, the worker too: nobody could say how it ended.
+            shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(seen, "KILLED"))
+        try:
+            shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
+            shipper.send_status()
+        except Exception as error:
+            raise TrackingError(f"MLflow at {mask_secrets(shipper.uri)} does not take it: {one_line(error)}") from error
+    state = shipper.state
+    sent = f"steps up to {state.shipped_step}" if state.shipped_step > before else "nothing was missing"
+    return f"MLflow run {state.run_id} at {state.tracking_uri}: {sent}, status {state.status}"
+
+
+def lines(status: "RunStatus", now: float) -> list[str]:
+    """A run in full."""
+    from pipeline.tracking_state import METRICS_NAME
+
+    rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
+    job = None if status.state == "finished" else _job(status.run_dir)
+    if job is not None:
+        rows["job"] = job
+    if status.images_per_s is not None:
+        rows["rate"] = f"{status.images_per_s:,.0f} images/s"
+    if status.remaining_s is not None:
+        rows["remaining"] = duration(status.remaining_s)
+    if status.loss is not None:
+        rows["loss"] = f"{status.loss:.4f}"
+    if status.top1 is not None:
+        rows["top-1"] = f"{100 * status.top1:.2f} %"
+    if status.checkpoint_step is not None:
+        age = "" if status.checkpoint_time is None else f", {duration(max(0, now - status.checkpoint_time))} ago"
+        rows["checkpoint"] = f"step {status.checkpoint_step}{age}"
+    else:
+        rows["checkpoint"] = "none yet"
+    if status.goodput is not None:
+        rows["goodput"] = f"{100 * status.goodput:.0f} % of the time since the first start"
+    rows["tracking"] = _tracking(status)
+    if status.registered:
+        rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"
+    rows["logs"] = str(status.logs)
+    rows["metrics"] = str(status.run_dir / METRICS_NAME)
+    return [f"{status.run_dir} ({status.model})", *(f"  {name:<11}{value}" for name, value in rows.items())]
+
+
+def table(statuses: "list[RunStatus]") -> list[str]:
+    """Many runs, one a line."""
+    head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", "top-1", "goodput")
+    rows: list[tuple[str, ...]] = [head]
+    for status in statuses:
+        rows.append(
+            (
+                status.run_dir.name,
+                status.model,
+                status.state,
+                str(status.attempts[-1].number if status.attempts else 0),
+                _step(status),
+                "" if status.images_per_s is None else f"{status.images_per_s:,.0f}",
+                "" if status.remaining_s is None else duration(status.remaining_s),
+                "" if status.checkpoint_step is None else str(status.checkpoint_step),
+                "" if status.loss is None else f"{status.loss:.4f}",
+                "" if status.top1 is None else f"{100 * status.top1:.2f} %",
+                "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _step(status: "RunStatus") -> str:
+    if status.total_steps is None:
+        return str(status.step)
+    return f"{status.step}/{status.total_steps} ({100 * status.step // max(1, status.total_steps)} %)"
+
+
+def _attempt(status: "RunStatus") -> str:
+    if not status.attempts:
+        return "none has started"
+    last = status.attempts[-1]
+    ranks = f" on {last.world_size} ranks" if last.world_size else ""
+    return f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
+
+
+def _tracking(status: "RunStatus") -> str:
+    state = status.tracking
+    if state is None or state.run_id is None:
+        return f"not in MLflow yet (python -m pipeline.status --sync {status.run_dir})"
+    behind = "" if state.sent_status == state.status else f"; to send: --sync {status.run_dir}"
+    return f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}{behind}"
+
+
+def _show(run_dir: Path | None, root: Path) -> tuple[list[str], bool]:
+    """Lines for one run, or for all below a folder; and whether nothing more will happen.
+
+    Raises:
+        ValueError: no such run.
+    """
+    from pipeline.status_data import find_runs, read_status
+
+    if run_dir is not None:
+        status = read_status(run_dir)
+        return lines(status, time.time()), status.state in ("finished", "failed", "cancelled")
+    runs = find_runs(root)
+    if not runs:
+        raise ValueError(f"no runs below {root}; give a run directory, or --runs FOLDER")
+    return table([read_status(run) for run in runs]), False
+
+
+def _job(run_dir: Path) -> str | None:
+    """How the cluster's queue sees the run's job; None where it ran here."""
+    from jobs import JobError, attach
+
+    submission = attach(run_dir / "submitit")
+    if submission is None:
+        return None
+    try:
+        return f"{submission.job_id} {submission.update()}"
+    except JobError as error:
+        return f"{submission.job_id}, but {error}"
+
+
+def _unsent(root: Path) -> list[Path]:
+    """Runs that MLflow has not taken all of."""
+    from pipeline.status_data import find_runs
+    from pipeline.tracking_state import load_state
+
+    states = {run: load_state(run) for run in find_runs(root)}
+    return [run for run, state in states.items() if state is None or state.sent_status != state.status]
+
+
+def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = False, runs: Path = Path("runs")) -> int:
+    """Show how a run stands, or all runs.
+
+    Args:
+        run_dir: A run's folder; without it, all below the folder of --runs.
+        watch: Look again every five seconds until the run has ended.
+        sync: Send MLflow what a server that did not answer has missed.
+        runs: Folder that holds the runs.
+    """
+    from pipeline.tracking_client import TrackingError, mask_secrets
+
+    try:
+        if sync:
+            for folder in [run_dir] if run_dir else _unsent(runs):
+                print(sync_run(folder))
+            return 0
+        while True:
+            text, over = _show(run_dir, runs)
+            if watch and sys.stdout.isatty():
+                print("\x1b[2J\x1b[H", end="")
+            print("\n".join(text), flush=True)
+            if not watch or over:
+                return 0
+            time.sleep(WATCH_EVERY_S)
+    except (TrackingError, ValueError) as error:
+        print(f"status: {mask_secrets(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(tyro.cli(main, prog="python -m pipeline.status", config=(tyro.conf.FlagCreatePairsOff,)))

@@ -1,0 +1,188 @@
+"""How a run stands, from its own files: no server, no cluster command, no torch."""
+
+import fcntl
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.tracking_state import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    TrackingState,
+    durable_step,
+    load_state,
+    read_config,
+    read_records,
+)
+
+ATTEMPTS_NAME = "attempts.jsonl"
+LOCK_NAME = ".lock"
+RECENT = 50
+"""Steps that the present rate is measured over."""
+
+State = Literal["submitted", "running", "finished", "interrupted", "cancelled", "failed", "killed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptSpan:
+    """One attempt of a run, from its start to its end or its last sign of life."""
+
+    number: int
+    started: float
+    """Unix seconds."""
+    ended: float
+    """Unix seconds; for a killed attempt the last thing it wrote."""
+    outcome: str | None
+    """As it said itself; None: it runs, or was killed."""
+    first_step: int
+    """Steps that were finished when it began."""
+    world_size: int
+    """Ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run at a moment. Times are unix seconds, fractions in [0, 1]; None is unknown."""
+
+    run_dir: Path
+    model: str
+    state: State
+    attempts: list[AttemptSpan]
+    step: int
+    total_steps: int | None
+    loss: float | None
+    top1: float | None
+    images_per_s: float | None
+    remaining_s: float | None
+    checkpoint_step: int | None
+    checkpoint_time: float | None
+    goodput: float | None
+    """Share of the time since the first start that went into steps which count."""
+    tracking: TrackingState | None
+    registered: dict[str, Any] | None
+    logs: Path
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Run directories directly below a folder, oldest first."""
+    runs = [path.parent for path in root.glob(f"*/{CONFIG_NAME}")]
+    return sorted(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime)
+
+
+def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
+    """Look at a run.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    config = read_config(run_dir)
+    now = time.time() if now is None else now
+    records = [record for record, _ in read_records(run_dir / METRICS_NAME)]
+    last = records[-1] if records else {}
+    state, attempts = run_state(run_dir), read_attempts(run_dir, records)
+    if state == "running" and attempts:
+        attempts[-1] = _until(attempts[-1], now)
+    step, total = int(last.get("step", 0)), config.get("total_steps") or config["train"].get("steps")
+    rate = _rate(records)
+    saved = durable_step(run_dir)
+    evaluated = next((record["eval_top1"] for record in reversed(records) if "eval_top1" in record), None)
+    manifest = run_dir / f"checkpoints/step_{saved:08d}/manifest.json"
+    return RunStatus(
+        run_dir=run_dir,
+        model=config["train"]["model"]["name"],
+        state=state,
+        attempts=attempts,
+        step=step,
+        total_steps=total,
+        loss=last.get("loss"),
+        top1=evaluated,
+        images_per_s=None if rate is None else rate * config["train"]["global_batch_size"],
+        remaining_s=(total - step) / rate if rate and total and state == "running" else None,
+        checkpoint_step=saved if saved >= 0 else None,
+        checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
+        goodput=goodput(records, attempts),
+        tracking=load_state(run_dir),
+        registered=_json(run_dir / "registered.json"),
+        logs=run_dir / "submitit",
+    )
+
+
+def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptSpan]:
+    """The attempts of a run in order; where the book of attempts is missing, as the records tell."""
+    spans: dict[int, AttemptSpan] = {}
+    events = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    for event in sorted([*events, *records], key=lambda entry: entry["time"]):
+        number, kind = int(event.get("attempt", 1)), event.get("event")
+        span = spans.get(number)
+        if span is None:
+            finished = int(event.get("step", 1)) - (0 if kind == "start" else 1)
+            span = AttemptSpan(
+                number=number,
+                started=event["time"] - float(event.get("step_s", 0)),
+                ended=event["time"],
+                outcome=None,
+                first_step=max(0, finished),
+                world_size=int(event.get("world_size", 0)),
+            )
+        span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
+        spans[number] = span
+    return [spans[number] for number in sorted(spans)]
+
+
+def goodput(records: list[dict[str, Any]], attempts: list[AttemptSpan]) -> float | None:
+    """Time of the steps that count over the time since the first attempt began; None without step times."""
+    spent = sum(float(record.get("step_s", 0)) for record in records)
+    if not attempts or not spent:
+        return None
+    wall = attempts[-1].ended - attempts[0].started
+    return min(1.0, spent / wall) if wall > 0 else None
+
+
+def _until(span: AttemptSpan, ended: float, outcome: str | None = None) -> AttemptSpan:
+    return replace(span, ended=max(span.ended, ended), outcome=outcome)
+
+
+def _rate(records: list[dict[str, Any]]) -> float | None:
+    """Steps a second over the last steps of the last attempt, evaluations and saves included."""
+    recent = records[-RECENT:]
+    recent = [record for record in recent if record.get("attempt") == recent[-1].get("attempt")]
+    if len(recent) < 2:
+        return None
+    seconds = recent[-1]["time"] - recent[0]["time"]
+    return (recent[-1]["step"] - recent[0]["step"]) / seconds if seconds > 0 else None
+
+
+def run_state(run_dir: Path) -> State:
+    """What a run is at, from its lock and its book of attempts."""
+    if _is_locked(run_dir / LOCK_NAME):
+        return "running"
+    ends = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    if not ends:
+        return "submitted"
+    last = ends[-1]
+    if last.get("event") != "end":
+        return "killed"
+    outcome = str(last.get("outcome"))
+    known: dict[str, State] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
+    return known.get(outcome, "interrupted")
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether an attempt holds the run; asks without writing."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
