@@ -17,7 +17,7 @@ MAX_PIXELS = 1 << 26
 # libjpeg's words for image data that is not there or is not what was written.
 _DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
 # Formats that are turned into JPEG; everything else is not an image for us.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _CONVERTED_QUALITY = 95
 _APP1 = 0xE1
 _START_OF_SCAN = 0xDA

@@ -44,13 +44,6 @@ class IndexOptions:
     """processes; by default one for each CPU this process may use"""
 
 
-@dataclass(frozen=True)
-class _ScanJob:
-    folder: Folder
-    name: str
-    decode_check: bool
-
-
 def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Manifest]:
     """Describe tars that others packed.
 
@@ -104,14 +97,15 @@ def _index_split(
     from sharding.packing import available_cpus
     from sharding.pool import run_jobs
     from sharding.progress import Progress
+    from sharding.scan import ScanJob, scan_for_index
 
     workers = max(1, min(options.workers or available_cpus(), len(shards)))
-    jobs = (_ScanJob(folder, shard, options.decode_check) for shard in shards)
+    jobs = (ScanJob(folder, shard, options.decode_check) for shard in shards)
     scans: dict[str, Scan] = {}
     tables: dict[str, pa.Table] = {}
     number = {shard: position for position, shard in enumerate(shards)}
     with Progress(f"index {name}-{split}", 0) as progress:
-        for scan, table in run_jobs(_scan, jobs, workers):
+        for scan, table in run_jobs(scan_for_index, jobs, workers):
             scans[scan.name] = scan
             shard_column = pa.array(np.full(len(table), number[scan.name], np.int32))
             tables[scan.name] = table.set_column(table.schema.get_field_index("shard"), "shard", shard_column)
@@ -152,20 +146,6 @@ def _index_split(
         say(f"  {len(faults)} samples left out")
     say(f"  digest {manifest.digest}")
     return manifest
-
-
-def _scan(job: _ScanJob) -> tuple[Scan, pa.Table]:
-    """Read one shard; its rows travel as a table."""
-    import dataclasses
-
-    from sharding.errors import ManifestError
-    from sharding.scan import scan_shard
-
-    try:
-        scan = scan_shard(job.folder, job.name, decode_check=job.decode_check)
-    except OSError as error:
-        raise ManifestError(f"{job.folder.location}/{job.name} cannot be read: {error}") from error
-    return dataclasses.replace(scan, rows=[]), scan.table(0)
 
 
 def _classes(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +27,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
     """Apply a function to every job, in any order.
 
     Args:
-        function: importable by name.
+        function: importable by name from a module that is not run as the program.
         jobs: consumed as workers become free.
         workers: processes; 1 works in this process.
 
@@ -39,7 +42,8 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
     pending: set[Future[Result]] = set()
     try:
         for job in jobs:
-            pending.add(pool.submit(function, job))
+            with _without_main():
+                pending.add(pool.submit(function, job))
             if len(pending) >= workers * _JOBS_AHEAD:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -55,6 +59,20 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
         _end(pool)
         raise
     pool.shutdown()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Start workers that do not import the program's main module.
+
+    They need none of it, and a script without a `__name__` guard would start itself again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

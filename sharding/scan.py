@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from sharding.errors import ImageError, SourceError
+from sharding.errors import ImageError, ManifestError, SourceError
 from sharding.images import ImagePolicy, pack_image
 from sharding.manifest import INDEX_SCHEMA
 from sharding.storage import Folder
@@ -185,3 +186,25 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         "xxh64": xxhash.xxh64_intdigest(sample.data),
     }
     return row, facts.get("class")
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """A shard to scan: its folder, its name, and whether to decode every image."""
+
+    folder: Folder
+    name: str
+    decode_check: bool
+
+
+def scan_for_index(job: ScanJob) -> tuple[Scan, pa.Table]:
+    """Scan one shard in a worker; its rows travel as a table, `shard` 0.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    try:
+        scan = scan_shard(job.folder, job.name, decode_check=job.decode_check)
+    except OSError as error:
+        raise ManifestError(f"{job.folder.location}/{job.name} cannot be read: {error}") from error
+    return dataclasses.replace(scan, rows=[]), scan.table(0)

@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from sharding.errors import OutputError, ShardingError
 
+_STREAM_BUFFER = 4 << 20  # of one ranged request
 _MAX_BUFFERS = 512  # of one writev; IOV_MAX is 1024 on Linux
 
 
@@ -107,6 +108,13 @@ class Folder:
         filesystem, path = open_filesystem(location)
         return cls(location, filesystem, path)
 
+    @classmethod
+    def holding(cls, location: str) -> tuple[Folder, str]:
+        """The folder that holds a file, and the file's name."""
+        whole = cls.open(location)
+        path, _, name = whole.path.rpartition("/")
+        return cls(location, whole.filesystem, path), name
+
     @property
     def is_local(self) -> bool:
         """Whether plain system calls reach it."""
@@ -157,7 +165,9 @@ class Folder:
     def open_stream(self, name: str) -> IO[bytes]:
         """Open a file for reading from its beginning to its end."""
         path = self.join(name)
-        return open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path)
+        return (
+            open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path, buffer_size=_STREAM_BUFFER)
+        )
 
     def read(self, name: str) -> bytes:
         """The whole content of a file."""

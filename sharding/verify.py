@@ -36,15 +36,6 @@ class VerifyOptions:
     """decode each image"""
 
 
-@dataclass(frozen=True)
-class _ShardCheck:
-    folder: Folder
-    manifest: Manifest
-    number: int
-    rows: pa.Table
-    decode_check: bool
-
-
 def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Fault]:
     """Verify all splits that the options name.
 
@@ -80,6 +71,7 @@ def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: 
 
 
 def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) -> list[Fault]:
+    from sharding.checks import ShardCheck, check_shard
     from sharding.imagenet import audit, is_imagenet
     from sharding.manifest import load_index
     from sharding.packing import available_cpus
@@ -100,12 +92,12 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     for shard in manifest.shards:
         bounds.append(bounds[-1] + shard.samples)
     checks = (
-        _ShardCheck(folder, manifest, number, index.slice(bounds[number], shard.samples), options.decode_check)
+        ShardCheck(folder, manifest, number, index.slice(bounds[number], shard.samples), options.decode_check)
         for number, shard in enumerate(manifest.shards)
     )
     workers = max(1, min(options.workers or available_cpus(), len(manifest.shards)))
     with Progress(f"verify {manifest.stem}", manifest.num_samples) as progress:
-        for number, found in run_jobs(_check_shard, checks, workers):
+        for number, found in run_jobs(check_shard, checks, workers):
             faults += found
             progress.add(manifest.shards[number].samples, manifest.shards[number].bytes, written=True)
     if manifest.settings.get("whole_imagenet") and is_imagenet(manifest.classes, manifest.split):
@@ -133,40 +125,6 @@ def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
     keys, repeats = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
     faults += [Fault(file, key, "comes more than once") for key in keys[repeats > 1]]
     return faults
-
-
-def _check_shard(check: _ShardCheck) -> tuple[int, list[Fault]]:
-    """Compare one shard with the manifest and its rows of the index."""
-    from sharding.scan import Fault, scan_shard
-
-    shard, name = check.manifest.shards[check.number], check.manifest.shards[check.number].name
-    try:
-        scan = scan_shard(check.folder, name, decode_check=check.decode_check)
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        return check.number, [Fault(name, "", reason)]
-    # Samples that the manifest itself lists as left out are in tars packed by others.
-    skipped = {entry.key for entry in check.manifest.odd if entry.action == "skipped"}
-    faults = [fault for fault in scan.faults if fault.key not in skipped]
-    if scan.bytes != shard.bytes:
-        faults.append(Fault(name, "", f"has {scan.bytes:,} bytes, the manifest says {shard.bytes:,}"))
-    if scan.sha256 != shard.sha256:
-        faults.append(Fault(name, "", "its SHA-256 is not the manifest's"))
-    expected = {row.pop("key"): row for row in check.rows.drop_columns(["shard"]).to_pylist()}
-    found = {row["key"]: row for row in scan.rows if row["key"] not in skipped}
-    named = {fault.key for fault in faults}
-    for key, row in found.items():
-        if key not in expected:
-            faults.append(Fault(name, key, "is not in the index"))
-            continue
-        differing = [column for column, value in expected[key].items() if row[column] != value]
-        if differing:
-            said = ", ".join(f"{column} {row[column]} (index: {expected[key][column]})" for column in differing)
-            faults.append(Fault(name, key, f"differs from the index: {said}"))
-    faults += [
-        Fault(name, key, "is missing from the shard") for key in expected if key not in found and key not in named
-    ]
-    return check.number, faults
 
 
 def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:

@@ -64,8 +64,7 @@ def find_class_list(root: Folder, given: str | None) -> ClassList | None:
         SourceError: the file given is not there or is no list.
     """
     if given is not None:
-        location, _, name = given.rpartition("/")
-        folder = Folder.open(location or ".")
+        folder, name = Folder.holding(given)
         if folder.size(name) is None:
             raise SourceError(f"--classes {given}: there is no such file")
         return read_synset_mapping(folder.read(name).decode("utf-8", "replace"), given)

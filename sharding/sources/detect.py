@@ -27,7 +27,7 @@ def open_source(location: str) -> Folder:
     root = Folder.open(location)
     kind = root.filesystem.get_file_info(root.path).type
     if kind == fs.FileType.File:
-        root = Folder.open(location.rpartition("/")[0] or ".")
+        root, _ = Folder.holding(location)
     elif kind != fs.FileType.Directory:
         raise SourceError(f"the source {location!r} does not exist. Give the folder that holds ImageNet with --source.")
     return root

@@ -1,8 +1,6 @@
 """The same bytes however the work is shared, and a clear refusal of what does not fit."""
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,60 +8,11 @@ from pathlib import Path
 import pytest
 
 from sharding import OutputError, ShardingError, load_index, load_manifest
-from sharding.build import BuildOptions, build
 from sharding.tasks import slurm_task
-from tests.sharding.synthetic import photograph, train_images, validation_images, write_folders
+from tests.sharding.packing import REPOSITORY, command, contents, environment, flags, pack, start
+from tests.sharding.synthetic import photograph
 
-REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "../shared/imagenet-sample"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Some forty images of 60 kB, so that shards of one MB are several."""
-    root = tmp_path_factory.mktemp("source")
-    write_folders(root, train_images(1), validation_images(10))
-    for number in range(40):
-        folder = root / "train" / train_images(1)[number % 10].wnid
-        (folder / f"{folder.name}_{100 + number}.JPEG").write_bytes(photograph(number, 1200, 1200))
-    return str(root)
-
-
-@pytest.fixture(scope="module")
-def reference(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    output = tmp_path_factory.mktemp("reference")
-    pack(source, output)
-    digests = contents(output)
-    assert sum(name.endswith(".tar") for name in digests) >= 4
-    return digests
-
-
-def pack(source: str, output: Path, **options):
-    return build(
-        BuildOptions(
-            **{"source": source, "output": str(output), "split": "train", "shard_mb": 1, "workers": 1} | options
-        )
-    )
-
-
-def contents(output: Path) -> dict[str, str]:
-    """SHA-256 of every file, hidden ones too."""
-    return {
-        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in output.rglob("*")
-        if path.is_file()
-    }
-
-
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | variables
-    return subprocess.run(
-        [sys.executable, "-m", "sharding.build", *arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_workers_do_not_change_a_byte(source: str, reference: dict[str, str], tmp_path: Path):
@@ -81,10 +30,7 @@ def test_tasks_do_not_change_a_byte_and_the_last_publishes(source: str, referenc
 
 def test_slurm_variables_share_the_work(source: str, reference: dict[str, str], tmp_path: Path):
     for process in ("0", "1"):
-        done = command(
-            *("--source", source, "--output", str(tmp_path), "--split", "train", "--shard-mb", "1", "--workers", "1"),
-            **{"SLURM_STEP_ID": "0", "SLURM_PROCID": process, "SLURM_NTASKS": "2"},
-        )
+        done = command(*flags(source, tmp_path), SLURM_STEP_ID="0", SLURM_PROCID=process, SLURM_NTASKS="2")
         assert done.returncode == 0, done.stderr
         assert ("left to the other tasks" in done.stdout) == (process == "0")
     assert contents(tmp_path) == reference
@@ -157,24 +103,30 @@ def test_shards_of_others_are_not_overwritten(source: str, tmp_path: Path):
 
 
 def test_second_build_on_one_output_is_refused_while_the_first_runs(source: str, tmp_path: Path):
-    arguments = ["--source", source, "--output", str(tmp_path), "--split", "train", "--shard-mb", "1", "--workers", "1"]
     slow = "import time, sharding.writer as w; p = w.pack_image; w.pack_image = lambda *a: (time.sleep(0.2), p(*a))[1]"
-    first = subprocess.Popen(
-        [sys.executable, "-c", f"{slow}; import sys; from sharding.build import main; sys.exit(main())", *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-    )
+    first = start(*flags(source, tmp_path), prelude=slow)
     try:
         while not list(tmp_path.glob(".imagenet1k-train.parts/*.lock")):
             assert first.poll() is None
-        second = command(*arguments)
+        second = command(*flags(source, tmp_path))
         assert second.returncode == 1
         assert "another build is writing imagenet1k-train" in second.stderr
     finally:
         first.kill()
         first.wait()
-    third = command(*arguments)
+    third = command(*flags(source, tmp_path))
     assert third.returncode == 0, third.stderr
+
+
+def test_a_script_without_a_main_guard_may_use_workers(source: str, reference: dict[str, str], tmp_path: Path):
+    script = tmp_path / "script.py"
+    output = tmp_path / "out"
+    options = f"source={source!r}, output={str(output)!r}, split='train', shard_mb=1, workers=2"
+    script.write_text(f"from sharding.build import BuildOptions, build\nbuild(BuildOptions({options}))\n")
+    paths = environment(PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=paths, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(output) == reference
 
 
 def test_splits_of_one_name_share_their_labels(source: str, tmp_path: Path):
