@@ -6,13 +6,16 @@ It can launch any function; it knows Submitit and the standard library, and noth
 from jobs.cluster import Cluster, choose_cluster
 from jobs.errors import JobError
 from jobs.folders import private_directory
+from jobs.partitions import fit, node_groups
 from jobs.resources import Resources
+from jobs.snapshot import Code, settle
 from jobs.submission import Submission, Update
 from jobs.submit import attach, dry_run, local_words, submit
 from jobs.task import Outcome, StopRequested, Task
 
 __all__ = [
     "Cluster",
+    "Code",
     "JobError",
     "Outcome",
     "Resources",
@@ -23,7 +26,10 @@ __all__ = [
     "attach",
     "choose_cluster",
     "dry_run",
+    "fit",
     "local_words",
+    "node_groups",
     "private_directory",
+    "settle",
     "submit",
 ]

@@ -107,7 +107,7 @@ class Debug(DebugExecutor):
 
 
 def build_executor(
-    cluster: Cluster, folder: Path, resources: Resources, name: str, *, code: Path | None = None, attached: bool = True
+    cluster: Cluster, folder: Path, resources: Resources, name: str, *, code: Path, attached: bool = True
 ) -> Executor:
     """The executor of a cluster, with all that the job needs set.
 
@@ -116,11 +116,10 @@ def build_executor(
         folder: for scripts, pickles and logs; seen by all nodes.
         resources: what to ask for, already checked.
         name: of the job, in the queue.
-        code: folder that holds the packages that the processes import; None means those of this process.
+        code: folder that holds the packages that the processes import.
         attached: on the local cluster, whether the job stops when this process ends.
     """
     folder = folder.absolute()
-    code = code or Path(__file__).resolve().parents[1]
     if cluster == "local":
         return Local(folder, resources, code, attached=attached)
     if cluster == "debug":

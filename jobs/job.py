@@ -1,16 +1,21 @@
 """The callable that Submitit pickles: run a task where the cluster placed it, and settle what happens when it stops."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 from jobs import attempts
+from jobs.doctor import report, write
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
 from jobs.failure import is_consequence
 from jobs.preemption import StopFlag
 from jobs.presence import share_claim, stop_when_orphaned
+from jobs.rendezvous import meet
 from jobs.requeue import Fate, clear_leftovers, fate, requeue
+from jobs.resources import Resources
+from jobs.snapshot import Code
 from jobs.task import Outcome, Task
 
 
@@ -21,12 +26,14 @@ class Job:
     may import for many seconds. Nothing that decides where to go on is in here: the task finds that on disk.
     """
 
-    def __init__(self, task: Task, folder: Path, max_stalls: int) -> None:
+    def __init__(self, task: Task, folder: Path, resources: Resources, code: Code) -> None:
         import cloudpickle
 
         self._task = cloudpickle.dumps(task)
         self._folder = folder
-        self._max_stalls = max_stalls
+        self._max_stalls = resources.max_stalls
+        self._meeting_s = resources.meeting_s
+        self._code = code
 
     def checkpoint(self) -> Any:
         """What Submitit writes for the next attempt: the same again."""
@@ -57,11 +64,23 @@ class Job:
                 share_claim(self._folder)
             if cluster != "debug":
                 clear_leftovers()
+            hosts = meet(place, self._meeting_s)
+            if place.rank == 0:
+                self._examine(place, hosts)
             task = cloudpickle.loads(self._task)
             return self._lead(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
         finally:
             if cluster == "debug":
                 flag.restore()
+            else:
+                flag.close()
+
+    def _examine(self, place: Place, hosts: list[str]) -> None:
+        """Rank 0: put the doctor's report into the log and beside it, where JOB_REPORT tells the task to find it."""
+        path = self._folder / f"{place.job_id}_report_{place.restarts}.json"
+        words = report(place, hosts, [Path.cwd(), self._folder, Path("/tmp")], self._code.words())
+        os.environ["JOB_REPORT"] = str(path)
+        print(write(path, words), flush=True)
 
     def _lead(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> Outcome:
         """Rank 0: keep the book of attempts around the task, and requeue."""

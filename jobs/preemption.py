@@ -26,6 +26,10 @@ class StopFlag:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def close(self) -> None:
+        """Let nothing through any more: an interpreter that shuts down would die of a signal, and its job with it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))
 

@@ -45,6 +45,7 @@ class Resources:
         signal_delay_s: how long before the time limit the job is asked to save; None means two minutes, or a quarter of
             a limit under eight minutes.
         max_stalls: attempts that may start from the same place before the job is ended.
+        meeting_s: how long the processes wait for each other at the start.
     """
 
     nodes: int = 1
@@ -64,6 +65,7 @@ class Resources:
     slurm: Mapping[str, str] = field(default_factory=dict)
     signal_delay_s: int | None = None
     max_stalls: int = 5
+    meeting_s: float = 300.0
 
     @property
     def processes_per_node(self) -> int:

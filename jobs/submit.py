@@ -13,6 +13,7 @@ from jobs.errors import JobError
 from jobs.folders import private_directory
 from jobs.job import Job
 from jobs.resources import Resources
+from jobs.snapshot import Code
 from jobs.submission import LAST, Submission
 from jobs.task import Task
 
@@ -24,7 +25,7 @@ def submit(
     folder: Path,
     resources: Resources,
     name: str,
-    code: Path | None = None,
+    code: Code | None = None,
     attached: bool = True,
 ) -> Submission:
     """Submit `task` to run in every process of one job.
@@ -35,7 +36,7 @@ def submit(
         folder: for scripts, pickles, logs and the book of attempts; on a file system that all nodes see.
         resources: what to ask for.
         name: of the job, in the queue.
-        code: folder that holds the packages that the processes import; None means those of this process.
+        code: what the processes import, from `settle`; None means the packages of this process, wherever they are.
         attached: on the local cluster, whether the processes stop when this one ends, however it ends.
 
     Returns:
@@ -50,8 +51,9 @@ def submit(
     resources.check()
     folder = private_directory(folder)
     _refuse_second(folder)
-    job = Job(task, folder, resources.max_stalls)
-    executor = build_executor(cluster, folder, resources, name, code=code, attached=attached)
+    code = code or Code(root=own_root())
+    job = Job(task, folder, resources, code)
+    executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
     submitted = _submit_privately(executor, job)
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
@@ -124,7 +126,7 @@ def attach(folder: Path) -> Submission | None:
     return SlurmSubmission(folder.absolute(), str(words["job_id"]), int(words["world_size"]))
 
 
-def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, code: Path | None = None) -> str:
+def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, code: Code | None = None) -> str:
     """What `submit` would hand over, made by the same code; nothing is written and no Slurm is needed.
 
     Returns:
@@ -142,9 +144,14 @@ def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, 
         command = rank_command(shlex.quote(sys.executable), folder.expanduser().absolute())
         limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
         return f"{local_words(resources)}{limit}, each:\n{command}\n"
-    executor = build_executor(cluster, folder, resources, name, code=code)
+    executor = build_executor(cluster, folder, resources, name, code=code.root if code else own_root())
     assert isinstance(executor, Slurm)
     return executor.script()
+
+
+def own_root() -> Path:
+    """The folder that holds the packages of this process."""
+    return Path(__file__).resolve().parents[1]
 
 
 def local_words(resources: Resources) -> str:

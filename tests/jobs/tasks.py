@@ -100,6 +100,8 @@ class Count:
         first = self.saved()
         with (self.folder / f"rank{rank}").open("a") as file:
             file.write(f"{first} {os.getpid()} {restarts} {os.environ['MASTER_PORT']}\n")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
+        (self.folder / f"place{rank}").write_text(f"{os.environ['LOCAL_RANK']} {devices}\n")
         print(f"rank {rank} starts at {first}", flush=True)
         for step in range(first, self.end):
             if self.raise_at == (rank, step):

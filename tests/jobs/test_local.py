@@ -17,12 +17,18 @@ from jobs.submission import Submission
 from tests.jobs.tasks import Count
 
 REPOSITORY = Path(__file__).parents[2]
+CODE = jobs.Code(root=REPOSITORY)
 
 
 def submit(folder: Path, **changes) -> Submission:
     task = Count(folder=folder, **{"end": 40, "pause_s": 0.02, **changes})
     return jobs.submit(
-        task, cluster="local", folder=folder / "jobs", resources=jobs.Resources(nodes=3), name="count", code=REPOSITORY
+        task,
+        cluster="local",
+        folder=folder / "jobs",
+        resources=jobs.Resources(nodes=3),
+        name="count",
+        code=CODE,
     )
 
 
@@ -105,7 +111,12 @@ def test_unpicklable_import_fails_with_its_own_words(tmp_path):
         module.write_text("import no_such_module\n")
         folder = tmp_path / "jobs"
         submission = jobs.submit(
-            breaks.task, cluster="local", folder=folder, resources=jobs.Resources(), name="x", code=tmp_path
+            breaks.task,
+            cluster="local",
+            folder=folder,
+            resources=jobs.Resources(),
+            name="x",
+            code=jobs.Code(root=tmp_path),
         )
     finally:
         sys.path.remove(str(tmp_path))
@@ -165,7 +176,12 @@ def test_job_that_gets_nowhere_is_given_up(tmp_path):
     folder = tmp_path / "jobs"
     task = Count(folder=tmp_path, end=1000, pause_s=0.02, stuck=True)
     submission = jobs.submit(
-        task, cluster="local", folder=folder, resources=jobs.Resources(max_stalls=3), name="x", code=REPOSITORY
+        task,
+        cluster="local",
+        folder=folder,
+        resources=jobs.Resources(max_stalls=3),
+        name="x",
+        code=CODE,
     )
     done = threading.Event()
 

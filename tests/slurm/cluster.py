@@ -15,12 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
 FIRST_PORT, LAST_PORT = 11000, 19000
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+"""Stand for GPUs: Slurm wants device files to count and to number, and opens none of them."""
 DEFAULT_DIRECTORY = Path(f"/tmp/slurm-rehearsal-{os.getuid()}")
 
 
@@ -31,7 +33,7 @@ class Settings:
     Attributes:
         grace_s: seconds between the announcement of a preemption and the kill.
         user_signal: whether a preemption also sends the signal of `--signal`.
-        gpus: GPUs each node claims to have; counted only, no device is touched.
+        gpus: GPUs each node claims to have, at most 4; counted and numbered only, no device is touched.
         cpus: cores each node claims to have.
         slurmd_timeout_s: silence after which a node counts as lost.
         kill_wait_s: seconds between TERM and KILL when a job is ended.
@@ -41,7 +43,7 @@ class Settings:
     user_signal: bool = False
     gpus: int = 0
     cpus: int = 4
-    slurmd_timeout_s: int = 10
+    slurmd_timeout_s: int = 6
     kill_wait_s: int = 5
 
 
@@ -136,14 +138,15 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout
 
-    def up(self, settings: Settings, timeout_s: float = 60) -> None:
+    def up(self, settings: Settings, timeout_s: float = 30) -> None:
         """Start everything and wait until the four nodes are idle; on any failure nothing keeps running."""
         self.down()
         self.directory.mkdir(mode=0o700, parents=True)
         (self.directory / "state").mkdir()
         self.config.write_text(_config(self.directory, settings, _free_ports(1 + len(NODES))))
         if settings.gpus:
-            (self.directory / "gres.conf").write_text(f"Name=gpu Count={settings.gpus}\n")
+            lines = [f"Name=gpu File={device}\n" for device in DEVICES[: settings.gpus]]
+            (self.directory / "gres.conf").write_text("".join(lines))
         key = self.directory / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
@@ -152,21 +155,30 @@ class Cluster:
             self._start("slurmctld")
             for node in NODES:
                 self.start_node(node)
-            self.wait_for(
-                lambda: self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T", check=False).split(), timeout_s
-            )
+            self.wait_until_idle(timeout_s)
         except BaseException:
             print(self.logs(), file=sys.stderr)
             self.down()
             raise
 
-    def wait_for(self, states: Callable[[], list[str]], timeout_s: float) -> None:
-        """Wait until every node is idle."""
+    def wait_until_idle(self, timeout_s: float = 30) -> None:
+        """Wait until every node is up and has nothing to do."""
         deadline = time.monotonic() + timeout_s
-        while (seen := states()) != ["idle"] * len(NODES):
+        asked = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
+        while (seen := self.run(*asked, check=False).split()) != ["idle"] * len(NODES):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the nodes are not idle after {timeout_s:.0f} s: {seen}")
             time.sleep(0.2)
+
+    def clear(self) -> None:
+        """End all jobs and bring lost nodes back."""
+        self.run("scancel", "--user", getpass.getuser())
+        self.run("scancel", "--signal=KILL", "--full", "--user", getpass.getuser(), check=False)
+        for node in NODES:
+            if not self._daemon(f"slurmd.{node}"):
+                self.start_node(node)
+        self.run("scontrol", "update", "PartitionName=low", f"GraceTime={Settings.grace_s}")
+        self.wait_until_idle()
 
     def _start(self, name: str, *arguments: str) -> None:
         subprocess.run(
@@ -325,7 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="folder of the cluster")
     parser.add_argument("--grace-s", type=int, default=Settings.grace_s, help="seconds of notice before a preemption")
     parser.add_argument("--user-signal", action="store_true", help="preempt_send_user_signal")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs each node claims to have")
+    parser.add_argument(
+        "--gpus", type=int, default=0, choices=range(len(DEVICES) + 1), help="GPUs each node claims to have"
+    )
     parser.add_argument("--pid", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cluster = Cluster(options.directory.absolute())

@@ -1,0 +1,43 @@
+"""Rehearsal clusters for the tests, each started once for all that use it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import Cluster, Settings, rehearsal
+
+
+def _started(factory: pytest.TempPathFactory, settings: Settings) -> Iterator[Cluster]:
+    with rehearsal(factory.mktemp("slurm") / "cluster", settings) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Preempts with TERM alone, as Slurm does unless told otherwise."""
+    yield from _started(tmp_path_factory, Settings())
+
+
+@pytest.fixture(scope="session")
+def signalling_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Sends the job's own signal at a preemption as well, and claims two GPUs on each node."""
+    yield from _started(tmp_path_factory, Settings(user_signal=True, gpus=2))
+
+
+def _entered(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.clear()
+
+
+@pytest.fixture
+def slurm(plain_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The plain cluster, empty and with all nodes up."""
+    yield from _entered(plain_cluster, monkeypatch)
+
+
+@pytest.fixture
+def signalling_slurm(signalling_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The signalling cluster, empty and with all nodes up."""
+    yield from _entered(signalling_cluster, monkeypatch)

@@ -1,0 +1,212 @@
+"""A small task, whose ranks wait for each other at every step, through all that a real Slurm does to a job."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import jobs
+from jobs import attempts
+from jobs.submission import Submission
+from tests.jobs.tasks import Count
+from tests.jobs.test_local import is_alive, starts
+from tests.slurm.cluster import NODES, Cluster
+
+pytestmark = pytest.mark.slurm
+
+REPOSITORY = Path(__file__).parents[2]
+CODE = jobs.Code(root=REPOSITORY)
+END = 80
+NEVER = 10_000
+
+
+def submit(folder: Path, *, nodes: int = 4, resources: dict | None = None, **changes) -> Submission:
+    task = Count(folder=folder, **{"end": END, "save_every": NEVER, **changes})
+    wanted = jobs.Resources(**{"nodes": nodes, "timeout_min": 60, "partition": "low", **(resources or {})})
+    return jobs.submit(task, cluster="slurm", folder=folder / "jobs", resources=wanted, name="count", code=CODE)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 40) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.1)
+
+
+def wait_for_start(folder: Path, times: int = 1, nodes: int = 4) -> None:
+    wait_until(lambda: all(len(starts(folder, rank)) >= times for rank in range(nodes)))
+    # So that there is a step to lose.
+    time.sleep(0.5)
+
+
+def outcomes(folder: Path) -> list[str]:
+    return [row.outcome for row in attempts.read(folder / "jobs") if row.event == "end"]
+
+
+def preempt(cluster: Cluster, nodes: int = 4) -> None:
+    """A job of the high partition that needs all cores for a second."""
+    cluster.run("sbatch", "-p", "high", "--exclusive", f"-N{nodes}", "-o", "/dev/null", "--wrap", "sleep 1")
+
+
+def assert_went_on(folder: Path, *, restarts: int = 1) -> list[list[int]]:
+    """Every attempt went on where rank 0 had saved, on all ranks, and with another port."""
+    rows = starts(folder)
+    assert [row[2] for row in rows] == list(range(restarts + 1))
+    assert len({row[3] for row in rows}) == restarts + 1
+    for rank in range(1, 4):
+        assert [row[0] for row in starts(folder, rank)] == [row[0] for row in rows]
+    return rows
+
+
+def test_four_nodes_run_to_the_end_and_logs_are_in_one_place(slurm, tmp_path):
+    submission = submit(tmp_path, end=3)
+    updates: list[str] = []
+    assert submission.wait(0.2, lambda update: updates.append(update.state)) is jobs.Outcome.FINISHED
+    assert updates[-1] == "COMPLETED"
+    assert submission.failure() == ""
+    texts = [path.read_text() for path in submission.log_paths()]
+    assert [f"rank {rank} starts at 0" in text for rank, text in enumerate(texts)] == [True] * 4
+
+
+@pytest.mark.parametrize("kind", ["slurm", "signalling_slurm"])
+def test_preemption_with_grace_loses_no_step(request, tmp_path, kind):
+    cluster = request.getfixturevalue(kind)
+    submission = submit(tmp_path)
+    wait_for_start(tmp_path)
+    preempt(cluster)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    rows = assert_went_on(tmp_path)
+    assert rows[1][0] > 0
+    assert outcomes(tmp_path) == ["requeued", "finished"]
+
+
+def test_preemption_without_grace_loses_at_most_one_interval(slurm, tmp_path):
+    slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    submission = submit(tmp_path, save_every=5, end=60)
+    wait_for_start(tmp_path)
+    preempt(slurm)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert assert_went_on(tmp_path)[1][0] >= 5
+
+
+def test_time_limit_saves_and_goes_on(slurm, tmp_path):
+    # The shortest limit there is; Slurm's signal may come up to a minute early.
+    submission = submit(tmp_path, resources={"timeout_min": 1, "signal_delay_s": 50}, pause_s=0.1, end=450)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    rows = starts(tmp_path)
+    assert len(rows) > 1
+    assert rows[1][0] > 0
+    assert "failed" not in outcomes(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["scontrol requeue", "scancel --signal=USR1", "scancel --signal=TERM"])
+def test_requeue_and_signals_by_hand_lose_no_step(slurm, tmp_path, command):
+    submission = submit(tmp_path)
+    wait_for_start(tmp_path)
+    slurm.run(*command.split(), submission.job_id)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert assert_went_on(tmp_path)[1][0] > 0
+
+
+def test_cancelled_job_saves_stays_cancelled_and_says_so(slurm, tmp_path):
+    submission = submit(tmp_path)
+    wait_for_start(tmp_path)
+    submission.cancel()
+    assert submission.wait(0.2) is jobs.Outcome.CANCELLED
+    assert (tmp_path / "ended").read_text() == "CANCELLED\n"
+    assert int((tmp_path / "step").read_text()) > 0
+    time.sleep(5)
+    assert submission.state() == "CANCELLED"
+    # The same launch goes on with it.
+    assert submit(tmp_path).wait(0.2) is jobs.Outcome.FINISHED
+
+
+def test_killed_rank_goes_on_from_the_last_save(slurm, tmp_path):
+    submission = submit(tmp_path, kill_at=(2, 25), save_every=10, end=40)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert assert_went_on(tmp_path)[1][0] == 20
+    assert outcomes(tmp_path)[-2:] == ["lost", "finished"]
+
+
+def test_failed_rank_ends_the_job_with_its_own_words(slurm, tmp_path):
+    submission = submit(tmp_path, raise_at=(3, 5))
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    assert submission.failure().startswith("rank 3 failed: step 5 cannot be done\n")
+    time.sleep(5)
+    assert len(starts(tmp_path)) == 1
+    assert submission.state() == "FAILED"
+
+
+def test_rank_killed_at_the_same_step_again_and_again_ends_the_job(slurm, tmp_path):
+    submission = submit(tmp_path, kill_at=(1, 5), once=False, resources={"max_stalls": 2})
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    assert "2 attempts started at step 0 and none got further" in submission.failure()
+    assert len(starts(tmp_path)) == 2
+
+
+def test_lost_node_goes_on_with_fewer(slurm, tmp_path):
+    submission = submit(tmp_path, save_every=5, pause_s=0.1, end=1000)
+    wait_until(lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text()) >= 5)
+    slurm.kill_node("n3")
+    wait_until(lambda: submission.state() == "PENDING")
+    # Slurm waits for the node; the user does not.
+    submission.cancel()
+    assert submission.wait(0.2) is jobs.Outcome.CANCELLED
+    assert submit(tmp_path, nodes=2, save_every=5, end=60).wait(0.2) is jobs.Outcome.FINISHED
+    assert starts(tmp_path)[-1][0] >= 5
+    assert len(starts(tmp_path, 3)) == 1
+
+
+def test_lost_node_comes_back(slurm, tmp_path):
+    submission = submit(tmp_path, save_every=5, pause_s=0.1, end=100)
+    wait_until(lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text()) >= 5)
+    slurm.kill_node("n4")
+    wait_until(lambda: submission.state() != "RUNNING")
+    slurm.start_node("n4")
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert assert_went_on(tmp_path)[1][0] >= 5
+
+
+def test_run_directory_removed_ends_the_job_and_its_launcher(slurm, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    submission = submit(folder)
+    wait_for_start(folder)
+    pids = [starts(folder, rank)[0][1] for rank in range(4)]
+    shutil.rmtree(folder)
+    os.kill(pids[0], signal.SIGUSR1)
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    assert submission.failure()
+    assert not any(is_alive(pid) for pid in pids)
+    time.sleep(5)
+    assert slurm.run("squeue", "-h").strip() == ""
+
+
+def test_second_launch_on_a_working_run_is_refused(slurm, tmp_path):
+    submission = submit(tmp_path)
+    with pytest.raises(jobs.JobError, match=f"job {submission.job_id} already works in"):
+        submit(tmp_path)
+    again = jobs.attach(tmp_path / "jobs")
+    assert again is not None
+    assert again.job_id == submission.job_id
+    again.cancel()
+    assert again.wait(0.2) in (jobs.Outcome.CANCELLED, jobs.Outcome.INTERRUPTED)
+
+
+def test_gpus_are_asked_for_and_each_process_has_its_own(signalling_slurm, tmp_path):
+    submission = submit(tmp_path, resources={"gpus_per_node": 2}, end=1)
+    assert submission.world_size == 8
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    local_ranks = [(tmp_path / f"place{rank}").read_text().split() for rank in range(8)]
+    assert [int(place[0]) for place in local_ranks] == [0, 1] * len(NODES)
+    # Nothing narrows what a process sees: it drives the device of its local rank.
+    assert {place[1] for place in local_ranks} == {"0,1"}
+
+
+def test_sbatch_refusal_reaches_the_user_in_one_line(slurm, tmp_path):
+    with pytest.raises(jobs.JobError, match="invalid partition specified: gpu"):
+        submit(tmp_path, resources={"partition": "gpu"})
