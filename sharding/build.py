@@ -234,6 +234,9 @@ def main() -> int:
     except ShardingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {options.source} or {options.output} cannot be used: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: finished shards are kept, the same command goes on where it was", file=sys.stderr)
         return 130

@@ -155,6 +155,9 @@ def main() -> int:
     except ShardingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {options.shards} cannot be read or written: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     for fault in faults:
