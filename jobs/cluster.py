@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.errors import JobError
+from jobs.errors import JobError, NoAnswer
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -17,18 +17,18 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
     """Run a command of the cluster and return what it prints.
 
     Raises:
-        JobError: it is not installed, does not answer in time, or fails; the text carries its own words.
+        NoAnswer: it is not installed, does not answer in time, or fails; the text carries its own words.
     """
     timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
-        raise JobError(f"{command[0]} is not installed on this machine") from None
+        raise NoAnswer(f"{command[0]} is not installed on this machine") from None
     except subprocess.TimeoutExpired:
-        raise JobError(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
+        raise NoAnswer(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        raise JobError(f"{command[0]}: {words[-1]}")
+        raise NoAnswer(f"{command[0]}: {words[-1]}")
     return done.stdout
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cluster import Cluster, slurm_job
-from jobs.errors import JobError
+from jobs.errors import JobError, NoAnswer
 from jobs.folders import private_directory
 from jobs.job import Job
+from jobs.partitions import fit, node_groups
 from jobs.resources import Resources
 from jobs.snapshot import Code
 from jobs.submission import LAST, Submission
@@ -49,6 +50,8 @@ def submit(
     from jobs.executors import build_executor
 
     resources.check()
+    if cluster == "slurm":
+        resources = fit(resources, node_groups())
     folder = private_directory(folder)
     _refuse_second(folder)
     code = code or Code(root=own_root())
@@ -133,7 +136,7 @@ def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, 
         The sbatch script, or a sentence about the processes that would start here.
 
     Raises:
-        JobError: wrong resources.
+        JobError: wrong resources, also those that the cluster does not have, where it can be asked.
     """
     from jobs.executors import Slurm, build_executor, rank_command
 
@@ -144,6 +147,8 @@ def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, 
         command = rank_command(shlex.quote(sys.executable), folder.expanduser().absolute())
         limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
         return f"{local_words(resources)}{limit}, each:\n{command}\n"
+    with contextlib.suppress(NoAnswer):
+        resources = fit(resources, node_groups())
     executor = build_executor(cluster, folder, resources, name, code=code.root if code else own_root())
     assert isinstance(executor, Slurm)
     return executor.script()

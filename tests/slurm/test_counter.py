@@ -207,6 +207,23 @@ def test_gpus_are_asked_for_and_each_process_has_its_own(signalling_slurm, tmp_p
     assert {place[1] for place in local_ranks} == {"0,1"}
 
 
+def test_what_the_cluster_does_not_have_is_refused_before_anything_is_queued(slurm, tmp_path):
+    for resources, words in (
+        ({"partition": "gpu"}, "--partition gpu does not exist; there are: high, low"),
+        ({"cpus_per_task": 5}, "--tasks-per-node times --cpus-per-task asks for 5 cores of a node"),
+        ({"gpus_per_node": 1}, "--gpus-per-node asks for 1 GPUs of a node; the largest of low has 0"),
+        ({"mem_gb": 5}, "--mem-gb asks for 5 GB of a node"),
+        ({"nodes": 5}, "--nodes 5 is more than the 4 nodes of low"),
+        ({"timeout_min": 121}, "--timeout-min 121 is over the limit of low: 120"),
+        ({"constraint": "a100"}, "--constraint a100: no node of low has it; there are: rehearsal"),
+    ):
+        with pytest.raises(jobs.JobError) as error:
+            submit(tmp_path, resources=resources)
+        assert words in str(error.value)
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_sbatch_refusal_reaches_the_user_in_one_line(slurm, tmp_path):
-    with pytest.raises(jobs.JobError, match="invalid partition specified: gpu"):
-        submit(tmp_path, resources={"partition": "gpu"})
+    with pytest.raises(jobs.JobError, match=r"sbatch refuses the job: .*[Ii]nvalid") as error:
+        submit(tmp_path, resources={"slurm": {"licenses": "none@nowhere"}})
+    assert "\n" not in str(error.value)
