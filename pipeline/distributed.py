@@ -30,7 +30,7 @@ class World:
 def join_world() -> World:
     """Start the process group from the environment (one process without it) and return this rank's place in it.
 
-    NCCL for tensors on GPUs and gloo for those on the CPU; a `World` of one uses gloo alone.
+    NCCL for tensors on GPUs, gloo for those on the CPU. A node with more ranks than GPUs trains on its CPU.
     """
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -40,15 +40,16 @@ def join_world() -> World:
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and local_size <= torch.cuda.device_count():
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:
         device = torch.device("cpu")
         backend = "gloo"
+        os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
-            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank=rank, local_rank=local_rank, size=size, device=device)

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 Recipe = Literal["demo", "tiny", "small", "base", "base_384"]
 Cluster = Literal["auto", "slurm", "local", "debug"]
+PACKAGES = ("pipeline", "transxnet", "jobs", "sharding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class LaunchOptions:
     """folder of the run, on a disk that all nodes see; given again, the run is resumed; by default runs/RECIPE-TIME"""
     wait: bool = True
     """follow the job to its end; Ctrl-C then leaves it running under SLURM and stops it on this machine"""
+    code: Literal["snapshot", "checkout"] = "snapshot"
+    """what requeued attempts run: a copy of the packages taken now, or the checkout as it will be then"""
     dry_run: bool = False
     """show the sbatch script, the config and the DeepSpeed JSON; submit nothing"""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -160,9 +165,26 @@ def check_shards(config: TrainConfig) -> Dataset:
     )
 
 
+def with_gpus_found(resources: Resources, cluster: str) -> Resources:
+    """`resources` with all GPUs of a node where neither GPUs nor processes were asked for and the nodes have some."""
+    if resources.gpus_per_node is not None or resources.tasks_per_node is not None:
+        return resources
+    gpus = 0
+    if cluster == "slurm":
+        from jobs import node_groups
+
+        wanted = resources.partition.split(",") if resources.partition else None
+        groups = [g for g in node_groups() if (g.partition in wanted if wanted else g.is_default)]
+        gpus = min((g.gpus for g in groups), default=0)
+    elif shutil.which("nvidia-smi"):
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
+        gpus = len([line for line in listing.splitlines() if line.startswith("GPU ")])
+    return dataclasses.replace(resources, gpus_per_node=gpus) if gpus else resources
+
+
 def launch(options: LaunchOptions) -> int:
     """Do what the options say; returns the exit status."""
-    from jobs import choose_cluster, dry_run, local_words, submit
+    from jobs import choose_cluster, dry_run, local_words, private_directory, settle, submit
     from pipeline import run_dir as run_directory
     from pipeline.digits import prepare_digits
     from pipeline.engine_config import deepspeed_config
@@ -170,13 +192,15 @@ def launch(options: LaunchOptions) -> int:
     from pipeline.task import TrainTask
     from pipeline.tracking import resolve_tracking_uri
 
-    resources = options.resources()
-    resources.check()
-    config = options.train.check(resources.world_size)
     if options.dry_run and options.cluster != "auto":
         cluster, why = options.cluster, "as told; not asked whether it answers"
     else:
         cluster, why = choose_cluster(options.cluster)
+    resources = options.resources()
+    if not options.dry_run:
+        resources = with_gpus_found(resources, cluster)
+    resources.check()
+    config = options.train.check(resources.world_size)
     run_dir = Path(options.run_dir or f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     if options.recipe == "demo" and config.data.shards == TrainConfig().data.shards:
         config = _with_digits(config)
@@ -202,12 +226,14 @@ def launch(options: LaunchOptions) -> int:
     run_directory.prepare(run_dir, config, extra)
     words = local_words(resources) if cluster == "local" else f"{resources.world_size} processes"
     print(f"cluster: {cluster} ({why}); {words}")
+    copies = private_directory(run_dir / "code") if options.code == "snapshot" else None
     submission = submit(
         TrainTask(run_dir),
         cluster=cluster,
         folder=run_dir / "submitit",
         resources=resources,
         name=f"{options.recipe}-{config.model.name}",
+        code=settle(Path(__file__).parents[1], PACKAGES, copies),
         attached=options.wait,
     )
     print(f"job {submission.job_id}; everything of this run is in {run_dir}")
