@@ -5,6 +5,7 @@ horizontal flip, the normalisation, random erasing and the mixing of images run 
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,15 +14,26 @@ from PIL import Image
 
 from pipeline import draws
 from pipeline.config import AugmentConfig
-from pipeline.decode import Pixels, decode
+from pipeline.decode import EncodedImage, Pixels, as_pixels
+from pipeline.randaugment import RandAugment
 
 _ATTEMPTS = 10
 """Crops that are drawn before the largest fitting one is taken (timm's RandomResizedCropAndInterpolation)."""
 _CROP_DRAWS = 4 * _ATTEMPTS + 1
 
+_SHRINKING = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0, 2.2)
+_OUTER_TAP = {
+    False: (0.09, 0.10, 0.12, 0.16, 0.18, 0.22, 0.24, 0.27, 0.29),
+    True: (0.03, 0.04, 0.06, 0.08, 0.10, 0.16, 0.20, 0.24, 0.26),
+}
+"""Outer tap of the filter [a, 1 - 2a, a] before OpenCV's bicubic that comes closest to Pillow's antialiased bilinear
+(False) and bicubic (True) when an image shrinks by that factor: fitted on photographs, 0.5 to 1.2 grey levels apart."""
+_HALVING_FROM = 1.5
+"""Decode at half the size what would still be this much larger than the result."""
+
 
 class TrainAugment:
-    """Random resized crop, as timm's `RandomResizedCropAndInterpolation` draws it."""
+    """Random resized crop and RandAugment, drawn as timm's and done by OpenCV."""
 
     def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
         """Prepare the augmentation of a training.
@@ -30,29 +42,49 @@ class TrainAugment:
             config: what is drawn.
             image_size: side of the square result.
             seed: of the training.
-        """
-        self.config, self.image_size, self.seed = config, image_size, seed
 
-    def __call__(self, encoded: bytes, epoch: int, sample: int, out: Pixels) -> None:
+        Raises:
+            PolicyError: `config.rand_augment` is not understood.
+        """
+        self._config, self._image_size, self._seed = config, image_size, seed
+        self._policy = RandAugment.parse(config.rand_augment) if config.rand_augment else None
+        red, green, blue = (min(255, round(255 * mean)) for mean in config.mean)
+        self._fill = (red, green, blue)
+        self._enough = round(image_size * _HALVING_FROM)
+
+    def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[list[float]]:
+        """Draw all that is random for some samples: for each, what `__call__` takes.
+
+        Args:
+            epochs: int64 [N], in which each sample is read.
+            samples: int64 [N], rows in the index.
+        """
+        drawn = [draws.uniforms(draws.key(self._seed, draws.Purpose.CROP, epochs, samples), _CROP_DRAWS)]
+        if self._policy:
+            keys = draws.key(self._seed, draws.Purpose.RAND_AUGMENT, epochs, samples)
+            drawn.append(draws.uniforms(keys, self._policy.draws))
+        return np.concatenate(drawn, axis=1).tolist()
+
+    def __call__(self, encoded: bytes, drawn: Sequence[float], out: Pixels) -> None:
         """Augment one image.
 
         Args:
             encoded: content of the image's file.
-            epoch: in which it is read.
-            sample: its row in the index.
+            drawn: of `draw`.
             out: uint8 [image_size, image_size, 3], written.
 
         Raises:
             DecodeError: the bytes are no image.
         """
-        pixels = decode(encoded)
-        uniforms = draws.uniforms(draws.key(self.seed, draws.Purpose.CROP, epoch, sample), _CROP_DRAWS)
-        height, width = pixels.shape[:2]
-        top, left, crop_height, crop_width = draw_crop(uniforms, height, width, self.config)
-        crop = pixels[top : top + crop_height, left : left + crop_width]
-        name = self.config.interpolation
-        cubic = name == "bicubic" or (name == "random" and uniforms[-1] < 0.5)
-        resize(crop, self.image_size, cubic, out)
+        image = EncodedImage(encoded)
+        box = draw_crop(drawn, image.height, image.width, self._config)
+        name = self._config.interpolation
+        cubic = None if name == "random" else name == "bicubic"
+        crop = image.crop(*box, self._enough)
+        pixels = resize(crop, self._image_size, drawn[_CROP_DRAWS - 1] < 0.5 if cubic is None else cubic)
+        if self._policy:
+            pixels = self._policy(pixels, drawn[_CROP_DRAWS:], self._fill, cubic)
+        out[:] = pixels
 
 
 class EvaluationAugment:
@@ -62,21 +94,23 @@ class EvaluationAugment:
         """Take the crop from the config."""
         self._crop, self._image_size = config.evaluation_crop, image_size
 
-    def __call__(self, encoded: bytes, epoch: int, sample: int, out: Pixels) -> None:
-        """As `TrainAugment`; epoch and sample make no difference."""
+    def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[None]:
+        """Nothing is random."""
+        return [None] * len(samples)
+
+    def __call__(self, encoded: bytes, drawn: None, out: Pixels) -> None:
+        """As `TrainAugment`."""
         out[:] = evaluation_pixels(encoded, self._image_size, self._crop)
 
 
-def draw_crop(
-    uniforms: NDArray[np.float64], height: int, width: int, config: AugmentConfig
-) -> tuple[int, int, int, int]:
+def draw_crop(uniforms: Sequence[float], height: int, width: int, config: AugmentConfig) -> tuple[int, int, int, int]:
     """Where to crop: (top, left, height, width) in pixels.
 
     Area is uniform in `crop_scale` and the logarithm of the aspect ratio uniform in `crop_ratio`; after ten that do not
     fit into the image, the largest central crop whose ratio is allowed.
 
     Args:
-        uniforms: float64 [41], U[0, 1).
+        uniforms: at least 40 numbers of U[0, 1).
         height: of the image.
         width: of the image.
         config: of the augmentation.
@@ -85,7 +119,7 @@ def draw_crop(
     low, high = config.crop_scale
     log_low, log_high = (math.log(ratio) for ratio in config.crop_ratio)
     for attempt in range(_ATTEMPTS):
-        u_area, u_ratio, u_top, u_left = uniforms[4 * attempt : 4 * attempt + 4].tolist()
+        u_area, u_ratio, u_top, u_left = uniforms[4 * attempt : 4 * attempt + 4]
         target = (low + (high - low) * u_area) * area
         ratio = math.exp(log_low + (log_high - log_low) * u_ratio)
         crop_width, crop_height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
@@ -102,18 +136,37 @@ def draw_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def resize(pixels: Pixels, size: int, cubic: bool, out: Pixels) -> None:
-    """Resize to a square.
+def resize(pixels: Pixels, size: int, cubic: bool) -> Pixels:
+    """Resize to a square, as Pillow does it with antialiasing, to about a grey level.
 
     Args:
         pixels: uint8 [H, W, 3].
         size: side of the result.
-        cubic: bicubic instead of bilinear, where pixels are added.
-        out: uint8 [size, size, 3], written.
+        cubic: bicubic instead of bilinear.
+
+    Returns:
+        uint8 [size, size, 3].
     """
-    shrinks = pixels.shape[0] > size and pixels.shape[1] > size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    cv2.resize(pixels, (size, size), dst=out, interpolation=method)
+    height, width = pixels.shape[:2]
+    shrinking = (height / size, width / size)
+    if max(shrinking) > _SHRINKING[-1]:
+        method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+        return np.asarray(Image.fromarray(pixels).resize((size, size), method))
+    # Bilinear along an axis that grows, or hardly shrinks, is OpenCV's bilinear.
+    smooth = not cubic and min(shrinking) < 1.05
+    taps = [_outer_tap(factor, cubic, smooth) for factor in shrinking]
+    if max(taps) > 0:
+        vertical, horizontal = (np.array([tap, 1 - 2 * tap, tap], np.float32) for tap in taps)
+        pixels = as_pixels(cv2.sepFilter2D(pixels, -1, horizontal, vertical, borderType=cv2.BORDER_REPLICATE))
+    return as_pixels(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR if smooth else cv2.INTER_CUBIC))
+
+
+def _outer_tap(shrinking: float, cubic: bool, smooth: bool) -> float:
+    """Outer tap of the filter along an axis that shrinks by a factor; 0 filters nothing."""
+    if shrinking <= 1:
+        return 0.0
+    # Of Pillow's triangle the variance that bilinear interpolation lacks.
+    return (shrinking**2 - 1) / 12 if smooth else float(np.interp(shrinking, _SHRINKING, _OUTER_TAP[cubic]))
 
 
 def evaluation_pixels(encoded: bytes, image_size: int, crop: float) -> Pixels:
@@ -132,7 +185,7 @@ def evaluation_pixels(encoded: bytes, image_size: int, crop: float) -> Pixels:
     Raises:
         DecodeError: the bytes are no image.
     """
-    pixels = decode(encoded)
+    pixels = EncodedImage(encoded).pixels()
     height, width = pixels.shape[:2]
     side = math.floor(image_size / crop)
     if width <= height:

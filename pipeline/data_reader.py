@@ -2,9 +2,10 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -61,10 +62,14 @@ class Replacement:
 
 
 class Augment(Protocol):
-    """Writes the pixels of one sample into `out`, uint8 [H, W, 3]."""
+    """From encoded images to pixels."""
 
-    def __call__(self, encoded: bytes, epoch: int, sample: int, out: Pixels) -> None:
-        """Augment; `DecodeError` where the bytes are no image."""
+    def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> Sequence[Any]:
+        """Draw what is random for each of some samples, from (seed, epoch, sample) alone."""
+        ...
+
+    def __call__(self, encoded: bytes, drawn: Any, out: Pixels) -> None:
+        """Write pixels of one sample into `out`, uint8 [H, W, 3]; `DecodeError` where the bytes are no image."""
         ...
 
 
@@ -102,31 +107,32 @@ class SampleReader:
         """
         replaced = []
         self._announce(rows)
-        for i, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
+        drawn = self._augment.draw(epochs, rows)
+        for i, row in enumerate(rows.tolist()):
             try:
-                labels[i] = self._fill_one(row, row, epoch, pixels[i])
+                labels[i] = self._fill_one(row, drawn[i], pixels[i])
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
                     raise
-                substitute, labels[i] = self._substitute(row, epoch, pixels[i])
+                substitute, labels[i] = self._substitute(row, int(epochs[i]), drawn[i], pixels[i])
                 replaced.append(Replacement(row, substitute, str(error)))
         return replaced
 
-    def _fill_one(self, row: int, identity: int, epoch: int, out: Pixels) -> int:
-        """Read the sample of `row`, augment it by the draws of `identity`, and return its label."""
+    def _fill_one(self, row: int, drawn: Any, out: Pixels) -> int:
+        """Read a sample, augment it as drawn, and return its label."""
         try:
-            self._augment(self._read(row), epoch, identity, out)
+            self._augment(self._read(row), drawn, out)
         except DecodeError as error:
             raise DamagedSampleError(f"{self._name(row)} {error}") from error
         return int(self._index.rows[row]["label"])
 
-    def _substitute(self, row: int, epoch: int, out: Pixels) -> tuple[int, int]:
+    def _substitute(self, row: int, epoch: int, drawn: Any, out: Pixels) -> tuple[int, int]:
         """Put a sample that can be read in the place of `row`, the same one anywhere; (its row, its label)."""
         candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), 16)
         last: DamagedSampleError | None = None
         for candidate in (candidates % np.uint64(len(self._index.rows))).tolist():
             try:
-                return candidate, self._fill_one(candidate, row, epoch, out)
+                return candidate, self._fill_one(candidate, drawn, out)
             except DamagedSampleError as error:
                 last = error
         raise DamagedSampleError(f"no substitute for {self._name(row)}: 16 others were damaged too, the last: {last}")
@@ -174,6 +180,10 @@ def build_augment(spec: ReaderSpec) -> Augment:
     """The augmentation that a spec asks for."""
     from pipeline import augment
 
+    if spec.training and spec.augment.mode == "faithful":
+        from pipeline.augment_faithful import FaithfulAugment
+
+        return FaithfulAugment(spec.augment, spec.image_size, spec.seed)
     if spec.training:
         return augment.TrainAugment(spec.augment, spec.image_size, spec.seed)
     return augment.EvaluationAugment(spec.augment, spec.image_size)
