@@ -1,7 +1,6 @@
 """The callable that Submitit pickles: run a task where the cluster placed it, and settle what happens when it stops."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jobs.errors import JobError
 from jobs.failure import is_consequence
 from jobs.preemption import StopFlag
 from jobs.presence import share_claim, stop_when_orphaned
-from jobs.rendezvous import meet
+from jobs.rendezvous import meet, node_name
 from jobs.requeue import Fate, clear_leftovers, fate, requeue
 from jobs.resources import Resources
 from jobs.snapshot import Code
@@ -96,7 +95,7 @@ class Job:
             reason = f"{stalls} attempts started at {progress or 'the beginning'} and none got further"
             end("given up", Outcome.FAILED, reason)
             raise JobError(f"job {place.job_id} is given up: {reason}; the logs are in {self._folder}")
-        self._record("start", place, host=socket.gethostname(), world_size=place.world_size, progress=progress)
+        self._record("start", place, host=node_name(), world_size=place.world_size, progress=progress)
         try:
             outcome = _run(task, flag)
         except Exception as error:

@@ -5,6 +5,7 @@ Without this, `torch.distributed` waits for half an hour and then tells of a soc
 
 import contextlib
 import json
+import os
 import socket
 import time
 
@@ -12,6 +13,11 @@ from jobs.environment import FIRST_PORT, PORTS, Place
 from jobs.errors import JobError
 
 RETRY_S = 0.2
+
+
+def node_name() -> str:
+    """What the cluster calls this node, or the machine's own name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def meeting_port(place: Place) -> int:
@@ -33,13 +39,13 @@ def meet(place: Place, timeout_s: float) -> list[str]:
         JobError: a rank is missing; rank 0 names it, and the others say whom they could not reach.
     """
     if place.world_size == 1:
-        return [socket.gethostname()]
+        return [node_name()]
     deadline = time.monotonic() + timeout_s
     return _gather(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
 
 
 def _gather(place: Place, deadline: float, timeout_s: float) -> list[str]:
-    hosts = {0: socket.gethostname()}
+    hosts = {0: node_name()}
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", meeting_port(place)), backlog=place.world_size))
@@ -69,7 +75,7 @@ def _gather(place: Place, deadline: float, timeout_s: float) -> list[str]:
 
 def _join(place: Place, deadline: float, timeout_s: float) -> list[str]:
     address = (place.master_addr, meeting_port(place))
-    knock = json.dumps([place.rank, place.job_id, socket.gethostname()]).encode() + b"\n"
+    knock = json.dumps([place.rank, place.job_id, node_name()]).encode() + b"\n"
     last: Exception = TimeoutError("timed out")
     while time.monotonic() < deadline:
         try:
@@ -84,7 +90,7 @@ def _join(place: Place, deadline: float, timeout_s: float) -> list[str]:
             continue
         return _settled(answer, place, timeout_s)
     raise JobError(
-        f"rank {place.rank} on {socket.gethostname()} did not reach rank 0 at {address[0]}:{address[1]} within "
+        f"rank {place.rank} on {node_name()} did not reach rank 0 at {address[0]}:{address[1]} within "
         f"{timeout_s:.0f} s ({last}); are the nodes in one network, and does a firewall stand between them?"
     )
 

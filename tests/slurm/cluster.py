@@ -212,7 +212,7 @@ class Cluster:
         """Lose a node: kill -9 its slurmd, the job steps it runs and their processes."""
         for pid in self._daemon(f"slurmd.{node}"):
             _kill(pid, signal.SIGKILL)
-        for pid in self._job_processes():
+        for pid in self.job_processes():
             environment = _environment(pid)
             if environment.get("SLURMD_NODENAME") == node:
                 _kill(pid, signal.SIGKILL)
@@ -227,7 +227,8 @@ class Cluster:
         # A pid file outlives a killed daemon, and its number may be somebody else's by now.
         return [pid] if name.split(".")[0] in _command(pid) else []
 
-    def _job_processes(self) -> Iterator[int]:
+    def job_processes(self) -> Iterator[int]:
+        """The processes of all jobs, with their children."""
         for pid in _pids():
             environment = _environment(pid)
             if environment.get("SLURM_CONF") == str(self.config) and "SLURM_JOB_ID" in environment:
@@ -251,7 +252,7 @@ class Cluster:
             return
         pids = [*self._daemon("slurmctld"), *[pid for node in NODES for pid in self._daemon(f"slurmd.{node}")]]
         steps = [*self._step_daemons()]
-        jobs = [*self._job_processes()]
+        jobs = [*self.job_processes()]
         munged = self._daemon("munged")
         for pid in [*pids, *steps, *jobs]:
             _kill(pid, signal.SIGKILL)
@@ -270,6 +271,25 @@ class Cluster:
         for path in sorted(self.directory.glob("*.log")):
             parts.append(f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
         return "\n".join(parts)
+
+
+class RankProcess:
+    """One rank of a running job."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def kill(self) -> None:
+        """End it without a word."""
+        _kill(self.pid, signal.SIGKILL)
+
+
+def rank_process(cluster: Cluster, rank: int) -> RankProcess:
+    """The process with that rank; there must be one running job."""
+    for pid in cluster.job_processes():
+        if "jobs.rank" in _command(pid) and _environment(pid).get("SLURM_PROCID") == str(rank):
+            return RankProcess(pid)
+    raise RuntimeError(f"no process has rank {rank}")
 
 
 def _pids() -> list[int]:

@@ -1,0 +1,227 @@
+"""Real training on a real Slurm: whatever happens to the job, the run ends as the uninterrupted one."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, rank_process
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 24
+SAVE_EVERY = 6
+
+
+class Run:
+    """One run of the demo's training on two nodes, launched as a user would."""
+
+    def __init__(self, cwd: Path, name: str, *flags: str) -> None:
+        self.cwd = cwd
+        self.path = cwd / name
+        self.flags = flags
+        self.process: subprocess.Popen[str] | None = None
+
+    def launch(self, *flags: str) -> "Run":
+        command = [sys.executable, "-m", "pipeline.launch", "--recipe", "demo", "--cluster", "slurm"]
+        command += ["--nodes", "2", "--tasks-per-node", "1", "--partition", "low", "--run-dir", str(self.path)]
+        command += ["--train.steps", str(STEPS), "--train.save-every-steps", str(SAVE_EVERY), *self.flags, *flags]
+        self.process = subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+            | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return self
+
+    def finish(self, timeout_s: float = 600) -> str:
+        """Wait for the launcher and return what it printed."""
+        assert self.process is not None
+        try:
+            return self.process.communicate(timeout=timeout_s)[0]
+        finally:
+            self.process.kill()
+
+    @property
+    def job_id(self) -> str:
+        return json.loads((self.path / "submitit" / "submission.json").read_text())["job_id"]
+
+    def records(self) -> list[dict]:
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+        except OSError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def wait_for_step(self, step: int, attempt: int = 1) -> None:
+        """Until that attempt has done that step."""
+        wait_until(lambda: any(row["step"] >= step and row["attempt"] == attempt for row in self.records()))
+
+    def losses(self) -> list[tuple[int, float]]:
+        return [(row["step"], row["loss"]) for row in self.records()]
+
+    def weights(self) -> str:
+        return hashlib.sha256((self.path / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+    def events(self, event: str) -> list[dict]:
+        rows = [json.loads(line) for line in (self.path / "attempts.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["event"] == event]
+
+    def mlflow(self) -> dict:
+        return json.loads((self.path / "mlflow.json").read_text())
+
+    def assert_equals(self, other: "Run") -> None:
+        """Every step once, every loss and every weight the same bit for bit, and registered."""
+        assert self.losses() == other.losses()
+        assert self.weights() == other.weights()
+        assert (self.path / "registered.json").exists()
+        assert self.mlflow()["sent_status"] == "FINISHED"
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.1)
+
+
+def preempt(cluster: Cluster) -> None:
+    cluster.run("sbatch", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the user works: the digits' shards and MLflow's database are shared, as at home."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
+    """The run that all others are held against."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in plain_cluster.environment.items():
+            patch.setenv(name, value)
+        run = Run(folder, "uninterrupted").launch()
+        output = run.finish()
+    assert run.process is not None
+    assert run.process.returncode == 0, output
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    return run
+
+
+def test_preempted_then_killed_equals_uninterrupted(slurm, folder, uninterrupted):
+    run = Run(folder, "interrupted").launch()
+    run.wait_for_step(3)
+    preempt(slurm)
+    run.wait_for_step(SAVE_EVERY + 2, attempt=2)
+    rank_process(slurm, rank=1).kill()
+    output = run.finish()
+    assert run.process is not None
+    assert run.process.returncode == 0, output
+    run.assert_equals(uninterrupted)
+    starts = run.events("start")
+    saved = [row["step"] for row in run.events("save")]
+    assert len(starts) == 3
+    # Announced: nothing is lost. Killed: at most an interval.
+    assert starts[1]["step"] == saved[0] >= 3
+    assert starts[2]["step"] >= SAVE_EVERY
+
+
+@pytest.mark.slow
+def test_preemption_without_grace_loses_at_most_one_interval(slurm, folder, uninterrupted):
+    slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    run = Run(folder, "no-grace").launch()
+    run.wait_for_step(SAVE_EVERY + 2)
+    preempt(slurm)
+    output = run.finish()
+    run.assert_equals(uninterrupted)
+    assert "after 1 requeue" in output
+    assert run.events("start")[1]["step"] >= SAVE_EVERY
+
+
+@pytest.mark.slow
+def test_cancelled_run_is_killed_in_mlflow_and_goes_on_when_launched_again(slurm, folder, uninterrupted):
+    run = Run(folder, "cancelled").launch()
+    run.wait_for_step(3)
+    slurm.run("scancel", run.job_id)
+    output = run.finish()
+    assert run.process is not None
+    assert run.process.returncode != 0
+    assert "cancelled" in output
+    assert run.mlflow()["sent_status"] == "KILLED"
+    run_id = run.mlflow()["run_id"]
+    output = run.launch().finish()
+    run.assert_equals(uninterrupted)
+    assert run.mlflow()["run_id"] == run_id
+
+
+@pytest.mark.slow
+def test_time_limit_saves_requeues_and_goes_on(slurm, folder, uninterrupted):
+    run = Run(folder, "time-limit", "--timeout-min", "1").launch()
+    output = run.finish()
+    run.assert_equals(uninterrupted)
+    assert "FAILED" not in output
+
+
+@pytest.mark.slow
+def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
+    run = Run(folder, "lost-node").launch()
+    run.wait_for_step(SAVE_EVERY + 1)
+    for node in ("n2", "n3", "n4"):
+        slurm.kill_node(node)
+    wait_until(lambda: "PENDING" in slurm.run("squeue", "-h", "-j", run.job_id, "-o", "%T"))
+    slurm.run("scancel", run.job_id)
+    run.finish()
+    output = run.launch("--nodes", "1").finish()
+    assert run.process is not None
+    assert run.process.returncode == 0, output
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    # Another world size adds in another order: the same but for rounding.
+    for (step, loss), (_, expected) in zip(run.losses(), uninterrupted.losses(), strict=True):
+        assert loss == pytest.approx(expected, rel=0.05), step
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_storm_of_ten_interruptions_equals_uninterrupted(slurm, folder, uninterrupted):
+    run = Run(folder, "storm").launch()
+    for attempt in range(1, 11):
+        wait_until(lambda attempt=attempt: len(run.events("start")) >= attempt)
+        start = run.events("start")[attempt - 1]["step"]
+        run.wait_for_step(start + 1, attempt)
+        if attempt % 3 == 0:
+            # Killed only once there is something newly saved, so that the run gets on.
+            wait_until(lambda start=start: any(row["step"] > start for row in run.events("save")))
+            rank_process(slurm, rank=attempt % 2).kill()
+        elif attempt % 3 == 1:
+            preempt(slurm)
+        else:
+            slurm.run("scontrol", "requeue", run.job_id)
+    output = run.finish(1800)
+    run.assert_equals(uninterrupted)
+    assert len(run.events("start")) == 11, output
+
+
+@pytest.mark.slow
+def test_failing_import_ends_the_job_with_the_reason(slurm, folder, uninterrupted):
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\nif 'SLURM_PROCID' in os.environ and os.environ['SLURM_PROCID'] == '1':\n"
+        "    sys.modules['deepspeed'] = None\n"
+    )
+    run = Run(folder, "import", "--setup", f"export PYTHONPATH={folder}").launch()
+    output = run.finish()
+    assert run.process is not None
+    assert run.process.returncode != 0
+    assert "rank 1 failed: " in output
+    assert "deepspeed" in output
+    assert "requeue" not in output
