@@ -40,6 +40,10 @@ class RangeReader:
             return handle.read_at(size, offset)
         return _read_fully(handle, offset, size)
 
+    def will_need(self, name: str, offset: int, size: int) -> None:
+        """Have the system fetch a range of a local file while others are read."""
+        os.posix_fadvise(self._handle(name), offset, size, os.POSIX_FADV_WILLNEED)
+
     def read_file(self, name: str, size: int) -> bytes:
         """The whole of a file that is read only once and should have `size` bytes; one more if it has grown.
 
