@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.engine_config import deepspeed_config
-from pipeline.zero import Fragment, LocalWeight, get_optimizer_steps, iter_fragments, local_weights, set_optimizer_steps
+from pipeline.zero import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,19 +90,26 @@ class Engine:
                 )
                 self.optimizer.dynamic_loss_scale = True
 
-    def step(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], lr: float, seed: int) -> tuple[float, float]:
+    def step(
+        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, lr: float, seed: int, update: bool = True
+    ) -> tuple[float, float]:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             batches: `gradient_accumulation_steps` pairs of images [N, 3, H, W] and targets [N, classes], on the device.
             lr: learning rate of this step.
             seed: of this step's and rank's randomness (drop path); micro-batches continue its stream.
+            update: False leaves the batch out: it is read, and nothing is computed from it.
 
         Returns:
             This rank's mean loss, and the global gradient norm before clipping (inf where the update was skipped).
         """
         for group in self.adamw.param_groups:
             group["lr"] = lr
+        if not update:
+            for _ in batches:
+                pass
+            return 0.0, 0.0
         torch.manual_seed(seed)
         losses = []
         norm = math.nan
@@ -143,13 +150,16 @@ class Engine:
         """The parts of weights and moments this rank owns (`pipeline.zero`)."""
         return list(iter_fragments(self.model, self.optimizer, self.adamw, self.stage, self.world.rank))
 
+    def _adam_states(self) -> list[dict[str, torch.Tensor]]:
+        return optimizer_states(self.model, self.optimizer, self.adamw, self.stage)
+
     def local_weights(self) -> list[LocalWeight]:
         """This rank's view of every parameter."""
         return local_weights(self.model, self.stage, self.world.rank)
 
     def scalars(self) -> dict[str, float]:
         """The state that is not a tensor: updates applied, and the loss scaler's."""
-        state: dict[str, float] = {"optimizer_steps": get_optimizer_steps(self.adamw)}
+        state: dict[str, float] = {"optimizer_steps": int(self._adam_states()[0]["step"].item())}
         if self._scaler is not None:
             state |= {"loss_scale": self.loss_scale, "good_steps": self._scaler._get_growth_tracker()}
         elif self.config.precision == "fp16":
@@ -159,7 +169,8 @@ class Engine:
 
     def load_scalars(self, state: dict[str, float]) -> None:
         """Inverse of `scalars`."""
-        set_optimizer_steps(self.adamw, int(state["optimizer_steps"]))
+        for adam_state in self._adam_states():
+            adam_state["step"].fill_(float(state["optimizer_steps"]))
         if "loss_scale" not in state or self.config.precision != "fp16":
             return
         scale, good = float(state["loss_scale"]), int(state["good_steps"])

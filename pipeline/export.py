@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from pipeline import run_dir as run_directory
@@ -60,12 +59,3 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         mlflow_run_id=manifest["mlflow_run_id"],
     )
     save_model_card(card, folder)
-
-
-def torch_load_safely(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a published `.pth` file by name, without executing what a pickle may hold."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    return {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}

@@ -31,6 +31,11 @@ def newest_record(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
+def loss_words(record: dict[str, Any]) -> str:
+    """The loss of a record, `-` for a batch that was left out."""
+    return "-" if record["loss"] is None else f"{record['loss']:.4f}"
+
+
 class Progress:
     """Shows a job's state and the training's newest step."""
 
@@ -63,7 +68,7 @@ class Progress:
                 seconds = (now - self._first[0]) / (step - self._first[1]) * (self._total - step)
                 remaining = f"  remaining {duration(seconds)}"
             rate = f"{record['images_per_s']:.0f} images/s"
-            print(f"step {step}/{self._total}  loss {record['loss']:.4f}  {rate}{remaining}", flush=True)
+            print(f"step {step}/{self._total}  loss {loss_words(record)}  {rate}{remaining}", flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -82,7 +87,7 @@ class Progress:
         if self._bar is None:
             self._bar = tqdm(total=self._total, initial=record["step"], unit="step", dynamic_ncols=True)
         self._bar.n = record["step"]
-        self._bar.set_postfix(loss=f"{record['loss']:.4f}", images_per_s=f"{record['images_per_s']:.0f}")
+        self._bar.set_postfix(loss=loss_words(record), images_per_s=f"{record['images_per_s']:.0f}")
 
 
 def closing_words(run_dir: Path, outcome: Outcome) -> str:

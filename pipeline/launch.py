@@ -274,6 +274,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

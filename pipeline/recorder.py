@@ -1,6 +1,7 @@
 """What rank 0 tells of a training: the journal, the attempts, the log's lines, and MLflow through the tracker."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ class Recorder:
         """Start to record after `step` finished steps; later records in the journal are dropped."""
         if not self._main:
             return
+        self.close()
         self._journal = Journal(self._run_dir, step)
         self.event("start", step=step, world_size=self._world.size)
 
@@ -84,8 +86,9 @@ class Recorder:
         if before is not None and step > before[1]:
             seconds = (now - before[0]) / (step - before[1]) * (total_steps - step)
             remaining = f"  remaining {duration(seconds)}"
+        loss = math.nan if record["loss"] is None else record["loss"]
         say(
-            f"step {step}/{total_steps}  epoch {epoch:.2f}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+            f"step {step}/{total_steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {record['lr']:.2e}  "
             f"{record['images_per_s']:.0f} images/s  waiting for data {100 * record['data_wait']:.1f} %{remaining}"
         )
 

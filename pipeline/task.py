@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jobs import Outcome, StopRequested
 
 if TYPE_CHECKING:
-    from pipeline.train import Attempt
+    from pipeline.attempt import Attempt
 
 
 class TrainTask:
@@ -25,7 +25,7 @@ class TrainTask:
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
-        from pipeline.train import Attempt
+        from pipeline.attempt import Attempt
 
         self._attempt = Attempt(self.run_dir)
         return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED

@@ -5,63 +5,36 @@ take the same way through `train`.
 """
 
 import contextlib
+import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from pipeline import run_dir as run_directory
+from pipeline.audit import AuditWriter
 from pipeline.checkpoint import CheckpointStore
-from pipeline.config import TrainConfig, digest
-from pipeline.data import TrainLoader, build_evaluation_loader, build_train_loader
-from pipeline.distributed import World, agreed_by_main, join_world, leave_world, sum_over_ranks
+from pipeline.config import digest
+from pipeline.data import TrainLoader, build_train_loader
+from pipeline.data_source import Batch
+from pipeline.distributed import World, agreed_by_main, everyones, sum_over_ranks
 from pipeline.ema import Ema
-from pipeline.engine import DTYPES, Engine
-from pipeline.export import export_weights
-from pipeline.metrics import Evaluation, evaluate_batches
-from pipeline.mixup import DeviceTransform, Normalise
+from pipeline.engine import Engine
+from pipeline.errors import NotFiniteError, TrainingError
+from pipeline.files import write_durably
+from pipeline.initialise import initialise
+from pipeline.metrics import Evaluation
+from pipeline.mixup import DeviceTransform
 from pipeline.model import build_model, step_seed
-from pipeline.recorder import Recorder, say
+from pipeline.recorder import Recorder
 from pipeline.saving import Saver
 from pipeline.schedule import Schedule, build_schedule, evaluation_is_due
-from pipeline.tracking import EndStatus, Tracker
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message is for the user."""
-
-
-class Evaluator:
-    """Top-1 of the averaged weights over the validation split, each image counted once over all ranks."""
-
-    def __init__(self, config: TrainConfig, world: World, num_classes: int) -> None:
-        """Build a network of its own for the averaged weights."""
-        self._config, self._world, self._num_classes = config, world, num_classes
-        self._model = build_model(config, num_classes).to(world.device).eval()
-        self._normalise = Normalise(config.augment)
-
-    def __call__(self, ema: Ema) -> Evaluation:
-        """Evaluate; collective."""
-        self._model.load_state_dict(ema.full_state())
-        enabled = self._config.precision != "fp32"
-        autocast = torch.autocast(self._world.device.type, DTYPES[self._config.precision], enabled=enabled)
-        loader = build_evaluation_loader(
-            self._config, world_size=self._world.size, rank=self._world.rank, device=self._world.device
-        )
-        with contextlib.closing(loader):
-            counts = evaluate_batches(
-                self._model,
-                loader,
-                num_classes=self._num_classes,
-                device=self._world.device,
-                autocast=autocast,
-                normalise=lambda batch, device: self._normalise(batch.images, torch.device(device)),
-            )
-        return Evaluation.from_counts(torch.tensor(sum_over_ranks(counts.tolist()), dtype=torch.float64))
+from pipeline.tracking import Tracker
+from pipeline.validation import Evaluator
 
 
 class Training:
@@ -79,7 +52,10 @@ class Training:
         probe.close()
         self.schedule: Schedule = build_schedule(config, self.num_samples)
         torch.manual_seed(config.seed)
-        self.engine = Engine(build_model(config, self.num_classes), config, world)
+        model = build_model(config, self.num_classes)
+        if config.initialise_from is not None and not CheckpointStore(run_dir).steps():
+            recorder.say(initialise(model, config.initialise_from))
+        self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.model, config.ema_decay, partitioned=config.zero_stage == 3)
         self.transform = DeviceTransform(config.augment, config.mix, self.num_classes, config.seed)
@@ -100,34 +76,54 @@ class Training:
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train to the end or until asked to stop; return whether the end was reached. Everything is saved by then."""
+        while True:
+            try:
+                return self._run_from_checkpoint(stop_requested)
+            except NotFiniteError as problem:
+                self._skip_or_stop(problem)
+
+    def _run_from_checkpoint(self, stop_requested: Callable[[], bool]) -> bool:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step = saver.restore()
         recorder.open(step)
+        skipped = read_skipped(self.run_dir)
         result: Evaluation | None = None
         loader = self._open_loader(step, total)
+        audit = None
+        if config.audit_samples:
+            audit = AuditWriter(self.run_dir, self.world.rank, start_step=step, keys=loader.keys)
         with contextlib.closing(loader):
             began = time.monotonic()
             for batches in loader:
+                seen: list[Batch] = []
                 loss, grad_norm = self.engine.step(
-                    ((self.transform(batch, self.world.device)) for batch in batches),
+                    self._prepared(batches, seen),
                     lr=self.schedule.lr_at(step),
                     seed=step_seed(config, step, self.world.rank),
+                    update=step not in skipped,
                 )
                 self.ema.update()
                 stop, loss_sum, written = sum_over_ranks([float(stop_requested()), loss, saver.status])
+                record = self._record(step + 1, loss_sum / self.world.size, grad_norm, time.monotonic() - began, loader)
+                if step in skipped:
+                    record |= {"loss": None, "grad_norm": None, "skipped": True}
+                else:
+                    self._require_finite(record, loss, seen, loader)
+                if audit is not None:
+                    for batch in seen:
+                        audit.add(batch)
                 step += 1
-                record = self._record(step, loss_sum / self.world.size, grad_norm, time.monotonic() - began, loader)
-                self._require_finite(record, loader)
                 evaluate = evaluation_is_due(config, step, total, self.num_samples)
                 if evaluate:
-                    result = self.evaluate(self.ema)
+                    result = self._evaluate(step)
                     record |= {"eval_top1": result.top1, "eval_top5": result.top5, "eval_loss": result.loss}
-                    recorder.say(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
                 recorder.step(record)
                 if step % config.log_every_steps == 0 or step == total:
                     recorder.progress(record, total, self.epoch(step))
                 saver.publish_if_written(written)
                 if evaluate or step % config.save_every_steps == 0 or stop:
+                    if audit is not None:
+                        audit.flush()
                     saver.start(step, result.top1 if evaluate and result else None)
                 self._track()
                 if stop and step < total:
@@ -140,6 +136,18 @@ class Training:
         elif saver.durable_step < total:
             raise TrainingError(f"the last step is computed but could not be saved; see the warnings in {self.run_dir}")
         return step >= total
+
+    def _prepared(self, batches: Iterable[Batch], seen: list[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in batches:
+            seen.append(batch)
+            yield self.transform(batch, self.world.device)
+
+    def _evaluate(self, step: int) -> Evaluation:
+        began = time.monotonic()
+        result = self.evaluate(self.ema)
+        self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
+        self.recorder.say(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
+        return result
 
     def _track(self) -> None:
         """Let MLflow have what a checkpoint covers, and have the next checkpoint name the MLflow run."""
@@ -168,16 +176,53 @@ class Training:
             record["loss_scale"] = self.engine.loss_scale
         return record
 
-    def _require_finite(self, record: dict[str, Any], loader: TrainLoader) -> None:
-        finite = math.isfinite(record["loss"])
-        if finite and (math.isfinite(record["grad_norm"]) or self.config.precision == "fp16"):
+    def _require_finite(self, record: dict[str, Any], loss: float, seen: list[Batch], loader: TrainLoader) -> None:
+        """Raise `NotFiniteError` on every rank if the loss or the gradient of this step is not finite on any."""
+        is_loss = not math.isfinite(record["loss"])
+        if not is_loss and (math.isfinite(record["grad_norm"]) or self.config.precision == "fp16"):
             return
-        what = "gradient" if finite else "loss"
-        raise TrainingError(
-            f"step {record['step']}: the {what} is not finite; "
-            f"the newest checkpoint is step {self.saver.durable_step}. "
-            "A lower --train.optimizer.lr, or --train.optimizer.clip-grad-norm, usually helps"
+        mine = None
+        if not math.isfinite(loss) or not is_loss:
+            mine = [key for batch in seen for key in loader.keys(batch.indices)]
+        culprits = [
+            f"rank {rank} ({', '.join(map(str, keys[:8]))}{', …' if len(keys) > 8 else ''})"
+            for rank, keys in enumerate(everyones(mine))
+            if isinstance(keys, list)
+        ]
+        what = "loss" if is_loss else "gradient"
+        raise NotFiniteError(
+            record["step"], f"step {record['step']}: the {what} is not finite; samples of {'; '.join(culprits)}"
         )
+
+    def _skip_or_stop(self, problem: "NotFiniteError") -> None:
+        """Arrange for the batch to be skipped after going back to the last checkpoint, or raise what ends the run."""
+        config, saver = self.config, self.saver
+        skipped = sorted({*read_skipped(self.run_dir), problem.step - 1})
+        hint = (
+            f"the newest checkpoint is step {saver.durable_step}. A lower --train.optimizer.lr or "
+            "--train.optimizer.clip-grad-norm usually helps; --train.on-non-finite skip leaves the batch out"
+        )
+        if config.on_non_finite == "stop":
+            raise TrainingError(f"{problem}; {hint}")
+        if len(skipped) > config.max_skipped_batches:
+            raise TrainingError(f"{problem}; {config.max_skipped_batches} batches were skipped before; {hint}")
+        self.recorder.warn(f"{problem}; going back to step {saver.durable_step} to skip this batch")
+        saver.finish()
+        if not saver.durable_step:
+            raise TrainingError(f"{problem}; there is no checkpoint to go back to")
+        if self.world.is_main:
+            write_durably(self.run_dir / SKIPPED, json.dumps(skipped) + "\n")
+        agreed_by_main(None)
+
+
+SKIPPED = "skipped.json"
+"""Batches (numbered from 0) that are read but not trained on, with `--train.on-non-finite skip`."""
+
+
+def read_skipped(run_dir: Path) -> set[int]:
+    """Numbers of the batches that this run leaves out."""
+    path = run_dir / SKIPPED
+    return set(json.loads(path.read_text())) if path.exists() else set()
 
 
 def _memory_mb(world: World) -> float:
@@ -187,76 +232,6 @@ def _memory_mb(world: World) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def _refuse_together(world: World, action: Callable[[], Any]) -> Any:
-    """Do `action` on rank 0; if it refuses, every rank raises the same message instead of waiting for rank 0."""
-    value, problem = None, None
-    if world.is_main:
-        try:
-            value = action()
-        except run_directory.RunDirectoryError as error:
-            problem = str(error)
-    problem = agreed_by_main(problem)
-    if problem is not None:
-        raise TrainingError(str(problem))
-    return value
-
-
-class Attempt:
-    """One attempt at a run: its ranks, its lock, its records; ends by `close` on rank 0."""
-
-    def __init__(self, run_dir: Path) -> None:
-        """Nothing is done before `run`."""
-        self._run_dir = run_dir
-        self._tracker: Tracker | None = None
-        self._lock: IO[str] | None = None
-        self._recorder: Recorder | None = None
-
-    def run(self, stop_requested: Callable[[], bool]) -> bool:
-        """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
-        world = join_world()
-        try:
-            self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
-            self._recorder = recorder = Recorder(self._run_dir, world)
-            if world.is_main:
-                document = run_directory.document(self._run_dir)
-                self._tracker = Tracker.start(
-                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags={}
-                )
-            training = Training(self._run_dir, world, recorder, self._tracker)
-            if not training.run(stop_requested):
-                return False
-            export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
-        finally:
-            leave_world()
-        if world.is_main:
-            self.close("finished")
-            register_or_say_how(self._run_dir)
-        return True
-
-    def close(self, outcome: str) -> None:
-        """Write down how the attempt ended (the value of a `jobs.Outcome`) and give the MLflow run its status."""
-        status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
-        if self._recorder is not None:
-            self._recorder.event("end", outcome=outcome)
-            self._recorder.close()
-            self._recorder = None
-        if self._tracker is not None:
-            self._tracker.close(status.get(outcome))
-            self._tracker = None
-
-
-def register_or_say_how(run_dir: Path) -> None:
-    """Register the exported weights; where the registry does not take them, say how to do it later."""
-    from pipeline.register import register
-
-    try:
-        version = register(run_dir)
-        say(f"registered {version.uri} with the aliases {', '.join(version.aliases)}")
-    except Exception as error:  # the training is done and exported: nothing that MLflow raises may undo that
-        say(f"warning: the model is trained but not registered ({type(error).__name__}: {error})")
-        say(f"register it with: python -m pipeline.register {run_dir}")
 
 
 def main() -> int:

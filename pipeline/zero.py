@@ -36,29 +36,27 @@ class LocalWeight:
     values: torch.Tensor
 
 
-def ensure_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its zero moments before its first step, so that they can be saved and loaded."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if not state:
-                on_device = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
-                state["step"] = torch.zeros((), dtype=torch.float32, device=on_device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
+def optimized_tensors(model: nn.Module, optimizer: Any, stage: int) -> list[torch.Tensor]:
+    """What AdamW itself updates on this rank: the parameters, or under ZeRO flat partitions of each group."""
+    if stage == 0:
+        return list(model.parameters())
+    return optimizer.single_partition_of_fp32_groups if stage < 3 else optimizer.fp32_partitioned_groups_flat
 
 
-def set_optimizer_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Set the number of updates that AdamW's bias correction counts."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["step"].fill_(float(steps))
-
-
-def get_optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
-    """Number of updates applied so far (those skipped for an overflow not counted)."""
-    parameter = optimizer.param_groups[0]["params"][0]
-    return int(optimizer.state[parameter]["step"].item())
+def optimizer_states(
+    model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int
+) -> list[dict[str, torch.Tensor]]:
+    """AdamW's state of each optimized tensor; moments of zero where it has not stepped yet."""
+    states = []
+    on_device = bool(torch_optimizer.defaults.get("fused") or torch_optimizer.defaults.get("capturable"))
+    for tensor in optimized_tensors(model, optimizer, stage):
+        state = torch_optimizer.state[tensor]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device if on_device else "cpu")
+            state["exp_avg"] = torch.zeros_like(tensor)
+            state["exp_avg_sq"] = torch.zeros_like(tensor)
+        states.append(state)
+    return states
 
 
 def iter_fragments(
@@ -73,7 +71,7 @@ def iter_fragments(
         stage: ZeRO stage, 0 to 3.
         rank: this rank; under stage 0 rank 0 owns everything.
     """
-    ensure_optimizer_state(torch_optimizer)
+    optimizer_states(model, optimizer, torch_optimizer, stage)
     for name, parameter in model.named_parameters():
         if stage == 0:
             if rank:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def _rank(function: Callable[..., Any], rank: int, size: int, port: int, args: t
         world = join_world()
         result = function(world, *args)
         leave_world()
-        out.put((rank, result, None))
+        out.put((rank, pickle.dumps(result), None))
     except BaseException:
         out.put((rank, None, traceback.format_exc()))
 
@@ -49,7 +50,7 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: fl
             rank, result, problem = out.get(timeout=timeout_s)
             if problem:
                 raise AssertionError(f"rank {rank} of {size}:\n{problem}")
-            results[rank] = result
+            results[rank] = pickle.loads(result)
         return results
     finally:
         for process in ranks:

@@ -1,0 +1,83 @@
+"""One attempt at a run, from joining the ranks to the registered model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline import run_dir as run_directory
+from pipeline.distributed import World, agreed_by_main, join_world, leave_world
+from pipeline.errors import TrainingError
+from pipeline.export import export_weights
+from pipeline.recorder import Recorder, say
+from pipeline.tracking import EndStatus, Tracker
+from pipeline.train import Training
+
+
+class Attempt:
+    """One attempt at a run: its ranks, its lock, its records; ends by `close` on rank 0."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Nothing is done before `run`."""
+        self._run_dir = run_dir
+        self._tracker: Tracker | None = None
+        self._lock: IO[str] | None = None
+        self._recorder: Recorder | None = None
+
+    def run(self, stop_requested: Callable[[], bool]) -> bool:
+        """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
+        world = join_world()
+        try:
+            self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
+            self._recorder = recorder = Recorder(self._run_dir, world)
+            if world.is_main:
+                document = run_directory.document(self._run_dir)
+                self._tracker = Tracker.start(
+                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags={}
+                )
+            training = Training(self._run_dir, world, recorder, self._tracker)
+            if not training.run(stop_requested):
+                return False
+            export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
+        finally:
+            leave_world()
+        if world.is_main:
+            self.close("finished")
+            register_or_say_how(self._run_dir)
+        return True
+
+    def close(self, outcome: str) -> None:
+        """Write down how the attempt ended (the value of a `jobs.Outcome`) and give the MLflow run its status."""
+        status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+        if self._recorder is not None:
+            self._recorder.event("end", outcome=outcome)
+            self._recorder.close()
+            self._recorder = None
+        if self._tracker is not None:
+            self._tracker.close(status.get(outcome))
+            self._tracker = None
+
+
+def register_or_say_how(run_dir: Path) -> None:
+    """Register the exported weights; where the registry does not take them, say how to do it later."""
+    from pipeline.register import register
+
+    try:
+        version = register(run_dir)
+        say(f"registered {version.uri} with the aliases {', '.join(version.aliases)}")
+    except Exception as error:  # the training is done and exported: nothing that MLflow raises may undo that
+        say(f"warning: the model is trained but not registered ({type(error).__name__}: {error})")
+        say(f"register it with: python -m pipeline.register {run_dir}")
+
+
+def _refuse_together(world: World, action: Callable[[], Any]) -> Any:
+    """Do `action` on rank 0; if it refuses, every rank raises the same message instead of waiting for rank 0."""
+    value, problem = None, None
+    if world.is_main:
+        try:
+            value = action()
+        except run_directory.RunDirectoryError as error:
+            problem = str(error)
+    problem = agreed_by_main(problem)
+    if problem is not None:
+        raise TrainingError(str(problem))
+    return value
