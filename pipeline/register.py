@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.model_card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, ModelCardError, load_model_card
-from pipeline.tracking_client import TrackingError, mask_secrets, one_line, open_client
+from pipeline.tracking_client import TrackingError, mask_secrets, one_line, open_client, process_uri
 from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
         digest = _sha256(weights)
         version = _find(client, card.name, digest, card)
         if version is None:
-            version = _create(client, uri, folder, config["train"], card, digest)
+            with process_uri(uri):
+                version = _create(client, uri, folder, config["train"], card, digest)
         if alias is not None and alias.lower() != "latest":
             client.set_registered_model_alias(card.name, alias, str(version.version))
         aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -71,14 +70,12 @@ def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's advice: type hints would refuse arrays, and pip need not be installed."""
+    """Without MLflow's word on pip, which an environment of uv does not have."""
     logger = logging.getLogger("mlflow.utils.environment")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)
 

@@ -3,8 +3,10 @@
 No mlflow at import: commands that only print must start at once.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -87,11 +89,24 @@ def open_client(uri: str) -> "MlflowClient":
         # Building a new database is announced line by line otherwise.
         for name in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # Parts of MLflow ask for the process's server rather than the client's.
-        mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
         raise TrackingError(f"MLflow at {mask_secrets(uri)} cannot be opened: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def process_uri(uri: str) -> Iterator[None]:
+    """Make `uri` the server of the whole process for a while: parts of MLflow ask for that one, not the client's."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType] - how MLflow forgets it
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def local_database(uri: str) -> Path | None:

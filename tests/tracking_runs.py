@@ -69,11 +69,12 @@ def digits_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor]
     from sklearn.linear_model import RidgeClassifier
 
     torch.manual_seed(seed)
+    torch.set_num_threads(1)
     network = transxnet.transxnet_n(num_classes=10, image_size=32, backend="reference").train()
-    x, y = _pixels(shards, "train")
+    x, y = _pixels(shards, "train", 512)
     x_test, y_test = _pixels(shards, "validation")
     with torch.no_grad():
-        for part in x[:512].split(64):
+        for part in x[:192].split(64):
             network(part)
         network.eval()
         maps = [network.forward_features(part)[-1] for part in x.split(256)]
@@ -134,12 +135,12 @@ def validation_images(shards: Path, count: int) -> list[tuple[bytes, str]]:
     return sample_images({"data": to_dict(data)}, count)[1]
 
 
-def _pixels(shards: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole split as normalised images `[N, 3, 32, 32]` and labels `[N]`."""
+def _pixels(shards: Path, split: str, count: int = 10**6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of a split as normalised images `[N, 3, 32, 32]` and labels `[N]`."""
     data = DataConfig(shards=str(shards), validation_split=split)
     manifest = load_manifest(str(shards), split)
     labels = {entry.wnid: k for k, entry in enumerate(manifest.classes)}
-    _, images = sample_images({"data": to_dict(data)}, manifest.num_samples)
+    _, images = sample_images({"data": to_dict(data)}, min(count, manifest.num_samples))
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.float32) for image, _ in images])
     settings = AugmentConfig()
     pixels = (pixels / 255 - np.float32(settings.mean)) / np.float32(settings.std)

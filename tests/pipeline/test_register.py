@@ -1,0 +1,198 @@
+"""The registered model: proven before it counts, loaded by strangers, and the right one is champion."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.model_card import ModelCard, ModelCardError, load_model_card, save_model_card
+from pipeline.register import register
+from pipeline.register_aliases import OPEN, STATE_TAG, champion_of, promote, settled_versions
+from pipeline.register_verify import tolerance
+from pipeline.tracking_client import TrackingError, open_client, resolve_tracking_uri
+from tests.tracking_runs import finished_run, validation_images
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def registered(home):
+    card = finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
+    return card, register(home / "runs/first")
+
+
+def in_clean_process(program: str, folder: Path, uri: str) -> dict:
+    """Run a program as a colleague would: elsewhere, without this repository on the path."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_first_version_is_verified_latest_and_champion(home, registered):
+    card, version = registered
+    assert version.version == "1"
+    assert version.aliases == ("latest", "champion")
+    assert version.uri == "models:/transxnet_n@champion"
+    assert json.loads((home / "runs/first/registered.json").read_text())["version"] == "1"
+    client = open_client(resolve_tracking_uri(home))
+    stored = client.get_model_version("transxnet_n", "1")
+    assert float(stored.tags["top1"]) == card.top1
+    assert stored.tags["validation_digest"] == card.validation_digest
+    assert "images in a clean process" in stored.tags["verified"]
+    assert f"{100 * card.top1:.2f} %" in stored.description
+    run = client.get_run(stored.run_id)
+    assert [output.step for output in run.outputs.model_outputs] == [card.step]
+
+
+def test_a_stranger_loads_it_and_gets_the_recorded_top1(home, registered, tmp_path):
+    card, version = registered
+    images = validation_images(home / "shards", 100)
+    for k, (content, _) in enumerate(images):
+        (tmp_path / f"{k:03d}.jpg").write_bytes(content)
+    program = f"""
+        import io, json, sys
+        from pathlib import Path
+        import mlflow, numpy as np, pandas as pd
+        from PIL import Image
+        model = mlflow.pyfunc.load_model({version.uri!r})
+        files = sorted(Path({str(tmp_path)!r}).glob("*.jpg"))
+        table = model.predict([file.read_bytes() for file in files])
+        frame = model.predict(pd.DataFrame({{"image": [file.read_bytes() for file in files[:2]]}}))
+        paths = model.predict([str(file) for file in files[:2]])
+        arrays = model.predict({{"image": [np.asarray(Image.open(file).convert("RGB")) for file in files[:2]]}})
+        single = model.predict(files[0].read_bytes())
+        same = all(list(t["wnid"]) == list(table["wnid"][: len(t)]) for t in (frame, paths, arrays, single))
+        network = model.unwrap_python_model().network
+        print(json.dumps({{
+            "wnids": list(table["wnid"]), "same": same, "best": table["top5"][0], "columns": list(table.columns),
+            "code": sys.modules["transxnet"].__file__, "parameters": sum(p.numel() for p in network.parameters()),
+            "pickles": [str(p) for p in Path(model.metadata.get_model_info().model_uri or ".").glob("**/*.pkl")],
+        }}))
+    """
+    answer = in_clean_process(program, tmp_path / "elsewhere", resolve_tracking_uri(home))
+    assert answer["same"]
+    assert answer["columns"] == ["class_name", "wnid", "probability", "top5"]
+    assert len(answer["best"]) == 5
+    assert sum(best["probability"] for best in answer["best"]) <= 1.0 + 1e-6
+    assert not answer["code"].startswith(str(REPOSITORY))
+    right = sum(wnid == truth for wnid, (_, truth) in zip(answer["wnids"], images, strict=True))
+    assert abs(right / 100 - card.top1) <= tolerance(card, 100)
+
+
+def test_registering_again_gives_the_same_version_and_sets_the_alias(home, registered):
+    again = register(home / "runs/first", alias="production")
+    assert again.version == registered[1].version
+    assert "production" in again.aliases
+
+
+def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, registered):
+    card = finished_run(home / "runs/wrong", home / "shards", resolve_tracking_uri(home))
+    # Classes in another order: everything loads and answers, and the answers are wrong.
+    wrong = dataclasses.replace(card, classes=tuple(reversed(card.classes)))
+    save_model_card(wrong, home / "runs/wrong/export")
+    with pytest.raises(TrackingError, match=r"right, but its recorded top-1 is 0\.\d+: it was not registered"):
+        register(home / "runs/wrong")
+    client = open_client(resolve_tracking_uri(home))
+    assert {str(v.version) for v in client.search_model_versions("name = 'transxnet_n'")} == {"1"}
+
+
+def test_a_run_that_exported_nothing_is_refused(home, registered, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="is no run directory"):
+        register(run)
+    (run / "config.json").write_text((home / "runs/first/config.json").read_text())
+    with pytest.raises(ModelCardError, match=r"model\.json is missing: the training writes it when it ends"):
+        register(run)
+
+
+def test_a_card_survives_the_disk(home, registered, tmp_path):
+    card = registered[0]
+    save_model_card(card, tmp_path)
+    assert load_model_card(tmp_path) == card
+    with pytest.raises(ModelCardError, match="9 class names for num_classes 10"):
+        dataclasses.replace(card, classes=card.classes[1:])
+
+
+def candidate(client, name: str, top1: float, digest: str = "d1") -> str:
+    tags = {"top1": str(top1), "validation_digest": digest, STATE_TAG: OPEN}
+    return str(client.create_model_version(name, "s3://nowhere/model", tags=tags).version)
+
+
+@pytest.fixture
+def client(tmp_path):
+    client = open_client(resolve_tracking_uri(tmp_path))
+    client.create_registered_model("m")
+    return client
+
+
+def test_champion_is_the_better_one_on_the_same_data(client):
+    for top1, digest, expected in [
+        (0.5, "d1", "1"),
+        (0.4, "d1", "1"),
+        (0.6, "d1", "3"),
+        (0.6, "d1", "3"),
+        (0.9, "d2", "3"),
+    ]:
+        settled = settled_versions(client, "m")
+        assert promote(client, "m", candidate(client, "m", top1, digest), settled) == expected
+    assert champion_of(client, "m") == "3"
+    # A person's choice stands until something beats it; the past best is not brought back.
+    client.set_registered_model_alias("m", "champion", "2")
+    settled = settled_versions(client, "m")
+    assert promote(client, "m", candidate(client, "m", 0.45), settled) == "6"
+
+
+def test_two_that_finish_together_leave_the_better_champion(client, monkeypatch):
+    """Every interleaving in which one reads before and writes after the other."""
+    for slow_top1, fast_top1 in [(0.7, 0.8), (0.8, 0.7)]:
+        name = f"race{slow_top1}"
+        client.create_registered_model(name)
+        settled = settled_versions(client, name)
+        slow = candidate(client, name, slow_top1)
+        write, held, release = client.set_registered_model_alias, threading.Event(), threading.Event()
+
+        def late(*args, write=write, held=held, release=release):
+            if threading.current_thread().name == "slow" and not held.is_set():
+                held.set()
+                release.wait(60)
+            write(*args)
+
+        monkeypatch.setattr(client, "set_registered_model_alias", late)
+        thread = threading.Thread(target=promote, args=(client, name, slow, settled), name="slow")
+        thread.start()
+        assert held.wait(60)
+        # The other begins and ends while the first is about to write what it decided alone.
+        others_settled = settled_versions(client, name)
+        fast = candidate(client, name, fast_top1)
+        promote(client, name, fast, others_settled)
+        release.set()
+        thread.join()
+        monkeypatch.undo()
+        assert champion_of(client, name) == (slow if slow_top1 > fast_top1 else fast)
+
+
+def test_the_tolerance_notices_a_wrong_preprocessing():
+    card = ModelCard(
+        name="m", num_classes=1, image_size=32, classes=(("n", "n"),), preprocessing=None, step=1, epoch=1, top1=0.8
+    )
+    assert tolerance(dataclasses.replace(card, validation_samples=64), 64) == pytest.approx(1 / 64)
+    assert 0.1 < tolerance(dataclasses.replace(card, validation_samples=50_000), 64) < 0.25
