@@ -265,19 +265,26 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the command; errors that are the user's to mend are one line and status 2."""
-    from jobs import JobError
-    from pipeline.run_dir import RunDirectoryError
-    from sharding import ShardingError
-
     try:
         return launch(parse(sys.argv[1:] if arguments is None else arguments))
-    except (LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # The reader of our output (`| head`) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit:
+        raise
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Looked up only once something was raised: `--help` waits for none of these packages."""
+    from jobs import JobError
+    from pipeline.run_dir import RunDirectoryError
+    from sharding import ShardingError
+
+    return LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError
 
 
 if __name__ == "__main__":

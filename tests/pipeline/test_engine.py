@@ -12,9 +12,9 @@ from pipeline.config import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
 from pipeline.distributed import World
 from pipeline.ema import Ema
 from pipeline.engine import DTYPES, Engine, decay_groups, soft_cross_entropy
+from pipeline.model import build_model, step_seed
 from pipeline.recorder import Recorder
 from pipeline.saving import Saver
-from pipeline.model import build_model, step_seed
 from tests.pipeline.ranks import run_ranks
 
 CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS = 5, 64, 4, 2, 2, 3
