@@ -87,7 +87,8 @@ def fit(resources: Resources, groups: Sequence[NodeGroup]) -> Resources:
         JobError: one line for each thing that the partition cannot grant, naming what it has.
     """
     names = sorted({group.partition for group in groups})
-    wanted = resources.partition.split(",") if resources.partition else [g.partition for g in groups if g.is_default]
+    defaults = sorted({group.partition for group in groups if group.is_default})
+    wanted = resources.partition.split(",") if resources.partition else defaults
     for name in wanted:
         if name not in names:
             raise JobError(f"--partition {name} does not exist; there are: {', '.join(names)}")

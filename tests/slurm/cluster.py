@@ -286,10 +286,15 @@ class RankProcess:
 
 def rank_process(cluster: Cluster, rank: int) -> RankProcess:
     """The process with that rank; there must be one running job."""
-    for pid in cluster.job_processes():
-        if "jobs.rank" in _command(pid) and _environment(pid).get("SLURM_PROCID") == str(rank):
-            return RankProcess(pid)
-    raise RuntimeError(f"no process has rank {rank}")
+    pids = [
+        pid
+        for pid in cluster.job_processes()
+        if "jobs.rank" in _command(pid) and _environment(pid).get("SLURM_PROCID") == str(rank)
+    ]
+    if not pids:
+        raise RuntimeError(f"no process has rank {rank}")
+    # Its loader workers look alike, and came later.
+    return RankProcess(min(pids))
 
 
 def _pids() -> list[int]:
