@@ -193,7 +193,8 @@ def build_train_loader(
                 part = slice(micro_step * micro, (micro_step + 1) * micro)
                 yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
 
-    source = _source(config, spec, requests(), micro, device)
+    workers = config.data.workers if start_step < total_steps else 0
+    source = _source(config, spec, requests(), micro, workers, device)
     return TrainLoader(info, index, source, range(start_step, total_steps), count)
 
 
@@ -224,7 +225,7 @@ def build_evaluation_loader(
             yield Request(rows, np.zeros_like(rows), step, 0)
 
     # A replaced validation image would be another accuracy: damage always stops.
-    source = _source(config, replace(spec, on_damage="stop"), requests(), EVALUATION_BATCH, device)
+    source = _source(config, replace(spec, on_damage="stop"), requests(), EVALUATION_BATCH, config.data.workers, device)
     return EvaluationLoader(info, index, source)
 
 
@@ -251,7 +252,12 @@ def _open(
 
 
 def _source(
-    config: TrainConfig, spec: "ReaderSpec", requests: "Iterator[Request]", samples: int, device: "torch.device | str"
+    config: TrainConfig,
+    spec: "ReaderSpec",
+    requests: "Iterator[Request]",
+    samples: int,
+    workers: int,
+    device: "torch.device | str",
 ) -> "BatchSource":
     import torch
 
@@ -261,7 +267,7 @@ def _source(
         spec,
         requests,
         samples=samples,
-        workers=config.data.workers,
+        workers=workers,
         ahead=config.data.prefetch_batches,
         max_replacements=config.data.max_replacements,
         device=torch.device(device),

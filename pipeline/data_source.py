@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Batch:
     """One micro-batch of a rank.
 
-    On a GPU machine the images lie in page-locked memory that is read into again once no tensor refers to it and the
-    copies queued on the current stream are done; hold at most two batches. Elsewhere they are the caller's own.
+    On a GPU machine the images lie in page-locked memory that is used again once no tensor refers to it and what was
+    queued on the current stream by then is done. Elsewhere they are the caller's own.
 
     Attributes:
         images: uint8 [N, 3, H, W] on the CPU (strides of channels last).
@@ -78,11 +78,12 @@ class BatchSource:
         self._running: deque[tuple[int, Request]] = deque()
         self._returned: deque[int] = deque()
         self._copying: deque[tuple[torch.cuda.Event, list[int]]] = deque()
+        self._slots = ahead + 2
+        self._free = deque(range(self._slots))
         if workers == 0:
             self._reader = SampleReader(spec)
             return
-        self._free = deque(range(ahead + 2))
-        self._pool = WorkerPool(spec, workers=workers, slots=ahead + 2, slot_samples=samples)
+        self._pool = WorkerPool(spec, workers=workers, slots=self._slots, slot_samples=samples)
         if self._pinned:
             _page_lock(self._pool.slots.memory)
         self._submit()
@@ -118,12 +119,14 @@ class BatchSource:
         count = len(request.rows)
         slot = pool.slots[index]
         labels = slot.labels[:count].copy()
-        if self._pinned:
-            pixels = slot.pixels[:count]
+        pixels = slot.pixels[:count]
+        lent = self._slots - len(self._free) - len(self._running)
+        if self._pinned and lent <= self._slots // 2:
             weakref.finalize(pixels, self._returned.append, index)
             images = _as_images(pixels)
         else:
-            images = _as_images(slot.pixels[:count].copy())
+            images = _as_images(pixels.copy())
+            images = images.pin_memory() if self._pinned else images
             self._free.append(index)
         batch = self._batch(request, images, labels, replaced)
         self._submit()
@@ -151,12 +154,8 @@ class BatchSource:
             event = torch.cuda.Event()
             event.record()
             self._copying.append((event, [self._returned.popleft() for _ in range(len(self._returned))]))
-        while self._copying and (self._copying[0][0].query() or not (self._free or self._running)):
-            event, slots = self._copying.popleft()
-            event.synchronize()
-            self._free.extend(slots)
-        if not (self._free or self._running):
-            raise RuntimeError("every batch of the loader is still held: drop the earlier ones before asking for more")
+        while self._copying and self._copying[0][0].query():
+            self._free.extend(self._copying.popleft()[1])
 
     def _batch(self, request: Request, images: Tensor, labels: NDArray[np.int64], replaced: list[Replacement]) -> Batch:
         substitutes = np.full(len(request.rows), -1, np.int64)
