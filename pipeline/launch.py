@@ -224,6 +224,9 @@ def launch(options: LaunchOptions) -> int:
     total_steps = build_schedule(config, dataset.num_samples).total_steps
     extra |= {"dataset": dataclasses.asdict(dataset), "total_steps": total_steps}
     run_directory.prepare(run_dir, config, extra)
+    if (run_dir / "export" / "model.json").exists():
+        print("this run has reached its end before; nothing is trained")
+        return conclude(run_dir)
     words = local_words(resources) if cluster == "local" else f"{resources.world_size} processes"
     print(f"cluster: {cluster} ({why}); {words}")
     copies = private_directory(run_dir / "code") if options.code == "snapshot" else None
@@ -246,6 +249,18 @@ def launch(options: LaunchOptions) -> int:
 def _with_digits(config: TrainConfig) -> TrainConfig:
     data = dataclasses.replace(config.data, shards=str(Path("runs/digits").absolute()))
     return dataclasses.replace(config, data=data)
+
+
+def conclude(run_dir: Path) -> int:
+    """Register a run that was exported and is not registered yet, and say where everything is."""
+    from pipeline.follow import closing_words
+
+    if not (run_dir / "registered.json").exists():
+        from pipeline.attempt import register_or_say_how
+
+        register_or_say_how(run_dir)
+    print(closing_words(run_dir, Outcome.FINISHED))
+    return 0 if (run_dir / "registered.json").exists() else 1
 
 
 def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:

@@ -108,7 +108,7 @@ def train_all(world: World, variants: list[tuple[int, str]], folder: str) -> dic
 # DeepSpeed's autocast is a switch of the process that no engine turns off again: fp32 comes first.
 VARIANTS = [(stage, precision) for precision in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3)]
 VARIANTS.remove((2, "fp16"))
-TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "fp16": 0.01}
+TOLERANCE = {"fp32": 1e-6, "bf16": 1e-5, "fp16": 1e-4}
 
 
 def test_stages_and_precisions_agree_with_plain_pytorch(tmp_path: Path):
@@ -118,11 +118,10 @@ def test_stages_and_precisions_agree_with_plain_pytorch(tmp_path: Path):
         reference, tolerance = references[precision], TOLERANCE[precision]
         losses, norms = zip(*result["curve"], strict=True)
         assert losses == pytest.approx(reference["losses"], rel=tolerance), (stage, precision)
-        assert norms == pytest.approx(reference["norms"], rel=20 * tolerance), (stage, precision)
+        assert norms == pytest.approx(reference["norms"], rel=10 * tolerance), (stage, precision)
         assert losses[-1] != losses[0]
         for name, expected in reference["ema"].items():
-            bound = 1e-5 if precision == "fp32" else 4 * LR
-            torch.testing.assert_close(result["ema"][name], expected, rtol=0, atol=bound, msg=f"{stage} {name}")
+            torch.testing.assert_close(result["ema"][name], expected, rtol=0, atol=2 * LR, msg=f"{stage} {name}")
         for name, value in result["ema"].items():
             assert torch.equal(value, other[stage, precision]["ema"][name]), f"ranks differ in {name}"
 
