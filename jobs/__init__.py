@@ -3,6 +3,7 @@
 It can launch any function; it knows Submitit and the standard library, and nothing of what the processes compute.
 """
 
+from jobs.array import submit_array
 from jobs.cluster import Cluster, choose_cluster
 from jobs.errors import JobError
 from jobs.folders import private_directory
@@ -32,4 +33,5 @@ __all__ = [
     "private_directory",
     "settle",
     "submit",
+    "submit_array",
 ]

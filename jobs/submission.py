@@ -12,7 +12,7 @@ from jobs.failure import failure
 from jobs.task import Outcome
 
 LAST = "submission.json"
-"""The newest submission of a folder: cluster, job id, number of processes."""
+"""The newest submission of a folder: cluster, job id, number of processes, and where its logs are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +128,18 @@ class Submission(ABC):
             return Outcome.INTERRUPTED if last in ("stopped", "cancelled") else Outcome.FINISHED
         return Outcome.CANCELLED if update.state == "CANCELLED" else Outcome.FAILED
 
-    def remember(self) -> None:
-        """Write down where the job is, for `attach`."""
-        words = {"cluster": self.cluster, "job_id": self.job_id, "world_size": self.world_size}
-        beside = self.folder / f"{LAST}.tmp"
+    def remember(self, home: Path | None = None) -> None:
+        """Write down in `home`, or in the job's own folder, where the job is, for `attach`."""
+        home = home or self.folder
+        words = {
+            "cluster": self.cluster,
+            "job_id": self.job_id,
+            "world_size": self.world_size,
+            "folder": str(self.folder),
+        }
+        beside = home / f"{LAST}.tmp"
         beside.write_text(json.dumps(words) + "\n")
-        beside.replace(self.folder / LAST)
+        beside.replace(home / LAST)
 
 
 def last_end(folder: Path, job_id: str) -> str:

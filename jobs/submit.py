@@ -5,8 +5,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from jobs.cluster import Cluster, slurm_job
 from jobs.errors import JobError, NoAnswer
@@ -17,6 +18,8 @@ from jobs.resources import Resources
 from jobs.snapshot import Code
 from jobs.submission import LAST, Submission
 from jobs.task import Task
+
+Submitted = TypeVar("Submitted")
 
 
 def submit(
@@ -53,28 +56,34 @@ def submit(
     if cluster == "slurm":
         resources = fit(resources, node_groups())
     folder = private_directory(folder)
-    _refuse_second(folder)
+    refuse_second(folder)
     code = code or Code(root=own_root())
     job = Job(task, folder, resources, code)
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
-    submitted = _submit_privately(executor, job)
+    submitted = submit_privately(lambda: executor.submit(job))
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
     if cluster == "local":
-        submission: Submission = LocalSubmission(folder, submitted.job_id, resources.world_size, submitted._process)
+        process = getattr(submitted, "_process")  # noqa: B009 - of Submitit's local job alone
+        submission: Submission = LocalSubmission(folder, submitted.job_id, resources.world_size, process)
     else:
         submission = SlurmSubmission(folder, submitted.job_id, resources.world_size)
     submission.remember()
     return submission
 
 
-def _submit_privately(executor: object, job: Job):  # noqa: ANN202 - Submitit's own job class
+def submit_privately(hand_over: Callable[[], Submitted]) -> Submitted:
+    """Call Submitit with files closed to others and no trace of an enclosing job, and put its errors into words.
+
+    Raises:
+        JobError: the cluster refuses, or its commands are missing.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     former = os.umask(0o077)
     try:
         with _outside_any_job():
-            return executor.submit(job)  # pyright: ignore[reportAttributeAccessIssue]
+            return hand_over()
     except FileNotFoundError as error:
         raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
     except (FailedSubmissionError, FailedJobError) as error:
@@ -100,8 +109,12 @@ def _outside_any_job() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _refuse_second(folder: Path) -> None:
-    """Two jobs that write the same checkpoints destroy them."""
+def refuse_second(folder: Path) -> None:
+    """Refuse a folder in which a job works: two that write the same checkpoints destroy them.
+
+    Raises:
+        JobError: Slurm still has the job that was submitted from there.
+    """
     former = attach(folder)
     if former is None:
         return
@@ -126,7 +139,7 @@ def attach(folder: Path) -> Submission | None:
         return None
     if words.get("cluster") != "slurm":
         return None
-    return SlurmSubmission(folder.absolute(), str(words["job_id"]), int(words["world_size"]))
+    return SlurmSubmission(Path(words["folder"]), str(words["job_id"]), int(words["world_size"]))
 
 
 def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, code: Code | None = None) -> str:

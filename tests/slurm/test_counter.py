@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,40 @@ def test_sbatch_refusal_reaches_the_user_in_one_line(slurm, tmp_path):
     with pytest.raises(jobs.JobError, match=r"sbatch refuses the job: .*[Ii]nvalid") as error:
         submit(tmp_path, resources={"slurm": {"licenses": "none@nowhere"}})
     assert "\n" not in str(error.value)
+
+
+def test_array_runs_each_task_in_its_own_folder_and_requeues_one_alone(slurm, tmp_path):
+    homes = [tmp_path / f"run{number}" for number in range(3)]
+    for home in homes:
+        home.mkdir()
+    tasks = [Count(folder=home, end=20 + number, save_every=NEVER) for number, home in enumerate(homes)]
+    submissions = jobs.submit_array(
+        tasks,
+        homes=[home / "jobs" for home in homes],
+        folder=tmp_path / "array",
+        resources=jobs.Resources(nodes=2, partition="low", timeout_min=10),
+        name="sweep",
+        code=CODE,
+    )
+    assert [submission.job_id.partition("_")[2] for submission in submissions] == ["0", "1", "2"]
+    wait_until(lambda: starts(homes[1]))
+    again = jobs.attach(homes[1] / "jobs")
+    assert again is not None
+    slurm.run("scontrol", "requeue", again.job_id)
+    assert [submission.wait(0.2) for submission in submissions] == [jobs.Outcome.FINISHED] * 3
+    assert [(home / "step").read_text() for home in homes] == ["20", "21", "22"]
+    assert [len(starts(home)) for home in homes] == [1, 2, 1]
+
+
+def test_node_that_cannot_reach_the_master_is_named_and_ends_the_job(slurm, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$SLURM_PROCID" = 2 ] && exec unshare -n {sys.executable} "$@"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o700)
+    submission = submit(tmp_path, resources={"python": str(python), "meeting_s": 5})
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    words = submission.failure()
+    assert "rank 2" in words
+    assert "did not reach rank 0 at 127.0.0.1:" in words
+    assert not starts(tmp_path)
