@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from pipeline.register_verify import sample_images
 from sharding import load_manifest
 
 START = 1_700_000_000.0
+
+# The server that a person works with is not for tests.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def config_json(run_dir: Path, config: TrainConfig, tracking_uri: str | None) -> dict:

@@ -1,0 +1,131 @@
+"""The measured accuracy is the recorded one, whatever the model is given as, and lands in its run."""
+
+import dataclasses
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ConfigError
+from pipeline.evaluate import evaluate, main, match_classes
+from pipeline.evaluate_measure import Measurement
+from pipeline.evaluate_model import load_model
+from pipeline.metrics import Evaluation, count_batch, evaluate_batches
+from pipeline.register import register
+from pipeline.tracking_client import open_client, resolve_tracking_uri
+from sharding import load_manifest
+from tests.tracking_runs import Pixels, finished_run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def card(home):
+    return finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
+
+
+def test_counts_do_not_depend_on_the_batches():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(97, 13), torch.randint(0, 13, (97,))
+    logits[5] = torch.nan
+    logits[6] = 0.0
+    whole = count_batch(logits, labels)
+    parts = sum(count_batch(a, b) for a, b in zip(logits.split(10), labels.split(10), strict=True))
+    assert torch.equal(whole[:3], parts[:3])
+    expected = (logits[:5].topk(5).indices == labels[:5, None]).sum()
+    assert count_batch(logits[:5], labels[:5])[1] == expected
+    # A network that gives no numbers is never right; equal scores go to the lower class.
+    assert count_batch(logits[5:6], labels[5:6])[:2].sum() == 0
+    assert count_batch(logits[6:7], torch.tensor([0]))[0] == 1
+    assert count_batch(logits[6:7], torch.tensor([1]))[0] == 0
+    assert count_batch(logits[:2], torch.tensor([-1, 3]))[2] == 1
+
+
+def test_labels_beyond_the_model_are_refused():
+    batch = Pixels(torch.zeros(2, 3, 4, 4), torch.tensor([0, 12]))
+    with pytest.raises(ValueError, match="label 12, the model 10 classes"):
+        evaluate_batches(
+            lambda x: torch.zeros(len(x), 10),
+            [batch],
+            num_classes=10,
+            device="cpu",
+            autocast=nullcontext(),
+            normalise=lambda b, d: b.images,
+        )
+    with pytest.raises(ValueError, match="nothing was evaluated"):
+        Evaluation.from_counts(torch.zeros(4, dtype=torch.float64))
+
+
+def test_calibration_and_confusion_by_hand():
+    measured = Measurement(2, "cpu")
+    # Ten answers at 90 % confidence, eight of them right: off by 0.1.
+    logits = torch.log(torch.tensor([[0.9, 0.1]])).repeat(10, 1)
+    measured.add(logits, torch.tensor([0] * 8 + [1] * 2))
+    report = measured.result(seconds=2.0)
+    assert report.calibration_error == pytest.approx(0.1, abs=1e-6)
+    assert report.confusion.tolist() == [[8, 0], [2, 0]]
+    assert report.class_accuracy.tolist() == [1.0, 0.0]
+    assert report.top1 == 0.8
+    assert report.mean_class_accuracy == 0.5
+    assert report.confusions(5) == [(1, 0, 2)]
+    assert report.images_per_s == 5
+
+
+def test_run_file_and_registry_give_the_recorded_accuracy(home, card, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    register("runs/first")
+    for source in ("runs/first", "runs/first/export/model.safetensors", "models:/transxnet_n@champion"):
+        report, _, _ = evaluate(load_model(source), "shards", workers=0)
+        assert (report.top1, report.top5, report.samples) == (card.top1, card.top5, card.validation_samples)
+    assert main("models:/transxnet_n@latest", shards="shards", workers=0, output=home / "out.json") == 0
+    assert f"top-1              {100 * card.top1:.2f} %" in capsys.readouterr().out
+    written = json.loads((home / "out.json").read_text())
+    assert sum(entry["samples"] for entry in written["classes"]) == card.validation_samples
+    client = open_client(resolve_tracking_uri(home))
+    run = client.search_runs([client.get_experiment_by_name("transxnet").experiment_id])[0]
+    assert run.data.metrics["eval/digits-validation/top1"] == card.top1
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/digits-validation")} == {
+        f"evaluation/digits-validation/{name}"
+        for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")
+    }
+
+
+def test_a_split_with_fewer_classes_is_scored_among_them(home, card):
+    manifest = load_manifest(str(home / "shards"), "validation")
+    few = dataclasses.replace(manifest, classes=(manifest.classes[7], manifest.classes[2]))
+    matched = match_classes(card, few, subset=True)
+    assert matched.outputs == [2, 7]
+    assert matched.labels == [1, 0]
+    everything = match_classes(card, few, subset=False)
+    assert everything.outputs == list(range(10))
+    assert everything.labels == [7, 2]
+    unknown = dataclasses.replace(few.classes[0], wnid="n99999999")
+    with pytest.raises(ConfigError, match="1 classes that transxnet_n was not trained on: n99999999"):
+        match_classes(card, dataclasses.replace(few, classes=(unknown,)), subset=True)
+
+
+def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_path):
+    bare = tmp_path / "weights.safetensors"
+    bare.write_bytes((home / "runs/first/export/model.safetensors").read_bytes())
+    guessed = load_model(str(bare)).card
+    assert (guessed.name, guessed.num_classes, guessed.image_size) == ("transxnet_n", 10, 32)
+    assert not np.any([wnid for wnid, _ in guessed.classes])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("nowhere", "is no run directory, models:/ URI or file of weights"),
+        (__file__, "holds no weights that can be read"),
+    ],
+)
+def test_wrong_models_are_said_in_a_line(model, words, home, card, capsys):
+    assert main(model, shards=str(home / "shards")) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
