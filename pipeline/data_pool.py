@@ -10,17 +10,13 @@ import sys
 from collections import deque
 from pathlib import Path
 
-from pipeline.data_reader import DamagedSampleError, ReaderSpec, Replacement
+from pipeline.data_reader import DamagedSampleError, LoaderError, ReaderSpec, Replacement
 from pipeline.data_slots import SharedSlots
 from pipeline.data_worker import MAX_REPORT, PREEMPTION_SIGNALS, TASK, Report, WorkerSpec
 
 _CHUNK = 16
 _CHECK_S = 1.0
 _END_S = 5.0
-
-
-class LoaderError(RuntimeError):
-    """A loader worker failed or was killed."""
 
 
 class WorkerPool:
@@ -121,7 +117,7 @@ class WorkerPool:
         if report.problem == "damaged":
             raise DamagedSampleError(report.message)
         if report.problem == "failed":
-            raise LoaderError(f"a loader worker failed on {report.message}")
+            raise LoaderError(f"a loader worker failed: {report.message}")
         self._missing[report.slot] -= report.samples
         self._replaced[report.slot].extend(report.replaced)
 

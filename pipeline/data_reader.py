@@ -23,6 +23,10 @@ class DamagedSampleError(ValueError):
     """A sample is not what the index says; the message names shard and key."""
 
 
+class LoaderError(RuntimeError):
+    """Reading failed for a reason that is not in the data: the machine, or this program."""
+
+
 @dataclass(frozen=True)
 class ReaderSpec:
     """All that a process needs to read a split; small and picklable.
@@ -104,6 +108,7 @@ class SampleReader:
 
         Raises:
             DamagedSampleError: a sample is not what the index says, and `on_damage` is `stop`.
+            LoaderError: reading or augmenting a sample failed; the message names it.
         """
         replaced = []
         self._announce(rows)
@@ -116,6 +121,8 @@ class SampleReader:
                     raise
                 substitute, labels[i] = self._substitute(row, int(epochs[i]), drawn[i], pixels[i])
                 replaced.append(Replacement(row, substitute, str(error)))
+            except Exception as error:
+                raise LoaderError(f"{self._name(row)} could not be read: {error!r}") from error
         return replaced
 
     def _fill_one(self, row: int, drawn: Any, out: Pixels) -> int:

@@ -94,5 +94,5 @@ def main() -> None:
                 report = Report(index, count, problem="failed", message=message)
             try:
                 reports.send(pickle.dumps(report))
-            except BrokenPipeError:
-                return
+            except OSError:
+                return  # the training closed its end
