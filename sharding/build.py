@@ -188,10 +188,10 @@ def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
 
 
 def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
-    from sharding.imagenet import NUM_CLASSES, audit, is_imagenet
+    from sharding.imagenet import NUM_CLASSES, audit, has_wordnet_ids, is_imagenet
 
     say(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, held as {listing.source_format}")
-    if len(listing.classes) < NUM_CLASSES:
+    if has_wordnet_ids(listing.classes) and len(listing.classes) < NUM_CLASSES:
         say(
             f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {NUM_CLASSES}; "
             "labels are positions in the sorted list of these"

@@ -20,7 +20,12 @@ _WNID = re.compile(r"^n\d{8}$")
 
 def is_imagenet(classes: Sequence[ClassInfo], split: str) -> bool:
     """Whether a split has 1000 classes with WordNet ids, and ImageNet has such a split."""
-    return split in NUM_IMAGES and len(classes) == NUM_CLASSES and all(_WNID.match(entry.wnid) for entry in classes)
+    return split in NUM_IMAGES and len(classes) == NUM_CLASSES and has_wordnet_ids(classes)
+
+
+def has_wordnet_ids(classes: Sequence[ClassInfo]) -> bool:
+    """Whether every class is named as ImageNet's are, such as n01440764."""
+    return all(_WNID.match(entry.wnid) for entry in classes)
 
 
 def audit(split: str, labels: NDArray[np.int32], classes: Sequence[ClassInfo]) -> list[str]:

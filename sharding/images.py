@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import simplejpeg
@@ -76,6 +78,22 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     if shrunk is packed and policy.decode_check:
         _check_whole(data)
     return shrunk
+
+
+@contextlib.contextmanager
+def one_thread(policy: ImagePolicy) -> Iterator[None]:
+    """Keep resizing to this thread: the workers are as many as there are processors."""
+    if policy.shorter_side is None:
+        yield
+        return
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _check_pixels(width: int, height: int) -> None:

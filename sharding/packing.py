@@ -30,10 +30,11 @@ from sharding.manifest import (
     load_index,
     write_manifest,
 )
+from sharding.parts import Part
 from sharding.plan import Plan
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
-from sharding.writer import Part, ShardJob, cut
+from sharding.writer import ShardJob, cut
 
 _SETTINGS = "settings.json"
 
@@ -100,18 +101,16 @@ class Packing:
 
     def _open_parts(self) -> None:
         """Claim the output for these settings."""
-        if self.parts.size(_SETTINGS) is not None:
-            self._refuse_other(json.loads(self.parts.read(_SETTINGS)), "an unfinished build there")
-            return
         foreign = [file for file in self.output.names() if file.startswith(f"{self.stem}-") and file.endswith(".tar")]
-        if foreign:
+        if foreign and self.parts.size(_SETTINGS) is None:
             raise OutputError(
                 f"{self.output.location} already holds {foreign[0]} and no manifest of it, so it is not this build's. "
                 "Choose another --output or --name, or describe it: "
                 f"python -m sharding.index --shards {self.output.location}"
             )
         self.parts.create()
-        self.parts.write(_SETTINGS, _to_json(self.settings))
+        there = self.parts.write_once(_SETTINGS, _to_json(self.settings))
+        self._refuse_other(json.loads(there), "an unfinished build there")
 
     def _refuse_other(self, there: dict[str, Any], where: str) -> None:
         differences = [

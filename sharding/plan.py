@@ -57,7 +57,7 @@ def make_plan(
         keys: one a sample, all different.
         sizes: bytes of each image as it lies in the source.
         seed: of the shuffle.
-        shard_bytes: no shard is planned larger than this by more than one sample.
+        shard_bytes: no shard is planned larger than this by more than one sample (if every sample is smaller).
         blocks: where samples can only be read in blocks (row groups of parquet), the block of each. Blocks are then
             shuffled, and samples within a shard.
 

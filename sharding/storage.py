@@ -228,6 +228,28 @@ class Folder:
         with self.publish(name, aside=aside, durable=durable) as sink:
             sink.write_all([content])
 
+    def write_once(self, name: str, content: bytes) -> bytes:
+        """Publish a small file unless it is there; gives what is there, which may be another process's.
+
+        Raises:
+            OutputError: see `publish`.
+        """
+        if self.size(name) is None:
+            mine = f"{name}.{uuid.uuid4().hex}"
+            self.write(mine, content)
+            try:
+                if self.is_local:
+                    os.link(self.join(mine), self.join(name))  # fails where `name` exists
+                else:
+                    self.filesystem.copy_file(self.join(mine), self.join(name))
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise OutputError(_explain(error, f"{self.location}/{name}")) from error
+            finally:
+                self.remove(mine)
+        return self.read(name)
+
 
 def _fsync_folder(path: str) -> None:
     """Make a rename inside the folder survive a power cut."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from sharding.errors import ImageError, OutputError, SourceError
-from sharding.images import ImagePolicy, PackedImage, pack_image
+from sharding.errors import ImageError, SourceError
+from sharding.images import ImagePolicy, PackedImage, one_thread, pack_image
 from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
+from sharding.parts import Part
 from sharding.sources.images import iter_images
 from sharding.sources.listing import Listing
-from sharding.storage import Folder
+from sharding.storage import Folder, Sink
 from sharding.tarfiles import BLOCK, END, header, padding
 
 _FLUSH_BYTES = 4 << 20
+_quote = json.encoder.encode_basestring_ascii
+
+IndexRow = tuple[str, int, int, int, int, int, int]  # key, label, offset, size, width, height, xxh64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,53 +56,6 @@ class ShardJob:
     skip_bad: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A finished shard: what the manifest and the index will say of it.
-
-    Attributes:
-        number: position of the shard in the plan.
-        plan: digest of the plan it belongs to.
-        shard: name, counts and digest.
-        odd: images converted or skipped.
-        rows: index rows, `shard` column set to `number`.
-    """
-
-    number: int
-    plan: str
-    shard: ShardInfo
-    odd: tuple[OddImage, ...]
-    rows: pa.Table
-
-    @staticmethod
-    def file_name(number: int) -> str:
-        """Name of the file that records a finished shard."""
-        return f"{number:06d}.part"
-
-    def to_bytes(self) -> bytes:
-        """The record as a file: the rows in parquet, the rest in its metadata."""
-        record = {"plan": self.plan, "shard": asdict(self.shard), "odd": [asdict(entry) for entry in self.odd]}
-        sink = pa.BufferOutputStream()
-        pq.write_table(self.rows.replace_schema_metadata({"part": json.dumps(record)}), sink)
-        return sink.getvalue().to_pybytes()
-
-    @classmethod
-    def from_bytes(cls, number: int, content: bytes) -> Part | None:
-        """Read a record; None where it is not whole."""
-        try:
-            rows = pq.read_table(pa.BufferReader(content))
-            record = json.loads((rows.schema.metadata or {})[b"part"])
-            return cls(
-                number=number,
-                plan=record["plan"],
-                shard=ShardInfo(**record["shard"]),
-                odd=tuple(OddImage(**entry) for entry in record["odd"]),
-                rows=rows.replace_schema_metadata(None),
-            )
-        except (pa.ArrowException, KeyError, ValueError, TypeError):
-            return None
-
-
 def pack_shard(job: ShardJob) -> tuple[Part, bool]:
     """Write one shard, or find it finished.
 
@@ -113,45 +69,52 @@ def pack_shard(job: ShardJob) -> tuple[Part, bool]:
     finished = _finished(job)
     if finished is not None:
         return finished, True
+    samples = job.samples
+    keys, names, labels = samples.keys.to_pylist(), samples.names.to_pylist(), samples.labels.tolist()
+    rows: list[IndexRow] = []
+    odd: list[OddImage] = []
+    bad: list[str] = []
     with job.output.publish(job.file_name, aside=job.parts) as sink:
-        rows: list[tuple[str, int, int, int, int, int, int]] = []
-        odd: list[OddImage] = []
-        sha256 = hashlib.sha256()
-        position, waiting, pieces = 0, 0, []
-        bad: list[str] = []
+        tar = _TarStream(sink)
         for index, packed in _iter_packed(job, odd, bad):
             if bad:
                 continue  # the shard is lost; look through the rest of it so that all bad images are named
-            key, label = job.samples.keys[index].as_py(), int(job.samples.labels[index])
-            head, tail = _members(key, label, job.wnids[index], job.samples.names[index].as_py(), packed)
-            rows.append(
-                (
-                    key,
-                    label,
-                    position + BLOCK,
-                    len(packed.data),
-                    packed.width,
-                    packed.height,
-                    xxhash.xxh64_intdigest(packed.data),
-                )
-            )
-            pieces += (head, packed.data, tail)
-            length = len(head) + len(packed.data) + len(tail)
-            position += length
-            waiting += length
-            for piece in pieces[-3:]:
-                sha256.update(piece)
-            if waiting >= _FLUSH_BYTES:
-                sink.write_all(pieces)
-                waiting, pieces = 0, []
+            key, label, data = keys[index], labels[index], packed.data
+            digest = xxhash.xxh64_intdigest(data)
+            rows.append((key, label, tar.position + BLOCK, len(data), packed.width, packed.height, digest))
+            tar.append(*_members(key, label, job.wnids[index], names[index], packed))
         if bad:
             raise SourceError(_name_bad(bad))
-        sha256.update(END)
-        sink.write_all([*pieces, END])
-    shard = ShardInfo(job.file_name, len(rows), position + len(END), sha256.hexdigest())
+        tar.finish()
+    shard = ShardInfo(job.file_name, len(rows), tar.position, tar.sha256.hexdigest())
     part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(rows, job.number))
     job.parts.write(Part.file_name(job.number), part.to_bytes(), durable=False)
     return part, False
+
+
+class _TarStream:
+    """Bytes on their way into a tar, hashed as they pass and written some MB at a time."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink, self.sha256 = sink, hashlib.sha256()
+        self.position = self._written = 0
+        self._pieces: list[bytes] = []
+
+    def append(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.sha256.update(piece)
+            self.position += len(piece)
+        self._pieces += pieces
+        if self.position - self._written >= _FLUSH_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        self.append(END)
+        self._flush()
+
+    def _flush(self) -> None:
+        self.sink.write_all(self._pieces)
+        self._written, self._pieces = self.position, []
 
 
 def _finished(job: ShardJob) -> Part | None:
@@ -176,27 +139,33 @@ def _finished(job: ShardJob) -> Part | None:
 
 def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator[tuple[int, PackedImage]]:
     """The images of a shard in order, checked; notes odd ones in `odd` and those that may not be skipped in `bad`."""
-    for index, data in iter_images(job.source, job.samples):
-        key, where = job.samples.keys[index].as_py(), job.samples.describe(index)
-        try:
-            packed = pack_image(data, job.policy)
-        except ImageError as error:
-            if job.skip_bad:
-                odd.append(OddImage(key, where, str(error), "skipped"))
-            else:
-                bad.append(f"{where}: {error}")
-            continue
-        if packed.oddity is not None:
-            odd.append(OddImage(key, where, packed.oddity, "converted"))
-        yield index, packed
+
+    def note(index: int, reason: str, action: str) -> None:
+        odd.append(OddImage(job.samples.keys[index].as_py(), job.samples.describe(index), reason, action))
+
+    with one_thread(job.policy):
+        for index, data in iter_images(job.source, job.samples):
+            try:
+                packed = pack_image(data, job.policy)
+            except ImageError as error:
+                if job.skip_bad:
+                    note(index, str(error), "skipped")
+                else:
+                    bad.append(f"{job.samples.describe(index)}: {error}")
+                continue
+            if packed.oddity is not None:
+                note(index, packed.oddity, "converted")
+            yield index, packed
 
 
-def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> tuple[bytes, bytes]:
-    """What stands before and after the image's bytes: KEY.jpg's header; KEY.cls and KEY.json."""
+def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> tuple[bytes, bytes, bytes]:
+    """What goes into the tar for one sample: KEY.jpg's header, the image, and the rest up to the end of KEY.json."""
     prefix, size = key.encode(), len(packed.data)
     cls = b"%d" % label
-    facts = {"key": key, "label": label, "class": wnid, "filename": name.rpartition("/")[2]}
-    description = json.dumps({**facts, "width": packed.width, "height": packed.height}).encode()
+    description = (
+        f'{{"key": {_quote(key)}, "label": {label}, "class": {_quote(wnid)}, '
+        f'"filename": {_quote(name.rpartition("/")[2])}, "width": {packed.width}, "height": {packed.height}}}'
+    ).encode()
     tail = (
         padding(size),
         header(prefix + b".cls", len(cls)),
@@ -206,10 +175,10 @@ def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) ->
         description,
         padding(len(description)),
     )
-    return header(prefix + b".jpg", size), b"".join(tail)
+    return header(prefix + b".jpg", size), packed.data, b"".join(tail)
 
 
-def _index_rows(rows: list[tuple[str, int, int, int, int, int, int]], shard: int) -> pa.Table:
+def _index_rows(rows: list[IndexRow], shard: int) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     key, label, offset, size, width, height, xxh64 = columns
     arrays = (key, label, [shard] * len(rows), offset, size, width, height, xxh64)
@@ -239,6 +208,3 @@ def cut(listing: Listing, samples: NDArray[np.int64]) -> Listing:
         sizes=listing.sizes[samples],
         blocks=None if listing.blocks is None else listing.blocks[samples],
     )
-
-
-__all__ = ["OutputError", "Part", "ShardJob", "cut", "pack_shard"]

@@ -26,7 +26,7 @@ from sharding.storage import Folder
 
 _SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_./]|$)")
 _WNID = re.compile(r"(?:^|_)(n\d{8})(?:\.[A-Za-z]+$|_\d)")
-_SPOOL_IN_MEMORY = 128 << 20
+_SPOOL_IN_MEMORY = 64 << 20
 _ROWS_AT_ONCE = 32
 
 
