@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transxnet.config import VARIANTS, TransXNetConfig, config_for
 
 if TYPE_CHECKING:
-    from transxnet.model import TransXNet, build, transxnet_b, transxnet_n, transxnet_s, transxnet_t
+    from transxnet.model import TransXNet, build, leaf_modules, transxnet_b, transxnet_n, transxnet_s, transxnet_t
     from transxnet.upstream import from_upstream, to_upstream
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "build",
     "config_for",
     "from_upstream",
+    "leaf_modules",
     "to_upstream",
     "transxnet_b",
     "transxnet_n",

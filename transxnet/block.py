@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from transxnet.config import TransXNetConfig
-from transxnet.depthwise import DepthwiseConv
+from transxnet.depthwise import PositionConv
 from transxnet.ffn import MultiScaleFFN
 from transxnet.layers import ConvNorm, PositionBias, ScaledResidual
 from transxnet.mixer import TokenMixer
@@ -12,28 +12,32 @@ __all__ = ["Block", "Stage"]
 
 
 class Block(nn.Module):
-    """Position by a depthwise 7x7, then token mixer and feed-forward, each normalised before and scaled after."""
+    """Position by a depthwise 7x7, then token mixer and feed-forward, each normalised before and scaled after.
+
+    The last BatchNorm of either branch stands in its `ScaledResidual`.
+    """
 
     def __init__(self, config: TransXNetConfig, stage: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
-        self.position = DepthwiseConv(dim, 7)
+        self.position = PositionConv(dim, config.backend)
         self.norm1 = nn.GroupNorm(1, dim)
         self.token_mixer = TokenMixer(
             dim,
             num_groups=config.num_groups[stage],
             num_heads=config.num_heads[stage],
             sr_ratio=config.sr_ratios[stage],
+            backend=config.backend,
         )
-        self.residual1 = ScaledResidual(dim, config.layer_scale_init, drop_path)
+        self.residual1 = ScaledResidual(dim, config.layer_scale_init, drop_path, config.backend)
         self.norm2 = nn.GroupNorm(1, dim)
-        self.mlp = MultiScaleFFN(dim, config.mlp_ratios[stage])
-        self.residual2 = ScaledResidual(dim, config.layer_scale_init, drop_path)
+        self.mlp = MultiScaleFFN(dim, config.mlp_ratios[stage], config.backend)
+        self.residual2 = ScaledResidual(dim, config.layer_scale_init, drop_path, config.backend)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """`x` `[N, C, H, W]` with the stage's position bias `[1, heads, H * W, keys]`; same shape as `x`."""
-        x = x + self.position(x)
-        x = self.residual1(x, self.token_mixer(self.norm1(x), bias))
+        x = self.position(x)
+        x = self.residual1(x, *self.token_mixer(self.norm1(x), bias))
         return self.residual2(x, self.mlp(self.norm2(x)))
 
 

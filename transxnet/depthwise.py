@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import grad as nn_grad
 
-__all__ = ["DepthwiseConv", "depthwise_conv"]
+from transxnet.backend import use_triton
+from transxnet.config import Backend
+from transxnet.layers import in_autocast_dtype
+
+__all__ = ["DepthwiseConv", "PositionConv", "depthwise_conv"]
 
 FAST_COLUMNS = 3
 
@@ -39,6 +43,23 @@ class DepthwiseConv(nn.Conv2d):
         return depthwise_conv(input, self.weight, self.bias)
 
 
+class PositionConv(DepthwiseConv):
+    """`x + conv(x)`: a block's sense of position, depthwise 7x7."""
+
+    def __init__(self, dim: int, backend: Backend) -> None:
+        super().__init__(dim, 7)
+        self.backend: Backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same shape."""
+        if use_triton(self.backend, input):
+            from transxnet.kernels import depthwise_conv as kernels
+
+            assert self.bias is not None
+            return kernels.depthwise_conv(in_autocast_dtype(input), self.weight, self.bias)
+        return input + super().forward(input)
+
+
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the weight `[C, 1, K, K]`, in the dtype of `grad`."""
     channels, _, kernel, _ = weight.shape
@@ -49,7 +70,8 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
         count = min(FAST_COLUMNS, kernel - start)
         view = padded[..., start : start + width + count - 1]
         shape = [channels, 1, kernel, count]
-        columns.append(nn_grad.conv2d_weight(view, shape, grad, padding=(reach, 0), groups=channels))
+        padding: Any = (reach, 0)
+        columns.append(nn_grad.conv2d_weight(view, shape, grad, padding=padding, groups=channels))
     return torch.cat(columns, dim=-1)
 
 

@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from transxnet.backend import use_triton
+from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv
-from transxnet.layers import ConvNorm
+from transxnet.layers import gelu_norm, in_autocast_dtype
 
 __all__ = ["MultiScaleConv", "MultiScaleFFN"]
 
@@ -13,8 +14,9 @@ __all__ = ["MultiScaleConv", "MultiScaleFFN"]
 class MultiScaleConv(nn.Module):
     """Depthwise convolutions of 1, 3, 5 and 7 taps a side, each on a quarter of the channels, with the input added."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, backend: Backend) -> None:
         super().__init__()
+        self.backend: Backend = backend
         quarter = dim // 4
         self.split = (dim - 3 * quarter, quarter, quarter, quarter)
         self.convs = nn.ModuleList(
@@ -23,6 +25,11 @@ class MultiScaleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
+        if use_triton(self.backend, x):
+            from transxnet.kernels.depthwise_conv import multiscale_conv
+
+            weights, biases = zip(*[(conv.weight, conv.bias) for conv in self.convs], strict=True)
+            return multiscale_conv(in_autocast_dtype(x), weights, biases)
         parts = [part.contiguous(memory_format=_format(x)) for part in x.split(self.split, dim=1)]
         return torch.cat([conv(part) + part for conv, part in zip(self.convs, parts, strict=True)], dim=1)
 
@@ -35,19 +42,21 @@ def _format(x: Tensor) -> torch.memory_format:
 class MultiScaleFFN(nn.Module):
     """MS-FFN: 1x1 expansion, multi-scale depthwise convolution with a residual, 1x1 contraction.
 
-    GELU stands before BatchNorm here, the other way round from most networks.
+    GELU stands before BatchNorm here, the other way round from most networks. The BatchNorm after the contraction
+    belongs to the `ScaledResidual`.
     """
 
-    def __init__(self, dim: int, ratio: int) -> None:
+    def __init__(self, dim: int, ratio: int, backend: Backend) -> None:
         super().__init__()
+        self.backend: Backend = backend
         self.expand = nn.Conv2d(dim, dim * ratio, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(dim * ratio)
-        self.multiscale = MultiScaleConv(dim * ratio)
+        self.multiscale = MultiScaleConv(dim * ratio, backend)
         self.norm2 = nn.BatchNorm2d(dim * ratio)
-        self.contract = ConvNorm(dim * ratio, dim, 1)
+        self.contract = nn.Conv2d(dim * ratio, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
-        hidden = self.norm1(F.gelu(self.expand(x)))
-        hidden = self.norm2(F.gelu(self.multiscale(hidden)))
+        """`[N, C, H, W]` to the same shape, not yet normalised."""
+        hidden = gelu_norm(self.expand(x), self.norm1, self.backend)
+        hidden = gelu_norm(self.multiscale(hidden), self.norm2, self.backend)
         return self.contract(hidden)

@@ -1,14 +1,17 @@
 """The small layers that stem, mixer and feed-forward share.
 
-Every parameter is used in the forward of the module that owns it, or of that module's parent named in the docstring,
-because ZeRO stage 3 gathers parameters around each module's own forward.
+In the reference backend every parameter is used in the forward of the module that owns it, because ZeRO stage 3 gathers
+parameters around each module's own forward. The kernels reach into a block's children: see `leaf_modules`.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvNorm", "DropPath", "PositionBias", "ScaledResidual"]
+from transxnet.backend import norm_is_plain, use_triton
+from transxnet.config import Backend
+
+__all__ = ["ConvNorm", "DropPath", "PositionBias", "ScaledResidual", "gelu_norm", "in_autocast_dtype"]
 
 
 class ConvNorm(nn.Module):
@@ -43,23 +46,49 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-class ScaledResidual(nn.Module):
-    """`skip + drop_path(weight * branch + bias)`: LayerScale, stochastic depth and the residual in one place.
+def gelu_norm(x: Tensor, norm: nn.BatchNorm2d, backend: Backend) -> Tensor:
+    """`norm(gelu(x))` for `[N, C, H, W]`."""
+    if norm_is_plain(norm) and use_triton(backend, x):
+        from transxnet.kernels.norm_act import gelu_batch_norm
 
-    Upstream writes LayerScale as a depthwise 1x1 convolution; it is a multiply and an add per channel. The weight keeps
-    the convolution's shape `[C, 1, 1, 1]`, which is what decides whether an optimizer decays it.
+        return gelu_batch_norm(x, norm)
+    return norm(F.gelu(x))
+
+
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` as autocast would give it to a convolution: in the low precision while autocast is on, else as it is."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+class ScaledResidual(nn.Module):
+    """The end of a branch: `skip + drop_path(weight * (norm(branch) + addend) + bias)`.
+
+    The branch's last BatchNorm, LayerScale (`weight`, `bias`), stochastic depth and the residual, because together they
+    are one pass over memory. Upstream writes LayerScale as a depthwise 1x1 convolution; it is a multiply and an add per
+    channel. The weight keeps the convolution's shape `[C, 1, 1, 1]`, which decides whether an optimizer decays it.
     """
 
-    def __init__(self, dim: int, init: float, drop_path: float) -> None:
+    def __init__(self, dim: int, init: float, drop_path: float, backend: Backend) -> None:
         super().__init__()
+        self.backend: Backend = backend
+        self.norm = nn.BatchNorm2d(dim)
         self.weight = nn.Parameter(torch.full((dim, 1, 1, 1), init))
         self.bias = nn.Parameter(torch.zeros(dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, skip: Tensor, branch: Tensor) -> Tensor:
-        """Add `branch` to `skip`, both `[N, C, H, W]`."""
-        weight, bias = self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
+    def forward(self, skip: Tensor, branch: Tensor, addend: Tensor | None = None) -> Tensor:
+        """Add `branch` to `skip`; all are `[N, C, H, W]`. `addend` joins the branch after its norm."""
         factor = self.drop_path(branch)
+        if norm_is_plain(self.norm) and use_triton(self.backend, branch):
+            from transxnet.kernels.residual import scaled_residual
+
+            return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend)
+        branch = self.norm(branch)
+        if addend is not None:
+            branch = branch + addend
+        weight = self.weight.view(1, -1, 1, 1).to(branch.dtype)
+        bias = self.bias.view(1, -1, 1, 1).to(branch.dtype)
         if factor is not None:
             weight, bias = weight * factor, bias * factor
         return skip + torch.addcmul(bias, branch, weight)

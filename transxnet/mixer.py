@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transxnet.backend import use_triton
+from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv, depthwise_conv
-from transxnet.layers import ConvNorm
+from transxnet.layers import ConvNorm, gelu_norm, in_autocast_dtype
 
 __all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
 
@@ -21,8 +23,9 @@ class DynamicConv(nn.Module):
     every tap and channel, and one from the global mean for the bias.
     """
 
-    def __init__(self, dim: int, groups: int, *, kernel: int = 7, reduction: int = 4) -> None:
+    def __init__(self, dim: int, groups: int, backend: Backend, *, kernel: int = 7, reduction: int = 4) -> None:
         super().__init__()
+        self.backend: Backend = backend
         self.groups = groups
         self.kernel = kernel
         self.weight = nn.Parameter(torch.empty(groups, dim, kernel, kernel))
@@ -48,6 +51,10 @@ class DynamicConv(nn.Module):
         """Convolve `x` `[N, C, H, W]` with kernels of its own."""
         n, c, h, w = x.shape
         weight, bias = self.kernels(x)
+        if use_triton(self.backend, x):
+            from transxnet.kernels.depthwise_conv import dynamic_conv
+
+            return dynamic_conv(in_autocast_dtype(x), weight, bias)
         as_one = x.reshape(1, n * c, h, w)
         out = depthwise_conv(as_one, weight.reshape(n * c, 1, self.kernel, self.kernel), bias.reshape(n * c))
         return out.reshape(n, c, h, w)
@@ -69,8 +76,9 @@ class SpatialReduction(nn.Module):
 class SpatialReductionAttention(nn.Module):
     """OSRA: attention of all positions to a coarse grid of keys, with a learned bias per pair of positions."""
 
-    def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, backend: Backend) -> None:
         super().__init__()
+        self.backend: Backend = backend
         self.num_heads = num_heads
         self.q = nn.Conv2d(dim, dim, 1)
         self.kv = nn.Conv2d(dim, dim * 2, 1)
@@ -80,44 +88,54 @@ class SpatialReductionAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
         heads = self.num_heads
-        q = self.q(x).flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+        q = self.q(x)
         reduced = self.reduction(x)
-        k, v = self.kv(self.local_conv(reduced) + reduced).flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
+        kv = self.kv(self.local_conv(reduced) + reduced)
+        if use_triton(self.backend, q):
+            from transxnet.kernels.attention import MAX_KEYS, attention
+
+            if bias.shape[-1] <= MAX_KEYS:
+                return attention(q, kv, bias)
+        q = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+        k, v = kv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
         logits = (q @ k) * (q.shape[-1] ** -0.5) + bias
         out = torch.softmax(logits, dim=-1) @ v.transpose(-1, -2)
         return out.transpose(-1, -2).reshape(x.shape)
 
 
 class TokenEnhancement(nn.Module):
-    """STE: lets the two halves exchange what they found: depthwise 3x3, squeeze, expand, and the input added."""
+    """STE: lets the two halves exchange what they found: depthwise 3x3, squeeze, expand, and the input added.
 
-    def __init__(self, dim: int, *, reduction: int = 8, min_inner: int = 16) -> None:
+    Its last BatchNorm and its residual are the `ScaledResidual`'s, so both ends are handed out.
+    """
+
+    def __init__(self, dim: int, backend: Backend, *, reduction: int = 8, min_inner: int = 16) -> None:
         super().__init__()
+        self.backend: Backend = backend
         inner = max(min_inner, dim // reduction)
         self.depthwise = DepthwiseConv(dim, 3)
         self.norm1 = nn.BatchNorm2d(dim)
         self.squeeze = nn.Conv2d(dim, inner, 1)
         self.norm2 = nn.BatchNorm2d(inner)
         self.expand = nn.Conv2d(inner, dim, 1)
-        self.norm3 = nn.BatchNorm2d(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
-        hidden = self.norm1(F.gelu(self.depthwise(x)))
-        hidden = self.norm2(F.gelu(self.squeeze(hidden)))
-        return self.norm3(self.expand(hidden)) + x
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The branch, not yet normalised, and `x` itself, to be added to it; all `[N, C, H, W]`."""
+        hidden = gelu_norm(self.depthwise(x), self.norm1, self.backend)
+        hidden = gelu_norm(self.squeeze(hidden), self.norm2, self.backend)
+        return self.expand(hidden), x
 
 
 class TokenMixer(nn.Module):
     """D-Mixer: IDConv for the first half of the channels, OSRA for the second, STE over both."""
 
-    def __init__(self, dim: int, *, num_groups: int, num_heads: int, sr_ratio: int) -> None:
+    def __init__(self, dim: int, *, num_groups: int, num_heads: int, sr_ratio: int, backend: Backend) -> None:
         super().__init__()
-        self.local = DynamicConv(dim // 2, num_groups)
-        self.attention = SpatialReductionAttention(dim // 2, num_heads, sr_ratio)
-        self.enhancement = TokenEnhancement(dim)
+        self.local = DynamicConv(dim // 2, num_groups, backend)
+        self.attention = SpatialReductionAttention(dim // 2, num_heads, sr_ratio, backend)
+        self.enhancement = TokenEnhancement(dim, backend)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Mix `x` `[N, C, H, W]` with the stage's position bias; same shape."""
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix `x` `[N, C, H, W]` with the stage's position bias: the branch and its addend, of the same shape."""
         local, attended = x.chunk(2, dim=1)
         return self.enhancement(torch.cat((self.local(local), self.attention(attended, bias)), dim=1))

@@ -115,12 +115,12 @@ def _block(reduces: bool) -> list[tuple[str, str]]:
         *_leaves("token_mixer.proj.3", f"{enhancement}.squeeze", both),
         *_leaves("token_mixer.proj.5", f"{enhancement}.norm2", _NORM),
         *_leaves("token_mixer.proj.6", f"{enhancement}.expand", both),
-        *_leaves("token_mixer.proj.7", f"{enhancement}.norm3", _NORM),
+        *_leaves("token_mixer.proj.7", "residual1.norm", _NORM),
         ("mlp.fc1.0.weight", "mlp.expand.weight"),
         *_leaves("mlp.fc1.2", "mlp.norm1", _NORM),
         *_leaves("mlp.norm", "mlp.norm2", _NORM),
-        ("mlp.fc2.0.weight", "mlp.contract.conv.weight"),
-        *_leaves("mlp.fc2.1", "mlp.contract.norm", _NORM),
+        ("mlp.fc2.0.weight", "mlp.contract.weight"),
+        *_leaves("mlp.fc2.1", "residual2.norm", _NORM),
     ]
     for scale in range(4):
         pairs += _leaves(f"mlp.dwconv.proj.{scale}", f"mlp.multiscale.convs.{scale}", both)

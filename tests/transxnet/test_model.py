@@ -66,11 +66,12 @@ def test_drop_path_leaves_whole_samples_out_and_keeps_the_mean():
     torch.nn.init.ones_(residual.weight)
     torch.manual_seed(0)
     skip, branch = torch.zeros(4000, 192, 1, 1), torch.ones(4000, 192, 1, 1)
+    residual.norm.eval()
     out = residual(skip, branch)
-    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert {round(value, 4) for value in out.unique().tolist()} == {0.0, 2.0}
     assert (out == out[:, :1]).all(), "a sample is dropped as a whole"
     assert 0.9 < out.mean() < 1.1
-    assert torch.equal(residual.eval()(skip, branch), branch)
+    assert torch.allclose(residual.eval()(skip, branch), branch, rtol=1e-4)
 
 
 def test_initial_values_are_upstreams():

@@ -1,0 +1,59 @@
+"""Which of the two backends computes an operator: the one place that decides."""
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor, nn
+
+from transxnet.config import Backend
+
+__all__ = ["norm_is_plain", "use_triton"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def use_triton(backend: Backend, x: Tensor) -> bool:
+    """Whether an operator on `x` runs on the kernels.
+
+    `auto` takes them on CUDA devices from compute capability 8.0 on, in fp32, bf16 and fp16. Everything else, and what
+    torch.compile traces, is left to plain PyTorch.
+
+    Raises:
+        ValueError: the backend is `triton` and `x` is where or what no kernel runs on.
+    """
+    if backend == "reference":
+        return False
+    runs = (
+        x.dtype in _DTYPES
+        and _has_triton()
+        and (_interprets() or (x.is_cuda and _capability(x.device.index or 0) >= 8))
+    )
+    if backend == "triton" and not runs:
+        raise ValueError(
+            "backend 'triton' needs triton, a CUDA device of compute capability 8.0 or more and fp32, bf16 or fp16, "
+            f"but got {x.dtype} on {x.device}. Take backend 'auto' or 'reference'"
+        )
+    if backend == "auto":
+        return runs and x.is_cuda and not torch.compiler.is_compiling()
+    return runs
+
+
+def norm_is_plain(norm: nn.Module) -> bool:
+    """Whether the kernels know `norm`: a BatchNorm not converted to SyncBatchNorm, with running statistics."""
+    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
