@@ -1,0 +1,231 @@
+"""Scaling on paper: `python -m tests.benchmarks.scaling`; `--measure` holds the bytes against processes here.
+
+A training step on `nodes` nodes of 8 GPUs is the longest of computing, talking and feeding, since they overlap, plus
+what nothing overlaps (SyncBN). Every figure is measured or cited where it stands; change one by its flag.
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GPUS = 8
+GLOBAL_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A TransXNet variant.
+
+    Attributes:
+        parameters: how many; counted.
+        images_per_s: of one H200, fused, at 128 images: bounds by counting bytes and FLOPs.
+        kernels: launches of one fused step; each takes at least 3.5 us, whatever the batch.
+    """
+
+    parameters: int
+    images_per_s: float
+    kernels: int = 761
+
+
+MODELS = {
+    "transxnet_t": Model(parameters=12_834_808, images_per_s=18_100),
+    "transxnet_s": Model(parameters=26_864_068, images_per_s=8_900, kernels=1_300),
+    "transxnet_b": Model(parameters=48_009_002, images_per_s=5_800, kernels=1_500),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a node is and how it is connected.
+
+    Attributes:
+        launch_s: a kernel launch; measured on an H200 host.
+        network_gb_s: between nodes, for all GPUs of a node together; eight 400 Gb/s adapters at 80 %.
+        nvlink_gb_s: between the GPUs of a node, each; 450 GB/s at 80 %.
+        hop_s: one message between two nodes (NCCL tree).
+        cores: of a node, for the loader.
+        images_per_core_s: simplejpeg and cv2 on images stored at 400 px; measured on one core.
+        image_kb: of an image stored at 400 px; measured (110 KB as ImageNet has it).
+        batchnorms: SyncBN collectives a step.
+        requeue_s: from the end of an attempt to the next one's start: Slurm's credential lifetime.
+        start_s: from there to the first step; measured with four ranks on two cores.
+        store_gb_s: of the shared file system, for all nodes together.
+        gpu_hours_between_failures: of one GPU (Llama 3: 419 unexpected interruptions of 16,384 GPUs in 54 days).
+    """
+
+    launch_s: float = 3.5e-6
+    network_gb_s: float = 320.0
+    nvlink_gb_s: float = 360.0
+    hop_s: float = 10e-6
+    cores: int = 128
+    images_per_core_s: float = 1_348.0
+    image_kb: float = 45.0
+    batchnorms: int = 356
+    requeue_s: float = 121.0
+    start_s: float = 40.0
+    store_gb_s: float = 20.0
+    gpu_hours_between_failures: float = 50_700.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step and its parts, in seconds; bytes are of one GPU or node, in MB."""
+
+    nodes: int
+    batch: int
+    compute: float
+    talk: float
+    sync: float
+    feed: float
+    allreduce_mb: float
+    reads_mb_s: float
+    save: float
+    goodput: float
+
+    @property
+    def total(self) -> float:
+        """What a step takes."""
+        return max(self.compute, self.talk, self.feed) + self.sync
+
+    @property
+    def limit(self) -> str:
+        """What bounds it."""
+        parts = {"computing": self.compute, "gradients": self.talk, "loading": self.feed}
+        longest = max(parts, key=parts.__getitem__)
+        return f"{longest} + SyncBN" if self.sync > max(parts.values()) / 2 else longest
+
+
+def allreduce_bytes(parameters: int, world_size: int) -> float:
+    """What one rank sends in a step: gradients scattered, then parameters gathered (ZeRO-1), fp32, ring or tree."""
+    return 2 * (world_size - 1) / world_size * 4 * parameters
+
+
+def step(
+    model: Model, machine: Machine, nodes: int, *, sync_batchnorm: bool = True, global_batch: int = GLOBAL_BATCH
+) -> Step:
+    """Work out one step with the recipe's global batch, which each doubling of the nodes divides further."""
+    world = nodes * GPUS
+    batch = max(1, global_batch // world)
+    images = batch * world
+    compute = max(batch / model.images_per_s, model.kernels * machine.launch_s)
+    sent = allreduce_bytes(model.parameters, world)
+    # Inside a node each GPU talks alone; between nodes its eight share the adapters, and each carries an eighth.
+    talk = sent / (machine.nvlink_gb_s * 1e9)
+    hops = 0.0
+    if nodes > 1:
+        talk = max(talk, allreduce_bytes(model.parameters, nodes) / (machine.network_gb_s * 1e9))
+        hops = 2 * math.ceil(math.log2(nodes)) * machine.hop_s
+    # Of every BatchNorm, the statistics go around once forward and once backward, one after the other.
+    sync = machine.batchnorms * (20e-6 + hops) if sync_batchnorm else 0.0
+    feed = batch * GPUS / (machine.cores * machine.images_per_core_s)
+    total = max(compute, talk + hops, feed) + sync
+    state = 18 * model.parameters
+    save = state / world / 1e9 + state / (machine.store_gb_s * 1e9) + 0.05
+    mtbf = machine.gpu_hours_between_failures * 3600 / world
+    # Young's interval between saves, then what saving, redoing and restarting cost.
+    interval = math.sqrt(2 * save * mtbf)
+    lost = save / interval + (interval / 2 + machine.requeue_s + machine.start_s) / mtbf
+    return Step(
+        nodes=nodes,
+        batch=batch,
+        compute=compute,
+        talk=talk + hops,
+        sync=sync,
+        feed=feed,
+        allreduce_mb=sent / 1e6,
+        reads_mb_s=images / nodes * machine.image_kb / 1e3 / total,
+        save=save,
+        goodput=1 - lost,
+    )
+
+
+def table(machine: Machine, *, sync_batchnorm: bool) -> str:
+    """The table of all variants, in Markdown."""
+    lines = [
+        "| model | nodes | images a GPU | step ms | images/s | of linear | computing | gradients | SyncBN | loading "
+        "| MB sent a GPU | MB/s read a node | save s | goodput | bound by |",
+        "|" + "---|" * 15,
+    ]
+    for name, model in MODELS.items():
+        first = step(model, machine, 1, sync_batchnorm=sync_batchnorm)
+        for nodes in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            now = step(model, machine, nodes, sync_batchnorm=sync_batchnorm)
+            rate = now.batch * nodes * GPUS / now.total
+            linear = rate / (first.batch * GPUS / first.total * nodes)
+            parts = " | ".join(f"{part * 1e3:.2f}" for part in (now.compute, now.talk, now.sync, now.feed))
+            lines.append(
+                f"| {name[-1].upper()} | {nodes} | {now.batch} | {now.total * 1e3:.2f} | {rate:,.0f} | {linear:.0%} "
+                f"| {parts} | {now.allreduce_mb:.0f} | {now.reads_mb_s:,.0f} | {now.save:.2f} | {now.goodput:.2%} "
+                f"| {now.limit} |"
+            )
+    return "\n".join(lines)
+
+
+def _loopback_bytes() -> int:
+    """Sent over the loopback interface of this network namespace, by anybody."""
+    (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.split()[9])
+
+
+def _exchange(rank: int, world_size: int, port: int, count: int, rounds: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    values = torch.ones(count)
+    for _ in range(rounds):
+        distributed.all_reduce(values)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def measured_bytes(world_size: int, count: int = 4_000_000, rounds: int = 4) -> float:
+    """Bytes that one rank sends in an all-reduce of `count` floats, counted on the loopback interface."""
+    from jobs.environment import free_port
+
+    context = multiprocessing.get_context("spawn")
+    seen = []
+    for times in (0, rounds):
+        before, port = _loopback_bytes(), free_port()
+        ranks = [
+            context.Process(target=_exchange, args=(rank, world_size, port, count, times)) for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        seen.append(_loopback_bytes() - before)
+    return (seen[1] - seen[0]) / rounds / world_size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, and with `--measure` what processes on this machine really send."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="count the bytes of 1, 2 and 4 processes here")
+    for name, value in vars(Machine()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args(arguments))
+    measure = options.pop("measure")
+    machine = Machine(**options)
+    for sync_batchnorm in (True, False):
+        print(f"\n{'With' if sync_batchnorm else 'Without'} SyncBN, global batch {GLOBAL_BATCH}:\n")
+        print(table(machine, sync_batchnorm=sync_batchnorm))
+    if measure:
+        count = 4_000_000
+        print()
+        for world_size in (1, 2, 4):
+            expected, seen = allreduce_bytes(count, world_size), measured_bytes(world_size, count)
+            ratio = f"{seen / expected:.3f}" if expected else f"{seen / 1e6:.3f} MB where none is expected"
+            print(f"{world_size} processes: sent over expected {ratio}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
