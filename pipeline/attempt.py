@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import run_dir as run_directory
-from pipeline.distributed import World, agreed_by_main, join_world, leave_world
+from pipeline.distributed import World, agreed_by_main, join_world, leave_world, silent_ranks
 from pipeline.errors import TrainingError
 from pipeline.export import export_weights
 from pipeline.recorder import Recorder, say
@@ -25,7 +25,7 @@ class Attempt:
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
-        world = join_world()
+        world = join_world(run_directory.load(self._run_dir).collective_timeout_s)
         try:
             self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
             self._recorder = recorder = Recorder(self._run_dir, world)
@@ -38,6 +38,15 @@ class Attempt:
             if not training.run(stop_requested):
                 return False
             export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
+        except RuntimeError as error:
+            silent = silent_ranks(error)
+            if not silent:
+                raise
+            names = ", ".join(map(str, silent))
+            raise TrainingError(
+                f"rank {names} of {world.size} hangs or was lost: the others waited for it in vain ({error}); "
+                "the log of that rank says what it did last, and a new attempt goes on from the newest checkpoint"
+            ) from error
         finally:
             leave_world()
         if world.is_main:

@@ -223,7 +223,8 @@ class RankWriter:
 
     def _write(self, folder: Path) -> None:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             path = folder / self._file_name
             digest = hashlib.sha256(self._header)
             data: memoryview = self._buffer.numpy().data

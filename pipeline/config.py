@@ -171,6 +171,8 @@ class TrainConfig:
     """A loss or gradient that is not finite: stop, or go back to the last checkpoint and skip the batch."""
     max_skipped_batches: int = 3
     """With `on_non_finite skip`: the run stops after this many."""
+    collective_timeout_s: float = 600.0
+    """How long a rank waits for the others before the attempt ends, naming those that hang."""
     audit_samples: bool = False
     """Write who read which sample to `RUN_DIR/audit/`."""
     initialise_from: str | None = None
@@ -208,6 +210,7 @@ class TrainConfig:
             "keep_checkpoints": self.keep_checkpoints,
             "eval_every_steps": 1 if self.eval_every_steps is None else self.eval_every_steps,
             "log_every_steps": self.log_every_steps,
+            "collective_timeout_s": self.collective_timeout_s,
             "data.lanes": self.data.lanes,
             "data.block_shards": self.data.block_shards,
             "data.prefetch_batches": self.data.prefetch_batches,
@@ -252,6 +255,7 @@ MAY_CHANGE = frozenset(
         "save_every_steps",
         "keep_checkpoints",
         "log_every_steps",
+        "collective_timeout_s",
         "audit_samples",
         "compile",
         "model.backend",

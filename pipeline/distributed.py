@@ -1,6 +1,7 @@
 """The ranks of one attempt: who this process is, and the few things that all of them say to each other."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,8 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others in a collective before the attempt ends with an error."""
+ROLL_CALL_S = 5.0
+"""How long the ranks that gave up waiting wait for each other's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,11 @@ class World:
         return self.rank == 0
 
 
-def join_world() -> World:
+def join_world(timeout_s: float = 600.0) -> World:
     """Start the process group from the environment (one process without it) and return this rank's place in it.
+
+    A rank that waits longer than `timeout_s` for the others in a collective gives up (`silent_ranks` then says whom
+    it waited for).
 
     NCCL for tensors on GPUs, gloo for those on the CPU. A node with more ranks than GPUs trains on its CPU.
     """
@@ -51,7 +55,7 @@ def join_world() -> World:
         os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
     return World(rank=rank, local_rank=local_rank, size=size, device=device)
 
 
@@ -80,3 +84,21 @@ def everyones(value: object) -> list[object]:
     box: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
+
+
+def silent_ranks(error: BaseException) -> list[int] | None:
+    """After a collective failed with `error`: the ranks that do not say they failed too; None for any other error.
+
+    All ranks that still work fail at about the same time and sign in at rank 0's store; who hangs does not.
+    """
+    words = str(error).lower()
+    if not dist.is_initialized() or not any(w in words for w in ("timed out", "timeout", "connection", "peer")):
+        return None
+    size, rank = dist.get_world_size(), dist.get_rank()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"gave-up/{rank}", "")
+        time.sleep(ROLL_CALL_S)
+        return [other for other in range(size) if not store.check([f"gave-up/{other}"])]
+    except RuntimeError:
+        return [0]

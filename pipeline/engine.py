@@ -16,24 +16,32 @@ from torch import nn
 from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.engine_config import deepspeed_config
+from pipeline.flat import FlatModel
 from pipeline.zero import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two parameter groups as timm makes them: no decay on 1-D tensors and biases."""
-    decay, plain = [], []
+def decay_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the parameters that decay and of those that do not, as timm divides them: 1-D ones and biases do not."""
+    groups: dict[str, list[str]] = {"decay": [], "plain": []}
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups["plain" if parameter.ndim <= 1 or name.endswith(".bias") else "decay"].append(name)
+    return groups
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """PyTorch's AdamW, fused on a GPU; no compiler is needed on the node."""
+def build_optimizer(
+    model: nn.Module, groups: dict[str, list[str]], config: TrainConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """PyTorch's AdamW over two `groups` of names of `model`'s parameters, fused on a GPU: no compiler is needed."""
     options = config.optimizer
-    groups = [g for g in decay_groups(model, options.weight_decay) if g["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps, fused=device.type == "cuda")
+    decays = {"decay": options.weight_decay, "plain": 0.0}
+    parameters = [
+        {"params": [model.get_parameter(name) for name in names], "weight_decay": decays[group]}
+        for group, names in groups.items()
+        if names
+    ]
+    return torch.optim.AdamW(parameters, lr=0.0, betas=options.betas, eps=options.eps, fused=device.type == "cuda")
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -55,13 +63,19 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if config.batch_norm == "sync" and world.device.type == "cuda" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model.to(world.device)
+        self.network = model
+        groups = decay_groups(model)
         if config.compile:
             model.compile()
+        elif config.zero_stage < 3:
+            # Stage 3 partitions each weight by itself, and a compiled network must own its weights.
+            model = FlatModel(model, groups)
+            groups = {name: [name] for name in groups}
+        model.to(world.device)
         self.config, self.world = config, world
         self.stage = config.zero_stage
         self.accumulation = config.gradient_accumulation_steps(world.size)
-        self.adamw = build_optimizer(model, config, world.device)
+        self.adamw = build_optimizer(model, groups, config, world.device)
         deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
         deepspeed_engine, optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self.adamw, config=deepspeed_config(config, world.size), dist_init_required=False
@@ -127,8 +141,10 @@ class Engine:
         return float(torch.stack(losses).mean()), norm
 
     def _plain_grad_norm(self) -> float:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norms = [
+            torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in self.model.parameters() if p.grad is not None
+        ]
+        norm = float(torch.stack(norms).norm())
         return norm / self.loss_scale if math.isfinite(norm) else math.inf
 
     @property

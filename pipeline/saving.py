@@ -1,6 +1,7 @@
 """Checkpoints of a training under way: all ranks write behind the steps, rank 0 publishes, everybody restores."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, CheckpointStore, RankWriter
@@ -15,7 +16,14 @@ class Saver:
     """Every method but `status` is collective: all ranks call it at the same step."""
 
     def __init__(
-        self, store: CheckpointStore, engine: Engine, ema: Ema, recorder: Recorder, *, keep: int, facts: dict[str, Any]
+        self,
+        store: CheckpointStore,
+        engine: Engine,
+        ema: Ema,
+        recorder: Recorder,
+        *,
+        keep: int,
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
         """Save the state of `engine` and `ema` to `store`, keeping the newest `keep` and the best.
 
@@ -25,7 +33,7 @@ class Saver:
             ema: its average.
             recorder: is told of every save.
             keep: number of newest checkpoints that stay.
-            facts: further entries of each manifest (digests of config and data, MLflow run); read at publication.
+            facts: further entries of each manifest (digests of config and data, MLflow run), asked for at publication.
         """
         self._store, self._engine, self._ema, self._recorder = store, engine, ema, recorder
         self._world = engine.world
@@ -93,7 +101,7 @@ class Saver:
         if self._world.is_main:
             try:
                 if not failures:
-                    self._store.publish(step, summary | self._facts)
+                    self._store.publish(step, summary | self._facts())
                     self._store.retain(self._keep)
             except OSError as publish_error:
                 problem = str(publish_error)

@@ -29,7 +29,7 @@ def state_tensors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
         for weight in ema.weights:
             if weight.values.numel():
                 tensors[f"ema|{weight.name}|{weight.start}"] = weight.values
-    for name, buffer in engine.model.named_buffers():
+    for name, buffer in engine.network.named_buffers():
         tensors[f"buffer|{name}|0"] = buffer.data.view(-1)
     for name, buffer in ema.buffers.items():
         tensors[f"ema_buffer|{name}|0"] = buffer.view(-1)
@@ -98,7 +98,7 @@ def load_state(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> None:
 
 
 def _buffers(engine: Engine, ema: Ema) -> Iterator[tuple[str, str, torch.Tensor]]:
-    for name, buffer in engine.model.named_buffers():
+    for name, buffer in engine.network.named_buffers():
         yield "buffer", name, buffer
     for name, buffer in ema.buffers.items():
         yield "ema_buffer", name, buffer

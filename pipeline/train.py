@@ -45,10 +45,9 @@ class Training:
         self.config = config = run_directory.load(run_dir)
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
-        self.facts: dict[str, Any] = {"config_digest": digest(config), "mlflow_run_id": None}
         probe = self._open_loader(0, 0)
         self.num_samples, self.num_classes = probe.num_samples, probe.num_classes
-        self.facts["dataset_digest"] = probe.dataset_digest
+        self.dataset_digest = probe.dataset_digest
         probe.close()
         self.schedule: Schedule = build_schedule(config, self.num_samples)
         torch.manual_seed(config.seed)
@@ -57,11 +56,11 @@ class Training:
             recorder.say(initialise(model, config.initialise_from))
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
-        self.ema = Ema(weights, self.engine.model, config.ema_decay, partitioned=config.zero_stage == 3)
+        self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
         self.transform = DeviceTransform(config.augment, config.mix, self.num_classes, config.seed)
         self.evaluate = Evaluator(config, world, self.num_classes)
         store = CheckpointStore(run_dir)
-        self.saver = Saver(store, self.engine, self.ema, recorder, keep=config.keep_checkpoints, facts=self.facts)
+        self.saver = Saver(store, self.engine, self.ema, recorder, keep=config.keep_checkpoints, facts=self._facts)
 
     def _open_loader(self, start_step: int, total_steps: int) -> TrainLoader:
         world = self.world
@@ -149,12 +148,18 @@ class Training:
         self.recorder.say(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
         return result
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "config_digest": digest(self.config),
+            "dataset_digest": self.dataset_digest,
+            "mlflow_run_id": self.tracker.run_id if self.tracker is not None else None,
+        }
+
     def _track(self) -> None:
-        """Let MLflow have what a checkpoint covers, and have the next checkpoint name the MLflow run."""
+        """Let MLflow have what a checkpoint covers."""
         if self.tracker is not None and self.saver.durable_step != self._tracked_step:
             self._tracked_step = self.saver.durable_step
             self.tracker.durable(self._tracked_step)
-            self.facts["mlflow_run_id"] = self.tracker.run_id
 
     def epoch(self, step: int) -> float:
         """Passes over the training split after `step` finished steps."""

@@ -4,12 +4,14 @@ A fragment is a run of elements of one flattened parameter with its master weigh
 made of fragments, so any number of ranks and any stage can take up what another left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from pipeline.flat import FlatModel, Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,10 @@ def optimizer_states(
 def iter_fragments(
     model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int, rank: int
 ) -> Iterator[Fragment]:
-    """Yield the fragments this rank owns; over all ranks they cover every parameter exactly once.
+    """Yield the fragments this rank owns; over all ranks they cover every parameter of the network exactly once.
 
     Args:
-        model: the module whose parameters are named.
+        model: what DeepSpeed trains: the network, or a `FlatModel` around it, whose slots are named.
         optimizer: DeepSpeed's optimizer (`engine.optimizer`), or the plain one under stage 0.
         torch_optimizer: the AdamW inside it.
         stage: ZeRO stage, 0 to 3.
@@ -99,7 +101,27 @@ def iter_fragments(
             if not length:
                 continue
         weight, exp_avg, exp_avg_sq = (t.view(-1).narrow(0, offset, length) for t in flat)
-        yield Fragment(name=name, start=start, weight=weight, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+        whole = Fragment(name=name, start=start, weight=weight, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+        if isinstance(model, FlatModel):
+            yield from _by_slot(whole, model.layout[name])
+        else:
+            yield whole
+
+
+def _by_slot(flat: Fragment, slots: Iterable[Slot]) -> Iterator[Fragment]:
+    """The parts of a flat parameter's fragment, under the names of the network's parameters."""
+    end = flat.start + flat.weight.numel()
+    for slot in slots:
+        low, high = max(flat.start, slot.offset), min(end, slot.offset + slot.shape.numel())
+        if low < high:
+            part = slice(low - flat.start, high - flat.start)
+            yield Fragment(
+                name=slot.name,
+                start=low - slot.offset,
+                weight=flat.weight[part],
+                exp_avg=flat.exp_avg[part],
+                exp_avg_sq=flat.exp_avg_sq[part],
+            )
 
 
 def _holds(flat: torch.Tensor, part: torch.Tensor) -> bool:
@@ -108,7 +130,14 @@ def _holds(flat: torch.Tensor, part: torch.Tensor) -> bool:
 
 
 def local_weights(model: nn.Module, stage: int, rank: int) -> list[LocalWeight]:
-    """This rank's view of every parameter, in the model's order; stage 3 leaves out padding."""
+    """This rank's view of every parameter of the network; stage 3 leaves out padding."""
+    if isinstance(model, FlatModel):
+        return [
+            LocalWeight(name=slot.name, start=0, shape=slot.shape, values=flat[slot.offset :][: slot.shape.numel()])
+            for group, slots in model.layout.items()
+            for flat in [model.get_parameter(group).data]
+            for slot in slots
+        ]
     views = []
     for name, parameter in model.named_parameters():
         if stage < 3:

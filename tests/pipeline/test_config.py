@@ -1,0 +1,103 @@
+"""A config is complete, comes back from its file, and refuses what cannot work before anything is queued."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import run_dir as run_directory
+from pipeline.config import ConfigError, MixConfig, TrainConfig, difference, digest, from_dict, to_dict
+from pipeline.engine_config import deepspeed_config
+from pipeline.journal import Journal, read_records
+from pipeline.launch import LaunchError, parse
+from pipeline.recipes import RECIPES
+from pipeline.run_dir import RunDirectoryError
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
+    config = RECIPES[recipe]().check(2)
+    assert from_dict(to_dict(config)) == config
+    assert RECIPES[recipe].__doc__
+    assert "python -m pipeline.launch" in RECIPES[recipe].__doc__
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "words"),
+    [
+        ({"global_batch_size": 1000, "micro_batch_size": 32}, 32, ["1000", "32", "world_size 32", "would fit"]),
+        ({"global_batch_size": 3}, 4, ["3", "--train.global-batch-size 4"]),
+        ({"micro_batch_size": 0}, 1, ["micro_batch_size 0"]),
+        ({"global_batch_size": 0}, 1, ["global_batch_size 0"]),
+        ({"steps": 0}, 1, ["steps 0"]),
+        ({"ema_decay": 1.0}, 1, ["ema_decay 1.0"]),
+        ({"global_batch_size": 8}, 8, ["mixup", "micro_batch_size is 1"]),
+    ],
+)
+def test_contradictions_are_refused_with_the_numbers(changes: dict, world_size: int, words: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        replace(TrainConfig(), **changes).check(world_size)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_the_global_batch_is_kept_by_accumulation():
+    for world_size in (1, 2, 4, 8, 16):
+        json = deepspeed_config(TrainConfig().check(world_size), world_size)
+        micro, steps = json["train_micro_batch_size_per_gpu"], json["gradient_accumulation_steps"]
+        assert micro * steps * world_size == json["train_batch_size"] == 1024
+        assert micro <= 128
+
+
+def test_only_what_changes_the_result_is_compared():
+    config = TrainConfig()
+    free = replace(config, zero_stage=3, save_every_steps=7, data=replace(config.data, workers=9))
+    assert difference(config, free) == []
+    assert digest(config) == digest(free)
+    other = replace(config, seed=5, mix=MixConfig(mixup=0.1))
+    assert difference(config, other) == ["seed: 0 -> 5", "mix.mixup: 0.8 -> 0.1"]
+    assert digest(config) != digest(other)
+
+
+def test_a_run_directory_belongs_to_one_training(tmp_path: Path):
+    run = tmp_path / "run"
+    run_directory.prepare(run, TrainConfig(), {"resources": {}})
+    run_directory.prepare(run, replace(TrainConfig(), zero_stage=2), {})
+    assert run_directory.load(run).zero_stage == 2
+    with pytest.raises(RunDirectoryError, match="seed: 0 -> 1"):
+        run_directory.prepare(run, replace(TrainConfig(), seed=1), {})
+    assert run_directory.load(run).seed == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.jpg").touch()
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        run_directory.prepare(tmp_path / "full", TrainConfig(), {})
+    held = run_directory.lock(run)
+    with pytest.raises(RunDirectoryError, match="another attempt"):
+        run_directory.lock(run)
+    held.close()
+    run_directory.lock(run).close()
+
+
+def test_flags_lie_over_the_recipe():
+    options = parse(["--recipe", "demo", "--train.steps", "7", "--slurm", "exclusive=true", "mail-user=a@b"])
+    assert options.train.steps == 7
+    assert options.train.model.name == "transxnet_n"
+    assert options.resources().slurm == {"exclusive": "true", "mail-user": "a@b"}
+    assert options.resources().world_size == 2
+    with pytest.raises(LaunchError, match="did you mean tiny"):
+        parse(["--recipe", "tinny"])
+    with pytest.raises(SystemExit):
+        parse(["--train.sed", "3"])
+
+
+def test_the_journal_holds_each_step_once(tmp_path: Path):
+    journal = Journal(tmp_path, 0)
+    for step in range(1, 6):
+        assert journal.append({"step": step, "loss": step / 3}) is None
+    journal.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "lo')
+    assert [r["step"] for r in read_records(tmp_path)] == [1, 2, 3, 4, 5]
+    journal = Journal(tmp_path, 3)
+    journal.append({"step": 4, "loss": 0.0})
+    journal.close()
+    assert [(r["step"], r["loss"]) for r in read_records(tmp_path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.0)]

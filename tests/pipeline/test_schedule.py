@@ -1,0 +1,57 @@
+"""The schedule is timm's, and everything in it is a function of the step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+
+from pipeline.config import ScheduleConfig, TrainConfig
+from pipeline.recipes import RECIPES
+from pipeline.schedule import build_schedule, evaluation_is_due
+
+IMAGENET = 1_281_167
+
+
+def test_learning_rate_is_timms_at_every_step():
+    config = replace(
+        TrainConfig(),
+        epochs=10.0,
+        schedule=ScheduleConfig(warmup_epochs=2.0, cooldown_epochs=3.0),
+        global_batch_size=10,
+    )
+    schedule = build_schedule(config, 100)
+    assert (schedule.total_steps, schedule.cosine_steps, schedule.warmup_steps) == (130, 100, 20)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optimizer.lr)
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=schedule.cosine_steps,
+        lr_min=config.schedule.min_lr,
+        warmup_t=schedule.warmup_steps,
+        warmup_lr_init=config.schedule.warmup_lr,
+        t_in_epochs=False,
+    )
+    for step in range(schedule.total_steps):
+        theirs.step_update(step)
+        assert schedule.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_upstreams_recipe_on_imagenet():
+    schedule = build_schedule(RECIPES["tiny"](), IMAGENET)
+    assert schedule.total_steps == -(-310 * IMAGENET // 1024)
+    assert schedule.lr_at(0) == 1e-6
+    assert schedule.lr_at(schedule.warmup_steps) == pytest.approx(2e-3, rel=1e-2)
+    assert schedule.lr_at(schedule.total_steps - 1) == 1e-5
+
+
+def test_steps_scale_the_whole_schedule():
+    schedule = build_schedule(replace(TrainConfig(), steps=62), 1000)
+    assert (schedule.total_steps, schedule.cosine_steps, schedule.warmup_steps) == (62, 60, 1)
+
+
+def test_an_epochs_end_is_evaluated_once_and_the_last_step_always():
+    config = replace(TrainConfig(), global_batch_size=30)
+    due = [step for step in range(1, 12) if evaluation_is_due(config, step, 11, 100)]
+    assert due == [4, 7, 10, 11]
+    config = replace(config, eval_every_steps=5)
+    assert [step for step in range(1, 12) if evaluation_is_due(config, step, 11, 100)] == [5, 10, 11]

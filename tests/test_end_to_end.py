@@ -1,0 +1,195 @@
+"""The whole system as a user starts it: digits to a registered model, kills in between, other numbers of processes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder in which commands are given as by a user, with tracking below it."""
+
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "SLURM_", "SUBMITIT_"))}
+        return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, module: str, *arguments: str, status: int = 0) -> str:
+        process = self.start(module, *arguments)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == status, output + self.logs()
+        return output
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*/submitit/*_log.*")))
+
+    def records(self, run: str) -> list[dict[str, Any]]:
+        path = self.folder / run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        limit = time.monotonic() + 400
+        while time.monotonic() < limit:
+            with contextlib.suppress(ValueError):
+                if (records := self.records(run)) and records[-1]["step"] >= step:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"{run} did not reach step {step}\n{self.logs()}")
+
+
+def kill_everything_of(run: Path) -> None:
+    """kill -9 of every process whose command line or environment names the run, ranks first."""
+    for _ in range(3):
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                if str(run).encode() in command and int(process.name) != os.getpid():
+                    os.kill(int(process.name), signal.SIGKILL)
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workplace: Workplace) -> str:
+    """The demo from start to end; its output."""
+    return workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "whole"))
+
+
+def test_demo_ends_with_a_registered_model(workplace: Workplace, uninterrupted: str):
+    run = workplace.folder / "whole"
+    card = json.loads((run / "export" / "model.json").read_text())
+    assert card["top1"] >= 0.95
+    assert card["validation_samples"] == 360
+    records = workplace.records("whole")
+    assert [r["step"] for r in records] == list(range(1, len(records) + 1))
+    assert {"step", "time", "attempt", "loss", "lr"} <= records[0].keys()
+    assert oct((run).stat().st_mode & 0o777) == "0o700"
+    assert "models:/transxnet_n/1 (@latest, @champion)" in uninterrupted
+    for words in (str(run), "mlflow ui", "pipeline.evaluate", "load_model"):
+        assert words in uninterrupted
+    code = (
+        "import mlflow, sys\n"
+        "model = mlflow.pyfunc.load_model('models:/transxnet_n@champion')\n"
+        "import glob, io, pandas\n"
+        "import numpy\nfrom PIL import Image\n"
+        "buffer = io.BytesIO()\nImage.fromarray(numpy.zeros((32, 32), 'uint8')).save(buffer, 'JPEG')\n"
+        "print(model.predict(pandas.DataFrame({'image': [buffer.getvalue()]})))"
+    )
+    environment = workplace.environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace.folder}/runs/mlflow.db"}
+    environment.pop("PYTHONPATH")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "probab" in done.stdout
+
+
+def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, uninterrupted: str):
+    run = workplace.folder / "killed"
+    command = ["--recipe", "demo", "--run-dir", str(run)]
+    workplace.start("pipeline.launch", *command)
+    workplace.wait_for_step("killed", 60)
+    kill_everything_of(run)
+    workplace.run("pipeline.launch", *command)
+    ours, theirs = workplace.records("killed"), workplace.records("whole")
+    assert [r["step"] for r in ours] == list(range(1, len(theirs) + 1))
+    assert {r["attempt"] for r in ours} == {1, 2}
+    for name in ("loss", "lr", "grad_norm"):
+        assert [r[name] for r in ours] == [r[name] for r in theirs]
+    weights = [workplace.folder / name / "export" / "model.safetensors" for name in ("killed", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    assert len(runs) == 2, "a run was made anew by the second attempt"
+    histories = [client.get_metric_history(r.info.run_id, "train/loss") for r in runs]
+    assert [m.step for m in sorted(histories[0], key=lambda m: m.step)] == [r["step"] for r in ours]
+    assert sorted((m.step, m.value) for m in histories[0]) == sorted((m.step, m.value) for m in histories[1])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace, uninterrupted: str):
+    """1, then 4, then 2 processes, ZeRO 1, 3, 0; killed between; each epoch is read exactly once."""
+    from pipeline.audit import read_audit
+
+    run = workplace.folder / "elastic"
+    steps, batch = 46, 64
+    common = ["--recipe", "demo", "--run-dir", str(run), "--train.audit-samples", "--train.steps", str(steps)]
+    common += ["--train.save-every-steps", "10"]
+    for processes, stage, until in ((1, 1, 14), (4, 3, 28)):
+        arguments = ["--tasks-per-node", str(processes), "--train.zero-stage", str(stage)]
+        workplace.start("pipeline.launch", *common, *arguments)
+        workplace.wait_for_step("elastic", until)
+        kill_everything_of(run)
+    workplace.run("pipeline.launch", *common, "--tasks-per-node", "2", "--train.zero-stage", "0")
+
+    assert [r["step"] for r in workplace.records("elastic")] == list(range(1, steps + 1))
+    audit = read_audit(run)
+    order = audit.sort_by([("step", "ascending")])["sample"].to_pylist()
+    assert len(order) == steps * batch
+    epochs = audit["epoch"].to_numpy()
+    samples = audit["sample"].to_numpy()
+    for epoch in (0, 1):
+        assert sorted(samples[epochs == epoch]) == list(range(1437)), f"epoch {epoch} was not read exactly once"
+    assert len(set(samples[epochs == 2])) == (epochs == 2).sum()
+    assert len(set(audit["rank"].to_pylist())) == 4
+
+
+def test_a_run_directory_of_another_training_is_refused(workplace: Workplace, uninterrupted: str):
+    output = workplace.run(
+        "pipeline.launch",
+        *("--recipe", "demo", "--run-dir", str(workplace.folder / "whole"), "--train.optimizer.lr", "0.5"),
+        status=2,
+    )
+    assert "optimizer.lr: 0.002 -> 0.5" in output
+
+
+def test_a_finished_run_given_again_says_so(workplace: Workplace, uninterrupted: str):
+    before = (workplace.folder / "whole" / "metrics.jsonl").read_bytes()
+    output = workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "whole"))
+    assert "models:/transxnet_n/1" in output
+    assert (workplace.folder / "whole" / "metrics.jsonl").read_bytes() == before
+
+
+def test_wrong_input_is_one_line(workplace: Workplace):
+    output = workplace.run("pipeline.launch", "--train.data.shards", "nowhere", "--cluster", "local", status=2)
+    assert output.startswith("error: ")
+    assert "nowhere" in output
+    assert "Traceback" not in output
+    assert "sharding.build" in output
+    output = workplace.run("pipeline.launch", "--recipe", "demo", "--train.global-batch-size", "33", status=2)
+    assert "33" in output
+    assert "Traceback" not in output
+    assert not (workplace.folder / "nowhere").exists()
