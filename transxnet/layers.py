@@ -58,7 +58,9 @@ def gelu_norm(x: Tensor, norm: nn.BatchNorm2d, backend: Backend) -> Tensor:
 def in_autocast_dtype(x: Tensor) -> Tensor:
     """`x` as autocast would give it to a convolution: in the low precision while autocast is on, else as it is."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class ScaledResidual(nn.Module):

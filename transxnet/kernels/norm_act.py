@@ -204,7 +204,7 @@ def batch_statistics(x: Tensor, norm: nn.BatchNorm2d, *, apply_gelu: bool) -> St
     block = 64
     _finish_kernel[(triton.cdiv(c, block),)](
         x, partial, stats.mean, stats.rstd, norm.running_mean, norm.running_var, norm.num_batches_tracked,
-        c, hw, partial.shape[0], n * hw, norm.momentum, norm.eps,
+        c, hw, partial.shape[0], float(n * hw), norm.momentum, norm.eps,
         GELU=apply_gelu, TRACK=norm.track_running_stats, BLOCK_C=block,
     )  # fmt: skip
     return stats

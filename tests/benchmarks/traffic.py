@@ -1,0 +1,115 @@
+"""Launches and bytes of a training step, counted without a GPU.
+
+The model runs forward and backward on meta tensors, which have shapes and no data. Every operation that is not a view
+counts as one launch that reads each of its tensors once and writes each of its results once. Where a library's operator
+is known to read twice (norms: statistics, then values; the output's gradient of a convolution: for the input and for
+the weight), it is counted so. A kernel of this package counts the tensors it is given. That is the least that an
+implementation of this shape can move: a time made of it is a bound and no measurement.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import transxnet
+from transxnet import backend as backends
+
+# Reads of the inputs beyond the first, by operator.
+READS = {
+    "native_batch_norm": 2,
+    "cudnn_batch_norm": 2,
+    "_native_batch_norm_legit_functional": 2,
+    "_batch_norm_with_update": 2,
+    "native_group_norm": 2,
+    "native_batch_norm_backward": 2,
+    "batch_norm_backward": 2,
+    "native_group_norm_backward": 2,
+}
+SILENT = (
+    "empty",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "empty_strided",
+    "detach",
+    "_unsafe_view",
+    "lift_fresh",
+)
+
+
+@dataclass
+class Traffic:
+    """Launches and bytes by operator, forward and backward together."""
+
+    launches: Counter[str] = field(default_factory=Counter)
+    moved: Counter[str] = field(default_factory=Counter)
+    forward_launches: int = 0
+
+    def add(self, name: str, tensors: list[Tensor], results: list[Tensor], reads: int = 1, share: float = 1.0) -> None:
+        """Count one launch that reads `tensors` and writes `results`, of which it touches a `share`."""
+        self.launches[name] += 1
+        read = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+        written = sum({id(t): t.numel() * t.element_size() for t in results}.values())
+        self.moved[name] += int((reads * read + written) * share)
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        is_view = any(argument.alias_info and not argument.alias_info.is_write for argument in func._schema.arguments)
+        if not is_view and name not in SILENT:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+            if name == "convolution_backward":
+                tensors.append(tensors[0].view(tensors[0].shape))
+            self.traffic.add(name, tensors, results, READS.get(name, 1))
+        return out
+
+
+@contextlib.contextmanager
+def _kernels_counted(traffic: Traffic) -> Iterator[None]:
+    """Let the kernels' launches be counted in place of run."""
+    from triton.runtime.jit import JITFunction
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> SimpleNamespace:
+        given = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
+        assert any(isinstance(value, Tensor) for value in given.values()), given.keys()
+        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        share = given["window"] / given["C"] if "window" in given else 1.0
+        if "splits" in given:  # Finishes sums: of its first tensor it reads one value a channel.
+            tensors = tensors[1:]
+        traffic.add(self.fn.__name__, tensors, [], share=share)
+        return SimpleNamespace()
+
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(backends, "_interprets", return_value=True):
+        yield
+
+
+def count_step(name: str, backend: str, *, batch: int, size: int = 224, dtype: torch.dtype = torch.bfloat16) -> Traffic:
+    """Count a forward and backward of the variant `name`, activations and weights in `dtype`, norms in fp32."""
+    with torch.device("meta"):
+        model = transxnet.build(name, image_size=size, backend=backend).to(dtype)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
+        images = torch.empty(batch, 3, size, size, dtype=dtype)
+        traffic = Traffic()
+        with _kernels_counted(traffic), _Counting(traffic):
+            out = model.train()(images).float().sum()
+            traffic.forward_launches = sum(traffic.launches.values())
+            out.backward()
+    return traffic
