@@ -4,8 +4,10 @@ What is in a batch is decided by `pipeline.order` from the step alone; here it i
 that write into shared memory, which is page-locked where the device is a GPU.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.cache_prefetch import Prefetcher
     from pipeline.data_index import SampleIndex
     from pipeline.data_reader import ReaderSpec
     from pipeline.data_source import Batch, BatchSource, Request
@@ -84,10 +87,11 @@ class StepBatches:
 class _Loader:
     """What both loaders have in common."""
 
-    def __init__(self, info: DatasetInfo, index: "SampleIndex", source: "BatchSource") -> None:
+    def __init__(self, split: "_Split", source: "BatchSource", prefetcher: "Prefetcher | None") -> None:
+        info = split.info
         self.num_samples, self.num_classes, self.classes = info.num_samples, info.num_classes, info.classes
         self.dataset_digest = info.digest
-        self._index, self._source = index, source
+        self._index, self._source, self._prefetcher = split.index, source, prefetcher
 
     def keys(self, indices: "Iterable[int] | Tensor") -> list[str]:
         """Keys of samples, by their rows in the index."""
@@ -96,6 +100,8 @@ class _Loader:
     def close(self) -> None:
         """End the workers."""
         self._source.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""
@@ -118,9 +124,14 @@ class TrainLoader(_Loader):
     """
 
     def __init__(
-        self, info: DatasetInfo, index: "SampleIndex", source: "BatchSource", steps: range, micro_batches: int
+        self,
+        split: "_Split",
+        source: "BatchSource",
+        prefetcher: "Prefetcher | None",
+        steps: range,
+        micro_batches: int,
     ) -> None:
-        super().__init__(info, index, source)
+        super().__init__(split, source, prefetcher)
         self._steps, self._micro_batches = iter(steps), micro_batches
 
     @property
@@ -179,23 +190,28 @@ def build_train_loader(
         ManifestError: there is no such split, or its index does not fit.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
-    data = config.data
-    info, index, spec, shard_samples = _open(config, data.shards, data.train_split, training=True)
-    order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
+    data, global_batch_size = config.data, config.global_batch_size
+    split = _open(config, data.shards, data.train_split, training=True)
+    order = SampleOrder(split.shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
     micro, count = config.micro_batch(world_size), config.gradient_accumulation_steps(world_size)
+    needs = order.shards_by_need(start_step * global_batch_size, rank, world_size)
+    needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
+    prefetcher = _prefetcher(config, split, needs) if start_step < total_steps else None
 
     from pipeline.data_source import Request
 
     def requests() -> Iterator["Request"]:
         for step in range(start_step, total_steps):
-            rows, epochs = order.batch(step, config.global_batch_size, rank=rank, world_size=world_size)
+            if prefetcher is not None:
+                prefetcher.advance((step + 1) * global_batch_size)
+            rows, epochs = order.batch(step, global_batch_size, rank=rank, world_size=world_size)
             for micro_step in range(count):
                 part = slice(micro_step * micro, (micro_step + 1) * micro)
                 yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
 
-    workers = config.data.workers if start_step < total_steps else 0
-    source = _source(config, spec, requests(), micro, workers, device)
-    return TrainLoader(info, index, source, range(start_step, total_steps), count)
+    workers = data.workers if start_step < total_steps else 0
+    source = _source(config, split.spec, requests(), micro, workers, device)
+    return TrainLoader(split, source, prefetcher, range(start_step, total_steps), count)
 
 
 def build_evaluation_loader(
@@ -214,41 +230,78 @@ def build_evaluation_loader(
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
     location = config.data.validation_shards or config.data.shards
-    info, index, spec, _ = _open(config, location, config.data.validation_split, training=False)
-    share = np.arange(rank * info.num_samples // world_size, (rank + 1) * info.num_samples // world_size)
+    split = _open(config, location, config.data.validation_split, training=False)
+    share = np.arange(rank * split.info.num_samples // world_size, (rank + 1) * split.info.num_samples // world_size)
+    first_rows = split.index.first_rows
+    mine = ((int(first), shard) for shard, first in enumerate(first_rows[:-1]) if len(share) and first <= share[-1])
+    needs = (need for need in mine if first_rows[need[1] + 1] > share[0])
+    prefetcher = _prefetcher(config, split, needs)
 
     from pipeline.data_source import Request
 
     def requests() -> Iterator["Request"]:
         for step, first in enumerate(range(0, len(share), EVALUATION_BATCH)):
             rows = share[first : first + EVALUATION_BATCH].copy()
+            if prefetcher is not None:
+                prefetcher.advance(int(rows[-1]) + 1)
             yield Request(rows, np.zeros_like(rows), step, 0)
 
     # A replaced validation image would be another accuracy: damage always stops.
-    source = _source(config, replace(spec, on_damage="stop"), requests(), EVALUATION_BATCH, config.data.workers, device)
-    return EvaluationLoader(info, index, source)
+    spec = replace(split.spec, on_damage="stop")
+    source = _source(config, spec, requests(), EVALUATION_BATCH, config.data.workers, device)
+    return EvaluationLoader(split, source, prefetcher)
 
 
-def _open(
-    config: TrainConfig, location: str, split: str, *, training: bool
-) -> "tuple[DatasetInfo, SampleIndex, ReaderSpec, tuple[int, ...]]":
+@dataclass(frozen=True)
+class _Split:
+    """A split that was found: what it is, where its samples lie, and how they are read."""
+
+    info: DatasetInfo
+    index: "SampleIndex"
+    spec: "ReaderSpec"
+    shard_samples: tuple[int, ...]
+
+
+def _open(config: TrainConfig, location: str, split: str, *, training: bool) -> _Split:
+    from pyarrow.fs import LocalFileSystem
+
+    from pipeline.cache import RemoteShards
     from pipeline.data_index import cache_folder, open_index
     from pipeline.data_reader import ReaderSpec
     from sharding import load_manifest, open_filesystem
 
     manifest = load_manifest(location, split)
-    index = open_index(location, manifest, cache_folder(config.data.cache_dir))
-    _, path = open_filesystem(location)
+    folder = cache_folder(config.data.cache_dir)
+    index = open_index(location, manifest, folder)
+    filesystem, shards = open_filesystem(location)
+    if not isinstance(filesystem, LocalFileSystem):
+        sizes = {shard.name: shard.bytes for shard in manifest.shards}
+        shards = RemoteShards(location, manifest.digest, sizes, str(folder), int(config.data.cache_gb * 1e9))
     spec = ReaderSpec(
         index_folder=index.folder,
-        shards=path,
+        shards=shards,
         augment=config.augment,
         image_size=config.model.image_size,
         seed=config.seed,
         training=training,
         on_damage=config.data.on_damage,
     )
-    return _info(manifest), index, spec, tuple(shard.samples for shard in manifest.shards)
+    return _Split(_info(manifest), index, spec, tuple(shard.samples for shard in manifest.shards))
+
+
+def _prefetcher(config: TrainConfig, split: _Split, needs: Iterator[tuple[int, int]]) -> "Prefetcher | None":
+    """What fetches remote shards ahead of their need; None where they are local.
+
+    Half of the cache is for what is not needed yet, shared by the ranks of the node (`LOCAL_WORLD_SIZE`, as torchrun
+    and every other launcher sets it).
+    """
+    if isinstance(split.spec.shards, str):
+        return None
+    from pipeline.cache_prefetch import Prefetcher
+
+    budget = int(config.data.cache_gb * 1e9) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    names = split.index.shard_names
+    return Prefetcher(split.spec.shards, ((position, names[shard]) for position, shard in needs), budget)
 
 
 def _source(

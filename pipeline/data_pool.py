@@ -6,17 +6,15 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
-from pathlib import Path
 
+from pipeline.data_process import end_helper, start_helper
 from pipeline.data_reader import DamagedSampleError, LoaderError, ReaderSpec, Replacement
 from pipeline.data_slots import SharedSlots
-from pipeline.data_worker import MAX_REPORT, PREEMPTION_SIGNALS, TASK, Report, WorkerSpec
+from pipeline.data_worker import MAX_REPORT, TASK, Report, WorkerSpec
 
 _CHUNK = 16
 _CHECK_S = 1.0
-_END_S = 5.0
 
 
 class WorkerPool:
@@ -40,16 +38,13 @@ class WorkerPool:
         self._reports, worker_reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks.setblocking(False)
         spec_fd = os.memfd_create("loader-spec")
-        os.write(spec_fd, pickle.dumps(WorkerSpec(spec, slots, slot_samples, os.getpid())))
+        os.write(spec_fd, pickle.dumps(WorkerSpec(spec, slots, slot_samples)))
         inherited = (spec_fd, self.slots.descriptor, worker_tasks.fileno(), worker_reports.fileno())
         self._workers: list[subprocess.Popen[bytes]] = []
-        # A child inherits the mask: no signal can end it before it has chosen to ignore them.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
         try:
             for _ in range(workers):
-                self._workers.append(_start(inherited))
+                self._workers.append(start_helper("pipeline.data_worker", [str(fd) for fd in inherited], inherited))
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(spec_fd)
             worker_tasks.close()
             worker_reports.close()
@@ -95,11 +90,7 @@ class WorkerPool:
         self._tasks.close()
         self._reports.close()
         for worker in self._workers:
-            try:
-                worker.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+            end_helper(worker)
         self._workers = []
 
     def _send(self) -> None:
@@ -129,16 +120,3 @@ class WorkerPool:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 hint = "; out of memory? Take fewer --train.data.workers" if code == -signal.SIGKILL else ""
                 raise LoaderError(f"loader worker {worker.pid} {how}{hint}")
-
-
-def _start(inherited: tuple[int, ...]) -> "subprocess.Popen[bytes]":
-    """Start one worker with the descriptors it reads and writes."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", "from pipeline.data_worker import main; main()", *map(str, inherited)],
-        env={**os.environ, **threads, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        pass_fds=inherited,
-    )

@@ -4,7 +4,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline import draws
+from pipeline.cache import RemoteShards, ShardCache
 from pipeline.config import AugmentConfig
 from pipeline.data_index import SampleIndex
 from pipeline.decode import DecodeError, Pixels
@@ -33,7 +33,7 @@ class ReaderSpec:
 
     Attributes:
         index_folder: of `SampleIndex.map`.
-        shards: local folder with the shards.
+        shards: local folder with the shards, or where they lie remotely.
         augment: the augmentation.
         image_size: side of the pixels.
         seed: of the training.
@@ -42,7 +42,7 @@ class ReaderSpec:
     """
 
     index_folder: str
-    shards: str
+    shards: str | RemoteShards
     augment: AugmentConfig
     image_size: int
     seed: int
@@ -85,6 +85,7 @@ class SampleReader:
         self._spec = spec
         self._index = SampleIndex.map(spec.index_folder)
         self._augment = build_augment(spec)
+        self._cache = None if isinstance(spec.shards, str) else ShardCache(spec.shards)
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def close(self) -> None:
@@ -111,10 +112,11 @@ class SampleReader:
             LoaderError: reading or augmenting a sample failed; the message names it.
         """
         replaced = []
-        self._announce(rows)
         drawn = self._augment.draw(epochs, rows)
         for i, row in enumerate(rows.tolist()):
             try:
+                if i == 0:
+                    self._announce(rows)
                 labels[i] = self._fill_one(row, drawn[i], pixels[i])
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
@@ -122,7 +124,7 @@ class SampleReader:
                 substitute, labels[i] = self._substitute(row, int(epochs[i]), drawn[i], pixels[i])
                 replaced.append(Replacement(row, substitute, str(error)))
             except Exception as error:
-                raise LoaderError(f"{self._name(row)} could not be read: {error!r}") from error
+                raise LoaderError(f"{self._name(row)} could not be read: {type(error).__name__}: {error}") from error
         return replaced
 
     def _fill_one(self, row: int, drawn: Any, out: Pixels) -> int:
@@ -159,7 +161,12 @@ class SampleReader:
         """Ask the kernel for all samples of a chunk at once, so that a disk or a server sees them side by side."""
         for row in rows.tolist():
             entry = self._index.rows[row]
-            descriptor = self._descriptor(self._index.shard_of(row))
+            try:
+                descriptor = self._descriptor(self._index.shard_of(row))
+            except DamagedSampleError:
+                continue  # said when the sample is read
+            if self._cache is not None:
+                self._cache.touch(descriptor)
             os.posix_fadvise(descriptor, int(entry["offset"]), int(entry["size"]), os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, shard: int) -> int:
@@ -167,20 +174,27 @@ class SampleReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = Path(self._spec.shards) / self._index.shard_names[shard]
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DamagedSampleError(f"shard {path} cannot be opened: {error.strerror}") from error
+        descriptor = self._open_shard(self._index.shard_names[shard])
         if len(self._open) >= _OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         self._open[shard] = descriptor
         return descriptor
 
+    def _open_shard(self, name: str) -> int:
+        """A descriptor of a shard, from the cache where it is remote."""
+        if self._cache is not None:
+            return self._cache.open(name)
+        path = f"{self._spec.shards}/{name}"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedSampleError(f"shard {path} cannot be opened: {error.strerror}") from error
+
     def _name(self, row: int) -> str:
         """How a sample is named to the user."""
         shard = self._index.shard_names[self._index.shard_of(row)]
-        return f"sample {self._index.keys([row])[0]} of {self._spec.shards}/{shard}"
+        folder = self._spec.shards if isinstance(self._spec.shards, str) else self._spec.shards.location
+        return f"sample {self._index.keys([row])[0]} of {folder}/{shard}"
 
 
 def build_augment(spec: ReaderSpec) -> Augment:

@@ -9,7 +9,9 @@ rank (at a lane's edge, by two), which is what makes a small cache of remote sha
 Any position is evaluated by itself: the cost of opening at a step is that of one batch, whatever the step.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +85,34 @@ class SampleOrder:
         _, starts = self._shuffled_shards(epoch)
         inner = np.unique(starts[(starts > begin) & (starts < end)])
         return np.concatenate([np.concatenate([[begin], inner])[:: self.block_shards], [end]])
+
+    def shards_by_need(self, position: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield (position, shard) in the order in which a rank comes to need shards, without end.
+
+        A position is of the endless concatenation of epochs; the rank reads nothing of the shard in that epoch before
+        it. A shard that is needed already is yielded with a position before `position`.
+
+        Args:
+            position: from which the rank reads.
+            rank: which rank.
+            world_size: number of ranks.
+        """
+        for epoch in count(position // self.num_samples):
+            first = epoch * self.num_samples
+            needs: dict[int, int] = {}
+            for lane in range(self.lanes):
+                if self.lanes % world_size == 0 and (first + lane) % world_size != rank:
+                    continue
+                edges = self.lane_edges(epoch, lane)
+                shuffled, starts = self._shuffled_shards(epoch)
+                for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                    begin, end = (first + lane + self.lanes * (edge - int(edges[0])) for edge in (low, high))
+                    if end <= position or low == high:
+                        continue
+                    slots = range(np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high))
+                    for shard in shuffled[slots].tolist():
+                        needs[shard] = min(begin, needs.get(shard, begin))
+            yield from sorted((begin, shard) for shard, begin in needs.items())
 
     def _lane_range(self, lane: int) -> tuple[int, int]:
         """Begin and end of a lane: the positions p < num_samples with p mod lanes = lane, as many as there are."""

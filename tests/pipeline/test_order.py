@@ -85,6 +85,30 @@ def test_positions_of_a_rank_are_those_that_leave_its_remainder(step, share, wor
         assert positions.max() < (step + 1) * share * world_size
 
 
+@properties
+@given(orders, st.integers(1, 40), st.integers(0, 20), st.sampled_from([1, 2, 3, 4]))
+def test_shards_are_foretold_before_they_are_needed(order, share, step, world_size):
+    shard_of = np.repeat(np.arange(len(order.shard_samples)), order.shard_samples)
+    size, last = share * world_size, step + 4
+    for rank in range(world_size):
+        foretold, needs = set(), order.shards_by_need(step * size, rank, world_size)
+        upcoming = next(needs)
+        assert upcoming[0] < (step + 1) * size + order.lanes * world_size
+        for now in range(step, last):
+            for position, row in zip(
+                rank_positions(now, size, rank, world_size),
+                order.batch(now, size, rank=rank, world_size=world_size)[0],
+                strict=True,
+            ):
+                while upcoming[0] <= position:
+                    foretold.add((upcoming[0] // order.num_samples, upcoming[1]))
+                    later = next(needs)
+                    assert later >= upcoming
+                    upcoming = later
+                # What an epoch needed before this rank opened is foretold with the position of its block.
+                assert (position // order.num_samples, shard_of[row]) in foretold
+
+
 def test_epochs_and_seeds_differ_and_neighbours_in_a_class_sorted_set_are_spread():
     sizes = (100,) * 64
     first, second = (global_order(sizes, seed=1, epoch=epoch, lanes=16) for epoch in (0, 1))
