@@ -2,12 +2,14 @@
 
 import pickle
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import attempts
 
 LINES = 8
+LEAST_BYTES = 65536
 
 
 _CONSEQUENCE = re.compile(
@@ -71,6 +73,15 @@ def failure(folder: Path, job_id: str, world_size: int) -> str:
             return f"rank {report.rank} failed: {report.error}\n  its log: {log}"
         cause = vanished(folder, job_id) or "a rank vanished without a word"
         return f"{cause}; rank {report.rank} saw it: {report.error}\n  its log: {log}"
+    return _room(folder)
+
+
+def _room(folder: Path) -> str:
+    """Words for a folder in which a rank could not even leave its error; "" where there was room."""
+    if not folder.exists():
+        return f"{folder} is gone: the run directory was removed while the job ran"
+    if shutil.disk_usage(folder).free < LEAST_BYTES:
+        return f"the file system of {folder} is full, so that the ranks could not leave a reason: make room there"
     return ""
 
 

@@ -87,7 +87,11 @@ class Job:
         progress = str(getattr(task, "progress", lambda: "")())
 
         def end(words: str, outcome: Outcome, reason: str = "") -> None:
-            self._record("end", place, outcome=words, reason=reason)
+            try:
+                self._record("end", place, outcome=words, reason=reason)
+            except OSError as error:
+                # What has ended has ended, also on a full disk.
+                print(f"cannot note the end of this attempt in {self._folder}: {error}", flush=True)
             tell(outcome)
 
         stalls = attempts.stalled(self._folder, place.job_id, progress)

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import attempts
+from jobs.errors import NoAnswer
 from jobs.failure import failure
 from jobs.task import Outcome
 
 LAST = "submission.json"
 """The newest submission of a folder: cluster, job id, number of processes, and where its logs are."""
+
+NO_ANSWER = "NO ANSWER"
+"""State of a job while the cluster does not tell one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,7 @@ class Update:
     """How a job stands.
 
     Attributes:
-        state: in Slurm's words.
+        state: in Slurm's words, or NO_ANSWER.
         reason: why, in Slurm's words, or "".
         restarts: how often it was requeued.
         nodes: where it runs, or "".
@@ -112,10 +116,14 @@ class Submission(ABC):
 
     def _follow(self, poll_s: float, on_update: Callable[[Update], None] | None) -> Outcome:
         while True:
-            update = self.update()
+            try:
+                update = self.update()
+            except NoAnswer as error:
+                # A controller that restarts is no end of the job.
+                update = Update(state=NO_ANSWER, reason=str(error))
             if on_update is not None:
                 on_update(update)
-            if self.is_over(update):
+            if update.state != NO_ANSWER and self.is_over(update):
                 return self._outcome(update)
             time.sleep(poll_s)
 

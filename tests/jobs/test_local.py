@@ -1,5 +1,6 @@
 """The local cluster with real processes: no rank is left behind, whatever is killed."""
 
+import contextlib
 import os
 import signal
 import stat
@@ -223,3 +224,23 @@ def test_folder_of_somebody_else_is_refused(tmp_path):
     os.chown(folder, 65534, -1)
     with pytest.raises(jobs.JobError, match="belongs to user 65534"):
         submit(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_full_disk_ends_the_job_and_is_named(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("no mount is allowed here")
+    try:
+        submission = submit(disk, end=1000)
+        wait_until(lambda: all_started(disk))
+        with contextlib.suppress(OSError), (disk / "rest").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        assert submission.wait(0.05) is jobs.Outcome.FAILED
+        assert "No space left" in submission.failure() or "is full" in submission.failure()
+        assert not any(is_alive(pid) for pid in pids(disk))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

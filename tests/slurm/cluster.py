@@ -203,6 +203,17 @@ class Cluster:
             "--num-threads=2",
         )
 
+    def stop_controller(self) -> None:
+        """Stop slurmctld as for maintenance; its jobs run on."""
+        for pid in self._daemon("slurmctld"):
+            _kill(pid, signal.SIGTERM)
+            while _command(pid):
+                time.sleep(0.05)
+
+    def start_controller(self) -> None:
+        """Start slurmctld, which takes up where it was."""
+        self._start("slurmctld")
+
     def start_node(self, node: str) -> None:
         """Start the slurmd of one node."""
         (self.directory / f"spool.{node}").mkdir(exist_ok=True)

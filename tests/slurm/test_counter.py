@@ -181,7 +181,7 @@ def test_run_directory_removed_ends_the_job_and_its_launcher(slurm, tmp_path):
     shutil.rmtree(folder)
     os.kill(pids[0], signal.SIGUSR1)
     assert submission.wait(0.2) is jobs.Outcome.FAILED
-    assert submission.failure()
+    assert "the run directory was removed" in submission.failure()
     assert not any(is_alive(pid) for pid in pids)
     time.sleep(5)
     assert slurm.run("squeue", "-h").strip() == ""
@@ -265,3 +265,23 @@ def test_node_that_cannot_reach_the_master_is_named_and_ends_the_job(slurm, tmp_
     assert "rank 2" in words
     assert "did not reach rank 0 at 127.0.0.1:" in words
     assert not starts(tmp_path)
+
+
+@pytest.mark.slow
+def test_controller_that_restarts_ends_neither_launcher_nor_job(slurm, tmp_path):
+    submission = submit(tmp_path)
+    wait_for_start(tmp_path)
+    slurm.stop_controller()
+    os.kill(starts(tmp_path)[0][1], signal.SIGUSR1)
+    states: list[str] = []
+
+    def note(update: jobs.Update) -> None:
+        if not states:
+            # The rank has saved by now, and tries in vain to be requeued.
+            wait_until(lambda: (tmp_path / "step").exists())
+            slurm.start_controller()
+        states.append(update.state)
+
+    assert submission.wait(0.2, note) is jobs.Outcome.FINISHED
+    assert states[0] == "NO ANSWER"
+    assert assert_went_on(tmp_path)[1][0] > 0

@@ -198,9 +198,11 @@ def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
     assert run.process is not None
     assert run.process.returncode == 0, output
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
-    # Another world size adds in another order: the same but for rounding.
+    # The same batches, but BatchNorm now sees 64 images at once instead of 32.
+    resumed = run.events("start")[1]["step"]
+    assert run.losses()[:resumed] == uninterrupted.losses()[:resumed]
     for (step, loss), (_, expected) in zip(run.losses(), uninterrupted.losses(), strict=True):
-        assert loss == pytest.approx(expected, rel=0.05), step
+        assert loss == pytest.approx(expected, rel=0.15), step
 
 
 @pytest.mark.slow
