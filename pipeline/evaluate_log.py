@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking_client import open_client
+from pipeline.tracking_client import mlflow_session
 
 if TYPE_CHECKING:
     from pipeline.evaluate import ClassMap
@@ -29,7 +29,6 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
 
     run_id = model.card.mlflow_run_id
     assert run_id is not None
-    client = open_client(model.tracking_uri)
     now = int(1000 * time.time())
     metrics = [
         Metric(
@@ -37,8 +36,8 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
         )
         for key, value in report.scalars().items()
     ]
-    client.log_batch(run_id, metrics=metrics)
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+    with mlflow_session(model.tracking_uri) as client, tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        client.log_batch(run_id, metrics=metrics)
         write_files(Path(folder), report, matched)
         client.log_artifacts(run_id, folder, f"evaluation/{name}")
     return run_id

@@ -20,9 +20,8 @@ from pipeline.model_card import (
 from pipeline.tracking_client import (
     TrackingError,
     mask_secrets,
+    mlflow_session,
     one_line,
-    open_client,
-    process_uri,
     resolve_tracking_uri,
 )
 from pipeline.tracking_state import load_state, tracking_uri_of
@@ -72,11 +71,10 @@ def load_model(source: str) -> LoadedModel:
 
 def _from_registry(uri: str) -> LoadedModel:
     server = resolve_tracking_uri(Path.cwd())
-    open_client(server)
     from mlflow.artifacts import download_artifacts
 
     try:
-        with process_uri(server):
+        with mlflow_session(server):
             folder = Path(download_artifacts(uri))
     except Exception as error:
         raise TrackingError(f"{uri} could not be had from {mask_secrets(server)}: {one_line(error)}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.model_card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, ModelCardError, load_model_card
-from pipeline.tracking_client import TrackingError, mask_secrets, one_line, open_client, process_uri
+from pipeline.tracking_client import TrackingError, mask_secrets, mlflow_session, one_line
 from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
 
 if TYPE_CHECKING:
@@ -60,18 +60,17 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
     if not weights.is_file():
         raise ModelCardError(f"{weights} is missing: the training writes it when it ends")
     uri = tracking_uri_of(folder)
-    client = open_client(uri)
     try:
-        card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
-        digest = _sha256(weights)
-        version = _find(client, card.name, digest, card)
-        if version is None:
-            with process_uri(uri):
+        with mlflow_session(uri) as client:
+            card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
+            digest = _sha256(weights)
+            version = _find(client, card.name, digest, card)
+            if version is None:
                 version = _create(client, uri, folder, config["train"], card, digest)
-        if alias is not None and alias.lower() != "latest":
-            client.set_registered_model_alias(card.name, alias, str(version.version))
-        aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)
-        newest = str(client.get_model_version_by_alias(card.name, "latest").version)
+            if alias is not None and alias.lower() != "latest":
+                client.set_registered_model_alias(card.name, alias, str(version.version))
+            aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)
+            newest = str(client.get_model_version_by_alias(card.name, "latest").version)
     except (TrackingError, ModelCardError):
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model_card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard
-from pipeline.tracking_state import METRICS_NAME, read_records
+from pipeline.tracking_details import evaluation_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,9 @@ def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
         model_type="image-classification",
     )
     client.log_outputs(card.mlflow_run_id, models=[LoggedModelOutput(logged.model_id, step=card.step)])
-    _log_metrics(client, run_dir, card, logged.model_id)
+    metrics = evaluation_metrics(run_dir, card.step, logged.model_id)
+    if metrics:
+        client.log_batch(card.mlflow_run_id, metrics=metrics)
     with tempfile.TemporaryDirectory(prefix="model-") as name:
         card_file = Path(name) / CARD_NAME
         card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False))
@@ -78,21 +80,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _log_metrics(client: "MlflowClient", run_dir: Path, card: ModelCard, model_id: str) -> None:
-    """Show the evaluation of the exported weights on the model's page: the very rows of the run, so none is doubled."""
-    from mlflow.entities import Metric
-
-    from pipeline.tracking_shipper import metric_name
-
-    for record, _ in read_records(run_dir / METRICS_NAME):
-        if record.get("step") == card.step and "eval_top1" in record:
-            at = int(1000 * float(record["time"]))
-            keys = [key for key in record if key.startswith("eval_")]
-            metrics = [Metric(metric_name(key), record[key], at, card.step, model_id=model_id) for key in keys]
-            client.log_batch(card.mlflow_run_id or "", metrics=metrics)
-            return
 
 
 def signature() -> "ModelSignature":

@@ -22,8 +22,9 @@ def sync_run(run_dir: Path) -> str:
         TrackingError: the server does not take it.
         ValueError: the folder is no run.
     """
+    from pipeline.report import write_report
     from pipeline.status_data import run_state
-    from pipeline.tracking_client import TrackingError, mask_secrets, one_line
+    from pipeline.tracking_client import TrackingError, mask_secrets, mlflow_session, one_line
     from pipeline.tracking_shipper import EVERYTHING, Shipper
     from pipeline.tracking_state import durable_step, shipping_lock
 
@@ -37,8 +38,13 @@ def sync_run(run_dir: Path) -> str:
             # Everything was killed at once, the worker too: nobody could say how it ended.
             shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(seen, "KILLED"))
         try:
-            shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
-            shipper.send_status()
+            with mlflow_session(shipper.uri, timeout_s=20, retries=1):
+                shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
+                shipper.send_status()
+                write_report(run_dir)
+                shipper.send_report()
+        except TrackingError:
+            raise
         except Exception as error:
             raise TrackingError(f"MLflow at {mask_secrets(shipper.uri)} does not take it: {one_line(error)}") from error
     state = shipper.state

@@ -156,17 +156,17 @@ def _rate(records: list[dict[str, Any]]) -> float | None:
 
 def run_state(run_dir: Path) -> State:
     """What a run is at, from its lock and its book of attempts."""
-    if _is_locked(run_dir / LOCK_NAME):
+    events = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    lock = run_dir / LOCK_NAME
+    last = events[-1] if events else {}
+    if _is_locked(lock) and not (last.get("event") == "end" and last["time"] > lock.stat().st_mtime):
         return "running"
-    ends = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
-    if not ends:
+    if not events:
         return "submitted"
-    last = ends[-1]
     if last.get("event") != "end":
         return "killed"
-    outcome = str(last.get("outcome"))
     known: dict[str, State] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
-    return known.get(outcome, "interrupted")
+    return known.get(str(last.get("outcome")), "interrupted")
 
 
 def _is_locked(path: Path) -> bool:

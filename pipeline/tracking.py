@@ -17,6 +17,8 @@ __all__ = ["EndStatus", "Tracker", "resolve_tracking_uri"]
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
+GRACE_S = 20.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +83,7 @@ class Tracker:
         """A complete checkpoint covers the metrics up to `step`: they may be sent."""
         self._tell({"durable": step})
 
-    def close(self, status: EndStatus | None, timeout_s: float = 30.0) -> bool:
+    def close(self, status: EndStatus | None, timeout_s: float = 60.0) -> bool:
         """End the attempt: send what remains and give the run its status.
 
         Args:
@@ -98,7 +100,8 @@ class Tracker:
         with contextlib.suppress(subprocess.TimeoutExpired, OSError):
             if self._worker.stdin:
                 self._worker.stdin.close()
-            code = self._worker.wait(timeout=timeout_s)
+            # The worker gives up by itself; the rest is for a last answer and the picture.
+            code = self._worker.wait(timeout=timeout_s + GRACE_S)
         if code is None:
             self._worker.kill()
             self._worker.wait()

@@ -77,7 +77,6 @@ def open_client(uri: str) -> "MlflowClient":
     Raises:
         TrackingError: no such store can be opened.
     """
-    os.environ.update(bound_requests(timeout_s=60, retries=2))
     path = local_database(uri)
     try:
         if path is not None:
@@ -95,16 +94,29 @@ def open_client(uri: str) -> "MlflowClient":
 
 
 @contextlib.contextmanager
-def process_uri(uri: str) -> Iterator[None]:
-    """Make `uri` the server of the whole process for a while: parts of MLflow ask for that one, not the client's."""
-    import mlflow
+def mlflow_session(uri: str, *, timeout_s: int = 60, retries: int = 2) -> Iterator["MlflowClient"]:
+    """A client of `uri`, which is for that while the server of the whole process, with bounded requests.
 
+    Parts of MLflow ask for the process's server and not for the client's. Afterwards the environment is as before.
+
+    Raises:
+        TrackingError: no such store can be opened.
+    """
+    bounds = bound_requests(timeout_s=timeout_s, retries=retries)
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
+    os.environ.update(bounds)
     try:
-        yield
+        client = open_client(uri)
+        import mlflow
+
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield client
+        finally:
+            mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType] - how MLflow forgets it
     finally:
-        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType] - how MLflow forgets it
+        for name in bounds:
+            os.environ.pop(name, None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import flatten
-from pipeline.tracking_client import bound_requests, experiment_id, mask_secrets, open_client
+from pipeline.tracking_client import experiment_id, mask_secrets, open_client
+from pipeline.tracking_details import link_checkpoints, log_details, log_report
 from pipeline.tracking_state import (
-    CONFIG_NAME,
     METRICS_NAME,
     TrackingState,
     load_state,
@@ -23,6 +23,7 @@ from pipeline.tracking_state import (
     save_state,
     tracking_uri_of,
 )
+from pipeline.tracking_system import FOLDER as SYSTEM_FOLDER
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 KEY_TAG = "run_key"
 BATCH = 1000
 """Most metrics that MLflow takes in one request."""
+SYSTEM_BATCH = 50
+"""Samples of a node in one go."""
 MAX_PARAMS = 100
 """Most parameters that MLflow takes in one request."""
 MAX_VALUE = 5000
@@ -48,7 +51,10 @@ def metric_name(key: str) -> str:
 
 
 class Shipper:
-    """One run directory's way to MLflow. Calls block, and raise what the server or network raises."""
+    """One run directory's way to MLflow. Calls block, and raise what the server or network raises.
+
+    How long a call may take is the environment's matter (`tracking_client.bound_requests`).
+    """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.run_dir = Path(run_dir).resolve()
@@ -68,7 +74,6 @@ class Shipper:
     def client(self) -> "MlflowClient":
         """The MLflow client, made at first use."""
         if self._client is None:
-            os.environ.update(bound_requests(timeout_s=20, retries=1))
             self._client = open_client(self.uri)
         return self._client
 
@@ -95,6 +100,21 @@ class Shipper:
             self.client.log_batch(self._run_id, metrics=metrics)
             self._offset, self.state.shipped_step = offset, step
             self.save()
+        self._ship_system()
+        if link_checkpoints(self.client, self.run_dir, self.state):
+            self.save()
+
+    def send_report(self) -> None:
+        """Show the run's page as it was written last."""
+        step = self.evaluated_step()
+        log_report(self.client, self._run_id, self.run_dir)
+        self.state.reported_step = step
+        self.save()
+
+    def evaluated_step(self) -> int:
+        """The last evaluated step, -1 before the first."""
+        steps = [record["step"] for record, _ in read_records(self.run_dir / METRICS_NAME) if "eval_top1" in record]
+        return steps[-1] if steps else -1
 
     def send_status(self) -> None:
         """Give the run the status that the last attempt ended with."""
@@ -148,9 +168,7 @@ class Shipper:
         params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(flat.items())]
         for start in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
-        self.client.log_text(
-            self._run_id, mask_secrets((self.run_dir / CONFIG_NAME).read_text()), f"configuration/{CONFIG_NAME}"
-        )
+        log_details(self.client, self._run_id, self.config)
         self.state.described = True
         self.save()
 
@@ -163,6 +181,28 @@ class Shipper:
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()
+
+    def _ship_system(self) -> None:
+        """Each node's metrics, over the seconds since the first of them."""
+        from mlflow.entities import Metric
+
+        for path in sorted(self.run_dir.glob(f"{SYSTEM_FOLDER}/node_*.jsonl")):
+            records = list(read_records(path, self.state.shipped_system.get(path.stem, 0)))
+            for start in range(0, len(records), SYSTEM_BATCH):
+                part = records[start : start + SYSTEM_BATCH]
+                self.state.system_began = self.state.system_began or part[0][0]["time"]
+                metrics = [
+                    Metric(
+                        f"system/{path.stem}/{key}", value, int(1000 * at), max(0, int(at - self.state.system_began))
+                    )
+                    for record, _ in part
+                    for at in [record.pop("time")]
+                    for key, value in record.items()
+                ]
+                for first in range(0, len(metrics), BATCH):
+                    self.client.log_batch(self._run_id, metrics=metrics[first : first + BATCH])
+                self.state.shipped_system[path.stem] = part[-1][1]
+                self.save()
 
     def _batches(self, durable: int) -> Iterator[tuple[list["Metric"], int, int]]:
         """Metrics of whole records in batches, each with its last step and the offset behind it."""

@@ -34,6 +34,12 @@ class TrackingState:
     """Metrics up to this step are there."""
     shipped_system: dict[str, int] = field(default_factory=dict)
     """Bytes of each node's system metrics that are there."""
+    system_began: float | None = None
+    """Unix seconds of the first of them, from which their steps count."""
+    reported_step: int = -1
+    """Last evaluated step whose report is there."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """Logged model of each checkpoint that is there, by its folder's name."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the last attempt."""
     status: str = "RUNNING"

@@ -17,14 +17,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.report import write_report
 from pipeline.tracking_client import mask_secrets, one_line
 from pipeline.tracking_shipper import EVERYTHING, Shipper
 from pipeline.tracking_state import shipping_lock
+from pipeline.tracking_system import SystemMonitor
 
 PAUSE_S = 5.0
 """Between two looks at the files while the server answers."""
 LONGEST_PAUSE_S = 60.0
 """Between two attempts while it does not."""
+REPORT_EVERY_S = 60.0
+"""Between two reports at least: drawing one takes a processor for a second or two."""
 KILLED_GRACE_S = 10.0
 """What is left to tell the server that the training was killed."""
 
@@ -42,6 +46,7 @@ def main(run_dir: Path) -> int:
     try:
         # The worker of an attempt that was killed may still be at its last words.
         with shipping_lock(run_dir, wait=True):
+            SystemMonitor.start(run_dir, node=0)
             return _work(Shipper(run_dir), inbox)
     except (OSError, ValueError) as error:
         _say(f"{run_dir} cannot be tracked in MLflow: {error}")
@@ -56,7 +61,7 @@ def _listen(inbox: "queue.Queue[dict[str, Any]]") -> None:
 
 
 def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
-    durable, deadline, pause, failed = -1, None, PAUSE_S, False
+    durable, deadline, pause, failed, drawn = -1, None, PAUSE_S, False, time.monotonic()
     while True:
         for message in _messages(inbox, pause):
             if "begin" in message:
@@ -71,7 +76,13 @@ def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
             shipper.ship(durable)
             if deadline is not None:
                 shipper.send_status()
+                _draw(shipper.run_dir)
+                shipper.send_report()
                 return EXIT_SHIPPED
+            if time.monotonic() - drawn >= REPORT_EVERY_S and shipper.evaluated_step() > shipper.state.reported_step:
+                _draw(shipper.run_dir)
+                shipper.send_report()
+                drawn = time.monotonic()
         except Exception as error:
             if not failed:
                 _say(
@@ -81,12 +92,21 @@ def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
             failed, pause = True, min(LONGEST_PAUSE_S, max(2 * pause, PAUSE_S))
             if deadline is not None:
                 if time.monotonic() >= deadline:
+                    _draw(shipper.run_dir)
                     return EXIT_UNSHIPPED
                 pause = min(1.0, deadline - time.monotonic())
             continue
         if failed:
             _say(f"MLflow at {shipper.state.tracking_uri} answers again")
         failed, pause = False, PAUSE_S
+
+
+def _draw(run_dir: Path) -> None:
+    """Write the run's page; a picture that fails is no reason to keep metrics back."""
+    try:
+        write_report(run_dir)
+    except Exception as error:
+        _say(f"the report of {run_dir} could not be written: {one_line(error)}")
 
 
 def _messages(inbox: "queue.Queue[dict[str, Any]]", wait_s: float) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ class MlflowServer:
 
 
 class Relay(http.server.ThreadingHTTPServer):
-    """Passes requests on to a server, in the `mode` that it is set to; `served` counts what it was asked."""
+    """Passes requests on to a server, in the `mode` that it is set to; `served` counts what it has answered."""
 
     daemon_threads = True
     mode: Literal["pass", "slow", "broken", "login"] = "pass"
@@ -104,7 +104,6 @@ class _RelayHandler(http.server.BaseHTTPRequestHandler):
     slow_s: ClassVar[float] = 2.0
 
     def _relay(self) -> None:
-        self.server.served += 1
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.mode == "slow":
             time.sleep(self.slow_s)
@@ -125,6 +124,7 @@ class _RelayHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.server.served += 1
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _relay
 

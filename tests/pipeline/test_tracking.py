@@ -66,17 +66,19 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert run.data.tags["attempt"] == "2"
     assert run.data.tags["world_size"] == "4"
     assert run.data.params["optimizer.lr"] == "0.002"
+    artifacts = {item.path for item in open_client(uri).list_artifacts(first, "report")}
+    assert artifacts == {"report/report.md", "report/training.png"}
+    assert "| 2 |" in run.data.tags["mlflow.note.content"]
     # Nothing beside the database and its artifacts was made.
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlartifacts", "run"}
 
 
-@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
-def test_the_run_ends_as_the_training_did(tmp_path, status):
+def test_a_failed_training_is_a_failed_run(tmp_path):
     uri = resolve_tracking_uri(tmp_path)
     run_dir, config = new_run(tmp_path, uri)
     tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
-    assert tracker.close(status, timeout_s=60)
-    assert open_client(uri).get_run(tracker.run_id).info.status == status
+    assert tracker.close("FAILED", timeout_s=60)
+    assert open_client(uri).get_run(tracker.run_id).info.status == "FAILED"
 
 
 def test_a_killed_training_does_not_stay_running(tmp_path):

@@ -1,0 +1,142 @@
+"""The served model: what a person may give it, and what a stranger may not, also over HTTP."""
+
+import base64
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.augment import evaluation_pixels
+from pipeline.model_card import EXPORT_FOLDER, Preprocessing
+from pipeline.register import register
+from pipeline.serve import ServedClassifier
+from pipeline.tracking_client import resolve_tracking_uri
+from tests.tracking_runs import finished_run, validation_images
+from tests.tracking_servers import answers, free_port, wait_for
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def card(home):
+    return finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
+
+
+@pytest.fixture(scope="module")
+def classifier(home, card):
+    loaded = ServedClassifier()
+    folder = home / "runs/first" / EXPORT_FOLDER
+    artifacts = {"card": str(folder / "model.json"), "weights": str(folder / "model.safetensors")}
+    loaded.load_context(types.SimpleNamespace(artifacts=artifacts))
+    return loaded
+
+
+def test_every_form_of_an_image_gives_the_same_answer(classifier, home, tmp_path):
+    content, _ = validation_images(home / "shards", 1)[0]
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    text = base64.b64encode(content).decode()
+    forms = [content, [content], [text], text.encode(), str(path), [path], pixels, pixels[None], [pixels]]
+    forms += [pd.DataFrame({"image": [content]}), pd.Series([pixels]), {"image": [text]}, bytearray(content)]
+    wnids = {classifier.predict(None, form)["wnid"][0] for form in forms}
+    assert len(wnids) == 1
+    many = classifier.predict(None, [content] * 40)
+    assert len(many) == 40
+    assert many["top5"][39][0]["wnid"] == wnids.pop()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (b"no image at all, but long enough", "32 bytes that Pillow does not know as an image"),
+        ("/nowhere/photo.jpg", "there is no file '/nowhere/photo.jpg'"),
+        (np.zeros((4, 4), np.float32), "pixels are float32 (4, 4), uint8 [H, W, 3] was expected"),
+        (17, "int given; bytes, base64 text, a path or a uint8 array was expected"),
+    ],
+)
+def test_what_is_no_image_is_named_by_its_position(classifier, home, bad, words):
+    content, _ = validation_images(home / "shards", 1)[0]
+    with pytest.raises(ValueError, match=r"^input 1 is not an image: ") as caught:
+        classifier.classify([content, bad])
+    assert words in str(caught.value)
+
+
+def test_a_server_reads_no_files_for_strangers(classifier, tmp_path, monkeypatch):
+    secret = tmp_path / "secret.jpg"
+    Image.new("RGB", (8, 8)).save(secret)
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(ValueError, match="text over HTTP must be the base64"):
+        classifier.classify([str(secret)])
+
+
+@pytest.mark.parametrize("size", [(500, 375), (31, 64), (640, 33), (224, 224)])
+def test_it_prepares_images_as_the_evaluation_did(classifier, card, size):
+    """The recorded accuracy was measured through the loader; another resize or crop would be another model."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    settings = Preprocessing(evaluation_crop=0.9, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    prepared = ServedClassifier()
+    prepared.card = dataclasses.asdict(dataclasses.replace(card, image_size=96, preprocessing=settings))
+    served = prepared._prepare(file.getvalue(), 0).numpy() * 255
+    evaluated = np.asarray(evaluation_pixels(file.getvalue(), 96, 0.9)).astype(np.float32)
+    evaluated = evaluated.transpose(2, 0, 1) if evaluated.shape[-1] == 3 else evaluated
+    assert served.shape == evaluated.shape == (3, 96, 96)
+    # JPEG decoders may differ by a grey level or two.
+    assert np.abs(served - evaluated).mean() < 1.0
+    assert np.abs(served - evaluated).max() <= 12
+
+
+def test_over_http_it_answers_with_the_five_best(home, card, tmp_path):
+    uri = resolve_tracking_uri(home)
+    version = register(home / "runs/first")
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", version.uri, "--env-manager", "local"]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # `mlflow models serve` looks for uvicorn beside the interpreter.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path, env=env, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"), 120)
+        assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        content, _ = validation_images(home / "shards", 1)[0]
+        text = base64.b64encode(content).decode()
+        expected = None
+        for body in (
+            {"dataframe_split": {"columns": ["image"], "data": [[text]]}},
+            {"dataframe_records": [{"image": text}]},
+            {"inputs": [text]},
+        ):
+            answer = post(f"http://127.0.0.1:{port}/invocations", body)["predictions"][0]
+            assert len(answer["top5"]) == 5
+            assert answer["top5"][0]["class_name"] == answer["class_name"]
+            assert expected in (None, answer["wnid"])
+            expected = answer["wnid"]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(f"http://127.0.0.1:{port}/invocations", {"inputs": [str(home / "runs/first/config.json")]})
+        assert refused.value.code == 400
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def post(url: str, body: dict) -> dict:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.loads(response.read())
