@@ -39,7 +39,7 @@ class EncodedImage:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
             self.height, self.width = int(height), int(width)
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: a header without an image
             space = "not a JPEG"
         if space in ("CMYK", "YCCK", "not a JPEG"):
             self._pixels = _decode_with_pillow(encoded)
