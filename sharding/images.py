@@ -7,7 +7,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simplejpeg
 
@@ -15,6 +15,8 @@ from sharding.errors import ImageError
 
 # ImageNet's largest image has 61 million pixels. Bounds the memory of one decode to about 400 MB.
 MAX_PIXELS = 1 << 26
+# Pillow holds several copies of a whole image.
+_MAX_CONVERTED_PIXELS = 1 << 24
 
 # libjpeg's words for image data that is not there or is not what was written.
 _DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
@@ -22,6 +24,7 @@ _DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG d
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _CONVERTED_QUALITY = 95
 _APP1 = 0xE1
+_END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _EXIF = b"Exif\0\0"
 
@@ -74,10 +77,9 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     if cleaned is not data:
         data, oddity = cleaned, "broken EXIF"
     packed = PackedImage(data, width, height, oddity)
-    shrunk = _shrink(packed, policy)
-    if shrunk is packed and policy.decode_check:
-        _check_whole(data)
-    return shrunk
+    if policy.shorter_side is not None and min(width, height) > policy.shorter_side:
+        return _shrink(packed, policy)
+    return _check_whole(packed) if policy.decode_check else packed
 
 
 @contextlib.contextmanager
@@ -96,19 +98,36 @@ def one_thread(policy: ImagePolicy) -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
+def _check_pixels(width: int, height: int, allowed: int = MAX_PIXELS) -> None:
+    if width * height > allowed:
+        raise ImageError(f"{width} x {height} pixels are more than the {allowed:,} allowed")
 
 
-def _check_whole(data: bytes) -> None:
-    """Decode all coefficients (at an eighth of the size: they are all read, and few pixels are made)."""
+def _check_whole(image: PackedImage) -> PackedImage:
+    """Decode all coefficients (at an eighth of the size: they are all read, and few pixels are made).
+
+    Returns:
+        The image itself; with an end mark, if that alone was missing; written anew, so that strict readers take it, if
+        libjpeg had a remark to make that is not about missing data.
+    """
+    remark = _decode_remark(image.data)
+    if remark is None:
+        return image
+    ended = image.data + _END_OF_IMAGE
+    if "Premature end of JPEG file" in remark and _decode_remark(ended) is None:
+        return replace(image, data=ended, oddity=image.oddity or "no end mark")
+    if any(word in remark for word in _DAMAGE):
+        raise ImageError(f"truncated or damaged JPEG: {remark}")
+    return replace(_convert(image.data), oddity=remark)
+
+
+def _decode_remark(data: bytes) -> str | None:
+    """What libjpeg has to say about a JPEG; None if it is sound."""
     try:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
     except ValueError as error:
-        if any(word in str(error) for word in _DAMAGE):
-            raise ImageError(f"truncated or damaged JPEG: {error}") from error
-        _convert(data)  # a remark of libjpeg's: fine if the strict decoder of Pillow reads it
+        return str(error)
+    return None
 
 
 def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
@@ -121,14 +140,12 @@ def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
 
     # libjpeg reduces by 2, 4 or 8 almost for nothing while it decodes.
     reduction = next(factor for factor in (8, 4, 2, 1) if shorter // factor >= target)
+    least_height, least_width = -(-image.height // reduction), -(-image.width // reduction)
     try:
-        pixels = simplejpeg.decode_jpeg(
-            image.data,
-            min_height=-(-image.height // reduction),
-            min_width=-(-image.width // reduction),
-        )
-    except ValueError as error:
-        raise ImageError(f"truncated or damaged JPEG: {error}") from error
+        pixels = simplejpeg.decode_jpeg(image.data, min_height=least_height, min_width=least_width)
+    except ValueError:
+        image = _check_whole(image)
+        pixels = simplejpeg.decode_jpeg(image.data, min_height=least_height, min_width=least_width)
     width = max(target, round(image.width * target / shorter))
     height = max(target, round(image.height * target / shorter))
     pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
@@ -149,7 +166,7 @@ def _convert(data: bytes) -> PackedImage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_pixels(*image.size)
+                _check_pixels(*image.size, _MAX_CONVERTED_PIXELS)
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
                 pixels = np.asarray(_flatten(image))
     except ImageError:

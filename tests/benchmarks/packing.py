@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import simplejpeg
 import webdataset
 
 import sharding.images
@@ -35,15 +36,19 @@ IMAGENET = 1_281_167
 MEAN_BYTES = 110_000
 
 
-def write_source(root: Path, images: int) -> str:
-    """Class folders of `images` photographs."""
-    photographs = sorted(SAMPLE.glob("*/*.JPEG")) if SAMPLE.is_dir() else []
+def write_source(root: Path, images: int, longer_than: int = 0) -> str:
+    """Class folders of `images` photographs whose shorter side is longer than so many pixels."""
+    photographs = [
+        path
+        for path in sorted(SAMPLE.glob("*/*.JPEG"))
+        if min(simplejpeg.decode_jpeg_header(path.read_bytes())[:2]) > longer_than
+    ]
     for number in range(images):
         if photographs:
             original = photographs[number % len(photographs)]
             wnid, data = original.parent.name, original.read_bytes()
         else:
-            wnid, data = f"n{number % 100:08d}", photograph(number % 100, 500, 375)
+            wnid, data = f"n{number % 100:08d}", photograph(number % 100, 640, 480)
         (root / wnid).mkdir(parents=True, exist_ok=True)
         (root / wnid / f"{wnid}_{number}.JPEG").write_bytes(data)
     return str(root)
@@ -198,13 +203,13 @@ def measure_memory(source: str, work: Path) -> str:
     peaks = []
     for shard_mb in (16, 256):
         code = (
-            "from sharding.build import *; from tests.benchmarks.packing import peak_mb; "
+            "from sharding.build import *; "
             f"build(BuildOptions(source={source!r}, output={str(work / f'memory{shard_mb}')!r}, split='train', "
             f"shard_mb={shard_mb}, workers=1, shorter_side=256)); "
-            "print(peak_mb())"
+            "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout.split()[-1]))
+        peaks.append(float(done.stdout.split()[-1]) / 1e3)
     return f"peak memory of a worker: {peaks[0]:.0f} MB with shards of 16 MB, {peaks[1]:.0f} MB with shards of 256 MB"
 
 
@@ -227,8 +232,12 @@ def main() -> None:
         lines = [measure_writer(source, work, options.images, options.rounds)]
         text, decode_rate = measure_workers(source, work, options.images, options.rounds)
         lines.append(text)
-        text, encode_rate = measure_codec(source, work, options.images, min(options.rounds, 3), 400)
-        lines.append(text)
+        for side in (400, 256):
+            larger = write_source(work / f"larger{side}", options.images // 2, longer_than=side)
+            text, _ = measure_codec(larger, work, options.images // 2, min(options.rounds, 3), side)
+            lines.append(f"images that are all larger: {text}")
+        text, encode_rate = measure_codec(source, work, options.images, 1, 400)
+        lines.append(f"as they are, where most are smaller and only checked: {text}")
         lines.append(measure_memory(source, work))
         lines.append(measure_planning(work))
     lines.append(

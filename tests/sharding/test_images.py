@@ -84,6 +84,22 @@ def test_broken_exif_is_cut_out_and_no_pixel_changes():
     assert packed.data == sound
 
 
+def test_a_missing_end_mark_is_added():
+    sound = photograph(3)
+    packed = pack_image(sound[:-2], PLAIN)
+    assert (packed.data, packed.oddity) == (sound, "no end mark")
+
+
+def test_a_jpeg_that_strict_readers_refuse_is_written_anew():
+    sound = bytearray(photograph(3))
+    scan = sound.index(b"\xff\xda")
+    sound[scan + 4 + 2 * sound[scan + 4] + 2] = 0  # end of spectral selection
+    for policy in (PLAIN, ImagePolicy(shorter_side=32)):
+        packed = pack_image(bytes(sound), policy)
+        assert "Invalid SOS parameters" in (packed.oddity or "")
+        simplejpeg.decode_jpeg(packed.data)
+
+
 def test_good_exif_stays():
     sound = photograph(3)
     data = sound[:2] + exif_segment(GOOD_EXIF) + sound[2:]
@@ -121,7 +137,7 @@ def corrupt(data: bytes) -> bytes:
         (photograph(0)[:60], "not a readable image"),
         (encoded(picture(), "PNG")[:-300], "not a readable image"),
         (corrupt(photograph(0, 400, 400)), "truncated or damaged JPEG"),
-        (huge_png(), f"10000 x 10000 pixels are more than the {MAX_PIXELS:,} allowed"),
+        (huge_png(), "10000 x 10000 pixels are more than the 16,777,216 allowed"),
         (huge_jpeg(), f"60000 x 60000 pixels are more than the {MAX_PIXELS:,} allowed"),
     ],
     ids=["empty", "html", "truncated", "header", "png", "corrupt", "png-bomb", "jpeg-bomb"],
