@@ -128,22 +128,26 @@ def build_executor(
     executor = Slurm(folder, max_num_timeout=NO_TIMEOUT_LIMIT, python=python)
     aftermath = f"{python} -m jobs.aftermath {shlex.quote(str(folder))} $status"
     executor.update_parameters(
-        **_slurm_parameters(resources, name, code),
+        **_slurm_parameters(resources, name, folder, code),
         # The first line of the teardown still sees srun's status.
         teardown=["status=$?", f"[ $status -eq 0 ] || {aftermath}", "exit $status"],
     )
     return executor
 
 
-def _slurm_parameters(resources: Resources, name: str, code: Path) -> dict[str, Any]:
+def _mounts(folder: Path, code: Path) -> str:
+    """What a container must see at least: the run, the code, and where relative paths start."""
+    return ",".join(f"{path}:{path}" for path in dict.fromkeys((folder.parent, code, Path.cwd())))
+
+
+def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path) -> dict[str, Any]:
     # srun takes neither the cores (since 22.05) nor the open mode from sbatch.
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if resources.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
     if resources.container_image:
-        srun.append(f"--container-image={resources.container_image}")
-    if resources.container_mounts:
-        srun.append(f"--container-mounts={resources.container_mounts}")
+        mounts = resources.container_mounts or _mounts(folder, code)
+        srun += [f"--container-image={resources.container_image}", f"--container-mounts={mounts}"]
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": resources.nodes,

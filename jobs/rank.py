@@ -5,6 +5,7 @@ preemption during start-up would otherwise end the job as failed, and Slurm woul
 """
 
 import signal
+import sys
 
 from jobs.preemption import STOP_SIGNALS
 
@@ -12,8 +13,12 @@ from jobs.preemption import STOP_SIGNALS
 def main() -> None:
     """Hold the stop signals back, then load and run the job that Submitit pickled."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    from submitit.core.logger import get_logger
     from submitit.core.submission import submitit_main
 
+    # Submitit sends warnings to both streams, and here both are one file.
+    for handler in [each for each in get_logger().handlers if getattr(each, "stream", None) is sys.stderr]:
+        get_logger().removeHandler(handler)
     submitit_main()
 
 

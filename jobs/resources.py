@@ -39,7 +39,8 @@ class Resources:
         constraint: features that the nodes must have.
         setup: shell commands that run before the processes start (`module load …`).
         container_image: image in which the processes run (the `pyxis` plug-in of srun).
-        container_mounts: what the container sees, in `pyxis`'s words.
+        container_mounts: what the container sees, in `pyxis`'s words; None means the run's folder, the code, and
+            the folder of submission, each under its own path.
         python: interpreter of the processes; empty means the present one, or `python3` in a container.
         slurm: any other sbatch option, without its dashes.
         signal_delay_s: how long before the time limit the job is asked to save; None means two minutes, or a quarter of

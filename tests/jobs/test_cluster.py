@@ -226,6 +226,16 @@ def test_dry_run_shows_the_script_without_slurm(fake, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_container_sees_the_run_and_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resources = jobs.Resources(container_image="registry#image:1")
+    code = jobs.Code(root=tmp_path / "code")
+    script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run/jobs", resources=resources, name="x", code=code)
+    srun = next(line for line in script.splitlines() if line.startswith("srun"))
+    mounts = ",".join(f"{path}:{path}" for path in (tmp_path / "run", tmp_path / "code", tmp_path))
+    assert f"'--container-image=registry#image:1' --container-mounts={mounts} python3 -u -m jobs.rank" in srun
+
+
 def test_dry_run_of_the_local_cluster_says_what_would_start(tmp_path):
     text = jobs.dry_run(cluster="local", folder=tmp_path / "run", resources=jobs.Resources(nodes=4), name="demo")
     assert text.startswith("4 processes on this machine stand for 4 nodes of 1")
