@@ -10,7 +10,7 @@ from jobs.partitions import fit, node_groups
 from jobs.resources import Resources
 from jobs.snapshot import Code
 from jobs.submission import Submission
-from jobs.submit import own_root, refuse_second, submit_privately
+from jobs.submit import own_root, submit_privately, working_job
 from jobs.task import Task
 
 
@@ -51,7 +51,9 @@ def submit_array(
     folder = private_directory(folder)
     homes = [private_directory(home) for home in homes]
     for home in homes:
-        refuse_second(home)
+        working = working_job(home)
+        if working is not None:
+            raise JobError(f"job {working.job_id} still works in {home}; scancel {working.job_id} ends it")
     code = code or Code(root=own_root())
     executor = build_executor("slurm", folder, resources, name, code=code.root)
     executor.update_parameters(array_parallelism=at_once)

@@ -44,7 +44,8 @@ def submit(
         attached: on the local cluster, whether the processes stop when this one ends, however it ends.
 
     Returns:
-        The submission; nothing has been waited for.
+        The submission; nothing has been waited for. Where Slurm still has the job that was last submitted from
+        `folder`, that one, so that the same launch comes back to its job.
 
     Raises:
         JobError: wrong resources, a folder of somebody else, a job that still works there, or a cluster that refuses.
@@ -56,7 +57,13 @@ def submit(
     if cluster == "slurm":
         resources = fit(resources, node_groups())
     folder = private_directory(folder)
-    refuse_second(folder)
+    # Two jobs that write the same checkpoints destroy them.
+    working = working_job(folder)
+    if working is not None and cluster == "slurm":
+        print(f"job {working.job_id} of this run is still there: following it (scancel {working.job_id} ends it)")
+        return working
+    if working is not None:
+        raise JobError(f"job {working.job_id} on Slurm still works in {folder}; scancel {working.job_id} ends it")
     code = code or Code(root=own_root())
     job = Job(task, folder, resources, code)
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
@@ -109,20 +116,20 @@ def _outside_any_job() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def refuse_second(folder: Path) -> None:
-    """Refuse a folder in which a job works: two that write the same checkpoints destroy them.
+def working_job(folder: Path) -> Submission | None:
+    """The job that was last submitted from a folder, if Slurm still has it waiting or running.
 
     Raises:
-        JobError: Slurm still has the job that was submitted from there.
+        JobError: Slurm does not say.
     """
     former = attach(folder)
     if former is None:
-        return
-    job = slurm_job(former.job_id)
-    if job is not None and not former.is_over(former.update()):
-        raise JobError(
-            f"job {former.job_id} already works in {folder} and is {job.state}; wait for it, or scancel {former.job_id}"
-        )
+        return None
+    try:
+        job = slurm_job(former.job_id)
+        return None if job is None or former.is_over(former.update()) else former
+    except NoAnswer as error:
+        raise JobError(f"cannot tell whether job {former.job_id} still works in {folder}: {error}") from None
 
 
 def attach(folder: Path) -> Submission | None:

@@ -187,15 +187,22 @@ def test_run_directory_removed_ends_the_job_and_its_launcher(slurm, tmp_path):
     assert slurm.run("squeue", "-h").strip() == ""
 
 
-def test_second_launch_on_a_working_run_is_refused(slurm, tmp_path):
+def test_second_launch_comes_back_to_the_working_job(slurm, tmp_path, capsys):
     submission = submit(tmp_path)
-    with pytest.raises(jobs.JobError, match=f"job {submission.job_id} already works in"):
-        submit(tmp_path)
-    again = jobs.attach(tmp_path / "jobs")
-    assert again is not None
+    wait_for_start(tmp_path)
+    again = submit(tmp_path)
     assert again.job_id == submission.job_id
-    again.cancel()
-    assert again.wait(0.2) in (jobs.Outcome.CANCELLED, jobs.Outcome.INTERRUPTED)
+    assert "following it" in capsys.readouterr().out
+    with pytest.raises(jobs.JobError, match=f"job {submission.job_id} on Slurm still works in"):
+        jobs.submit(
+            Count(folder=tmp_path),
+            cluster="local",
+            folder=tmp_path / "jobs",
+            resources=jobs.Resources(),
+            name="count",
+        )
+    assert again.wait(0.2) is jobs.Outcome.FINISHED
+    assert len(starts(tmp_path)) == 1
 
 
 def test_gpus_are_asked_for_and_each_process_has_its_own(signalling_slurm, tmp_path):

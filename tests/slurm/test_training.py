@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,23 @@ def test_cancelled_run_is_killed_in_mlflow_and_goes_on_when_launched_again(slurm
     output = run.launch().finish()
     run.assert_equals(uninterrupted)
     assert run.mlflow()["run_id"] == run_id
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_job_alone_and_the_same_command_comes_back(slurm, folder, uninterrupted):
+    run = Run(folder, "detached").launch()
+    run.wait_for_step(2)
+    job_id = run.job_id
+    assert run.process is not None
+    run.process.send_signal(signal.SIGINT)
+    output = run.finish()
+    assert f"scancel {job_id} ends it" in output
+    assert run.process.returncode == 0
+    output = run.launch().finish()
+    assert f"job {job_id} of this run is still there: following it" in output
+    run.assert_equals(uninterrupted)
+    assert run.job_id == job_id
+    assert len(run.events("start")) == 1
 
 
 @pytest.mark.slow
