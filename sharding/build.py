@@ -164,7 +164,10 @@ def _build_split(options: BuildOptions, split: str, say: Callable[[str], None]) 
             progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
         manifest = packing.finish()
     if manifest is None:
-        say(f"{packing.stem}: task {task_index} of {task_count} is done; some shards are left to the other tasks")
+        say(
+            f"{packing.stem}: task {task_index} of {task_count} is done; some shards are left to the other tasks; "
+            "if those have ended already, give the command once more"
+        )
         return None
     _say_summary(manifest, time.monotonic() - started, say)
     return manifest

@@ -104,7 +104,7 @@ def _index_split(
     scans: dict[str, Scan] = {}
     tables: dict[str, pa.Table] = {}
     number = {shard: position for position, shard in enumerate(shards)}
-    with Progress(f"index {name}-{split}", 0) as progress:
+    with Progress(f"index {name}-{split}", None) as progress:
         for scan, table in run_jobs(scan_for_index, jobs, workers):
             scans[scan.name] = scan
             shard_column = pa.array(np.full(len(table), number[scan.name], np.int32))

@@ -156,7 +156,10 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{where} is not a manifest of shards: {error!r}") from error
         if digest != manifest.digest:
-            raise ManifestError(f"{where} was changed after it was written: its digest does not fit. Build it again.")
+            raise ManifestError(
+                f"{where} was changed after it was written: its digest does not fit. Remove it and describe the shards "
+                "anew with python -m sharding.index, or pack into another folder."
+            )
         return manifest
 
 

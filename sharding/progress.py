@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Counts images and bytes as shards become ready, and shows rates and the time that remains."""
 
-    def __init__(self, title: str, total_samples: int) -> None:
+    def __init__(self, title: str, total_samples: int | None) -> None:
         self.title, self.total = title, total_samples
         self.samples = self.written_samples = self.written_bytes = 0
         self.started = self.last_line = time.monotonic()
@@ -51,8 +51,8 @@ class Progress:
     def line(self, seconds: float) -> str:
         """One line for a log."""
         rate = self.written_samples / seconds
+        rates = f"{rate:,.0f} images/s, {self.written_bytes / seconds / 1e6:,.0f} MB/s"
+        if self.total is None:
+            return f"{self.title}: {self.samples:,} images, {rates}"
         left = f"{(self.total - self.samples) / rate:,.0f} s left" if rate else "no rate yet"
-        return (
-            f"{self.title}: {self.samples:,} of {self.total:,} images, {rate:,.0f} images/s, "
-            f"{self.written_bytes / seconds / 1e6:,.0f} MB/s, {left}"
-        )
+        return f"{self.title}: {self.samples:,} of {self.total:,} images, {rates}, {left}"

@@ -22,14 +22,18 @@ def split_folders(split: str) -> tuple[str, ...]:
 
 
 def find_splits(root: Folder) -> dict[str, str]:
-    """The split folders inside `root`: split to folder name."""
+    """The split folders inside `root`: split to folder name; ImageNet's `test`, which has no classes, is none."""
     there = {info.base_name for info in root.list() if info.type == fs.FileType.Directory}
     found = {}
     for split, names in SPLIT_FOLDERS.items():
         matching = [name for name in names if name in there]
-        if matching:
+        if matching and (split != "test" or _has_folders(root.folder(matching[0]))):
             found[split] = matching[0]
     return found
+
+
+def _has_folders(folder: Folder) -> bool:
+    return any(info.type == fs.FileType.Directory for info in folder.list())
 
 
 def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:

@@ -62,6 +62,18 @@ def test_flat_class_folders_are_whichever_split_is_asked_for(imagenets: dict[str
         list_splits(flat)
 
 
+def test_an_archive_stands_for_its_folder(imagenets: dict[str, Path]):
+    archive = imagenets["ilsvrc"] / "ILSVRC2012_img_train.tar"
+    assert list_split(str(archive), "train").source_format == "ilsvrc"
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
+    synthetic.write_folders(tmp_path, train_images(1), validation_images(2))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(photograph(0))
+    assert list_splits(str(tmp_path)) == ["train", "validation"]
+
+
 def test_keys_of_plain_folders_carry_their_class(tmp_path: Path):
     for digit in ("0", "1"):
         (tmp_path / digit).mkdir()
