@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ SAVE_EVERY = 6
 class Run:
     """One run of the demo's training on two nodes, launched as a user would."""
 
-    def __init__(self, cwd: Path, name: str, *flags: str) -> None:
+    def __init__(self, cwd: Path, name: str, *flags: str, checkout: Path = REPOSITORY) -> None:
         self.cwd = cwd
+        self.checkout = checkout
         self.path = cwd / name
         self.flags = flags
         self.process: subprocess.Popen[str] | None = None
@@ -38,7 +40,7 @@ class Run:
             command,
             cwd=self.cwd,
             env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-            | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            | {"PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -186,6 +188,22 @@ def test_ctrl_c_leaves_the_job_alone_and_the_same_command_comes_back(slurm, fold
     run.assert_equals(uninterrupted)
     assert run.job_id == job_id
     assert len(run.events("start")) == 1
+
+
+@pytest.mark.slow
+def test_edit_between_attempts_does_not_reach_the_run(slurm, folder, uninterrupted, tmp_path):
+    checkout = tmp_path / "checkout"
+    for package in ("pipeline", "jobs", "sharding", "transxnet"):
+        shutil.copytree(REPOSITORY / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    run = Run(folder, "edited", checkout=checkout).launch()
+    run.wait_for_step(2)
+    (checkout / "pipeline" / "train.py").write_text("raise RuntimeError('edited')\n")
+    slurm.run("scontrol", "requeue", run.job_id)
+    output = run.finish()
+    assert len(run.events("start")) == 2, output
+    run.assert_equals(uninterrupted)
+    words = json.loads((run.path / "submitit" / f"{run.job_id}_report_1.json").read_text())
+    assert "as submitted" in words["code"]
 
 
 @pytest.mark.slow
