@@ -53,8 +53,8 @@ def join_world(timeout_s: float = 600.0) -> World:
         device = torch.device("cpu")
         backend = "gloo"
         os.environ["DS_ACCELERATOR"] = "cpu"
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        share = max(1, len(os.sched_getaffinity(0)) // local_size)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
     return World(rank=rank, local_rank=local_rank, size=size, device=device)
 

@@ -25,10 +25,11 @@ def state_tensors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
         tensors[f"weight|{where}"] = fragment.weight
         tensors[f"exp_avg|{where}"] = fragment.exp_avg
         tensors[f"exp_avg_sq|{where}"] = fragment.exp_avg_sq
-    if ema.partitioned or engine.world.is_main:
-        for weight in ema.weights:
-            if weight.values.numel():
-                tensors[f"ema|{weight.name}|{weight.start}"] = weight.values
+    world = engine.world
+    for number, weight in enumerate(ema.weights):
+        mine = ema.partitioned or number % world.size == world.rank
+        if mine and weight.values.numel():
+            tensors[f"ema|{weight.name}|{weight.start}"] = weight.values
     for name, buffer in engine.network.named_buffers():
         tensors[f"buffer|{name}|0"] = buffer.data.view(-1)
     for name, buffer in ema.buffers.items():

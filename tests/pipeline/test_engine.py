@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV2
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
 from pipeline.distributed import World
 from pipeline.ema import Ema
-from pipeline.engine import DTYPES, Engine, soft_cross_entropy
+from pipeline.engine import DTYPES, Engine
 from pipeline.model import build_model, step_seed
 from pipeline.recorder import Recorder
 from pipeline.saving import Saver
 from tests.pipeline.ranks import run_ranks
 
-CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS = 5, 64, 4, 2, 2, 3
+CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS, LONG = 5, 64, 4, 2, 2, 2, 20
 LR = 3e-4
 
 
@@ -46,28 +48,32 @@ def micro_batches(step: int, rank: int, accumulation: int) -> list[tuple[torch.T
     return [(mine_images[i : i + MICRO], mine_targets[i : i + MICRO]) for i in range(0, len(mine_images), MICRO)]
 
 
-def plain_loop(precision: str) -> dict[str, Any]:
-    """The reference: one process, PyTorch alone; BatchNorm sees each micro-batch by itself, as a rank does."""
+def plain_loop(precision: str, steps: int) -> dict[str, Any]:
+    """The reference: one process, PyTorch and timm's own optimizer, loss and average, schedule left out.
+
+    BatchNorm sees each micro-batch by itself, as a rank does.
+    """
     config = make_config()
     model = build_model(config, CLASSES).train()
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(model, config.optimizer.weight_decay), lr=LR)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=config.optimizer.weight_decay)
+    average = ModelEmaV2(model, decay=config.ema_decay)
+    criterion = SoftTargetCrossEntropy()
     losses, norms = [], []
-    ema = {n: p.detach().clone() for n, p in model.named_parameters()}
-    for step in range(STEPS):
+    for step in range(steps):
         parts = [b for rank in range(WORLD) for b in micro_batches(step, rank, ACCUMULATION)]
         total = 0.0
         for images, targets in parts:
             with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
-                loss = soft_cross_entropy(model(images), targets)
+                logits = model(images)
+            loss = criterion(logits.float(), targets)
             (loss / len(parts)).backward()
             total += loss.item() / len(parts)
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)))
         optimizer.step()
         optimizer.zero_grad()
-        for name, parameter in model.named_parameters():
-            ema[name] = 0.9 * ema[name] + 0.1 * parameter.detach()
+        average.update(model)
         losses.append(total)
-    return {"losses": losses, "norms": norms, "ema": ema}
+    return {"losses": losses, "norms": norms, "ema": dict(average.module.named_parameters())}
 
 
 class Trained:
@@ -75,6 +81,7 @@ class Trained:
 
     def __init__(self, config: TrainConfig, world: World, run_dir: Path) -> None:
         self.config, self.world = config, world
+        run_dir.mkdir(exist_ok=True)
         self.engine = Engine(build_model(config, CLASSES), config, world)
         partitioned = config.zero_stage == 3
         self.ema = Ema(self.engine.local_weights(), self.engine.network, config.ema_decay, partitioned=partitioned)
@@ -95,31 +102,34 @@ class Trained:
         return out
 
 
+def steps_of(stage: int, precision: str) -> int:
+    return LONG if (stage, precision) == (1, "fp32") else STEPS
+
+
 def train_all(world: World, variants: list[tuple[int, str]], folder: str) -> dict[tuple[int, str], Any]:
     results = {}
     for stage, precision in variants:
         trained = Trained(make_config(zero_stage=stage, precision=precision), world, Path(folder))
         if precision == "fp16":
             trained.engine.load_scalars({"optimizer_steps": 0, "loss_scale": 128.0, "good_steps": 0})
-        curve = trained.steps(0, STEPS)
+        curve = trained.steps(0, steps_of(stage, precision))
         results[stage, precision] = {"curve": curve, "ema": {k: v.clone() for k, v in trained.ema.full_state().items()}}
     return results
 
 
 # DeepSpeed's autocast is a switch of the process that no engine turns off again: fp32 comes first.
-VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16"), (0, "fp16"), (1, "fp16")]
+VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (1, "fp16")]
 TOLERANCE = {"fp32": 1e-6, "bf16": 3e-4, "fp16": 3e-4}
 
 
 def test_stages_and_precisions_agree_with_plain_pytorch(tmp_path: Path):
     [results, other] = run_ranks(train_all, WORLD, VARIANTS, str(tmp_path))
-    references = {precision: plain_loop(precision) for precision in TOLERANCE}
+    references = {v: plain_loop(*v) for v in {(p, steps_of(s, p)) for s, p in VARIANTS}}
     for (stage, precision), result in results.items():
-        reference, tolerance = references[precision], TOLERANCE[precision]
+        reference, tolerance = references[precision, steps_of(stage, precision)], TOLERANCE[precision]
         losses, norms = zip(*result["curve"], strict=True)
         assert losses == pytest.approx(reference["losses"], rel=tolerance), (stage, precision)
         assert norms == pytest.approx(reference["norms"], rel=10 * tolerance), (stage, precision)
-        assert losses[-1] != losses[0]
         for name, expected in reference["ema"].items():
             torch.testing.assert_close(result["ema"][name], expected, rtol=0, atol=2 * LR, msg=f"{stage} {name}")
         for name, value in result["ema"].items():
@@ -127,15 +137,15 @@ def test_stages_and_precisions_agree_with_plain_pytorch(tmp_path: Path):
 
 
 def interrupted(world: World, before: int, after: int, run_dir: str) -> dict[str, Any]:
-    """Two steps under one stage, saved; taken up by a new engine under another."""
+    """A step under one stage, saved; taken up by a new engine under another."""
     first = Trained(make_config(zero_stage=before), world, Path(run_dir))
-    first.steps(0, 2)
-    first.saver.start(2, None)
+    first.steps(0, 1)
+    first.saver.start(1, None)
     first.saver.finish()
-    going_on = first.steps(2, STEPS)
+    going_on = first.steps(1, 3)
     second = Trained(make_config(zero_stage=after), world, Path(run_dir))
-    assert second.saver.restore() == 2
-    resumed = second.steps(2, STEPS)
+    assert second.saver.restore() == 1
+    resumed = second.steps(1, 3)
     buffers = [dict(t.engine.network.named_buffers()) for t in (first, second)]
     same_buffers = all(torch.equal(buffers[0][n], buffers[1][n]) for n in buffers[0])
     states = [t.ema.full_state() for t in (first, second)]
@@ -146,7 +156,7 @@ def interrupted(world: World, before: int, after: int, run_dir: str) -> dict[str
 def resume_all(world: World, folder: str) -> list[tuple[int, int, Any]]:
     return [
         (before, after, interrupted(world, before, after, f"{folder}/{before}{after}"))
-        for before, after in [(1, 1), (3, 3), (1, 3), (3, 0), (0, 2)]
+        for before, after in [(1, 1), (1, 3), (3, 3), (3, 0)]
     ]
 
 
