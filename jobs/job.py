@@ -92,7 +92,10 @@ class Job:
             except OSError as error:
                 # What has ended has ended, also on a full disk.
                 print(f"cannot note the end of this attempt in {self._folder}: {error}", flush=True)
-            tell(outcome)
+            try:
+                tell(outcome)
+            except Exception as error:
+                print(f"the task could not tell how it ended: {type(error).__name__}: {error}", flush=True)
 
         stalls = attempts.stalled(self._folder, place.job_id, progress)
         if stalls >= self._max_stalls:

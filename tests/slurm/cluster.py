@@ -16,84 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-NODES = ("n1", "n2", "n3", "n4")
-FIRST_PORT, LAST_PORT = 11000, 19000
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-"""Stand for GPUs: Slurm wants device files to count and to number, and opens none of them."""
+from tests.slurm.config import DEVICES, NODES, Settings, config_text
+from tests.slurm.processes import command_of, environment_of, kill, pids
+
 DEFAULT_DIRECTORY = Path(f"/tmp/slurm-rehearsal-{os.getuid()}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What differs between rehearsals.
-
-    Attributes:
-        grace_s: seconds between the announcement of a preemption and the kill.
-        user_signal: whether a preemption also sends the signal of `--signal`.
-        gpus: GPUs each node claims to have, at most 4; counted and numbered only, no device is touched.
-        cpus: cores each node claims to have.
-        slurmd_timeout_s: silence after which a node counts as lost.
-        kill_wait_s: seconds between TERM and KILL when a job is ended.
-    """
-
-    grace_s: int = 15
-    user_signal: bool = False
-    gpus: int = 0
-    cpus: int = 4
-    slurmd_timeout_s: int = 6
-    kill_wait_s: int = 5
-
-
-def _config(directory: Path, settings: Settings, port: int) -> str:
-    host = socket.gethostname()
-    user = getpass.getuser()
-    gres = f"Gres=gpu:{settings.gpus}" if settings.gpus else ""
-    nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + number} "
-        f"CPUs={settings.cpus} RealMemory=4000 Feature=rehearsal {gres}"
-        for number, name in enumerate(NODES)
-    )
-    return f"""ClusterName=rehearsal
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket,cred_expire=5
-CredType=cred/munge
-StateSaveLocation={directory}/state
-SlurmdSpoolDir={directory}/spool.%n
-SlurmctldPidFile={directory}/slurmctld.pid
-SlurmdPidFile={directory}/slurmd.%n.pid
-SlurmctldLogFile={directory}/slurmctld.log
-SlurmdLogFile={directory}/slurmd.%n.log
-{"SlurmctldParameters=preempt_send_user_signal" if settings.user_signal else ""}
-SlurmdParameters=config_overrides
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-ReturnToService=2
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
-SlurmdTimeout={settings.slurmd_timeout_s}
-SlurmctldTimeout=30
-KillWait={settings.kill_wait_s}
-MinJobAge=120
-OverTimeLimit=0
-{"GresTypes=gpu" if settings.gpus else ""}
-{nodes}
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime={settings.grace_s} MaxTime=120 State=UP
-PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=120 State=UP
-"""
+FIRST_PORT, LAST_PORT = 11000, 19000
 
 
 def _program(name: str) -> str:
@@ -143,7 +72,7 @@ class Cluster:
         self.down()
         self.directory.mkdir(mode=0o700, parents=True)
         (self.directory / "state").mkdir()
-        self.config.write_text(_config(self.directory, settings, _free_ports(1 + len(NODES))))
+        self.config.write_text(config_text(self.directory, settings, _free_ports(1 + len(NODES))))
         if settings.gpus:
             lines = [f"Name=gpu File={device}\n" for device in DEVICES[: settings.gpus]]
             (self.directory / "gres.conf").write_text("".join(lines))
@@ -206,8 +135,8 @@ class Cluster:
     def stop_controller(self) -> None:
         """Stop slurmctld as for maintenance; its jobs run on."""
         for pid in self._daemon("slurmctld"):
-            _kill(pid, signal.SIGTERM)
-            while _command(pid):
+            kill(pid, signal.SIGTERM)
+            while command_of(pid):
                 time.sleep(0.05)
 
     def start_controller(self) -> None:
@@ -222,13 +151,13 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Lose a node: kill -9 its slurmd, the job steps it runs and their processes."""
         for pid in self._daemon(f"slurmd.{node}"):
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         for pid in self.job_processes():
-            environment = _environment(pid)
+            environment = environment_of(pid)
             if environment.get("SLURMD_NODENAME") == node:
-                _kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)
         for pid in self._step_daemons(node):
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
 
     def _daemon(self, name: str) -> list[int]:
         try:
@@ -236,19 +165,19 @@ class Cluster:
         except (OSError, ValueError):
             return []
         # A pid file outlives a killed daemon, and its number may be somebody else's by now.
-        return [pid] if name.split(".")[0] in _command(pid) else []
+        return [pid] if name.split(".")[0] in command_of(pid) else []
 
     def job_processes(self) -> Iterator[int]:
         """The processes of all jobs, with their children."""
-        for pid in _pids():
-            environment = _environment(pid)
+        for pid in pids():
+            environment = environment_of(pid)
             if environment.get("SLURM_CONF") == str(self.config) and "SLURM_JOB_ID" in environment:
                 yield pid
 
     def _step_daemons(self, node: str = "") -> Iterator[int]:
         """The slurmstepd processes, of one node or of all: they hold their node's spool folder open."""
-        for pid in _pids():
-            if "slurmstepd" not in _command(pid):
+        for pid in pids():
+            if "slurmstepd" not in command_of(pid):
                 continue
             with contextlib.suppress(OSError):
                 links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
@@ -266,9 +195,9 @@ class Cluster:
         jobs = [*self.job_processes()]
         munged = self._daemon("munged")
         for pid in [*pids, *steps, *jobs]:
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         for pid in munged:
-            _kill(pid, signal.SIGTERM)
+            kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 10
         while any(Path(f"/proc/{pid}/exe").exists() for pid in [*pids, *steps, *jobs, *munged]):
             if time.monotonic() > deadline:
@@ -292,7 +221,7 @@ class RankProcess:
 
     def kill(self) -> None:
         """End it without a word."""
-        _kill(self.pid, signal.SIGKILL)
+        kill(self.pid, signal.SIGKILL)
 
 
 def rank_process(cluster: Cluster, rank: int) -> RankProcess:
@@ -300,37 +229,12 @@ def rank_process(cluster: Cluster, rank: int) -> RankProcess:
     pids = [
         pid
         for pid in cluster.job_processes()
-        if "jobs.rank" in _command(pid) and _environment(pid).get("SLURM_PROCID") == str(rank)
+        if "jobs.rank" in command_of(pid) and environment_of(pid).get("SLURM_PROCID") == str(rank)
     ]
     if not pids:
         raise RuntimeError(f"no process has rank {rank}")
     # Its loader workers look alike, and came later.
     return RankProcess(min(pids))
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _environment(pid: int) -> dict[str, str]:
-    try:
-        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return {}
-    pairs = (word.decode(errors="replace").partition("=") for word in words)
-    return {key: value for key, _, value in pairs}
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster, Settings, rehearsal
+from tests.slurm.cluster import Cluster, rehearsal
+from tests.slurm.config import Settings
 
 
 def _started(factory: pytest.TempPathFactory, settings: Settings) -> Iterator[Cluster]:

@@ -15,7 +15,8 @@ from jobs import attempts
 from jobs.submission import Submission
 from tests.jobs.tasks import Count
 from tests.jobs.test_local import is_alive, starts
-from tests.slurm.cluster import NODES, Cluster
+from tests.slurm.cluster import Cluster
+from tests.slurm.config import NODES
 
 pytestmark = pytest.mark.slurm
 

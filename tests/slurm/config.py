@@ -1,0 +1,80 @@
+"""slurm.conf of the rehearsal cluster."""
+
+import getpass
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+NODES = ("n1", "n2", "n3", "n4")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+"""Stand for GPUs: Slurm wants device files to count and to number, and opens none of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What differs between rehearsals.
+
+    Attributes:
+        grace_s: seconds between the announcement of a preemption and the kill.
+        user_signal: whether a preemption also sends the signal of `--signal`.
+        gpus: GPUs each node claims to have, at most 4; counted and numbered only, no device is touched.
+        cpus: cores each node claims to have.
+        slurmd_timeout_s: silence after which a node counts as lost.
+        kill_wait_s: seconds between TERM and KILL when a job is ended.
+    """
+
+    grace_s: int = 15
+    user_signal: bool = False
+    gpus: int = 0
+    cpus: int = 4
+    slurmd_timeout_s: int = 6
+    kill_wait_s: int = 5
+
+
+def config_text(directory: Path, settings: Settings, port: int) -> str:
+    host = socket.gethostname()
+    user = getpass.getuser()
+    gres = f"Gres=gpu:{settings.gpus}" if settings.gpus else ""
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + number} "
+        f"CPUs={settings.cpus} RealMemory=4000 Feature=rehearsal {gres}"
+        for number, name in enumerate(NODES)
+    )
+    return f"""ClusterName=rehearsal
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool.%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.%n.log
+{"SlurmctldParameters=preempt_send_user_signal" if settings.user_signal else ""}
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
+SlurmdTimeout={settings.slurmd_timeout_s}
+SlurmctldTimeout=30
+KillWait={settings.kill_wait_s}
+MinJobAge=120
+OverTimeLimit=0
+{"GresTypes=gpu" if settings.gpus else ""}
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime={settings.grace_s} MaxTime=120 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=120 State=UP
+"""
