@@ -54,12 +54,13 @@ class SampleIndex:
         """Map the arrays that `open_index` wrote."""
         shards = json.loads((Path(folder) / "shards.json").read_text())
         first_rows = np.concatenate([[0], np.cumsum([samples for _, samples in shards])])
-        rows = np.load(Path(folder) / "rows.npy", mmap_mode="r")
+        # A plain view of the mapping: numpy's memmap class makes each access several times slower.
+        rows = np.asarray(np.load(Path(folder) / "rows.npy", mmap_mode="r"))
         return cls(folder, rows, tuple(name for name, _ in shards), first_rows)
 
-    def shard_of(self, row: int) -> int:
-        """Position in `shard_names` of the shard that holds a row."""
-        return int(np.searchsorted(self.first_rows, row, side="right")) - 1
+    def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in `shard_names` of the shards that hold some rows: int64 [N]."""
+        return np.searchsorted(self.first_rows, rows, side="right") - 1
 
     def keys(self, rows: Iterable[int]) -> list[str]:
         """Keys of rows."""

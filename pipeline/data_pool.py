@@ -13,7 +13,7 @@ from pipeline.data_reader import DamagedSampleError, LoaderError, ReaderSpec, Re
 from pipeline.data_slots import SharedSlots
 from pipeline.data_worker import MAX_REPORT, TASK, Report, WorkerSpec
 
-_CHUNK = 16
+_CHUNK = 32
 _CHECK_S = 1.0
 
 
@@ -91,6 +91,8 @@ class WorkerPool:
         self._reports.close()
         for worker in self._workers:
             end_helper(worker)
+        if self._workers:
+            os.close(self.slots.descriptor)
         self._workers = []
 
     def _send(self) -> None:

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -65,6 +65,17 @@ class Replacement:
     reason: str
 
 
+class _Place(NamedTuple):
+    """Where a sample lies: its row, its shard, and its entry in the index (`pipeline.data_index.ROW`)."""
+
+    row: int
+    shard: int
+    offset: int
+    xxh64: int
+    size: int
+    label: int
+
+
 class Augment(Protocol):
     """From encoded images to pixels."""
 
@@ -113,61 +124,67 @@ class SampleReader:
         """
         replaced = []
         drawn = self._augment.draw(epochs, rows)
-        for i, row in enumerate(rows.tolist()):
+        places = self._locate(rows)
+        for i, place in enumerate(places):
             try:
                 if i == 0:
-                    self._announce(rows)
-                labels[i] = self._fill_one(row, drawn[i], pixels[i])
+                    self._announce(places)
+                labels[i] = self._fill_one(place, drawn[i], pixels[i])
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
                     raise
-                substitute, labels[i] = self._substitute(row, int(epochs[i]), drawn[i], pixels[i])
-                replaced.append(Replacement(row, substitute, str(error)))
+                substitute, labels[i] = self._substitute(place.row, int(epochs[i]), drawn[i], pixels[i])
+                replaced.append(Replacement(place.row, substitute, str(error)))
             except Exception as error:
-                raise LoaderError(f"{self._name(row)} could not be read: {type(error).__name__}: {error}") from error
+                raise LoaderError(
+                    f"{self._name(place.row)} could not be read: {type(error).__name__}: {error}"
+                ) from error
         return replaced
 
-    def _fill_one(self, row: int, drawn: Any, out: Pixels) -> int:
+    def _locate(self, rows: NDArray[np.int64]) -> "list[_Place]":
+        """Look samples up in the index."""
+        shards = self._index.shard_of(rows).tolist()
+        entries = self._index.rows[rows].tolist()
+        return [_Place(row, shard, *entry) for row, shard, entry in zip(rows.tolist(), shards, entries, strict=True)]
+
+    def _fill_one(self, place: "_Place", drawn: Any, out: Pixels) -> int:
         """Read a sample, augment it as drawn, and return its label."""
         try:
-            self._augment(self._read(row), drawn, out)
+            self._augment(self._read(place), drawn, out)
         except DecodeError as error:
-            raise DamagedSampleError(f"{self._name(row)} {error}") from error
-        return int(self._index.rows[row]["label"])
+            raise DamagedSampleError(f"{self._name(place.row)} {error}") from error
+        return place.label
 
     def _substitute(self, row: int, epoch: int, drawn: Any, out: Pixels) -> tuple[int, int]:
         """Put a sample that can be read in the place of `row`, the same one anywhere; (its row, its label)."""
         candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), 16)
         last: DamagedSampleError | None = None
-        for candidate in (candidates % np.uint64(len(self._index.rows))).tolist():
+        for place in self._locate((candidates % np.uint64(len(self._index.rows))).astype(np.int64)):
             try:
-                return candidate, self._fill_one(candidate, drawn, out)
+                return place.row, self._fill_one(place, drawn, out)
             except DamagedSampleError as error:
                 last = error
         raise DamagedSampleError(f"no substitute for {self._name(row)}: 16 others were damaged too, the last: {last}")
 
-    def _read(self, row: int) -> bytes:
+    def _read(self, place: "_Place") -> bytes:
         """Bytes of a sample's image, checked against the digest of the index."""
-        entry = self._index.rows[row]
-        size = int(entry["size"])
-        data = os.pread(self._descriptor(self._index.shard_of(row)), size, int(entry["offset"]))
-        if len(data) != size:
-            raise DamagedSampleError(f"{self._name(row)} is cut off: {len(data)} of {size} bytes are there")
-        if xxhash.xxh64_intdigest(data) != int(entry["xxh64"]):
-            raise DamagedSampleError(f"{self._name(row)} was changed: its bytes do not have the digest of the index")
+        data = os.pread(self._descriptor(place.shard), place.size, place.offset)
+        if len(data) != place.size:
+            raise DamagedSampleError(f"{self._name(place.row)} is cut off: {len(data)} of {place.size} bytes are there")
+        if xxhash.xxh64_intdigest(data) != place.xxh64:
+            raise DamagedSampleError(f"{self._name(place.row)} was changed: its bytes do not have the index's digest")
         return data
 
-    def _announce(self, rows: NDArray[np.int64]) -> None:
+    def _announce(self, places: "list[_Place]") -> None:
         """Ask the kernel for all samples of a chunk at once, so that a disk or a server sees them side by side."""
-        for row in rows.tolist():
-            entry = self._index.rows[row]
+        for place in places:
             try:
-                descriptor = self._descriptor(self._index.shard_of(row))
+                descriptor = self._descriptor(place.shard)
             except DamagedSampleError:
                 continue  # said when the sample is read
             if self._cache is not None:
                 self._cache.touch(descriptor)
-            os.posix_fadvise(descriptor, int(entry["offset"]), int(entry["size"]), os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(descriptor, place.offset, place.size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, shard: int) -> int:
         """An open descriptor of a shard; the least recently used is closed when there are too many."""
@@ -192,7 +209,7 @@ class SampleReader:
 
     def _name(self, row: int) -> str:
         """How a sample is named to the user."""
-        shard = self._index.shard_names[self._index.shard_of(row)]
+        shard = self._index.shard_names[self._index.shard_of(np.array([row]))[0]]
         folder = self._spec.shards if isinstance(self._spec.shards, str) else self._spec.shards.location
         return f"sample {self._index.keys([row])[0]} of {folder}/{shard}"
 

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Batch:
     """One micro-batch of a rank.
 
-    On a GPU machine the images lie in page-locked memory that is used again once no tensor refers to it and what was
-    queued on the current stream by then is done. Elsewhere they are the caller's own.
+    The images lie in memory that is used again once no tensor refers to it; on a GPU machine it is page-locked, and
+    what was queued on the current stream by then is waited for.
 
     Attributes:
         images: uint8 [N, 3, H, W] on the CPU (strides of channels last).
@@ -99,8 +99,12 @@ class BatchSource:
         """End the workers."""
         if self._pool is None:
             self._reader.close()
-        else:
-            self._pool.close()
+            return
+        if self._pinned:
+            torch.cuda.synchronize()
+            cudart: Any = torch.cuda.cudart()
+            cudart.cudaHostUnregister(self._pool.slots.memory.ctypes.data)
+        self._pool.close()
 
     def _from_process(self) -> Batch:
         request = next(self._requests)
@@ -120,11 +124,10 @@ class BatchSource:
         slot = pool.slots[index]
         labels = slot.labels[:count].copy()
         pixels = slot.pixels[:count]
-        lent = self._slots - len(self._free) - len(self._running)
-        if self._pinned and lent <= self._slots // 2:
+        if self._slots - len(self._free) - len(self._running) <= self._slots // 2:
             weakref.finalize(pixels, self._returned.append, index)
             images = _as_images(pixels)
-        else:
+        else:  # too many are held to lend another
             images = _as_images(pixels.copy())
             images = images.pin_memory() if self._pinned else images
             self._free.append(index)
@@ -147,13 +150,14 @@ class BatchSource:
             self._running.append((index, request))
 
     def _reclaim(self) -> None:
-        """Free the slots whose batches are gone and copied to the GPU."""
+        """Free the slots whose batches are gone, and copied to the GPU if there is one."""
+        returned = [self._returned.popleft() for _ in range(len(self._returned))]
         if not self._pinned:
-            return
-        if self._returned:
+            self._free.extend(returned)
+        elif returned:
             event = torch.cuda.Event()
             event.record()
-            self._copying.append((event, [self._returned.popleft() for _ in range(len(self._returned))]))
+            self._copying.append((event, returned))
         while self._copying and self._copying[0][0].query():
             self._free.extend(self._copying.popleft()[1])
 

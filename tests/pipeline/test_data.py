@@ -82,6 +82,29 @@ def test_pixels_depend_neither_on_workers_nor_ranks_nor_interruptions(shards, ca
     assert later.items() <= alone.items()
 
 
+def test_batches_that_are_held_keep_their_pixels(shards, cache):
+    def everything(workers):
+        settings = config(shards, cache, data={"workers": workers, "prefetch_batches": 3})
+        with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=4, device="cpu") as loader:
+            return [batch for batches in loader for batch in batches]
+
+    for alone, by_workers in zip(everything(0), everything(2), strict=True):
+        assert torch.equal(alone.images, by_workers.images)
+
+
+def test_loaders_that_are_closed_leave_no_descriptors(shards, cache):
+    def once():
+        with build_evaluation_loader(
+            config(shards, cache, data={"workers": 1}), world_size=1, rank=0, device="cpu"
+        ) as loader:
+            next(iter(loader))
+
+    once()
+    before = psutil.Process().num_fds()
+    once()
+    assert psutil.Process().num_fds() == before
+
+
 def test_each_sample_is_augmented_anew_in_each_epoch(shards, cache):
     settings = config(shards, cache, global_batch_size=SAMPLES, micro_batch_size=SAMPLES)
     both, _ = read(settings, steps=(0, 2))
