@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
+_LOUD = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
 
 
@@ -72,14 +73,16 @@ def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's word on pip, which an environment of uv does not have."""
-    logger = logging.getLogger("mlflow.utils.environment")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without MLflow's words on what it does, and on pip, which an environment of uv does not have."""
+    loggers = {logging.getLogger(f"mlflow.{name}"): level for name, level in _LOUD.items()}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 def signature() -> "ModelSignature":

@@ -69,9 +69,13 @@ def markdown(status: RunStatus, records: list[dict[str, Any]], config: Mapping[s
         f"{span.outcome or ('running' if span is status.attempts[-1] and status.state == 'running' else 'killed')} |"
         for span in status.attempts
     )
+    reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
+    headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
     uri = status.registered["uri"] if status.registered else f"models:/{status.model}@champion"
     return mask_secrets(
         f"""# {status.run_dir.name}
+
+**{headline}**
 
 | | |
 |---|---|

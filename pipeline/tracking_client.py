@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "runs/mlflow.db"
 ARTIFACT_FOLDER = "mlartifacts"
 DEFAULT_EXPERIMENT = "transxnet"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment's pages for training rather than for language models."""
 
 _USER_AND_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):[^\s/@]+@|(?P<bare>://)[^\s/@:]+@")
 _SECRET_ARGUMENT = re.compile(
@@ -144,7 +146,7 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
         path = local_database(uri)
         location = (path.parent / ARTIFACT_FOLDER).as_uri() if path else None
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException:
             # Another run made it at the same time.
             found = client.get_experiment_by_name(name)

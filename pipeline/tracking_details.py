@@ -114,7 +114,9 @@ def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
     if not (folder / REPORT_NAME).is_file():
         return
     client.log_artifacts(run_id, str(folder), FOLDER)
-    client.set_tag(run_id, DESCRIPTION_TAG, (folder / REPORT_NAME).read_text())
+    # The page has the run's name above the description already.
+    text = (folder / REPORT_NAME).read_text()
+    client.set_tag(run_id, DESCRIPTION_TAG, text.partition("\n\n")[2] if text.startswith("# ") else text)
 
 
 def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:

@@ -4,6 +4,7 @@ The files are the truth. Everything here may be done again after any failure: a 
 made, and records carry the time of the training, under which MLflow stores equal rows once.
 """
 
+import getpass
 import os
 import time
 import uuid
@@ -152,6 +153,7 @@ class Shipper:
         tags = {
             "mlflow.source.name": command if isinstance(command, str) else " ".join(map(str, command)),
             "mlflow.source.type": "LOCAL",
+            "mlflow.user": getpass.getuser(),
             "mlflow.source.git.commit": git.get("commit") or "",
             "git_dirty": str(git.get("dirty", "")).lower(),
             "config_digest": str(self.config.get("digest", "")),
