@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from transxnet.backend import use_triton
+from transxnet.backend import norm_is_plain, use_triton
 from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv
 from transxnet.layers import gelu_norm, in_autocast_dtype
@@ -23,13 +23,17 @@ class MultiScaleConv(nn.Module):
             DepthwiseConv(part, kernel) for part, kernel in zip(self.split, (1, 3, 5, 7), strict=True)
         )
 
+    def parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases in the order of the channels."""
+        convs = [conv for conv in self.convs if isinstance(conv, DepthwiseConv)]
+        return [conv.weight for conv in convs], [conv.bias for conv in convs if conv.bias is not None]
+
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
         if use_triton(self.backend, x):
             from transxnet.kernels.depthwise_conv import multiscale_conv
 
-            weights, biases = zip(*[(conv.weight, conv.bias) for conv in self.convs], strict=True)
-            return multiscale_conv(in_autocast_dtype(x), weights, biases)
+            return multiscale_conv(in_autocast_dtype(x), *self.parameter_lists())
         parts = [part.contiguous(memory_format=_format(x)) for part in x.split(self.split, dim=1)]
         return torch.cat([conv(part) + part for conv, part in zip(self.convs, parts, strict=True)], dim=1)
 
@@ -57,6 +61,12 @@ class MultiScaleFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape, not yet normalised."""
-        hidden = gelu_norm(self.expand(x), self.norm1, self.backend)
+        hidden = self.expand(x)
+        if norm_is_plain(self.norm1) and norm_is_plain(self.norm2) and use_triton(self.backend, hidden):
+            from transxnet.kernels.multiscale_ffn import norm_multiscale_norm
+
+            weights, biases = self.multiscale.parameter_lists()
+            return self.contract(norm_multiscale_norm(hidden, self.norm1, weights, biases, self.norm2))
+        hidden = gelu_norm(hidden, self.norm1, self.backend)
         hidden = gelu_norm(self.multiscale(hidden), self.norm2, self.backend)
         return self.contract(hidden)

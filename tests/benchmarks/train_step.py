@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.train_step [--models transxnet_t ...] [--batch 128] [--size 224] [--steps 20]
 
-Per variant: reference eager, reference compiled, kernels, kernels under CUDA graphs: images a second, milliseconds, peak
-memory, launches, and the share of the byte bound reached. Then each operator's forward and backward on the stages' shapes
-against the time its tensors need at the card's own copy speed, measured first. The step is forward, backward and a
-fused AdamW step, in bf16 autocast with fp32 weights.
+Per variant: reference eager, reference compiled, kernels, kernels under CUDA graphs: images a second, milliseconds,
+peak memory, launches, and the share of the byte bound reached. Then each operator's forward and backward on the stages'
+shapes against the time its tensors need at the card's own copy speed, measured first. The step is forward, backward and
+a fused AdamW step, in bf16 autocast with fp32 weights.
 
 Without a GPU it prints what can be counted: launches and bytes of either backend, and the times that follow from the
 bytes at 4.3 TB/s. Those are bounds and no measurements.
@@ -91,9 +91,8 @@ def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
             continue
         peak = torch.cuda.max_memory_allocated() / 2**30
         rate = options.batch / milliseconds * 1e3
-        print(
-            f"  {label:20s} {rate:9,.0f} {milliseconds:8.2f} {peak:9.2f} {launches:9d} {bound * 1e5 / milliseconds:8.0f}%"
-        )
+        share = bound * 1e5 / milliseconds
+        print(f"  {label:20s} {rate:9,.0f} {milliseconds:8.2f} {peak:9.2f} {launches:9d} {share:8.0f}%")
         del step
 
 
@@ -154,16 +153,15 @@ def print_operators(name: str, batch: int, size: int, bandwidth: float) -> None:
                     f"  stage {stage + 1} {label:26s} failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
                 )
                 continue
-            print(
-                f"  stage {stage + 1} {label:26s} {bound:9.3f} {reference:10.3f} {kernel:8.3f} {bound / kernel * 100:8.0f}%"
-            )
+            line = f"{bound:9.3f} {reference:10.3f} {kernel:8.3f} {bound / kernel * 100:8.0f}%"
+            print(f"  stage {stage + 1} {label:26s} {line}")
 
 
 def _operators(
     config: transxnet.TransXNetConfig, stage: int, batch: int, side: int, key_side: int, dim: int
 ) -> list[tuple[str, float, tuple[Callable[[], None], Callable[[], None]]]]:
     """(Name, least bytes of forward and backward, the two forms) of one block's operators."""
-    from transxnet.kernels import attention, depthwise_conv, norm_act, residual
+    from transxnet.kernels import attention, depthwise_conv, multiscale_ffn, norm_act, residual
 
     def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
@@ -191,11 +189,14 @@ def _operators(
     found = [
         ("GELU + BatchNorm", 8 * h_bytes, both(
             norm_act.gelu_batch_norm_reference, norm_act.gelu_batch_norm, h, norm_h)),
+        ("MS-FFN between its 1x1s", 17 * h_bytes, both(
+            multiscale_ffn.norm_multiscale_norm_reference, multiscale_ffn.norm_multiscale_norm, h, norm_h, weights, biases,
+            nn.BatchNorm2d(hidden).cuda())),
         ("multi-scale depthwise", 6 * h_bytes, both(
             depthwise_conv.multiscale_conv_reference, depthwise_conv.multiscale_conv, h, weights, biases)),
         ("norm + scale + residual", 9 * x_bytes, both(
-            residual.scaled_residual_reference, residual.scaled_residual, x, leaf(*x.shape), norm_x, scale, offset, factor,
-            None)),
+            residual.scaled_residual_reference, residual.scaled_residual, x, leaf(*x.shape), norm_x, scale, offset,
+            factor, None)),
         ("positional depthwise 7x7", 6 * x_bytes, both(
             depthwise_conv.depthwise_conv_reference, depthwise_conv.depthwise_conv, x, leaf(dim, 1, 7, 7), leaf(dim))),
         ("IDConv per-sample 7x7", 3 * x_bytes, both(

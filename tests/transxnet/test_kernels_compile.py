@@ -11,18 +11,42 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tests.transxnet.kernels.aot import compile_kernel
-from transxnet.kernels import attention, depthwise_conv, norm_act, residual
+from transxnet.kernels import attention, depthwise_conv, multiscale_ffn, norm_act, residual
 
 # Half of a multiprocessor's shared memory, bytes: two programs fit at the least.
 SHARED_LIMIT = {80: 163 * 1024 // 2, 90: 227 * 1024 // 2}
-FP32_POINTERS = ("partial", "mean", "rstd", "sums", "scale", "offset", "weight", "bias", "running", "var")
+FP32_POINTERS = (
+    "partial",
+    "mean",
+    "rstd",
+    "sums",
+    "scale",
+    "offset",
+    "weight",
+    "bias",
+    "running",
+    "w1",
+    "w3",
+    "w5",
+    "w7",
+)
 FLOATS = ("scale", "momentum", "eps", "inverse_count", "count")
 
 HEADS = {"HEADS": 1, "D": 24, "BLOCK_D": 32, "BLOCK_M": 64}
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
-    ("gelu sums", norm_act._sums_kernel, {"GELU": True, "BACKWARD": False, "BLOCK_N": 1, "BLOCK_P": 1024}, 4),
-    ("gelu gradient sums", norm_act._sums_kernel, {"GELU": True, "BACKWARD": True, "BLOCK_N": 16, "BLOCK_P": 64}, 4),
-    ("statistics", norm_act._finish_kernel, {"GELU": True, "TRACK": True, "BLOCK_C": 64}, 4),
+    (
+        "gelu sums",
+        norm_act._sums_kernel,
+        {"GELU": True, "BACKWARD": False, "STORE": True, "BLOCK_N": 1, "BLOCK_P": 1024},
+        4,
+    ),
+    (
+        "gelu gradient sums",
+        norm_act._sums_kernel,
+        {"GELU": True, "BACKWARD": True, "STORE": False, "BLOCK_N": 16, "BLOCK_P": 64},
+        4,
+    ),
+    ("statistics", norm_act._finish_kernel, {"GELU": True, "BLOCK_S": 32, "BLOCK_C": 32}, 4),
     ("gelu norm", norm_act._apply_kernel, {"C": 192, "HW": 3136, "WIDE": False, "BLOCK": 1024}, 4),
     (
         "gelu norm gradient",
@@ -54,7 +78,7 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             depthwise_conv._conv_kernel,
             {
                 "H": side, "W": side, "K": kernel, "FLIP": flip, "HAS_BIAS": not flip, "RESIDUAL": True,
-                "PER_SAMPLE": False, "BLOCK_N": 1024 // block, "BLOCK_P": block,
+                "PER_SAMPLE": False, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block,
             },
             4,
         )
@@ -75,11 +99,30 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
         (
             f"depthwise weight gradient at {side}",
             depthwise_conv._weight_gradient_kernel,
-            {"H": side, "W": side, "K": 7, "BLOCK_N": 1024 // block, "BLOCK_P": block},
+            {"H": side, "W": side, "K": 7, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
             4,
         )
         for side, block in ((56, 1024), (14, 256), (7, 64))
     ),
+    *(
+        (
+            f"multi-scale {'gradient ' if backward else ''}at {side}",
+            multiscale_ffn._middle_kernel,
+            {"H": side, "W": side, "BACKWARD": backward, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
+            4,
+        )
+        for side, block, backward in ((56, 1024, False), (14, 256, True), (7, 64, False), (7, 64, True))
+    ),
+    *(
+        (
+            f"multi-scale weights at {side}",
+            multiscale_ffn._middle_weights_kernel,
+            {"H": side, "W": side, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
+            4,
+        )
+        for side, block in ((56, 1024), (7, 64))
+    ),
+    ("multi-scale statistics", multiscale_ffn._merge_kernel, {"PIECE": 1024, "BLOCK_S": 32, "BLOCK_C": 32}, 4),
     ("attention", attention._attention_fwd_kernel, {**HEADS, "BLOCK_L": attention.FORWARD[0]}, attention.FORWARD[1]),
     (
         "attention gradient",
@@ -104,7 +147,8 @@ QUICK = (
     "gelu norm gradient",
     "residual gradient",
     "depthwise 7 at 56",
-    "depthwise weight gradient at 7",
+    "multi-scale at 7",
+    "multi-scale weights at 7",
     "attention bias gradient",
 )
 

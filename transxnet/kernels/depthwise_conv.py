@@ -116,9 +116,9 @@ def _weight_gradient_kernel(
 
 
 def _tile(hw: int) -> tuple[int, int]:
-    """(Planes, pixels) a program works on: small maps share a program."""
+    """(Planes, pixels) a program works on: small maps share a program, as many as spill no registers."""
     block_p = min(triton.next_power_of_2(hw), BLOCK)
-    return BLOCK // block_p, block_p
+    return min(BLOCK // block_p, 8), block_p
 
 
 def _convolve(

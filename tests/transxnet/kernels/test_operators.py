@@ -20,6 +20,7 @@ from transxnet.kernels.depthwise_conv import (
     multiscale_conv,
     multiscale_conv_reference,
 )
+from transxnet.kernels.multiscale_ffn import norm_multiscale_norm, norm_multiscale_norm_reference
 from transxnet.kernels.norm_act import gelu_batch_norm, gelu_batch_norm_reference
 from transxnet.kernels.residual import scaled_residual, scaled_residual_reference
 
@@ -219,3 +220,48 @@ def test_attention(n, heads, width, size, keys, dtype):
         inputs,
         shape,
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "training"),
+    [
+        ((3, 19, 7, 5), FP32, True),
+        ((2, 6, 9, 7), BF16, False),
+        pytest.param((1, 8, 40, 33), FP32, True, marks=extra),
+        pytest.param((2, 22, 13, 9), BF16, True, marks=extra),
+        pytest.param((2, 76, 7, 7), FP32, True, marks=extra),
+    ],
+)
+def test_norm_multiscale_norm(shape, dtype, training):
+    torch.manual_seed(0)
+    c = shape[1]
+    windows = (c - 3 * (c // 4), c // 4, c // 4, c // 4)
+    inputs = {"h": torch.randn(shape).to(dtype)}
+    for window, kernel in zip(windows, (1, 3, 5, 7), strict=True):
+        inputs[f"weight{kernel}"] = torch.randn(window, 1, kernel, kernel) / kernel
+        inputs[f"bias{kernel}"] = torch.randn(window)
+    for norm in "12":
+        inputs[f"norm{norm}_weight"], inputs[f"norm{norm}_bias"] = 1 + 0.1 * torch.randn(c), 0.1 * torch.randn(c)
+    norms = {}
+
+    def call(operator):
+        def run(t):
+            made = [batch_norm(c, training, t["h"].dtype) for _ in range(2)]
+            for index, norm in enumerate(made, start=1):
+                with_parameters(norm, t[f"norm{index}_weight"], t[f"norm{index}_bias"])
+            norms[operator] = made
+            sizes = (1, 3, 5, 7)
+            cast = [t[f"{kind}{k}"] for kind in ("weight", "bias") for k in sizes]
+            if operator is norm_multiscale_norm_reference:
+                cast = [value.to(t["h"].dtype) for value in cast]
+            return operator(t["h"], made[0], cast[:4], cast[4:], made[1])
+
+        return run
+
+    ours, theirs = norm_multiscale_norm, norm_multiscale_norm_reference
+    assert_as_exact_as_pytorch(call(ours), call(theirs), inputs, shape)
+    for one, other in zip(norms[ours], norms[theirs], strict=True):
+        for (name, value), (_, wanted) in zip(one.named_buffers(), other.named_buffers(), strict=True):
+            assert torch.allclose(value.double(), wanted.double(), rtol=1e-4 if dtype == FP32 else 2e-2, atol=1e-4), (
+                name
+            )
