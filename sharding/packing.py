@@ -25,6 +25,7 @@ from sharding.manifest import (
     INDEX_SCHEMA,
     ClassInfo,
     Manifest,
+    OddImage,
     find_manifests,
     index_digest,
     load_index,
@@ -81,18 +82,16 @@ class Packing:
         if all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
             self.output.remove_folder(self.parts.path.rpartition("/")[2])
             return manifest
+        index = load_index(self.output.location, manifest)
         self.parts.create()
         self.parts.write(_SETTINGS, _to_json(self.settings))
-        index = load_index(self.output.location, manifest)
-        skipped_of: dict[int, list[Any]] = {}
+        odd_of: dict[int, list[OddImage]] = {}
         owner = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
         for entry in manifest.odd:
-            skipped_of.setdefault(owner[entry.key], []).append(entry)
+            odd_of.setdefault(owner[entry.key], []).append(entry)
         for number, shard in enumerate(manifest.shards):
             rows = index.filter(pc.field("shard") == number)
-            part = Part(
-                number=number, plan=self.plan_digest, shard=shard, odd=tuple(skipped_of.get(number, ())), rows=rows
-            )
+            part = Part(number=number, plan=self.plan_digest, shard=shard, odd=tuple(odd_of.get(number, ())), rows=rows)
             self.parts.write(Part.file_name(number), part.to_bytes(), durable=False)
         return None
 
