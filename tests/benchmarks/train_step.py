@@ -190,8 +190,8 @@ def _operators(
         ("GELU + BatchNorm", 8 * h_bytes, both(
             norm_act.gelu_batch_norm_reference, norm_act.gelu_batch_norm, h, norm_h)),
         ("MS-FFN between its 1x1s", 17 * h_bytes, both(
-            multiscale_ffn.norm_multiscale_norm_reference, multiscale_ffn.norm_multiscale_norm, h, norm_h, weights, biases,
-            nn.BatchNorm2d(hidden).cuda())),
+            multiscale_ffn.norm_multiscale_norm_reference, multiscale_ffn.norm_multiscale_norm, h, norm_h, weights,
+            biases, nn.BatchNorm2d(hidden).cuda())),
         ("multi-scale depthwise", 6 * h_bytes, both(
             depthwise_conv.multiscale_conv_reference, depthwise_conv.multiscale_conv, h, weights, biases)),
         ("norm + scale + residual", 9 * x_bytes, both(

@@ -72,4 +72,6 @@ def assert_as_exact_as_pytorch(kernel: Operator, reference: Operator, inputs: Ma
         assert torch.equal(actual[name], again[name]), f"{name} differs between two runs"
         assert actual[name].isfinite().all(), f"{name} has values never written"
         error = (actual[name].double() - wanted).norm() / scales[name]
-        assert error <= max(allowed, 4 * EPS), f"{name}: {error:.2e}, PyTorch makes {allowed / 2:.2e}"
+        # Where a GPU rounds to bf16, triton's interpreter cuts off: twice the error of one rounding.
+        floor = 4 * EPS if activation == torch.float32 else torch.finfo(activation).eps / 2
+        assert error <= max(allowed, floor), f"{name}: {error:.2e}, PyTorch makes {allowed / 2:.2e}"
