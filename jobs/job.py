@@ -99,7 +99,8 @@ class Job:
 
         stalls = attempts.stalled(self._folder, place.job_id, progress)
         if stalls >= self._max_stalls:
-            reason = f"{stalls} attempts started at {progress or 'the beginning'} and none got further"
+            tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
+            reason = f"{tries} started at {progress or 'the beginning'} and got no further"
             end("given up", Outcome.FAILED, reason)
             raise JobError(f"job {place.job_id} is given up: {reason}; the logs are in {self._folder}")
         self._record("start", place, host=node_name(), world_size=place.world_size, progress=progress)

@@ -202,7 +202,7 @@ def test_job_that_gets_nowhere_is_given_up(tmp_path):
     finally:
         done.set()
         thread.join()
-    assert "3 attempts started at step 0 and none got further" in submission.failure()
+    assert "3 attempts started at step 0 and got no further" in submission.failure()
     assert [row.outcome for row in attempts.read(folder) if row.event == "end"] == ["requeued"] * 3 + ["given up"]
 
 

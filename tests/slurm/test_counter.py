@@ -146,7 +146,7 @@ def test_failed_rank_ends_the_job_with_its_own_words(slurm, tmp_path):
 def test_rank_killed_at_the_same_step_again_and_again_ends_the_job(slurm, tmp_path):
     submission = submit(tmp_path, kill_at=(1, 5), once=False, resources={"max_stalls": 1})
     assert submission.wait(0.2) is jobs.Outcome.FAILED
-    assert "1 attempts started at step 0 and none got further" in submission.failure()
+    assert "1 attempt started at step 0 and got no further" in submission.failure()
     assert len(starts(tmp_path)) == 1
 
 
