@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from pipeline.register_export import Format
     from pipeline.register_verify import Verification
 
 WEIGHTS_TAG = "weights_sha256"
@@ -200,7 +201,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main(run_dir: Path, /, *, alias: str | None = None) -> int:
+def main(run_dir: Path, /, *, alias: str | None = None, onnx: bool = False, torch_export: bool = False) -> int:
     """Register the exported weights of a run as a model version.
 
     The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
@@ -209,17 +210,27 @@ def main(run_dir: Path, /, *, alias: str | None = None) -> int:
     Args:
         run_dir: The run's folder.
         alias: Another alias to point to this version, such as production.
+        onnx: Add the network as ONNX to the run's artifacts, checked in onnxruntime.
+        torch_export: Add the network as torch.export makes it to the run's artifacts.
     """
+    formats: list[Format] = [*(["onnx"] if onnx else []), *(["torch_export"] if torch_export else [])]
     try:
         done = register(run_dir, alias)
+        exports = []
+        if formats:
+            from pipeline.register_export import export
+
+            exports = export(run_dir, formats)
     except (TrackingError, ValueError) as error:
         print(f"register: {mask_secrets(str(error))}", file=sys.stderr)
         return 1
     print(f"{done.name} version {done.version}, aliases {', '.join(done.aliases) or 'none'}: {done.uri}")
+    if exports:
+        print(f"added to the run's artifacts: {', '.join(exports)}")
     return 0
 
 
 if __name__ == "__main__":
     import tyro
 
-    sys.exit(tyro.cli(main, prog="python -m pipeline.register", description=main.__doc__))
+    sys.exit(tyro.cli(main, prog="python -m pipeline.register", config=(tyro.conf.FlagCreatePairsOff,)))

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -141,11 +142,11 @@ def self_signed_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL of its own; yields the URI of an empty database, with a password in it."""
+    # Its user may not enter pytest's private folders.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert programs
-    folder.mkdir(parents=True)
     port, owner = free_port(), []
     if os.geteuid() == 0:
         # PostgreSQL refuses to run as root.
@@ -156,15 +157,16 @@ def postgres(folder: Path) -> Iterator[str]:
         shutil.chown(folder / "password", "postgres")
     data = folder / "data"
     initialise = [programs[-1] / "initdb", "-D", data, "-A", "scram-sha-256", "-U", "mlflow"]
-    quiet = {"check": True, "capture_output": True, "cwd": "/"}
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
     subprocess.run([*owner, *initialise, f"--pwfile={folder / 'password'}"], **quiet)
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     control = [*owner, programs[-1] / "pg_ctl", "-D", data, "-l", folder / "log", "-w"]
     subprocess.run([*control, "-o", options, "start"], **quiet)
     try:
-        yield f"postgresql://mlflow:s3cret-word@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow:s3cret-word@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_postgres() -> str:
