@@ -43,21 +43,23 @@ class SampleOrder:
         self.first_rows = np.concatenate([[0], np.cumsum(self.shard_samples)])
         self.num_samples = int(self.first_rows[-1])
         self._shuffled_shards = lru_cache(maxsize=2)(self._shuffle_shards)
+        self._cached_edges = lru_cache(maxsize=2 * lanes)(self.lane_edges)
         self._shuffled_block = lru_cache(maxsize=2 * lanes)(self._shuffle_block)
 
     def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows at positions (each in [0, num_samples)) of an epoch: int64, as many as positions."""
         rows = np.empty(len(positions), np.int64)
-        lane_of, within = positions % self.lanes, positions // self.lanes
-        for lane in np.unique(lane_of):
-            here = np.flatnonzero(lane_of == lane)
-            edges = self.lane_edges(epoch, int(lane))
-            begin = edges[0]
-            block_of = np.searchsorted(edges, begin + within[here], side="right") - 1
-            for block in np.unique(block_of):
-                chosen = here[block_of == block]
+        within, lane_of = np.divmod(positions, self.lanes)
+        by_lane = np.argsort(lane_of, kind="stable")
+        lanes, firsts = np.unique(lane_of[by_lane], return_index=True)
+        for lane, here in zip(lanes.tolist(), np.split(by_lane, firsts[1:]), strict=True):
+            edges = self._cached_edges(epoch, lane)
+            places = edges[0] + within[here]
+            block_of = np.searchsorted(edges, places, side="right") - 1
+            for block in {*block_of.tolist()}:
                 low, high = int(edges[block]), int(edges[block + 1])
-                rows[chosen] = self._shuffled_block(epoch, low, high)[begin + within[chosen] - low]
+                inside = block_of == block
+                rows[here[inside]] = self._shuffled_block(epoch, low, high)[places[inside] - low]
         return rows
 
     def batch(
