@@ -39,7 +39,7 @@ def starts(folder: Path, rank: int = 0) -> list[list[int]]:
     return [[int(word) for word in line.split()] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(condition, timeout_s: float = 20) -> None:
+def wait_until(condition, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -148,7 +148,7 @@ def launch(folder: Path) -> "subprocess.Popen[str]":
 def test_ctrl_c_of_the_launcher_saves_and_leaves_nothing(tmp_path):
     launcher = launch(tmp_path)
     launcher.send_signal(signal.SIGINT)
-    output, _ = launcher.communicate(timeout=20)
+    output, _ = launcher.communicate(timeout=60)
     assert "asked the 3 processes to save and stop" in output
     assert output.endswith("Outcome.INTERRUPTED\n")
     assert int((tmp_path / "step").read_text()) > 0

@@ -32,7 +32,7 @@ def submit(folder: Path, *, nodes: int = 4, resources: dict | None = None, **cha
     return jobs.submit(task, cluster="slurm", folder=folder / "jobs", resources=wanted, name="count", code=CODE)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 40) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 90) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
