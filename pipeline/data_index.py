@@ -1,8 +1,8 @@
 """The index of a split as every process of a node maps it: one copy in the page cache, whatever the number of readers.
 
 The parquet index of ImageNet takes seconds and hundreds of megabytes to read. So the first process of a node that needs
-it writes it out as flat arrays into the cache folder, and all others map those: 24 bytes a sample, and the keys apart,
-which are touched only when a sample is named.
+it writes it out as flat arrays into the cache folder, and all others map those: 24 bytes a sample, 31 MB for ImageNet,
+and apart from them the keys (4 bytes and their letters), which are touched only when a sample is named.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROW = np.dtype([("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), ("label", np.int32)])
 """What is known of a sample: where its image begins in its shard, its digest, its bytes and its label."""
 
-_FORMAT = 1
+_FORMAT = 2
 _KEEP_S = 30 * 24 * 3600
 
 
@@ -126,7 +126,7 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
         aside = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
         try:
             np.save(aside / "rows.npy", rows)
-            np.save(aside / "key_ends.npy", np.cumsum([len(key) for key in encoded], dtype=np.int64))
+            np.save(aside / "key_ends.npy", np.cumsum([len(key) for key in encoded], dtype=np.uint32))
             (aside / "keys.bin").write_bytes(b"".join(encoded))
             (aside / "shards.json").write_text(json.dumps([(shard.name, shard.samples) for shard in manifest.shards]))
             aside.rename(folder)

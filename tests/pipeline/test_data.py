@@ -265,6 +265,19 @@ def test_processes_that_open_an_index_at_once_share_it(shards, cache):
     assert len(list(cache.iterdir())) == 1
 
 
+def test_the_index_of_imagenet_takes_less_than_64_megabytes_a_node(shards, cache):
+    with build_train_loader(
+        config(shards, cache), world_size=1, rank=0, start_step=0, total_steps=1, device="cpu"
+    ) as loader:
+        folder = Path(loader._index.folder)
+        headers = 2 * 128 + (folder / "shards.json").stat().st_size
+        letters = len("photo_00000") * SAMPLES
+        assert loader.keys([0, 57, SAMPLES - 1]) == ["photo_00000", "photo_00057", f"photo_{SAMPLES - 1:05d}"]
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    a_sample = (size - headers - letters) / SAMPLES + len("n01440764_10026")
+    assert a_sample * 1_281_167 < 64e6
+
+
 def test_a_cache_folder_that_cannot_be_made_is_named(shards, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/cache cannot be made .*--train.data.cache-dir"):
