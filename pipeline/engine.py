@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -56,6 +57,7 @@ class Engine:
         """Wrap `model`, whose weights are the starting point and equal on every rank."""
         import deepspeed
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+        from deepspeed.utils import groups as groups_of_deepspeed
         from deepspeed.utils import logger
 
         logger.setLevel("WARNING")
@@ -76,6 +78,8 @@ class Engine:
         self.stage = config.zero_stage
         self.accumulation = config.gradient_accumulation_steps(world.size)
         self.adamw = build_optimizer(model, groups, config, world.device)
+        # DeepSpeed would make a second group of all ranks, which waits half an hour for a rank that hangs.
+        groups_of_deepspeed._WORLD_GROUP = dist.group.WORLD
         deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
         deepspeed_engine, optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self.adamw, config=deepspeed_config(config, world.size), dist_init_required=False
@@ -163,7 +167,7 @@ class Engine:
                     parameter.all_gather([parameter])  # pyright: ignore[reportAttributeAccessIssue]
 
     def fragments(self) -> list[Fragment]:
-        """The parts of weights and moments this rank owns (`pipeline.zero`)."""
+        """The parts of weights and moments this rank holds (`pipeline.zero`)."""
         return list(iter_fragments(self.model, self.optimizer, self.adamw, self.stage, self.world.rank))
 
     def _adam_states(self) -> list[dict[str, torch.Tensor]]:

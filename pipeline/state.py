@@ -20,12 +20,14 @@ from pipeline.engine import Engine
 def state_tensors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
     """What this rank writes into a checkpoint: flat views of the live tensors, by stored name."""
     tensors: dict[str, torch.Tensor] = {}
-    for fragment in engine.fragments():
+    world = engine.world
+    for number, fragment in enumerate(engine.fragments()):
+        if engine.stage == 0 and number % world.size != world.rank:
+            continue
         where = f"{fragment.name}|{fragment.start}"
         tensors[f"weight|{where}"] = fragment.weight
         tensors[f"exp_avg|{where}"] = fragment.exp_avg
         tensors[f"exp_avg_sq|{where}"] = fragment.exp_avg_sq
-    world = engine.world
     for number, weight in enumerate(ema.weights):
         mine = ema.partitioned or number % world.size == world.rank
         if mine and weight.values.numel():

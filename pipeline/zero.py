@@ -64,20 +64,18 @@ def optimizer_states(
 def iter_fragments(
     model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int, rank: int
 ) -> Iterator[Fragment]:
-    """Yield the fragments this rank owns; over all ranks they cover every parameter of the network exactly once.
+    """Yield what this rank holds: everything under stage 0, else its share; all ranks' shares are the network once.
 
     Args:
         model: what DeepSpeed trains: the network, or a `FlatModel` around it, whose slots are named.
         optimizer: DeepSpeed's optimizer (`engine.optimizer`), or the plain one under stage 0.
         torch_optimizer: the AdamW inside it.
         stage: ZeRO stage, 0 to 3.
-        rank: this rank; under stage 0 rank 0 owns everything.
+        rank: this rank.
     """
     optimizer_states(model, optimizer, torch_optimizer, stage)
     for name, parameter in model.named_parameters():
         if stage == 0:
-            if rank:
-                return
             state = torch_optimizer.state[parameter]
             flat = (parameter.data, state["exp_avg"], state["exp_avg_sq"])
             start, length, offset = 0, parameter.numel(), 0
