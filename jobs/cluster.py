@@ -28,7 +28,8 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
         raise NoAnswer(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        raise NoAnswer(f"{command[0]}: {words[-1]}")
+        # Slurm's commands put their own name in front.
+        raise NoAnswer(f"{command[0]}: {words[-1].removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
 
