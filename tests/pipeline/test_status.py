@@ -1,0 +1,125 @@
+"""How a run stands is told from its files alone, at every stage of its life."""
+
+import dataclasses
+import fcntl
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.report import draw, markdown, write_report
+from pipeline.status import lines, main, table
+from pipeline.status_data import goodput, read_status, run_state
+from pipeline.tracking_state import read_records
+from tests.tracking_runs import START, append_records, config_json, write_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def event(run_dir: Path, kind: str, attempt: int, at: float, **fields) -> None:
+    with open(run_dir / "attempts.jsonl", "a") as file:
+        file.write(json.dumps({"event": kind, "attempt": attempt, "time": START + at, **fields}) + "\n")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    config_json(tmp_path / "run", TrainConfig(steps=100, model=ModelConfig(name="transxnet_n")), None)
+    return tmp_path / "run"
+
+
+def test_a_run_from_submission_to_its_end(run_dir):
+    assert run_state(run_dir) == "submitted"
+    with open(run_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        event(run_dir, "start", 1, 0, step=0, world_size=4)
+        append_records(run_dir, range(1, 21))
+        status = read_status(run_dir, now=START + 25)
+        assert (status.state, status.step, status.total_steps) == ("running", 20, 100)
+        assert status.remaining_s == pytest.approx(80)
+        assert status.images_per_s == pytest.approx(1024)
+        assert status.checkpoint_step is None
+    assert run_state(run_dir) == "killed"
+    write_checkpoint(run_dir, 20)
+    event(run_dir, "end", 1, 22, outcome="interrupted")
+    assert run_state(run_dir) == "interrupted"
+    event(run_dir, "start", 2, 60, step=20, world_size=2)
+    append_records(run_dir, range(21, 101), attempt=2, start=START + 40)
+    event(run_dir, "end", 2, 142, outcome="finished")
+    status = read_status(run_dir)
+    assert status.state == "finished"
+    assert [(span.number, span.first_step, span.world_size, span.outcome) for span in status.attempts] == [
+        (1, 0, 4, "interrupted"),
+        (2, 20, 2, "finished"),
+    ]
+    assert status.attempts[0].ended - status.attempts[0].started == 22
+    assert status.checkpoint_step == 20
+    assert status.remaining_s is None
+
+
+def test_a_job_that_failed_says_so_while_it_still_closes(run_dir):
+    with open(run_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        event(run_dir, "start", 1, 0, step=0, world_size=1)
+        event(run_dir, "end", 1, time.time() - START + 60, outcome="failed")
+        assert run_state(run_dir) == "failed"
+
+
+def test_goodput_counts_only_steps_that_stay(run_dir):
+    event(run_dir, "start", 1, 0, step=0, world_size=1)
+    event(run_dir, "start", 2, 90, step=10, world_size=1)
+    event(run_dir, "end", 2, 100, outcome="finished")
+    records = [{"step": k, "time": START + k, "step_s": 2.5} for k in range(1, 21)]
+    spans = read_status(run_dir).attempts
+    # Twenty steps of 2.5 s in 100 s; what the first attempt computed after its save is lost and not there.
+    assert goodput(records, spans) == pytest.approx(0.5)
+    assert goodput([], spans) is None
+
+
+def test_the_report_shows_the_same(run_dir):
+    event(run_dir, "start", 1, 0, step=0, world_size=4)
+    append_records(run_dir, range(1, 31))
+    folder = write_report(run_dir)
+    text = (folder / "report.md").read_text()
+    assert "**transxnet_n: top-1 60.00 %, killed at step 30**" in text
+    assert "| steps | 30 of 100 |" in text
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    # One record, or one evaluation without the rest, is drawn too.
+    status = read_status(run_dir)
+    records = [record for record, _ in read_records(run_dir / "metrics.jsonl")][:1]
+    draw(folder / "one.png", run_dir, status, records)
+    assert "not evaluated" in markdown(
+        dataclasses.replace(status, attempts=[]), records, {"train": json_train(run_dir)}
+    )
+
+
+def json_train(run_dir: Path) -> dict:
+    return json.loads((run_dir / "config.json").read_text())["train"]
+
+
+def test_what_is_printed(run_dir, capsys):
+    append_records(run_dir, range(1, 11))
+    status = read_status(run_dir)
+    assert "10/100 (10 %)" in "\n".join(lines(status, START))
+    assert table([status])[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
+    assert main(runs=run_dir.parent) == 0
+    assert "transxnet_n" in capsys.readouterr().out
+    assert main(run_dir.parent) == 1
+    assert main(runs=run_dir) == 1
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("command", ["status", "register", "evaluate"])
+def test_help_needs_nothing_heavy(command):
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['pipeline.{command}', '--help']\n"
+        f"try: runpy.run_module('pipeline.{command}', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'mlflow', 'pyarrow', 'numpy', 'matplotlib', 'deepspeed', 'submitit'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, capture_output=True)
