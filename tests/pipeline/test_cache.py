@@ -157,8 +157,8 @@ class _Proxy(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """Small shards in moto's S3 server behind the proxy: (URI, local copy)."""
+def server():
+    """Port of moto's S3 server."""
     pytest.importorskip("moto")
     program = shutil.which("moto_server", path=str(Path(sys.executable).parent))
     assert program is not None
@@ -166,36 +166,41 @@ def bucket(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [program, "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while True:
-        assert server.poll() is None
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    _Proxy.target = ("127.0.0.1", port)
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            assert process.poll() is None
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def bucket(server, tmp_path_factory):
+    """Small shards in the server, read through the proxy: (URI, local copy)."""
     local = tmp_path_factory.mktemp("local")
     pack(local, SHARDS)
     pack(local, (13, 8), split="validation")
     place = "s3://shards/small?scheme=http&region=us-east-1&allow_bucket_creation=true&endpoint_override=127.0.0.1"
+    _Proxy.target = ("127.0.0.1", server)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
+        for name, value in keys.items():
             patch.setenv(name, value)
-        filesystem, path = open_filesystem(f"{place}:{port}")
+        filesystem, path = open_filesystem(f"{place}:{server}")
         filesystem.create_dir(path, recursive=True)
         for file in local.iterdir():
             with filesystem.open_output_stream(f"{path}/{file.name}") as stream:
                 stream.write(file.read_bytes())
         yield f"{place}:{proxy.server_port}", local
     proxy.shutdown()
-    server.terminate()
-    server.wait()
 
 
 def read(settings, *, world_size: int = 1, rank: int = 0, steps: int = 12) -> dict[tuple[int, int], str]:
