@@ -188,6 +188,7 @@ def launch(options: LaunchOptions) -> int:
     from pipeline import run_dir as run_directory
     from pipeline.digits import prepare_digits
     from pipeline.engine_config import deepspeed_config
+    from pipeline.randaugment import RandAugment
     from pipeline.schedule import build_schedule
     from pipeline.task import TrainTask
     from pipeline.tracking import resolve_tracking_uri
@@ -202,6 +203,8 @@ def launch(options: LaunchOptions) -> int:
     resources.check()
     config = options.train.check(resources.world_size)
     run_dir = Path(options.run_dir or f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    if config.augment.rand_augment is not None:
+        RandAugment.parse(config.augment.rand_augment)
     if options.recipe == "demo" and config.data.shards == TrainConfig().data.shards:
         config = _with_digits(config)
     extra: dict[str, Any] = {

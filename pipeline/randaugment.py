@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pipeline import randaugment_ops as ops
+from pipeline.config import ConfigError
 from pipeline.decode import Pixels
 
 DRAWS_PER_LAYER = 6
@@ -20,7 +21,7 @@ DRAWS_PER_LAYER = 6
 _DENOMINATOR = 10.0
 
 
-class PolicyError(ValueError):
+class PolicyError(ConfigError):
     """A description of RandAugment that cannot be read."""
 
 
