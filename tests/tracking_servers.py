@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 200
 
 
 def free_port() -> int:
@@ -53,8 +53,12 @@ class MlflowServer:
         self._process = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
         )
-        wait_for(lambda: self._process.poll() is not None or answers(f"{self.uri}/health"), START_TIMEOUT_S)
-        assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        try:
+            wait_for(lambda: self._process.poll() is not None or answers(f"{self.uri}/health"), START_TIMEOUT_S)
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def kill(self) -> None:
