@@ -1,5 +1,6 @@
 """One attempt at a run, from joining the ranks to the registered model."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +11,7 @@ from pipeline.errors import TrainingError
 from pipeline.export import export_weights
 from pipeline.recorder import Recorder, say
 from pipeline.tracking import EndStatus, Tracker
+from pipeline.tracking_system import SystemMonitor
 from pipeline.train import Training
 
 
@@ -20,6 +22,7 @@ class Attempt:
         """Nothing is done before `run`."""
         self._run_dir = run_dir
         self._tracker: Tracker | None = None
+        self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
         self._recorder: Recorder | None = None
 
@@ -31,9 +34,13 @@ class Attempt:
             self._recorder = recorder = Recorder(self._run_dir, world)
             if world.is_main:
                 document = run_directory.document(self._run_dir)
+                tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
                 self._tracker = Tracker.start(
-                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags={}
+                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags=tags
                 )
+            elif world.local_rank == 0:
+                # The tracker watches the first node itself.
+                self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
             training = Training(self._run_dir, world, recorder, self._tracker)
             if not training.run(stop_requested):
                 return False
@@ -48,6 +55,8 @@ class Attempt:
                 "the log of that rank says what it did last, and a new attempt goes on from the newest checkpoint"
             ) from error
         finally:
+            if self._monitor is not None:
+                self._monitor.stop()
             leave_world()
         if world.is_main:
             self.close("finished")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
+ModelName = Literal["transxnet_n", "transxnet_t", "transxnet_s", "transxnet_b"]
 
 
 class ConfigError(ValueError):
@@ -21,8 +22,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     """Which network is built (`transxnet.build`)."""
 
-    name: str = "transxnet_t"
-    """One of transxnet_n, transxnet_t, transxnet_s, transxnet_b."""
+    name: ModelName = "transxnet_t"
+    """Variant; transxnet_n is ours, for tests and the demo."""
     image_size: int = 224
     """Side of the square input, in pixels."""
     drop_path_rate: float | None = None

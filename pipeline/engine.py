@@ -60,12 +60,17 @@ class Engine:
         from deepspeed.utils import groups as groups_of_deepspeed
         from deepspeed.utils import logger
 
+        import transxnet
+
         logger.setLevel("WARNING")
         # Otherwise its initialisation compiles an extension on every CPU node, and a killed build locks the next.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if config.batch_norm == "sync" and world.device.type == "cuda" and world.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.network = model
+        if config.zero_stage == 3:
+            # Their weights are used outside their own forward, so they are gathered as one.
+            deepspeed.utils.set_z3_leaf_modules(model, transxnet.leaf_modules())
         groups = decay_groups(model)
         if config.compile:
             model.compile()

@@ -5,9 +5,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from pipeline.config import AugmentConfig, ConfigError, DataConfig, ModelConfig, TrainConfig
+from pipeline.config import AugmentConfig, ConfigError, DataConfig, ModelConfig, ModelName, TrainConfig
 from pipeline.model_card import ModelCard
 from pipeline.tracking_client import TrackingError, mask_secrets, one_line
 
@@ -90,7 +90,7 @@ def evaluate(
     matched = match_classes(model.card, manifest, subset=subset)
     settings = model.card.preprocessing
     config = TrainConfig(
-        model=ModelConfig(name=model.card.name, image_size=model.card.image_size),
+        model=ModelConfig(name=cast(ModelName, model.card.name), image_size=model.card.image_size),
         data=DataConfig(shards=shards, validation_split=split, workers=workers),
         augment=AugmentConfig(evaluation_crop=settings.evaluation_crop, mean=settings.mean, std=settings.std),
     )

@@ -24,8 +24,11 @@ def find_weights(source: str) -> Path:
     if source.startswith("models:/"):
         import mlflow
 
+        from pipeline.tracking_client import mlflow_session, resolve_tracking_uri
+
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(source))
+            with mlflow_session(resolve_tracking_uri(Path.cwd())):
+                folder = Path(mlflow.artifacts.download_artifacts(source))
         except Exception as error:
             raise ConfigError(f"--train.initialise-from {source} cannot be fetched: {error}") from error
         found = sorted(folder.rglob("*.safetensors"))
