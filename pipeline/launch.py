@@ -61,8 +61,8 @@ class LaunchOptions:
     """container that the processes run in (srun's pyxis)"""
     slurm: tuple[str, ...] = ()
     """any other sbatch options, each as KEY=VALUE"""
-    signal_delay_s: int = 120
-    """how long before the time limit the job is asked to save; more than a step and a save take"""
+    signal_delay_s: int | None = None
+    """how long before the time limit the job is asked to save; by default two minutes, or a quarter of a short limit"""
     run_dir: str | None = None
     """folder of the run, on a disk that all nodes see; given again, the run is resumed; by default runs/RECIPE-TIME"""
     wait: bool = True
