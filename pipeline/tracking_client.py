@@ -69,6 +69,8 @@ def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        # Otherwise a model carries the checkout's uv.lock, with the addresses of whoever resolved it.
+        "MLFLOW_UV_AUTO_DETECT": "false",
     }
     return {name: value for name, value in wanted.items() if name not in os.environ}
 

@@ -145,10 +145,10 @@ def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace
     from pipeline.audit import read_audit
 
     run = workplace.folder / "elastic"
-    steps, batch = 46, 64
+    steps, batch = 24, 64
     common = ["--recipe", "demo", "--run-dir", str(run), "--train.audit-samples", "--train.steps", str(steps)]
-    common += ["--train.save-every-steps", "10"]
-    for processes, stage, until in ((1, 1, 14), (4, 3, 28)):
+    common += ["--train.save-every-steps", "5"]
+    for processes, stage, until in ((1, 1, 7), (4, 3, 14)):
         arguments = ["--tasks-per-node", str(processes), "--train.zero-stage", str(stage)]
         workplace.start("pipeline.launch", *common, *arguments)
         workplace.wait_for_step("elastic", until)
@@ -161,9 +161,8 @@ def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace
     assert len(order) == steps * batch
     epochs = audit["epoch"].to_numpy()
     samples = audit["sample"].to_numpy()
-    for epoch in (0, 1):
-        assert sorted(samples[epochs == epoch]) == list(range(1437)), f"epoch {epoch} was not read exactly once"
-    assert len(set(samples[epochs == 2])) == (epochs == 2).sum()
+    assert sorted(samples[epochs == 0]) == list(range(1437)), "the epoch was not read exactly once"
+    assert len(set(samples[epochs == 1])) == (epochs == 1).sum() == steps * batch - 1437
     assert len(set(audit["rank"].to_pylist())) == 4
 
 

@@ -125,7 +125,7 @@ for step in range((store.steps() or [0])[-1] + 1, 10**6):
 def test_a_writer_killed_at_any_moment_leaves_only_sound_checkpoints(store: CheckpointStore, tmp_path: Path):
     chance = random.Random(7)
     reached = 0
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )

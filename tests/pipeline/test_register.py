@@ -59,7 +59,7 @@ def test_the_first_version_is_verified_latest_and_champion(home, registered):
     assert "images in a clean process" in stored.tags["verified"]
     assert f"{100 * card.top1:.2f} %" in stored.description
     run = client.get_run(stored.run_id)
-    assert [output.step for output in run.outputs.model_outputs] == [card.step]
+    assert {output.step for output in run.outputs.model_outputs} == {card.step}
 
 
 def test_a_stranger_loads_it_and_gets_the_recorded_top1(home, registered, tmp_path):

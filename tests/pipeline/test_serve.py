@@ -102,6 +102,7 @@ def test_it_prepares_images_as_the_evaluation_did(classifier, card, size):
     assert np.abs(served - evaluated).max() <= 12
 
 
+@pytest.mark.slow
 def test_over_http_it_answers_with_the_five_best(home, card, tmp_path):
     uri = resolve_tracking_uri(home)
     version = register(home / "runs/first")

@@ -153,7 +153,7 @@ def test_a_server_that_comes_back_gets_everything(tmp_path, server, capfd):
     assert "answers again" in said
 
 
-@pytest.mark.parametrize("trouble", ["login", "certificate"])
+@pytest.mark.parametrize("trouble", ["login", pytest.param("certificate", marks=pytest.mark.slow)])
 def test_a_server_that_refuses_is_said_in_one_line(tmp_path, server, capfd, trouble):
     certificate = self_signed_certificate(tmp_path) if trouble == "certificate" else None
     with Relay(server.port, certificate) as relay:

@@ -24,9 +24,16 @@ def _pytest(*arguments: str, **environment: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs directly on the GPU here")
-def test_operators_and_model_by_the_interpreter():
+def test_operators_by_the_interpreter():
     """In a process of its own: triton decides at its import whether it interprets."""
-    _pytest(str(FOLDER), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    _pytest(str(FOLDER / "test_operators.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs directly on the GPU here")
+def test_model_by_the_interpreter():
+    """The whole network, forward and backward."""
+    _pytest(str(FOLDER / "test_model.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 def test_triton_backend_says_where_it_runs():
