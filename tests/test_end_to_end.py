@@ -140,6 +140,7 @@ def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, uninterru
     assert {r.info.status for r in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace, uninterrupted: str):
     """1, then 4, then 2 processes, ZeRO 1, 3, 0; killed between; each epoch is read exactly once."""
     from pipeline.audit import read_audit

@@ -127,6 +127,7 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
     assert history(server.uri, run.info.run_id) == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_everything(tmp_path, server, capfd):
     relay = Relay(server.port)
     with relay:
