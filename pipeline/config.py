@@ -158,8 +158,6 @@ class TrainConfig:
     """Decay of the moving average of the weights; 0: none."""
     compile: bool = False
     """Run the model through `torch.compile`."""
-    gradient_checkpointing: bool = False
-    """Recompute stages in the backward instead of keeping their activations."""
     save_every_steps: int = 500
     """Interval of checkpoints; what a kill can cost at most."""
     keep_checkpoints: int = 3
