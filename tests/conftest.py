@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -22,6 +23,12 @@ NEEDS = {
     "gpu": (_has_gpu, "REQUIRE_GPU", "needs a CUDA device"),
     "slurm": (_has_slurm, "REQUIRE_SLURM", "needs Slurm: apt-get install slurm-wlm munge"),
 }
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and let the programs under test hear it, also where a script started the tests in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
