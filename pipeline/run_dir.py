@@ -41,7 +41,8 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
     Args:
         run_dir: the folder; made if it is missing.
         config: what will be trained.
-        extra: `resources`, `tracking_uri` and whatever else is worth keeping; not compared.
+        extra: `resources`, `tracking_uri`, `dataset` and whatever else is worth keeping; of these only the digests
+            of `dataset` are compared.
 
     Raises:
         RunDirectoryError: the folder is not this user's, cannot be written, or belongs to another training (the
@@ -55,7 +56,7 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
     path = run_dir / "config.json"
     if path.exists():
-        differences = config_module.difference(load(run_dir), config)
+        differences = config_module.difference(load(run_dir), config) + _other_images(document(run_dir), extra)
         if differences:
             raise RunDirectoryError(
                 f"--run-dir {run_dir} belongs to another training:\n  "
@@ -65,7 +66,7 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
     elif any(run_dir.iterdir()):
         raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no config.json; take another one")
     os.chmod(run_dir, 0o700)
-    document = {
+    content = {
         "train": config_module.to_dict(config),
         "digest": config_module.digest(config),
         "git": git_state(Path(__file__).parent),
@@ -73,9 +74,19 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         **extra,
     }
     try:
-        write_durably(path, json.dumps(document, indent=1) + "\n")
+        write_durably(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
+
+
+def _other_images(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """A line for each split whose shards are not those that the run began with, wherever they lie."""
+    before, now = old.get("dataset", {}), new.get("dataset", {})
+    return [
+        f"{split} shards of digest {before[name][:12]} -> {now[name][:12]}: other images or another order"
+        for split, name in (("training", "digest"), ("validation", "validation_digest"))
+        if name in before and name in now and before[name] != now[name]
+    ]
 
 
 def document(run_dir: Path) -> dict[str, Any]:
@@ -101,18 +112,23 @@ def lock(run_dir: Path) -> IO[str]:
     """Hold `run_dir` for this process until it ends, however it ends: the kernel keeps the lock.
 
     Raises:
-        RunDirectoryError: another attempt holds it.
+        RunDirectoryError: another attempt holds it, or its file system has no locks.
     """
     handle = (run_dir / ".lock").open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "unknown"
         handle.close()
         raise RunDirectoryError(
             f"{run_dir} is being trained by another attempt ({holder}); wait for it or cancel it"
         ) from None
+    except OSError as error:
+        handle.close()
+        raise RunDirectoryError(
+            f"{run_dir} cannot be locked ({error.strerror}): its file system needs flock (Lustre: mount -o flock)"
+        ) from error
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     handle.flush()

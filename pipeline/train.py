@@ -49,6 +49,12 @@ class Training:
         self.num_samples, self.num_classes = probe.num_samples, probe.num_classes
         self.dataset_digest = probe.dataset_digest
         probe.close()
+        began_with = run_directory.document(run_dir).get("dataset", {}).get("digest", self.dataset_digest)
+        if self.dataset_digest != began_with:
+            raise TrainingError(
+                f"the shards in {config.data.shards} were packed anew since this run began (digest "
+                f"{self.dataset_digest[:12]}, then {began_with[:12]}): put the former ones back, or start another run"
+            )
         self.schedule: Schedule = build_schedule(config, self.num_samples)
         torch.manual_seed(config.seed)
         model = build_model(config, self.num_classes)

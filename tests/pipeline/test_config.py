@@ -66,6 +66,9 @@ def test_a_run_directory_belongs_to_one_training(tmp_path: Path):
     with pytest.raises(RunDirectoryError, match="seed: 0 -> 1"):
         run_directory.prepare(run, replace(TrainConfig(), seed=1), {})
     assert run_directory.load(run).seed == 0
+    run_directory.prepare(run, TrainConfig(), {"dataset": {"digest": "a" * 64, "validation_digest": "b" * 64}})
+    with pytest.raises(RunDirectoryError, match="validation shards of digest bbbbbbbbbbbb -> cccccccccccc"):
+        run_directory.prepare(run, TrainConfig(), {"dataset": {"digest": "a" * 64, "validation_digest": "c" * 64}})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.jpg").touch()
     with pytest.raises(RunDirectoryError, match="not empty"):
