@@ -25,14 +25,28 @@ NEEDS = {
 }
 
 
+LONGEST = ("test_end_to_end", "test_kernels_operators", "test_engine")
+
+
+def _starts_early(file: str, slurm: bool) -> int:
+    return 0 if slurm else 1 + (LONGEST.index(file) if file in LONGEST else len(LONGEST))
+
+
 def pytest_configure() -> None:
     """Hear Ctrl-C, and let the programs under test hear it, also where a script started the tests in its background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `slow` tests to `-m slow`."""
+    """Keep a file's tests in one worker (Slurm's, with their one cluster, too), the longest files first.
+
+    `slow` tests are left to `-m slow`.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.stem))
+    items.sort(key=lambda item: _starts_early(item.path.stem, item.get_closest_marker("slurm") is not None))
     if "slow" in (config.option.markexpr or ""):
         return
     for item in items:
