@@ -11,7 +11,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_ALL = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
@@ -30,9 +31,16 @@ class Purpose(IntEnum):
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser, elementwise: a bijection of 64 bits in which every input bit moves half the output."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_FIRST)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_SECOND)
     return bits ^ (bits >> np.uint64(31))
+
+
+def _mix_one(bits: int) -> int:
+    """As `_mix`, of one number: a tenth of the time that arrays of one take."""
+    bits = (bits ^ (bits >> 30)) * _FIRST & _ALL
+    bits = (bits ^ (bits >> 27)) * _SECOND & _ALL
+    return bits ^ (bits >> 31)
 
 
 def key(*names: ArrayLike) -> NDArray[np.uint64]:
@@ -41,19 +49,24 @@ def key(*names: ArrayLike) -> NDArray[np.uint64]:
     Args:
         names: integers of any sign, each a number or an array.
     """
+    single, singles = 0, 0
+    for name in names:
+        if not isinstance(name, int | np.integer):
+            break
+        single = _mix_one(((single ^ _mix_one((int(name) + _GOLDEN) & _ALL)) + _GOLDEN) & _ALL)
+        singles += 1
+    state = np.array(single, np.uint64)
     with np.errstate(over="ignore"):
-        state = np.zeros((1,), np.uint64)
-        for name in names:
+        for name in names[singles:]:
             value = np.asarray(name).astype(np.int64).astype(np.uint64)
-            state = _mix((state ^ _mix(value + _GOLDEN)) + _GOLDEN)
-        shape = np.broadcast_shapes(*(np.shape(name) for name in names))
-        return np.broadcast_to(state.reshape(shape) if state.size == 1 else state, shape)
+            state = _mix((state ^ _mix(value + np.uint64(_GOLDEN))) + np.uint64(_GOLDEN))
+    return np.asarray(state)
 
 
 def bits(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     """`count` independent 64-bit draws for each key: shape [*keys.shape, count]."""
     with np.errstate(over="ignore"):
-        counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         return _mix(keys[..., None] + counters)
 
 

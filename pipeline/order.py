@@ -9,6 +9,7 @@ rank (at a lane's edge, by two), which is what makes a small cache of remote sha
 Any position is evaluated by itself: the cost of opening at a step is that of one batch, whatever the step.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -43,7 +44,7 @@ class SampleOrder:
         self.first_rows = np.concatenate([[0], np.cumsum(self.shard_samples)])
         self.num_samples = int(self.first_rows[-1])
         self._shuffled_shards = lru_cache(maxsize=2)(self._shuffle_shards)
-        self._cached_edges = lru_cache(maxsize=2 * lanes)(self.lane_edges)
+        self._cached_edges = lru_cache(maxsize=2 * lanes)(lambda epoch, lane: self.lane_edges(epoch, lane).tolist())
         self._shuffled_block = lru_cache(maxsize=2 * lanes)(self._shuffle_block)
 
     def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -52,13 +53,14 @@ class SampleOrder:
         within, lane_of = np.divmod(positions, self.lanes)
         by_lane = np.argsort(lane_of, kind="stable")
         lanes, firsts = np.unique(lane_of[by_lane], return_index=True)
-        for lane, here in zip(lanes.tolist(), np.split(by_lane, firsts[1:]), strict=True):
+        for lane, begin, end in zip(lanes.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+            here = by_lane[begin:end]
             edges = self._cached_edges(epoch, lane)
             places = edges[0] + within[here]
-            block_of = np.searchsorted(edges, places, side="right") - 1
-            for block in {*block_of.tolist()}:
-                low, high = int(edges[block]), int(edges[block + 1])
-                inside = block_of == block
+            # Positions of a batch lie close together in a lane: mostly within one block.
+            blocks = range(bisect_right(edges, places.min()) - 1, bisect_right(edges, places.max()))
+            for low, high in ((edges[block], edges[block + 1]) for block in blocks):
+                inside = slice(None) if len(blocks) == 1 else (low <= places) & (places < high)
                 rows[here[inside]] = self._shuffled_block(epoch, low, high)[places[inside] - low]
         return rows
 

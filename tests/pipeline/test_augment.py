@@ -82,21 +82,21 @@ def test_equalize_and_autocontrast_of_flat_images_change_nothing():
 
 @pytest.mark.parametrize("cubic", [False, True])
 @pytest.mark.parametrize("shape", [(150, 170), (224, 224), (250, 240), (290, 330), (375, 333), (210, 400), (480, 300)])
-def test_resizing_is_pillows_within_about_a_grey_level(photographs, shape, cubic):
+def test_resizing_is_pillows_within_a_grey_level(photographs, shape, cubic):
     method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
     apart = []
     for data in photographs:
         pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         crop = np.ascontiguousarray(cv2.resize(pixels, None, fx=1, fy=1)[: shape[0], : shape[1]])
         apart.append(distance(resize(crop, 224, cubic), Image.fromarray(crop).resize((224, 224), method)))
-    assert np.mean(apart) < 1.4
+    assert np.mean(apart) < 1.0
 
 
 def test_a_crop_is_the_whole_image_cut(photographs):
     for data in photographs:
-        image, whole = EncodedImage(data), simplejpeg.decode_jpeg(data, strict=False)
+        image, whole = EncodedImage(data), simplejpeg.decode_jpeg(data, fastupsample=True, strict=False)
         assert (image.height, image.width) == whole.shape[:2]
-        for bottom in (17, 100, image.height // 2, image.height - 20, image.height):
+        for bottom in (17, 32, 100, image.height // 2, image.height - 20, image.height):
             crop = image.crop(bottom - 16, 5, 16, 40, 224)
             assert (crop == whole[bottom - 16 : bottom, 5:45]).all()
 
@@ -113,7 +113,7 @@ def test_a_large_crop_is_decoded_at_half_its_size():
 def encoded(mode: str, format: str) -> bytes:
     sink = io.BytesIO()
     image = Image.fromarray(simplejpeg.decode_jpeg(photograph(1, 60, 50))).convert(mode)
-    image.save(sink, format, **({"progressive": True} if mode == "RGB" and format == "JPEG" else {}))
+    image.save(sink, format, **({"progressive": True, "subsampling": 0} if mode == "RGB" and format == "JPEG" else {}))
     return sink.getvalue()
 
 
