@@ -86,7 +86,7 @@ class ShardCache:
             CacheError: as `open`.
         """
         path, size = self._path(name), self._remote.sizes[name]
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with locked(path.with_name(f".{path.name}.lock")):
             if path.exists():
                 return
             part = path.with_name(f".{path.name}{_PART}")
@@ -103,7 +103,7 @@ class ShardCache:
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room and take it, so that those who reserve at the same time do not count on the same room."""
-        with _locked(self._folder / ".room.lock"):
+        with locked(self._folder / ".room.lock"):
             entries = sorted(self._entries())
             taken = sum(entry_size for _, entry_size, _ in entries)
             for _, entry_size, path in entries:
@@ -170,7 +170,7 @@ class ShardCache:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a file lock; the kernel drops it with the process."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -1,13 +1,14 @@
 """The index of a split as every process of a node maps it: one copy in the page cache, whatever the number of readers.
 
-The parquet index of ImageNet takes seconds and hundreds of megabytes to read. So the first process of a node that needs
-it writes it out as flat arrays into the cache folder, and all others map those: 24 bytes a sample, 31 MB for ImageNet,
-and apart from them the keys (4 bytes and their letters), which are touched only when a sample is named.
+The parquet index of ImageNet takes a second and hundreds of megabytes to read. So the first process of a node that
+needs it has it written out as flat arrays into the cache folder, and all map those: 24 bytes a sample, 31 MB for
+ImageNet, and apart from them the keys (4 bytes and their letters), which are touched only when a sample is named.
 """
 
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache import locked
+from pipeline.data_process import become_helper, start_helper
+
 if TYPE_CHECKING:
     from sharding import Manifest
 
@@ -27,6 +31,8 @@ ROW = np.dtype([("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), 
 
 _FORMAT = 2
 _KEEP_S = 30 * 24 * 3600
+_APART_FROM = 100_000
+"""Samples from which on another process writes the arrays, and takes the memory with it when it ends."""
 
 
 class CacheFolderError(ValueError):
@@ -92,7 +98,7 @@ def cache_folder(configured: str | None) -> Path:
 
 
 def open_index(location: str, manifest: "Manifest", cache: Path) -> SampleIndex:
-    """Map the index of a split, writing the node's copy if it is not there.
+    """Map the index of a split, writing the node's copy if it is not there; one process of the node does so.
 
     Args:
         location: folder or URI of the shards.
@@ -105,29 +111,61 @@ def open_index(location: str, manifest: "Manifest", cache: Path) -> SampleIndex:
     """
     folder = cache / f"index-{_FORMAT}-{manifest.digest[:32]}"
     if not folder.is_dir():
-        _remove_old(cache)
-        _write(location, manifest, folder)
+        with locked(cache / ".index.lock"):
+            if not folder.is_dir():
+                _remove_old(cache)
+                write = _write if manifest.num_samples < _APART_FROM else _write_apart
+                write(location, manifest, folder)
     with contextlib.suppress(OSError):
         os.utime(folder)
     return SampleIndex.map(str(folder))
 
 
+def _write_apart(location: str, manifest: "Manifest", folder: Path) -> None:
+    """As `_write`, in another process."""
+    task, answer = os.memfd_create("index-task"), os.memfd_create("index-answer")
+    try:
+        os.write(task, pickle.dumps((location, manifest, folder)))
+        code = start_helper("pipeline.data_index", [str(task), str(answer)], (task, answer)).wait()
+        said = os.pread(answer, os.fstat(answer).st_size, 0)
+    finally:
+        os.close(task)
+        os.close(answer)
+    if said:
+        raise pickle.loads(said)
+    if code:
+        raise CacheFolderError(f"the process that writes the index of {location} to {folder.parent} ended with {code}")
+
+
+def main() -> None:
+    """Write the arrays that `_write_apart` asks for, and answer with the exception if there is one."""
+    task, answer = (int(text) for text in become_helper())
+    try:
+        _write(*pickle.loads(os.pread(task, os.fstat(task).st_size, 0)))
+    except Exception as error:
+        os.write(answer, pickle.dumps(error))
+
+
 def _write(location: str, manifest: "Manifest", folder: Path) -> None:
-    """Write the arrays aside and rename them into place; a process that was quicker wins."""
+    """Write the arrays aside and rename them into place."""
+    import pyarrow as pa
+
     from sharding import load_index
 
     table = load_index(location, manifest)
     rows = np.empty(table.num_rows, ROW)
     for name in ROW.names or ():
         rows[name] = table[name].to_numpy()
-    keys = table["key"].combine_chunks()
-    encoded = [key.as_py().encode() for key in keys]
+    # As Arrow holds strings: where each ends, and all letters one after the other.
+    keys = table["key"].cast(pa.large_string()).combine_chunks()
+    _, ends, letters = keys.buffers()
+    del table
     try:
         aside = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
         try:
             np.save(aside / "rows.npy", rows)
-            np.save(aside / "key_ends.npy", np.cumsum([len(key) for key in encoded], dtype=np.uint32))
-            (aside / "keys.bin").write_bytes(b"".join(encoded))
+            np.save(aside / "key_ends.npy", np.frombuffer(ends, np.int64)[1 : len(keys) + 1].astype(np.uint32))
+            (aside / "keys.bin").write_bytes(letters or b"")
             (aside / "shards.json").write_text(json.dumps([(shard.name, shard.samples) for shard in manifest.shards]))
             aside.rename(folder)
         finally:

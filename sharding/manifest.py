@@ -240,7 +240,8 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
 def index_digest(table: pa.Table) -> str:
     """SHA-256 in hex of an index's content, whatever way parquet stored it."""
     digest = hashlib.sha256(str(table.num_rows).encode())
-    digest.update("\n".join(table["key"].to_pylist()).encode())
+    for number, keys in enumerate(table.select(["key"]).to_batches(max_chunksize=1 << 16)):
+        digest.update(("\n" * (number > 0) + "\n".join(keys[0].to_pylist())).encode())
     for column in INDEX_SCHEMA.names[1:]:
         values = np.ascontiguousarray(table[column].to_numpy())
         digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())

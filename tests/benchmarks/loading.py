@@ -2,7 +2,10 @@
 
 Both read the same photographs with the full recipe (crop, flip, RandAugment, erasing, 224 px) in `--workers` processes,
 in turns within one run, so that what else the machine does falls on both. Rates are over the processor time that the
-workers and the main process took, which is what a core can do, and over the clock.
+workers and the main process took, which is what a core can do, and over the clock. A ratio is the median over the
+rounds of ours to timm's better setting in the same round. After them: where the time of an image goes, the smallest of
+five repetitions for each image and part, of timm's too; how long a consumer waits that takes four fifths of the rate;
+and how memory grows.
 
     python -m tests.benchmarks.loading --images ../shared/imagenet-sample
 """
@@ -10,13 +13,14 @@ workers and the main process took, which is what a core can do, and over the clo
 import argparse
 import contextlib
 import glob
-import json
+import random
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,11 +29,13 @@ import torch
 
 from pipeline.augment import TrainAugment
 from pipeline.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from pipeline.data import build_train_loader
-from pipeline.data_index import SampleIndex
+from pipeline.data import TrainLoader, build_train_loader
+from pipeline.data_index import cache_folder, open_index
+from sharding import load_manifest
 from sharding.build import BuildOptions, build
 
 BATCH, AHEAD = 64, 8
+CHUNK, CHUNKS, PASSES = 32, 5, 5
 RECIPE = AugmentConfig()
 
 
@@ -52,12 +58,17 @@ class Rate:
         self.per_second.append(images / (time.perf_counter() - started))
         self.per_core.append(images / (self._processor_seconds() - began))
 
+    def memory_mb(self) -> float:
+        """Memory of these processes that they do not share, in 10^6 bytes."""
+        memory = [process.memory_info() for process in self._processes]
+        return sum(info.rss - info.shared for info in memory) / 1e6
+
     def _processor_seconds(self) -> float:
         """Processor time of this process and of the loader's own."""
         return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
-def ours(shards: str, workers: int, cache: str) -> Iterator[int]:
+def our_loader(shards: str, workers: int, cache: str) -> TrainLoader:
     """Our loader, as the training opens it."""
     config = TrainConfig(
         global_batch_size=BATCH,
@@ -66,53 +77,68 @@ def ours(shards: str, workers: int, cache: str) -> Iterator[int]:
         data=DataConfig(shards=shards, workers=workers, cache_dir=cache, prefetch_batches=AHEAD),
         augment=RECIPE,
     )
-    with build_train_loader(config, world_size=1, rank=0, start_step=0, total_steps=10**6, device="cpu") as loader:
+    return build_train_loader(config, world_size=1, rank=0, start_step=0, total_steps=10**6, device="cpu")
+
+
+def ours(shards: str, workers: int, cache: str) -> Iterator[int]:
+    """Sizes of our loader's batches."""
+    with our_loader(shards, workers, cache) as loader:
         for batches in loader:
             for batch in batches:
                 yield len(batch.images)
 
 
 def repeated(images: str, scratch: str) -> str:
-    """A folder with each photograph many times, so that timm's loader seldom comes to the end of an epoch."""
+    """A folder with each photograph several times, so that the loaders seldom come to the end of an epoch."""
     folder = Path(scratch) / "repeated"
-    for file in () if folder.exists() else sorted(Path(images).glob("*/*")):
+    for file in sorted(Path(images).glob("*/*")):
         (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-        for number in range(16):
+        for number in range(8):
             (folder / file.parent.name / f"{file.stem}_{number}{file.suffix}").symlink_to(file.resolve())
     return str(folder)
 
 
+def timms_dataset(images: str) -> Any:
+    """timm's dataset of the files in a folder of classes, without transforms yet."""
+    from timm.data import create_dataset
+
+    return create_dataset("", root=images, split="train")
+
+
+def timms_loader(dataset: Any, workers: int, use_prefetcher: bool) -> Any:
+    """timm's loader with the full recipe; it gives the dataset its transforms."""
+    from timm.data import create_loader
+
+    return create_loader(
+        dataset,
+        input_size=(3, 224, 224),
+        batch_size=BATCH,
+        is_training=True,
+        use_prefetcher=use_prefetcher,
+        re_prob=RECIPE.random_erasing,
+        re_mode="pixel",
+        hflip=RECIPE.horizontal_flip,
+        color_jitter=0.4,
+        auto_augment=RECIPE.rand_augment,
+        interpolation="random",
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=False,
+        device=torch.device("cpu"),
+    )
+
+
 def timms(images: str, workers: int, use_prefetcher: bool) -> Iterator[int]:
     """timm's loader over the files of a folder of classes."""
-    from timm.data import create_dataset, create_loader
-
-    dataset = create_dataset("", root=images, split="train")
+    loader = timms_loader(timms_dataset(images), workers, use_prefetcher)
+    loader = loader.loader if use_prefetcher else loader  # its prefetcher needs a GPU; the workers do the same
     while True:
-        loader = create_loader(
-            dataset,
-            input_size=(3, 224, 224),
-            batch_size=BATCH,
-            is_training=True,
-            use_prefetcher=use_prefetcher,
-            re_prob=RECIPE.random_erasing,
-            re_mode="pixel",
-            hflip=RECIPE.horizontal_flip,
-            color_jitter=0.4,
-            auto_augment=RECIPE.rand_augment,
-            interpolation="random",
-            num_workers=workers,
-            persistent_workers=True,
-            pin_memory=False,
-            device=torch.device("cpu"),
-        )
-        loader = loader.loader if use_prefetcher else loader  # its prefetcher needs a GPU; the workers do the same
-        while True:
-            for batch in loader:
-                yield len(batch[0])
+        for batch in loader:
+            yield len(batch[0])
 
 
 def breakdown(shards: str, cache: str) -> dict[str, float]:
-    """Median microseconds that each part of one image takes, in this process."""
+    """Microseconds that each part of an image takes here: the mean over images of the smallest of some passes."""
     from pipeline import augment as module
     from pipeline.data_reader import ReaderSpec, SampleReader
     from pipeline.decode import EncodedImage
@@ -125,37 +151,66 @@ def breakdown(shards: str, cache: str) -> dict[str, float]:
         real = getattr(owner, name)
 
         def wrapper(*args: object, **keywords: object) -> object:
-            started = time.process_time()
+            started = time.perf_counter()
             result = real(*args, **keywords)
-            spent.setdefault(part, []).append(time.process_time() - started)
+            spent.setdefault(part, []).append(time.perf_counter() - started)
             return result
 
         setattr(owner, name, wrapper)
         yield
         setattr(owner, name, real)
 
-    folder = str(next(Path(cache).glob("index-*")))
-    spec = ReaderSpec(folder, shards, RECIPE, 224, 0, True, "stop")
-    reader, index = SampleReader(spec), SampleIndex.map(folder)
-    pixels, labels = np.empty((16, 224, 224, 3), np.uint8), np.empty(16, np.int64)
-    cv2.setNumThreads(1)
+    folder = open_index(shards, load_manifest(shards, "train"), cache_folder(cache)).folder
+    reader = SampleReader(ReaderSpec(folder, shards, RECIPE, 224, 0, True, "stop"))
+    pixels, labels = np.empty((CHUNK, 224, 224, 3), np.uint8), np.empty(CHUNK, np.int64)
     parts = (
         (SampleReader, "_read", "read and check"),
         (EncodedImage, "crop", "decode"),
         (module, "resize", "resize"),
         (RandAugment, "__call__", "RandAugment"),
-        (TrainAugment, "draw", "draws (of 16)"),
-        (SampleReader, "fill", "all (of 16)"),
+        (TrainAugment, "draw", "draws"),
+        (SampleReader, "fill", "all"),
     )
     with contextlib.ExitStack() as stack:
         for part in parts:
             stack.enter_context(timed(*part))
-        for first in range(0, 30 * 16, 16):
-            rows = np.arange(first, first + 16) % len(index.rows)
+        for first in CHUNK * np.arange(CHUNKS).repeat(PASSES):
+            rows = 8 * np.arange(first, first + CHUNK)  # a photograph lies there eight times
             reader.fill(rows, np.zeros_like(rows), pixels, labels)
     reader.close()
-    means = {part: 1e6 * statistics.fmean(values) for part, values in spent.items()}
-    return {part.removesuffix(" (of 16)"): us / (16 if "of 16" in part else 1) for part, us in means.items()}
+    smallest = {part: np.reshape(times, (CHUNKS, PASSES, -1)).min(axis=1) for part, times in spent.items()}
+    return {part: 1e6 * float(times.sum()) / (CHUNKS * CHUNK) for part, times in smallest.items()}
+
+
+def timms_image(images: str) -> float:
+    """Microseconds of an image in timm's dataset with its transforms: the smallest of some passes with equal draws."""
+    dataset = timms_dataset(images)
+    timms_loader(dataset, 0, use_prefetcher=True)
+    times = np.empty((CHUNKS * CHUNK, PASSES))
+    for image in range(CHUNKS * CHUNK):
+        for number in range(PASSES):
+            random.seed(image), np.random.seed(image), torch.manual_seed(image)
+            started = time.perf_counter()
+            dataset[8 * image]
+            times[image, number] = time.perf_counter() - started
+    return 1e6 * float(times.min(axis=1).mean())
+
+
+def waiting(shards: str, workers: int, cache: str, rate: float, batches: int) -> float:
+    """Share of its time that a consumer waits which takes so many images a second."""
+    with our_loader(shards, workers, cache) as loader:
+        waited, started = 0.0, 0.0
+        for number, parts in enumerate(loader):
+            for _ in parts:
+                pass
+            if number == AHEAD:
+                waited, started = 0.0, time.perf_counter()
+            elif number > AHEAD:
+                waited += loader.data_wait_s
+                time.sleep(max(0.0, started + (number - AHEAD) * BATCH / rate - time.perf_counter()))
+            if number == AHEAD + batches:
+                return waited / (time.perf_counter() - started)
+    raise AssertionError("the loader ended")
 
 
 def main() -> None:
@@ -168,34 +223,42 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
+        images = repeated(options.images, scratch)
         loaders: list[Rate] = []
         caches = {}
         for name, side in (("original files", None), ("256 px shards", 256)):
             folder = f"{scratch}/{side}"
-            build(BuildOptions(source=options.images, output=folder, split="train", shorter_side=side))
+            build(BuildOptions(source=images, output=folder, split="train", shorter_side=side))
             caches[name] = (folder, f"{scratch}/cache-{side}")
-            loaders.append(Rate(f"ours, {name}", ours(folder, options.workers, caches[name][1])))
+            loaders.append(Rate(name, ours(folder, options.workers, caches[name][1])))
         for use_prefetcher in (True, False):
-            name = f"timm, use_prefetcher={use_prefetcher}"
-            loaders.append(Rate(name, timms(repeated(options.images, scratch), options.workers, use_prefetcher)))
+            loaders.append(Rate(f"timm, {use_prefetcher}", timms(images, options.workers, use_prefetcher)))
+        memory: list[list[float]] = []
         for _ in range(options.rounds):
             for loader in loaders:
                 # The first stretch was read ahead while the others ran.
                 loader.stretch(AHEAD + 2)
                 loader.per_core.pop(), loader.per_second.pop()
                 loader.stretch(options.batches)
-        results = {loader.name: statistics.median(loader.per_core) for loader in loaders}
+            memory.append([loader.memory_mb() for loader in loaders[:2]])
+        timm = np.array([loader.per_core for loader in loaders[2:]])
+        better = timm[np.median(timm, axis=1).argmax()]
         for loader in loaders:
-            spread = ", ".join(f"{rate:.0f}" for rate in sorted(loader.per_core))
-            clock = statistics.median(loader.per_second)
-            print(f"{loader.name:28s} {results[loader.name]:6.0f} images/s a core ({spread}), {clock:.0f} by the clock")
-        best = max(value for name, value in results.items() if name.startswith("timm"))
-        ratios = {name: round(value / best, 2) for name, value in results.items()}
-        print(json.dumps({"times timm's better setting": ratios}))
-        for name, (folder, cache) in caches.items():
+            spread = ", ".join(f"{rate:.0f}" for rate in loader.per_core)
+            rates = statistics.median(loader.per_core), statistics.median(loader.per_second)
+            ratio = f"{np.median(loader.per_core / better):.2f} x"
+            print(f"{loader.name:14s} {rates[0]:5.0f} images/s a core ({spread}), {rates[1]:.0f} by the clock: {ratio}")
+        print(f"memory of ours after each round, MB: {[round(sum(both), 1) for both in memory]}")
+        timm_us = timms_image(images)
+        print(f"one image of timm's {timm_us:.0f} us")
+        for loader, (name, (folder, cache)) in zip(loaders, caches.items(), strict=False):
             parts = breakdown(folder, cache)
-            print(f"{name}: " + ", ".join(f"{part} {us:.0f} us" for part, us in parts.items()))
+            said = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
+            print(f"one image of ours, {name}: {said}: {timm_us / parts['all']:.2f} x")
+            rate = 0.8 * statistics.median(loader.per_second)
+            print(f"waiting at {rate:.0f} images/s: {100 * waiting(folder, options.workers, cache, rate, 40):.2f} %")
         print(
             f"files {len(glob.glob(f'{options.images}/*/*'))}, opencv {cv2.__version__}, load {psutil.getloadavg()[0]}"
         )
