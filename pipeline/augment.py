@@ -162,17 +162,17 @@ def resize(pixels: Pixels, size: int, cubic: bool) -> Pixels:
         return np.asarray(Image.fromarray(pixels).resize((size, size), method))
     # Bilinear along an axis that grows, or hardly shrinks, is OpenCV's bilinear.
     smooth = not cubic and min(shrinking) < 1.05 and max(shrinking) < 1.8
-    vertical, horizontal = (_antialiasing(round(factor, 2), cubic, smooth) for factor in shrinking)
-    if len(vertical) > 1 or len(horizontal) > 1:
+    if max(shrinking) > 1:
+        vertical, horizontal = (_antialiasing(round(factor, 2), cubic, smooth) for factor in shrinking)
         pixels = as_pixels(cv2.sepFilter2D(pixels, -1, horizontal, vertical, borderType=cv2.BORDER_REPLICATE))
     return as_pixels(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR if smooth else cv2.INTER_CUBIC))
 
 
 @lru_cache(maxsize=1024)
 def _antialiasing(shrinking: float, cubic: bool, smooth: bool) -> NDArray[np.float32]:
-    """The filter along an axis that shrinks by a factor: float32 [1], [3] or [5]."""
+    """The filter along an axis that shrinks by a factor: float32 [3] or [5]; OpenCV takes longer over a [1]."""
     if shrinking <= 1:
-        return np.ones(1, np.float32)
+        return np.array([0, 1, 0], np.float32)
     # Of Pillow's triangle the variance that bilinear interpolation lacks.
     outer, outermost = (
         ((shrinking**2 - 1) / 12, 0.0)

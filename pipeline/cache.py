@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 8 << 20
 _ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.2
+_ROOM_PAUSE_S = 0.05
 _PART = ".part"
 
 
@@ -102,6 +103,16 @@ class ShardCache:
         return self._folder / f"{self._prefix}{name}"
 
     def _reserve(self, part: Path, size: int) -> None:
+        """Make room and take it; waits while what is being fetched, by others too, takes all the room there is."""
+        if size > self._remote.limit:
+            raise CacheError(
+                f"no room for a shard of {size / 1e9:.2f} GB in {self._folder}: its bound is "
+                f"{self._remote.limit / 1e9:.2f} GB; raise --train.data.cache-gb"
+            )
+        while not self._try_to_reserve(part, size):
+            time.sleep(_ROOM_PAUSE_S)
+
+    def _try_to_reserve(self, part: Path, size: int) -> bool:
         """Make room and take it, so that those who reserve at the same time do not count on the same room."""
         with locked(self._folder / ".room.lock"):
             entries = sorted(self._entries())
@@ -112,11 +123,7 @@ class ShardCache:
                 if _remove(path):
                     taken -= entry_size
             if taken + size > self._remote.limit:
-                raise CacheError(
-                    f"no room for a shard of {size / 1e9:.2f} GB in {self._folder}: its bound is "
-                    f"{self._remote.limit / 1e9:.2f} GB, and what lies there is being fetched; "
-                    "raise --train.data.cache-gb"
-                )
+                return False
             try:
                 with part.open("wb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
@@ -126,6 +133,7 @@ class ShardCache:
                     f"{self._folder} has no room for a shard of {size / 1e9:.2f} GB ({error.strerror}): "
                     "make room, lower --train.data.cache-gb, or choose another --train.data.cache-dir"
                 ) from error
+            return True
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, bytes and path of every shard and part in the folder, of whatever data set."""

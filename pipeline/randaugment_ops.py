@@ -33,7 +33,7 @@ Operation = Callable[[Pixels, float, Resampling], Pixels]
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _TRUNCATE = -0.499
 """Added before OpenCV rounds, where Pillow truncates: short of a half, so that whole numbers stay."""
-_SHARPEN, _KEEP = np.array([-0.053, 1.106, -0.053], np.float32), np.array([1], np.float32)
+_SHARPEN, _KEEP = np.array([-0.053, 1.106, -0.053], np.float32), np.array([0, 1, 0], np.float32)
 
 
 def auto_contrast(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:

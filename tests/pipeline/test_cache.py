@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache import CacheError, RemoteShards, ShardCache
+from pipeline.cache import CacheError, RemoteShards, ShardCache, locked
 from pipeline.data import build_evaluation_loader, build_train_loader
 from pipeline.data_reader import LoaderError
 from sharding import open_filesystem
@@ -115,6 +115,40 @@ def test_a_fetch_that_was_killed_half_way_leaves_nothing_that_counts(source, tmp
     assert content(ShardCache(shards(source, folder, SIZE)), "1.tar") == b"\1" * SIZE
     assert not list(folder.glob(".*.part"))
     assert content(ShardCache(shards(source, folder, 4 * SIZE)), "0.tar") == bytes(SIZE)
+
+
+JOB = """
+import os, sys
+from pathlib import Path
+from pipeline.cache import ShardCache
+from tests.pipeline.test_cache import SIZE, content, shards
+cache = ShardCache(shards(Path(sys.argv[1]), Path(sys.argv[2]), 2 * SIZE + 10, digest=sys.argv[3] * 64))
+print("reading", flush=True)
+for number in range(int(sys.argv[4])):
+    name = f"{number * 7 % 4}.tar"
+    assert content(cache, name) == bytes([int(name[0])]) * SIZE
+"""
+
+
+def test_two_jobs_in_one_folder_keep_its_bound_and_survive_a_third_that_is_killed(source, tmp_path):
+    """All three need more than there is room for, at once; two of them read the same split."""
+    folder = tmp_path / "cache"
+
+    def start(digest: str, reads: int) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", JOB, str(source), str(folder), digest, str(reads)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    jobs, killed = [start("d", 300), start("e", 300)], start("d", 10**9)
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    time.sleep(0.1)
+    killed.kill()
+    while any(job.poll() is None for job in jobs):
+        with locked(folder / ".room.lock"):  # nothing is removed meanwhile
+            assert sum(path.stat().st_size for path in folder.glob("shard-*")) <= 2 * SIZE + 10
+        time.sleep(0.01)
+    assert [job.returncode for job in jobs] == [0, 0]
+    killed.wait()
 
 
 class _Proxy(BaseHTTPRequestHandler):
