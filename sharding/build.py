@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from sharding.command import run_command, say_line
+from sharding.tasks import slurm_task
 
 if TYPE_CHECKING:
     from sharding.manifest import Manifest
@@ -199,6 +201,8 @@ def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
             f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {NUM_CLASSES}; "
             "labels are positions in the sorted list of these"
         )
+    if has_wordnet_ids(listing.classes) and all(entry.name == entry.wnid for entry in listing.classes):
+        say("  the classes have no names but their WordNet ids; --classes LOC_synset_mapping.txt gives them names")
     if is_imagenet(listing.classes, listing.split):
         faults = audit(listing.split, listing.labels, listing.classes)
         for fault in faults[:_AUDIT_LINES]:
@@ -221,29 +225,23 @@ def _say_summary(manifest: Manifest, seconds: float, say: Callable[[str], None])
     say(f"  digest {manifest.digest}")
 
 
+def _build_and_say(options: BuildOptions) -> int:
+    if options.task_count is None and options.task_index is None:
+        index, count = slurm_task(os.environ)
+        options = dataclasses.replace(options, task_index=index, task_count=count)
+    build(options, say=say_line)
+    return 0
+
+
 def main() -> int:
     """Run the command; gives the exit code."""
-    import tyro
-
-    from sharding.errors import ShardingError
-    from sharding.tasks import slurm_task
-
-    options = tyro.cli(BuildOptions, prog="python -m sharding.build", description=BuildOptions.__doc__)
-    try:
-        if options.task_count is None and options.task_index is None:
-            index, count = slurm_task(os.environ)
-            options = dataclasses.replace(options, task_index=index, task_count=count)
-        build(options, say=lambda line: print(line, flush=True))
-    except ShardingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {options.source} or {options.output} cannot be used: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: finished shards are kept, the same command goes on where it was", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        "python -m sharding.build",
+        BuildOptions,
+        _build_and_say,
+        places=lambda options: f"{options.source} or {options.output}",
+        ended="finished shards are kept, the same command goes on where it was",
+    )
 
 
 if __name__ == "__main__":

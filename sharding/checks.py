@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sharding.manifest import Manifest
-from sharding.scan import Fault, scan_shard
+from sharding.scan import MISSING, UNEXPECTED, Fault, scan_shard
 from sharding.storage import Folder
 
 
@@ -43,20 +43,18 @@ def check_shard(check: ShardCheck) -> tuple[int, list[Fault]]:
     faults = [fault for fault in scan.faults if fault.key not in skipped]
     if scan.bytes != shard.bytes:
         faults.append(Fault(name, "", f"has {scan.bytes:,} bytes, the manifest says {shard.bytes:,}"))
-    if scan.sha256 != shard.sha256:
+    elif scan.sha256 != shard.sha256:
         faults.append(Fault(name, "", "its SHA-256 is not the manifest's"))
     expected = {row.pop("key"): row for row in check.rows.drop_columns(["shard"]).to_pylist()}
     found = {row["key"]: row for row in scan.rows if row["key"] not in skipped}
     named = {fault.key for fault in faults}
     for key, row in found.items():
         if key not in expected:
-            faults.append(Fault(name, key, "is not in the index"))
+            faults.append(Fault(name, key, UNEXPECTED))
             continue
         differing = [column for column, value in expected[key].items() if row[column] != value]
         if differing:
             said = ", ".join(f"{column} {row[column]} (index: {expected[key][column]})" for column in differing)
             faults.append(Fault(name, key, f"differs from the index: {said}"))
-    faults += [
-        Fault(name, key, "is missing from the shard") for key in expected if key not in found and key not in named
-    ]
+    faults += [Fault(name, key, MISSING) for key in expected if key not in found and key not in named]
     return check.number, faults

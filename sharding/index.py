@@ -6,10 +6,11 @@ The tars are read once and left as they are.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from sharding.command import ShardsOptions, run_command, say_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,23 +26,13 @@ _NAMED_FAULTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexOptions:
+class IndexOptions(ShardsOptions):
     """Make manifest and index for WebDataset tars named NAME-SPLIT-NUMBER.tar, without touching the tars."""
 
-    shards: str = "shards"
-    """folder or URI of the tars"""
-    split: str | None = None
-    """the split to index; by default all"""
-    name: str | None = None
-    """prefix of the tars; by default all"""
     classes: str | None = None
     """file of lines "WNID NAME", sorted by WNID, that names the classes; by default what the samples say"""
     on_bad: Literal["stop", "skip"] = "stop"
     """what an unreadable sample does: stop, or be left out of the index and listed in the manifest"""
-    decode_check: bool = True
-    """decode each image once to prove that it is whole"""
-    workers: int | None = None
-    """processes; by default one for each CPU this process may use"""
 
 
 def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Manifest]:
@@ -176,24 +167,20 @@ def _classes(
     return tuple(ClassInfo(of_label.get(label, str(label)), of_label.get(label, str(label))) for label in range(count))
 
 
+def _index_and_say(options: IndexOptions) -> int:
+    index(options, say=say_line)
+    return 0
+
+
 def main() -> int:
     """Run the command; gives the exit code."""
-    import tyro
-
-    from sharding.errors import ShardingError
-
-    options = tyro.cli(IndexOptions, prog="python -m sharding.index", description=IndexOptions.__doc__)
-    try:
-        index(options, say=lambda line: print(line, flush=True))
-    except ShardingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {options.shards} cannot be read or written: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(
+        "python -m sharding.index",
+        IndexOptions,
+        _index_and_say,
+        places=lambda options: options.shards,
+        ended="nothing was written",
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# What is wrong with every sample of a shard that ends too early, or that is another one.
+MISSING = "is missing from the shard"
+UNEXPECTED = "is not in the index"
 _CHUNK = 4 << 20
 
 
@@ -139,9 +142,21 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
 
 
 def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
-    """Members with one key, as WebDataset groups them: neighbours that agree up to the first dot of the file name."""
+    """Members with one key, as WebDataset groups them: neighbours that agree up to the first dot of the file name.
+
+    Raises:
+        SourceError: the archive ends too early or is none, after the samples before that place.
+    """
     sample: _Sample | None = None
-    for member in iter_members(stream.read_at, 0, size, name):
+    end: SourceError | None = None
+    members = iter_members(stream.read_at, 0, size, name)
+    while True:
+        try:
+            member = next(members, None)
+        except SourceError as error:
+            member, end = None, error
+        if member is None:
+            break
         folder, _, file = member.name.rpartition("/")
         stem, _, extension = file.partition(".")
         key = f"{folder}/{stem}" if folder else stem
@@ -155,6 +170,8 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
         sample.fields[extension.lower()] = data
     if sample is not None:
         yield sample
+    if end is not None:
+        raise end
 
 
 def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | None]:

@@ -6,11 +6,14 @@ compared with the manifest and the index. Faults are named by shard and key; the
 
 from __future__ import annotations
 
+import itertools
 import json
-import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from sharding.command import ShardsOptions, run_command, say_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,21 +22,12 @@ if TYPE_CHECKING:
     from sharding.scan import Fault
     from sharding.storage import Folder
 
+_NAMED_SAMPLES = 5  # of those that a shard has lost
+
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
+class VerifyOptions(ShardsOptions):
     """Re-hash, recount and decode shards, and compare them with their manifest and index."""
-
-    shards: str = "shards"
-    """folder or URI of the shards"""
-    split: str | None = None
-    """the split to verify; by default all"""
-    name: str | None = None
-    """prefix of the shards; by default all"""
-    workers: int | None = None
-    """processes; by default one for each CPU this process may use"""
-    decode_check: bool = True
-    """decode each image"""
 
 
 def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Fault]:
@@ -103,7 +97,7 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     if manifest.settings.get("whole_imagenet") and is_imagenet(manifest.classes, manifest.split):
         labels = index["label"].to_numpy()
         faults += [Fault(f"{manifest.stem}.json", "", text) for text in audit(manifest.split, labels, manifest.classes)]
-    return sorted(faults, key=str)
+    return sorted(faults, key=lambda fault: (fault.file, fault.key, fault.what))
 
 
 def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
@@ -143,27 +137,44 @@ def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:
     ]
 
 
+def summarise(faults: list[Fault]) -> Iterator[str]:
+    """One line a fault; of samples a shard has lost, or should not have, the first are named and the others counted."""
+    from sharding.scan import MISSING, UNEXPECTED
+
+    for file, group in itertools.groupby(faults, key=lambda fault: fault.file):
+        counts: Counter[str] = Counter()
+        for fault in group:
+            counts[fault.what] += fault.what in (MISSING, UNEXPECTED)
+            if counts[fault.what] <= _NAMED_SAMPLES:
+                yield str(fault)
+        for what, count in counts.items():
+            if count > _NAMED_SAMPLES:
+                yield f"{file}: and {count - _NAMED_SAMPLES:,} more samples of this shard: {what}"
+
+
+def _verify_and_say(options: VerifyOptions) -> int:
+    faults = verify(options, say=say_line)
+    for line in summarise(faults):
+        print(line)
+    if not faults:
+        print("everything is as the manifest says")
+        return 0
+    print(
+        f"{len(faults):,} faults. What is not named is sound. Remove the shards named and give their build command "
+        "again, which writes only what is missing; or, if others packed them, fetch them again."
+    )
+    return 1
+
+
 def main() -> int:
     """Run the command; gives the exit code."""
-    import tyro
-
-    from sharding.errors import ShardingError
-
-    options = tyro.cli(VerifyOptions, prog="python -m sharding.verify", description=VerifyOptions.__doc__)
-    try:
-        faults = verify(options, say=lambda line: print(line, flush=True))
-    except ShardingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {options.shards} cannot be read or written: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    for fault in faults:
-        print(fault)
-    print(f"{len(faults)} faults" if faults else "everything is as the manifest says")
-    return 1 if faults else 0
+    return run_command(
+        "python -m sharding.verify",
+        VerifyOptions,
+        _verify_and_say,
+        places=lambda options: options.shards,
+        ended="nothing was changed",
+    )
 
 
 if __name__ == "__main__":

@@ -108,7 +108,14 @@ def test_command_ends_with_1_on_faults(
 ):
     monkeypatch.setattr("sys.argv", ["verify", "--shards", str(shards), "--workers", "1"])
     assert main() == 0
-    (shards / "imagenet1k-train-0000.tar").unlink()
+    tar = shards / "imagenet1k-train-0000.tar"
+    tar.write_bytes(tar.read_bytes()[: row(shards, 20)["offset"]])
+    assert main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(": ")[2] for line in lines].count("is missing from the shard") == 6
+    assert f"{tar.name}: and 35 more samples of this shard: is missing from the shard" in lines
+    assert lines[-1].startswith("42 faults")
+    tar.unlink()
     assert main() == 1
     assert "imagenet1k-train-0000.tar: is missing" in capsys.readouterr().out
 
