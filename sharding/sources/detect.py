@@ -11,6 +11,7 @@ from sharding.errors import SourceError
 from sharding.sources import folder as class_folders
 from sharding.sources import ilsvrc, kaggle, parquet
 from sharding.sources.classes import ClassList, find_class_list
+from sharding.sources.devkit import read_devkit
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
@@ -74,14 +75,14 @@ def list_split(
         location: folder or URI of the source.
         split: such as `train` or `validation`.
         source_format: to read it as; None looks.
-        classes: file of `WNID NAME` lines that gives the labels; None takes what the source has.
+        classes: file of `WNID NAME` lines that gives the labels; None takes what lies with the source.
 
     Raises:
         SourceError: the source does not hold such a split, is damaged, or contradicts itself.
     """
     root = open_source(location)
-    known = find_class_list(root, classes)
     form = find_splits(root, source_format).get(split, source_format or "folder")
+    known = _known_classes(root, form, classes)
     readers: dict[SourceFormat, Callable[[Folder, str, ClassList | None], Listing]] = {
         "ilsvrc": ilsvrc.list_archive,
         "kaggle": kaggle.list_kaggle,
@@ -91,3 +92,20 @@ def list_split(
     listing = readers[form](root, split, known)
     listing.check()
     return listing
+
+
+def _known_classes(root: Folder, form: SourceFormat, given: str | None) -> ClassList | None:
+    """The classes the user gave; or a mapping or, for images in folders, the development kit that lies with them.
+
+    A source that is one split's folder, such as `imagenet/train`, may have them beside it.
+    """
+    known = find_class_list(root, given)
+    places = [root]
+    beside, name = Folder.holding(root.location)
+    if name in class_folders.ALL_SPLIT_FOLDERS:
+        places.append(beside)
+        known = known or find_class_list(beside, None)
+    if known is None and form in ("kaggle", "folder"):
+        kits = (read_devkit(place) for place in places)
+        known = next((kit.classes for kit in kits if kit is not None), None)
+    return known

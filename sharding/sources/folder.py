@@ -14,6 +14,7 @@ from sharding.storage import Folder
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+ALL_SPLIT_FOLDERS = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
 
 
 def split_folders(split: str) -> tuple[str, ...]:

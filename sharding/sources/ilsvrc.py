@@ -6,9 +6,7 @@ the development kit, as ILSVRC ids, which `meta.mat` maps to WordNet ids.
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +18,13 @@ import pyarrow as pa
 from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
 from sharding.sources.classes import ClassList
+from sharding.sources.devkit import DEVKIT, Devkit, read_devkit
 from sharding.sources.listing import Listing, sample_key
 from sharding.sources.reading import RangeReader
 from sharding.storage import Folder
 from sharding.tarfiles import BLOCK, Member, iter_members
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _INNER = re.compile(r"^(?:.*/)?(n\d{8})\.tar$")
 _VALIDATION = re.compile(r"^(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECASE)
 # Class archives walked at the same time, so that the next header of each is on its way while others are read.
@@ -50,16 +48,16 @@ def list_archive(root: Folder, split: str, known: ClassList | None) -> Listing:
     Raises:
         SourceError: an archive or the development kit is missing, truncated, or contradicts itself.
     """
-    devkit = _read_devkit(root) if root.size(DEVKIT) is not None else None
+    devkit = read_devkit(root)
     if split == "train":
-        return _list_train(root, known or (devkit and devkit[0]))
+        return _list_train(root, known or (devkit and devkit.classes))
     if split == "validation":
         if devkit is None:
             raise SourceError(
                 f"{root.location}/{DEVKIT} is missing: the classes of {ARCHIVES['validation']} are in it. "
                 "Put it beside the archive."
             )
-        return _list_validation(root, known, *devkit)
+        return _list_validation(root, known or devkit.classes, devkit)
     raise SourceError(f"ImageNet's archives have no labelled split {split!r}; they have train and validation")
 
 
@@ -68,33 +66,6 @@ def _size(root: Folder, name: str) -> int:
     if size is None:
         raise SourceError(f"{root.location}/{name} is missing")
     return size
-
-
-def _read_devkit(root: Folder) -> tuple[ClassList, dict[int, str], list[int]]:
-    """Classes, WordNet id of each ILSVRC id, and the ILSVRC id of each validation image."""
-    from scipy.io import loadmat
-
-    where = f"{root.location}/{DEVKIT}"
-    try:
-        with tarfile.open(fileobj=io.BytesIO(root.read(DEVKIT)), mode="r:*") as kit:
-            members = {member.name.rpartition("/")[2]: member for member in kit if member.isfile()}
-            meta: Any = loadmat(_content(kit, members["meta.mat"]), squeeze_me=True, struct_as_record=True)
-            truth = _content(kit, members["ILSVRC2012_validation_ground_truth.txt"]).read()
-        synsets = [row for row in np.atleast_1d(meta["synsets"]) if int(row["num_children"]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        names = {str(row["WNID"]): str(row["words"]) for row in synsets}
-        labels = [int(line) for line in truth.split()]
-    except KeyError as error:
-        raise SourceError(f"{where} holds no {error}: it is not the ILSVRC2012 development kit") from error
-    except (tarfile.TarError, OSError, EOFError, ValueError, TypeError) as error:
-        raise SourceError(f"{where} cannot be read ({error}). Fetch it again.") from error
-    return ClassList(tuple(ClassInfo(wnid, names[wnid]) for wnid in sorted(names)), DEVKIT), wnids, labels
-
-
-def _content(kit: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
-    stream = kit.extractfile(member)
-    assert stream is not None, "only regular files are asked for"
-    return io.BytesIO(stream.read())
 
 
 def _list_train(root: Folder, known: ClassList | None) -> Listing:
@@ -168,14 +139,12 @@ def _walk_in_turn(walks: Mapping[str, Iterator[Member]], announce: Callable[[Mem
     return list(found.values())
 
 
-def _list_validation(
-    root: Folder, known: ClassList | None, found: ClassList, wnids: dict[int, str], truth: list[int]
-) -> Listing:
+def _list_validation(root: Folder, classes: ClassList, devkit: Devkit) -> Listing:
     archive = ARCHIVES["validation"]
     size = _size(root, archive)
     with RangeReader(root) as reader:
         members = list(iter_members(lambda offset, length: reader.read(archive, offset, length), 0, size, archive))
-    classes = known or found
+    wnids, truth = devkit.wnids, devkit.truth
     label = classes.labels(wnids.values(), DEVKIT)
     labels = np.empty(len(members), np.int32)
     for position, member in enumerate(members):

@@ -62,6 +62,18 @@ def test_flat_class_folders_are_whichever_split_is_asked_for(imagenets: dict[str
         list_splits(flat)
 
 
+@pytest.mark.parametrize("given", ["folder", "folder/train"])
+@pytest.mark.parametrize("table", ["LOC_synset_mapping.txt", "ILSVRC2012_devkit_t12.tar.gz"])
+def test_class_folders_take_their_names_from_what_lies_with_them(given: str, table: str, tmp_path: Path):
+    root = synthetic.write_folders(tmp_path / "folder", train_images(1)[2:], validation_images())
+    if table.endswith(".gz"):
+        (root / "LOC_synset_mapping.txt").unlink()
+        synthetic.write_devkit(root / table, validation_images())
+    listing = list_split(str(tmp_path / given), "train")
+    assert {entry.wnid: entry.name for entry in listing.classes} == synthetic.NAMES
+    assert listing.labels.tolist() == list(range(2, 10))
+
+
 def test_an_archive_stands_for_its_folder(imagenets: dict[str, Path]):
     archive = imagenets["ilsvrc"] / "ILSVRC2012_img_train.tar"
     assert list_split(str(archive), "train").source_format == "ilsvrc"
