@@ -8,8 +8,11 @@ import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from sharding.errors import ImageError
 
@@ -17,6 +20,9 @@ from sharding.errors import ImageError
 MAX_PIXELS = 1 << 26
 # Pillow holds several copies of a whole image.
 _MAX_CONVERTED_PIXELS = 1 << 24
+
+# Twice as wide and high these are 50 MB.
+_MAX_DOUBLED_PIXELS = 1 << 22
 
 # libjpeg's words for image data that is not there or is not what was written.
 _DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
@@ -136,8 +142,6 @@ def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
     shorter = min(image.width, image.height)
     if target is None or shorter <= target:
         return image
-    import cv2
-
     # libjpeg reduces by 2, 4 or 8 almost for nothing while it decodes.
     reduction = next(factor for factor in (8, 4, 2, 1) if shorter // factor >= target)
     least_height, least_width = -(-image.height // reduction), -(-image.width // reduction)
@@ -148,9 +152,27 @@ def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
         pixels = simplejpeg.decode_jpeg(image.data, min_height=least_height, min_width=least_width)
     width = max(target, round(image.width * target / shorter))
     height = max(target, round(image.height * target / shorter))
-    pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    pixels = resize_pixels(pixels, width, height)
     encoded = simplejpeg.encode_jpeg(pixels, quality=policy.quality, colorsubsampling="420")
     return PackedImage(encoded, width, height, image.oddity)
+
+
+def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+    """Make an image smaller.
+
+    Cubic interpolation to twice the size, then the mean of two by two: nearer than `INTER_AREA` to what Pillow's
+    antialiased filters give, and twice as fast.
+
+    Args:
+        pixels: uint8 `[rows, columns, 3]`.
+        width: of the result.
+        height: of the result.
+    """
+    import cv2
+
+    if pixels.shape[0] < 2 * height and width * height <= _MAX_DOUBLED_PIXELS:
+        pixels = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _convert(data: bytes) -> PackedImage:
@@ -159,7 +181,6 @@ def _convert(data: bytes) -> PackedImage:
     Raises:
         ImageError: Pillow cannot read it either.
     """
-    import numpy as np
     from PIL import Image
 
     try:

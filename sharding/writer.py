@@ -69,52 +69,64 @@ def pack_shard(job: ShardJob) -> tuple[Part, bool]:
     finished = _finished(job)
     if finished is not None:
         return finished, True
-    samples = job.samples
-    keys, names, labels = samples.keys.to_pylist(), samples.names.to_pylist(), samples.labels.tolist()
-    rows: list[IndexRow] = []
     odd: list[OddImage] = []
     bad: list[str] = []
     with job.output.publish(job.file_name, aside=job.parts) as sink:
-        tar = _TarStream(sink)
+        tar = _ShardStream(job, sink)
         for index, packed in _iter_packed(job, odd, bad):
-            if bad:
-                continue  # the shard is lost; look through the rest of it so that all bad images are named
-            key, label, data = keys[index], labels[index], packed.data
-            digest = xxhash.xxh64_intdigest(data)
-            rows.append((key, label, tar.position + BLOCK, len(data), packed.width, packed.height, digest))
-            tar.append(*_members(key, label, job.wnids[index], names[index], packed))
+            if not bad:  # else the shard is lost; look through the rest of it so that all bad images are named
+                tar.append(index, packed)
         if bad:
             raise SourceError(_name_bad(bad))
         tar.finish()
-    shard = ShardInfo(job.file_name, len(rows), tar.position, tar.sha256.hexdigest())
-    part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(rows, job.number))
+    shard = ShardInfo(job.file_name, len(tar.rows), tar.position, tar.sha256.hexdigest())
+    part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(tar.rows, job.number))
     job.parts.write(Part.file_name(job.number), part.to_bytes(), durable=False)
     return part, False
 
 
-class _TarStream:
-    """Bytes on their way into a tar, hashed as they pass and written some MB at a time."""
+class _ShardStream:
+    """A tar on its way to the disk: some MB of samples are collected, and then described, hashed and written together.
 
-    def __init__(self, sink: Sink) -> None:
-        self.sink, self.sha256 = sink, hashlib.sha256()
-        self.position = self._written = 0
-        self._pieces: list[bytes] = []
+    One by one would be slower: decoding the next image throws everything else out of the processor's caches.
+    """
 
-    def append(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.sha256.update(piece)
-            self.position += len(piece)
-        self._pieces += pieces
-        if self.position - self._written >= _FLUSH_BYTES:
+    def __init__(self, job: ShardJob, sink: Sink) -> None:
+        self.sink, self.sha256, self.position = sink, hashlib.sha256(), 0
+        self.rows: list[IndexRow] = []
+        self.keys, self.names = job.samples.keys.to_pylist(), job.samples.names.to_pylist()
+        self.labels, self.wnids = job.samples.labels.tolist(), job.wnids
+        self._waiting: list[tuple[int, PackedImage]] = []
+        self._waiting_bytes = 0
+
+    def append(self, index: int, packed: PackedImage) -> None:
+        self._waiting.append((index, packed))
+        self._waiting_bytes += len(packed.data)
+        if self._waiting_bytes >= _FLUSH_BYTES:
             self._flush()
 
     def finish(self) -> None:
-        self.append(END)
         self._flush()
+        self._write([END])
 
     def _flush(self) -> None:
-        self.sink.write_all(self._pieces)
-        self._written, self._pieces = self.position, []
+        pieces: list[bytes] = []
+        position = self.position
+        for index, packed in self._waiting:
+            key, label, data = self.keys[index], self.labels[index], packed.data
+            tail = _tail(key, label, self.wnids[index], self.names[index], packed)
+            digest = xxhash.xxh64_intdigest(data)
+            self.rows.append((key, label, position + BLOCK, len(data), packed.width, packed.height, digest))
+            pieces += (header(key.encode() + b".jpg", len(data)), data, tail)
+            position += BLOCK + len(data) + len(tail)
+        self._write(pieces)
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _write(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self.sha256.update(piece)
+        self.sink.write_all(pieces)
+        self.position += sum(map(len, pieces))
 
 
 def _finished(job: ShardJob) -> Part | None:
@@ -158,15 +170,15 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
             yield index, packed
 
 
-def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> tuple[bytes, bytes, bytes]:
-    """What goes into the tar for one sample: KEY.jpg's header, the image, and the rest up to the end of KEY.json."""
+def _tail(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> bytes:
+    """What follows the bytes of an image in the tar, up to the end of KEY.json."""
     prefix, size = key.encode(), len(packed.data)
     cls = b"%d" % label
     description = (
         f'{{"key": {_quote(key)}, "label": {label}, "class": {_quote(wnid)}, '
         f'"filename": {_quote(name.rpartition("/")[2])}, "width": {packed.width}, "height": {packed.height}}}'
     ).encode()
-    tail = (
+    pieces = (
         padding(size),
         header(prefix + b".cls", len(cls)),
         cls,
@@ -175,7 +187,7 @@ def _members(key: str, label: int, wnid: str, name: str, packed: PackedImage) ->
         description,
         padding(len(description)),
     )
-    return header(prefix + b".jpg", size), packed.data, b"".join(tail)
+    return b"".join(pieces)
 
 
 def _index_rows(rows: list[IndexRow], shard: int) -> pa.Table:

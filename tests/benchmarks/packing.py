@@ -1,6 +1,6 @@
 """Packing: against `webdataset.ShardWriter`, over workers, in the codec, and planning the whole of ImageNet.
 
-    python -m tests.benchmarks.packing [--images 2500] [--rounds 5] [--folder /tmp]
+    python -m tests.benchmarks.packing [--images 2500] [--rounds 5] [--folder /dev/shm]
 
 Real photographs are taken from `../shared/imagenet-sample` (repeated under other names), or drawn. What is compared is
 measured alternately in one run, and given as the ratio of medians; figures are appended to `RESULTS_packing.md`.
@@ -20,8 +20,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
-import webdataset
+from PIL import Image
 
 import sharding.images
 from sharding.build import BuildOptions, build
@@ -66,15 +69,17 @@ def repeat_source(source: str, root: Path, repeats: int) -> str:
     return str(root)
 
 
-def timed(function: Callable[[], object]) -> tuple[float, float]:
+def timed(function: Callable[..., None], source: str, output: Path, **options) -> tuple[float, float]:
     """Seconds on the clock, and seconds of the processor in this process and those it started."""
+    shutil.rmtree(output, ignore_errors=True)
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
-    function()
+    function(source, output, **options)
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
 
 
 def with_shard_writer(source: str, output: Path) -> None:
-    shutil.rmtree(output, ignore_errors=True)
+    import webdataset  # and with it torch, whose many objects slow Python's collector: only after all else is measured
+
     output.mkdir()
     with webdataset.ShardWriter(str(output / "x-%04d.tar"), maxsize=128e6, maxcount=10**9, verbose=0) as writer:
         for folder in sorted(os.scandir(source), key=lambda entry: entry.name):
@@ -93,7 +98,6 @@ def with_shard_writer(source: str, output: Path) -> None:
 
 
 def with_ours(source: str, output: Path, **options) -> None:
-    shutil.rmtree(output, ignore_errors=True)
     build(BuildOptions(**{"source": source, "output": str(output), "split": "train", "workers": 1} | options))
 
 
@@ -101,69 +105,85 @@ def ratio(first: list[tuple[float, float]], second: list[tuple[float, float]], p
     return statistics.median(entry[part] for entry in first) / statistics.median(entry[part] for entry in second)
 
 
-def measure_writer(source: str, work: Path, images: int, rounds: int) -> str:
+def measure_writer(source: str, work: Path, images: int, rounds: int) -> tuple[str, float]:
     theirs, ours = [], []
+    timed(with_shard_writer, source, work / "theirs")  # imports
     for _ in range(rounds):
-        theirs.append(timed(lambda: with_shard_writer(source, work / "theirs")))
-        ours.append(timed(lambda: with_ours(source, work / "ours", decode_check=False)))
-    rate = images / statistics.median(entry[0] for entry in ours)
-    return (
+        theirs.append(timed(with_shard_writer, source, work / "theirs"))
+        ours.append(timed(with_ours, source, work / "ours", decode_check=False))
+    rate = images / statistics.median(entry[1] for entry in ours)
+    text = (
         f"one worker, SHA-256, xxh64 and headers checked, no decode: {ratio(theirs, ours, 0):.2f} x "
         f"webdataset.ShardWriter, which does none of it ({ratio(theirs, ours, 1):.2f} x by processor time); "
-        f"{rate:,.0f} images/s"
+        f"{rate:,.0f} images in a second of processor time"
     )
+    return text, rate
 
 
 def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[str, float]:
     one, two = [], []
     for _ in range(rounds):
-        one.append(timed(lambda: with_ours(source, work / "one", shard_mb=64)))
-        two.append(timed(lambda: with_ours(source, work / "two", shard_mb=64, workers=2)))
+        one.append(timed(with_ours, source, work / "one", shard_mb=64))
+        two.append(timed(with_ours, source, work / "two", shard_mb=64, workers=2))
     rate = images / statistics.median(entry[1] for entry in one)
     text = (
-        f"every image decoded: two workers {ratio(one, two, 0):.2f} x one, start of processes included "
-        f"({2 * ratio(one, two, 1):.2f} x if both cores were free, by processor time); one {rate:,.0f} images in a "
-        "second of processor time"
+        f"every image decoded, {images:,} images: two workers {ratio(one, two, 0):.2f} x one by the clock, start of "
+        f"processes included ({2 * ratio(one, two, 1):.2f} x if both cores were free, by processor time); one "
+        f"{rate:,.0f} images in a second of processor time"
     )
     return text, rate
 
 
-def measure_codec(source: str, work: Path, images: int, rounds: int, side: int) -> tuple[str, float]:
-    """The share of the codec in re-encoding, by timing each of its calls."""
-    import cv2
+class Watch:
+    """Seconds spent in the codec: decoding, resizing and encoding."""
 
-    spent = 0.0
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("decode", "resize", "encode"), 0.0)
 
-    def watched(function: Callable) -> Callable:
+    def watched(self, name: str, function: Callable) -> Callable:
         def call(*arguments, **keywords):
-            nonlocal spent
-            begun = time.thread_time()
+            begun = time.perf_counter()
             result = function(*arguments, **keywords)
-            spent += time.thread_time() - begun
+            self.seconds[name] += time.perf_counter() - begun
             return result
 
         return call
 
-    class WatchedCodec:
-        decode_jpeg_header = staticmethod(sharding.images.simplejpeg.decode_jpeg_header)
-        decode_jpeg = staticmethod(watched(sharding.images.simplejpeg.decode_jpeg))
-        encode_jpeg = staticmethod(watched(sharding.images.simplejpeg.encode_jpeg))
+    def __enter__(self) -> dict[str, float]:
+        import cv2
 
-    plain, resize = sharding.images.simplejpeg, cv2.resize
+        plain = self.plain, self.resize = sharding.images.simplejpeg, cv2.resize
+
+        class WatchedCodec:
+            decode_jpeg_header = staticmethod(plain[0].decode_jpeg_header)
+            decode_jpeg = staticmethod(self.watched("decode", plain[0].decode_jpeg))
+            encode_jpeg = staticmethod(self.watched("encode", plain[0].encode_jpeg))
+
+        sharding.images.simplejpeg = WatchedCodec  # pyright: ignore[reportAttributeAccessIssue]
+        cv2.resize = self.watched("resize", cv2.resize)
+        return self.seconds
+
+    def __exit__(self, *error: object) -> None:
+        import cv2
+
+        sharding.images.simplejpeg, cv2.resize = self.plain, self.resize
+
+
+def measure_codec(source: str, work: Path, images: int, rounds: int, side: int) -> tuple[str, float]:
+    """The share of the codec in re-encoding by the clock, by timing each of its calls; needs a quiet machine."""
     shares, seconds = [], []
+    timed(with_ours, source, work / "small", shorter_side=side)  # imports
     for _ in range(rounds):
-        spent = 0.0
-        sharding.images.simplejpeg, cv2.resize = WatchedCodec, watched(resize)  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            _, cpu = timed(lambda: with_ours(source, work / "small", shorter_side=side))
-        finally:
-            sharding.images.simplejpeg, cv2.resize = plain, resize
-        shares.append(spent / cpu)
+        with Watch() as spent:
+            wall, cpu = timed(with_ours, source, work / "small", shorter_side=side)
+        shares.append({name: value / wall for name, value in spent.items()})
         seconds.append(cpu)
     rate = images / statistics.median(seconds)
+    middle = sorted(shares, key=lambda share: sum(share.values()))[len(shares) // 2]
     text = (
-        f"re-encode to {side} px: {statistics.median(shares):.1%} of the processor time in the codec; "
-        f"{rate:,.0f} images in a second of processor time"
+        f"{side} px: {sum(middle.values()):.1%} of the time in the codec ("
+        + ", ".join(f"{name} {value:.0%}" for name, value in middle.items())
+        + f"); {rate:,.0f} images in a second of processor time"
     )
     return text, rate
 
@@ -214,19 +234,36 @@ def measure_planning(work: Path) -> str:
     return f"planning {IMAGENET:,} samples from an archive of as many members: {done.stdout.strip()}"
 
 
+def write_hostile(work: Path) -> dict[str, str]:
+    """The largest image that is let in, in the form that needs most memory; and a row group of almost a gigabyte."""
+    bomb, group = work / "progressive" / "a", work / "rows"
+    bomb.mkdir(parents=True)
+    group.mkdir()
+    pixels = np.tile(np.arange(256, dtype=np.uint8), (8192, 32))
+    Image.fromarray(pixels).convert("RGB").save(bomb / "1.jpg", progressive=True, quality=95)
+    images = [photograph(number, 1230, 920) for number in range(16)]  # of MEAN_BYTES; pages are of 1,024 images
+    rows = [{"bytes": images[row % 16], "path": f"{row}.JPEG"} for row in range((800 << 20) // len(images[0]))]
+    table = pa.table({"image": rows, "label": np.zeros(len(rows), np.int64)})
+    pq.write_table(table, group / "train-0.parquet", use_dictionary=False, compression="none", row_group_size=1 << 20)
+    return {"a progressive JPEG of 67 million pixels": str(bomb.parent), "a row group of 839 MB": str(group)}
+
+
+def peak_of_a_build(source: str, output: Path, shard_mb: int) -> float:
+    options = f"source={source!r}, output={str(output)!r}, split='train', shard_mb={shard_mb}, workers=1"
+    code = (
+        f"from sharding.build import *; build(BuildOptions({options}, shorter_side=256)); "
+        "from tests.benchmarks.packing import peak_mb; print(peak_mb())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
 def measure_memory(source: str, work: Path) -> str:
-    """The peak of one worker at two shard sizes: it does not depend on them."""
-    peaks = []
-    for shard_mb in (16, 256):
-        code = (
-            "from sharding.build import *; "
-            f"build(BuildOptions(source={source!r}, output={str(work / f'memory{shard_mb}')!r}, split='train', "
-            f"shard_mb={shard_mb}, workers=1, shorter_side=256)); "
-            "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout.split()[-1]) / 1e3)
-    return f"peak memory of a worker: {peaks[0]:.0f} MB with shards of 16 MB, {peaks[1]:.0f} MB with shards of 256 MB"
+    """The peak of one worker at two shard sizes, on which it does not depend, and on sources made to need much."""
+    peaks = {f"shards of {size} MB": peak_of_a_build(source, work / f"memory{size}", size) for size in (16, 256)}
+    for number, (name, hostile) in enumerate(write_hostile(work).items()):
+        peaks[name] = peak_of_a_build(hostile, work / f"hostile{number}", 128)
+    return "peak memory of a worker: " + ", ".join(f"{peak:.0f} MB with {name}" for name, peak in peaks.items())
 
 
 def whole(rate: float) -> str:
@@ -240,32 +277,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2500)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=tempfile.gettempdir())
+    parser.add_argument("--folder", default="/dev/shm")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
         source = write_source(work / "source", options.images)
-        lines = [measure_writer(source, work, options.images, options.rounds)]
+        lines = []
         many = repeat_source(source, work / "many", _REPEATS)
         text, decode_rate = measure_workers(many, work, _REPEATS * options.images, min(options.rounds, 3))
         lines.append(text)
         for side in (400, 256):
             larger = write_source(work / f"larger{side}", options.images // 2, longer_than=side)
-            text, _ = measure_codec(larger, work, options.images // 2, min(options.rounds, 3), side)
-            lines.append(f"images that are all larger: {text}")
+            text, _ = measure_codec(larger, work, options.images // 2, options.rounds, side)
+            lines.append(f"re-encode, images that are all larger: {text}")
         text, encode_rate = measure_codec(source, work, options.images, 1, 400)
-        lines.append(f"as they are, where most are smaller and only checked: {text}")
+        lines.append(f"re-encode, images as they are, where most are smaller and only checked: {text}")
         lines.append(measure_memory(source, work))
         lines.append(measure_planning(work))
-    lines.append(
-        f"the whole of ImageNet on 1 / 16 / 64 free cores, in minutes, by processor time: "
-        f"untouched {whole(decode_rate)}, at 400 px {whole(encode_rate)}"
-    )
-    lines.append(
-        f"it reads {IMAGENET * MEAN_BYTES / 1e9:.0f} GB, and untouched writes as much: a disk of 1 GB/s each way is "
-        f"the limit from {1e9 / (decode_rate * MEAN_BYTES):.0f} cores on untouched, from "
-        f"{1e9 / (encode_rate * MEAN_BYTES):.0f} at 400 px"
-    )
+        text, plain_rate = measure_writer(source, work, options.images, options.rounds)
+        lines.insert(0, text)
+    rates = {"untouched": decode_rate, "untouched without decoding": plain_rate, "at 400 px": encode_rate}
+    for name, rate in rates.items():
+        lines.append(
+            f"the whole of ImageNet on 1 / 16 / 64 free cores, {name}: {whole(rate)} minutes by processor time; "
+            f"of its {IMAGENET * MEAN_BYTES / 1e9:.0f} GB a disk that reads 1 GB/s is the "
+            f"limit from {1e9 / (rate * MEAN_BYTES):.0f} cores on"
+        )
     stamp = (
         f"{datetime.date.today()}, 2-core AMD EPYC VM, `python -m tests.benchmarks.packing {' '.join(sys.argv[1:])}`"
     )

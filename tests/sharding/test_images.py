@@ -6,13 +6,14 @@ import struct
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
 from sharding import ImageError, SourceError
-from sharding.images import MAX_PIXELS, ImagePolicy, pack_image
+from sharding.images import MAX_PIXELS, ImagePolicy, pack_image, resize_pixels
 from tests.sharding.packing import command, contents, flags, pack
 from tests.sharding.synthetic import photograph
 
@@ -164,6 +165,18 @@ def test_shorter_side_is_exact_and_nothing_is_enlarged(width: int, height: int):
     assert stored.size == (packed.width, packed.height)
     scaled = Image.open(io.BytesIO(data)).resize(stored.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(stored, np.float32) - np.asarray(scaled, np.float32)).mean() < 1.5
+
+
+@pytest.mark.parametrize("side", [250, 330, 490])
+def test_shrinking_is_nearer_to_an_antialiased_filter_than_the_mean_over_areas(side: int):
+    pixels = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (500, 700, 3), dtype=np.uint8), (0, 0), 0.8)
+    size = (side * 7 // 5, side)
+    best = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), np.float32)
+    ours, areas = (
+        np.square(shrunk - best).mean()
+        for shrunk in (resize_pixels(pixels, *size), cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    )
+    assert ours <= areas
 
 
 @pytest.fixture
