@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pipeline.imports import end_deferral
+
 ROLL_CALL_S = 5.0
 """How long the ranks that gave up waiting wait for each other's names."""
 
@@ -61,6 +63,7 @@ def join_world(timeout_s: float = 600.0) -> World:
 
 def leave_world() -> None:
     """Tear the process group down, if there is one."""
+    end_deferral()
     if dist.is_initialized():
         dist.destroy_process_group()
 

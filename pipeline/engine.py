@@ -18,6 +18,7 @@ from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.engine_config import deepspeed_config
 from pipeline.flat import FlatModel
+from pipeline.imports import defer_compiler, import_deepspeed
 from pipeline.zero import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +56,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
         """Wrap `model`, whose weights are the starting point and equal on every rank."""
-        import deepspeed
+        deepspeed = import_deepspeed()
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
         from deepspeed.utils import groups as groups_of_deepspeed
         from deepspeed.utils import logger
@@ -63,6 +64,8 @@ class Engine:
         import transxnet
 
         logger.setLevel("WARNING")
+        if not config.compile:
+            defer_compiler()
         # Otherwise its initialisation compiles an extension on every CPU node, and a killed build locks the next.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if config.batch_norm == "sync" and world.device.type == "cuda" and world.size > 1:
