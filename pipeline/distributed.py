@@ -1,6 +1,8 @@
 """The ranks of one attempt: who this process is, and the few things that all of them say to each other."""
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,16 +94,24 @@ def everyones(value: object) -> list[object]:
 def silent_ranks(error: BaseException) -> list[int] | None:
     """After a collective failed with `error`: the ranks that do not say they failed too; None for any other error.
 
-    All ranks that still work fail at about the same time and sign in at rank 0's store; who hangs does not.
+    All ranks that still work fail at about the same time and sign in at rank 0's store; who hangs does not. Where the
+    store itself does not answer, it is rank 0.
     """
     words = str(error).lower()
     if not dist.is_initialized() or not any(w in words for w in ("timed out", "timeout", "connection", "peer")):
         return None
     size, rank = dist.get_world_size(), dist.get_rank()
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        store.set(f"gave-up/{rank}", "")
-        time.sleep(ROLL_CALL_S)
-        return [other for other in range(size) if not store.check([f"gave-up/{other}"])]
-    except RuntimeError:
-        return [0]
+    silent = [0]
+
+    def call_the_roll() -> None:
+        with contextlib.suppress(RuntimeError):
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"gave-up/{rank}", "")
+            time.sleep(ROLL_CALL_S)
+            silent[:] = [other for other in range(size) if not store.check([f"gave-up/{other}"])]
+
+    # A store whose process is stopped keeps its caller waiting for ever.
+    roll_call = threading.Thread(target=call_the_roll, name="roll-call", daemon=True)
+    roll_call.start()
+    roll_call.join(2 * ROLL_CALL_S)
+    return silent
