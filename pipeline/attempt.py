@@ -9,7 +9,9 @@ from pipeline import run_dir as run_directory
 from pipeline.distributed import World, agreed_by_main, join_world, leave_world, silent_ranks
 from pipeline.errors import TrainingError
 from pipeline.export import export_weights
+from pipeline.imports import import_deepspeed
 from pipeline.recorder import Recorder, say
+from pipeline.startup import StartUp
 from pipeline.tracking import EndStatus, Tracker
 from pipeline.tracking_system import SystemMonitor
 from pipeline.train import Training
@@ -18,9 +20,9 @@ from pipeline.train import Training
 class Attempt:
     """One attempt at a run: its ranks, its lock, its records; ends by `close` on rank 0."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Nothing is done before `run`."""
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, start_up: StartUp) -> None:
+        """Nothing is done before `run`; `start_up` was begun before the imports of this module."""
+        self._run_dir, self._start_up = run_dir, start_up
         self._tracker: Tracker | None = None
         self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
@@ -28,10 +30,15 @@ class Attempt:
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
-        world = join_world(run_directory.load(self._run_dir).collective_timeout_s)
+        config = run_directory.load(self._run_dir)
+        self._start_up.lap("imports")
+        world = join_world(config.collective_timeout_s)
+        self._start_up.lap("ranks")
+        import_deepspeed()
+        self._start_up.lap("imports")
         try:
             self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
-            self._recorder = recorder = Recorder(self._run_dir, world)
+            self._recorder = recorder = Recorder(self._run_dir, world, self._start_up)
             if world.is_main:
                 document = run_directory.document(self._run_dir)
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
@@ -41,6 +48,7 @@ class Attempt:
             elif world.local_rank == 0:
                 # The tracker watches the first node itself.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
+            recorder.lap("tracking")
             training = Training(self._run_dir, world, recorder, self._tracker)
             if not training.run(stop_requested):
                 return False
@@ -67,8 +75,7 @@ class Attempt:
         """Write down how the attempt ended (the value of a `jobs.Outcome`) and give the MLflow run its status."""
         status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
         if self._recorder is not None:
-            self._recorder.event("end", outcome=outcome)
-            self._recorder.close()
+            self._recorder.end(outcome)
             self._recorder = None
         if self._tracker is not None:
             self._tracker.close(status.get(outcome))

@@ -30,7 +30,10 @@ class Journal:
         """Open the journal and drop the records of steps after `resume_step`, which will be computed again."""
         self._path = run_dir / FILE_NAME
         self._waiting: list[bytes] = []
-        kept = [r for r in read_records(run_dir) if r["step"] <= resume_step]
+        records = read_records(run_dir)
+        kept = [r for r in records if r["step"] <= resume_step]
+        self.dropped = records[len(kept) :]
+        """The records of those steps."""
         aside = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
         with aside.open("wb") as file:
             for record in kept:

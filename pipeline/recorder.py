@@ -1,5 +1,6 @@
 """What rank 0 tells of a training: the journal, the attempts, the log's lines, and MLflow through the tracker."""
 
+import contextlib
 import json
 import math
 import sys
@@ -8,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distributed import World
+from pipeline.goodput import TimeSpent, attempts_spent
 from pipeline.journal import Journal
+from pipeline.startup import StartUp
 from pipeline.words import duration
 
 ATTEMPTS = "attempts.jsonl"
-"""Events of every attempt: start, save, evaluate, end; one JSON object a line with `attempt` and `time`."""
+"""Events of every attempt, one JSON object a line with `event`, `attempt` and `time`.
+
+`start` (finished steps, ranks, and what the attempt before computed in vain), `first_step` (what the start-up was spent
+on), `save` and `saved` (how long a checkpoint held the training up), `evaluate`, `back` (to a checkpoint, to skip a
+batch), `end` (outcome, and where the time went)."""
 
 
 def say(message: str) -> None:
-    """One line in the log, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')}  {message}", flush=True)
+    """One line in the log, with the time of day; a log that cannot be written (a full disk) stops nothing."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%H:%M:%S')}  {message}", flush=True)
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
@@ -38,14 +46,19 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
 class Recorder:
     """Writes on rank 0 and does nothing elsewhere, so that the loop needs no rank tests."""
 
-    def __init__(self, run_dir: Path, world: World) -> None:
-        """Count this attempt; nothing is written before `open`."""
+    def __init__(self, run_dir: Path, world: World, start_up: StartUp | None = None) -> None:
+        """Count this attempt; nothing is written before `open`. `start_up` runs since the process began."""
         self._run_dir = run_dir
         self._main = world.is_main
         self._world = world
         self._journal: Journal | None = None
         self._warned = False
         self._last_line: tuple[float, int] | None = None
+        self._start_up = start_up
+        self._starting = start_up is not None
+        self._opened = False
+        self._events: list[dict[str, Any]] = []
+        self._step_s = self._wait_s = 0.0
         self.attempt = 1 + max((e["attempt"] for e in read_attempts(run_dir)), default=0) if self._main else 0
 
     def open(self, step: int) -> None:
@@ -54,13 +67,29 @@ class Recorder:
             return
         self.close()
         self._journal = Journal(self._run_dir, step)
-        self.event("start", step=step, world_size=self._world.size)
+        dropped = self._journal.dropped
+        seconds = sum(float(record.get("step_s", 0)) for record in dropped)
+        lost = {"lost_steps": len(dropped), "lost_s": seconds, "lost_until": dropped[-1]["time"]} if dropped else {}
+        if self._opened:
+            self._step_s -= seconds
+            self.event("back", step=step, **lost)
+        else:
+            began = {} if self._start_up is None else {"began": self._start_up.began}
+            self.event("start", step=step, world_size=self._world.size, **began, **lost)
+        self._opened = True
+
+    def lap(self, part: str) -> None:
+        """The time since the last call went into this part of the start-up."""
+        if self._start_up is not None:
+            self._start_up.lap(part)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Add a line to the book of attempts; a full disk costs the line, not the training."""
         if not self._main:
             return
-        line = json.dumps({"event": kind, "attempt": self.attempt, "time": time.time(), **fields}) + "\n"
+        event = {"event": kind, "attempt": self.attempt, "time": time.time(), **fields}
+        self._events.append(event)
+        line = json.dumps(event) + "\n"
         try:
             with (self._run_dir / ATTEMPTS).open("a") as file:
                 file.write(line)
@@ -68,9 +97,17 @@ class Recorder:
             self.warn(f"{ATTEMPTS} could not be written ({error.strerror})")
 
     def step(self, record: dict[str, Any]) -> None:
-        """Add the record of a finished step to the journal."""
+        """Add the record of a finished step to the journal; the first one ends the start-up."""
         if self._journal is None:
             return
+        if self._starting and self._start_up is not None:
+            self._starting = False
+            self._start_up.lap("first step")
+            parts = {name: round(seconds, 3) for name, seconds in self._start_up.parts.items()}
+            self.event("first_step", seconds=round(self._start_up.seconds, 3), parts=parts)
+            self.say(self._start_up.words())
+        self._step_s += record["step_s"]
+        self._wait_s += record["step_s"] * record["data_wait"]
         error = self._journal.append({**record, "attempt": self.attempt})
         if error is not None and not self._warned:
             self.warn(f"metrics.jsonl could not be written ({error.strerror or error}); kept in memory and tried again")
@@ -101,7 +138,22 @@ class Recorder:
         """One line in rank 0's log and on its error stream."""
         if self._main:
             say(f"warning: {message}")
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    def time_spent(self) -> TimeSpent:
+        """Where the time of this attempt went, up to now."""
+        wait = self._wait_s / self._step_s if self._step_s else 0.0
+        steps = {"attempt": self.attempt, "time": time.time(), "step_s": self._step_s, "data_wait": wait}
+        return attempts_spent(self._events, [steps])[self.attempt]
+
+    def end(self, outcome: str) -> None:
+        """Write down and say how the attempt ended, and where its time went."""
+        if self._main:
+            spent = self.time_spent()
+            self.event("end", outcome=outcome, time_spent=spent.rounded())
+            self.say(f"attempt {self.attempt}: {spent.words()}")
+        self.close()
 
     def close(self) -> None:
         """Make the journal durable."""

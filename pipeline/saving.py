@@ -22,6 +22,7 @@ class Saver:
         ema: Ema,
         recorder: Recorder,
         *,
+        every: int,
         keep: int,
         facts: Callable[[], dict[str, Any]],
     ) -> None:
@@ -32,19 +33,19 @@ class Saver:
             engine: what is trained.
             ema: its average.
             recorder: is told of every save.
+            every: steps between two saves; a save that failed is tried again after a tenth of them.
             keep: number of newest checkpoints that stay.
             facts: further entries of each manifest (digests of config and data, MLflow run), asked for at publication.
         """
         self._store, self._engine, self._ema, self._recorder = store, engine, ema, recorder
         self._world = engine.world
-        self._keep = keep
+        self._every, self._keep = every, keep
         self._facts = facts
         self._writer: RankWriter | None = None
         self._current: tuple[int, dict[str, Any]] | None = None
         self.durable_step = 0
         """Step of the newest published checkpoint of this attempt, or the one it started from."""
-        self.durable_failed = False
-        """Whether the newest save failed: the next interval tries again."""
+        self._failed_step: int | None = None
 
     def restore(self) -> int:
         """Load the newest sound checkpoint, if there is one; return the number of finished steps."""
@@ -64,6 +65,11 @@ class Saver:
         converted = "" if now == before else f", written by {before}, taken up by {now}"
         self._recorder.say(f"resumed after step {checkpoint.step} from {checkpoint.path}{converted}")
         return checkpoint.step
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after `step` finished steps is to be saved: every interval, and sooner after a failure."""
+        retry = self._failed_step is not None and step >= self._failed_step + max(1, self._every // 10)
+        return retry or step % self._every == 0
 
     def start(self, step: int, top1: float | None) -> None:
         """Snapshot the state after `step` finished steps and write it behind the training.
@@ -94,6 +100,7 @@ class Saver:
         if self._current is None or self._writer is None:
             return
         step, summary = self._current
+        began = time.monotonic()
         error = self._writer.finish()
         [failures] = sum_over_ranks([0.0 if error is None else 1.0])
         self._current = None
@@ -108,13 +115,14 @@ class Saver:
         if error is not None:
             problem = f"rank {self._world.rank}: {error}"
         problems = [str(p) for p in everyones(problem) if p]
-        self.durable_failed = bool(problems)
+        self._failed_step = step if problems else None
         if problems:
             if self._world.is_main:
                 self._store.remove_leftovers()
             self._recorder.warn(
                 f"the checkpoint of step {step} could not be written ({problems[0]}); "
-                f"training goes on, the newest is step {self.durable_step}"
+                f"training goes on and tries again soon, the newest is step {self.durable_step}"
             )
         else:
             self.durable_step = step
+            self._recorder.event("saved", step=step, stall_s=round(time.monotonic() - began, 4))

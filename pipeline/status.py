@@ -74,7 +74,7 @@ def lines(status: "RunStatus", now: float) -> list[str]:
     else:
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
-        rows["goodput"] = f"{100 * status.goodput:.0f} % of the time since the first start"
+        rows["time"] = status.spent.words()
     rows["tracking"] = _tracking(status)
     if status.registered:
         rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.goodput import TimeSpent, run_spent
 from pipeline.tracking_state import (
     CONFIG_NAME,
     METRICS_NAME,
@@ -58,11 +59,16 @@ class RunStatus:
     remaining_s: float | None
     checkpoint_step: int | None
     checkpoint_time: float | None
-    goodput: float | None
-    """Share of the time since the first start that went into steps which count."""
+    spent: TimeSpent
+    """Where the time since the first start went; all zero before it."""
     tracking: TrackingState | None
     registered: dict[str, Any] | None
     logs: Path
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the time since the first start that went into steps which count; None before the first step."""
+        return self.spent.goodput if self.spent.productive else None
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -102,7 +108,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         remaining_s=(total - step) / rate if rate and total and state == "running" else None,
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
-        goodput=goodput(records, attempts),
+        spent=run_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records),
         tracking=load_state(run_dir),
         registered=_json(run_dir / "registered.json"),
         logs=run_dir / "submitit",
@@ -120,7 +126,7 @@ def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptS
             finished = int(event.get("step", 1)) - (0 if kind == "start" else 1)
             span = AttemptSpan(
                 number=number,
-                started=event["time"] - float(event.get("step_s", 0)),
+                started=event.get("began", event["time"] - float(event.get("step_s", 0))),
                 ended=event["time"],
                 outcome=None,
                 first_step=max(0, finished),
@@ -129,15 +135,6 @@ def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptS
         span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
         spans[number] = span
     return [spans[number] for number in sorted(spans)]
-
-
-def goodput(records: list[dict[str, Any]], attempts: list[AttemptSpan]) -> float | None:
-    """Time of the steps that count over the time since the first attempt began; None without step times."""
-    spent = sum(float(record.get("step_s", 0)) for record in records)
-    if not attempts or not spent:
-        return None
-    wall = attempts[-1].ended - attempts[0].started
-    return min(1.0, spent / wall) if wall > 0 else None
 
 
 def _until(span: AttemptSpan, ended: float, outcome: str | None = None) -> AttemptSpan:

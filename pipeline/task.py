@@ -25,9 +25,12 @@ class TrainTask:
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
+        from pipeline.startup import StartUp
+
+        start_up = StartUp()
         from pipeline.attempt import Attempt
 
-        self._attempt = Attempt(self.run_dir)
+        self._attempt = Attempt(self.run_dir, start_up)
         return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED
 
     def ended(self, outcome: Outcome) -> None:

@@ -55,6 +55,7 @@ class Training:
                 f"the shards in {config.data.shards} were packed anew since this run began (digest "
                 f"{self.dataset_digest[:12]}, then {began_with[:12]}): put the former ones back, or start another run"
             )
+        recorder.lap("data")
         self.schedule: Schedule = build_schedule(config, self.num_samples)
         torch.manual_seed(config.seed)
         model = build_model(config, self.num_classes)
@@ -66,7 +67,16 @@ class Training:
         self.transform = DeviceTransform(config.augment, config.mix, self.num_classes, config.seed)
         self.evaluate = Evaluator(config, world, self.num_classes)
         store = CheckpointStore(run_dir)
-        self.saver = Saver(store, self.engine, self.ema, recorder, keep=config.keep_checkpoints, facts=self._facts)
+        self.saver = Saver(
+            store,
+            self.engine,
+            self.ema,
+            recorder,
+            every=config.save_every_steps,
+            keep=config.keep_checkpoints,
+            facts=self._facts,
+        )
+        recorder.lap("network")
 
     def _open_loader(self, start_step: int, total_steps: int) -> TrainLoader:
         world = self.world
@@ -91,6 +101,7 @@ class Training:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step = saver.restore()
         recorder.open(step)
+        recorder.lap("checkpoint")
         skipped = read_skipped(self.run_dir)
         result: Evaluation | None = None
         loader = self._open_loader(step, total)
@@ -126,7 +137,7 @@ class Training:
                 if step % config.log_every_steps == 0 or step == total:
                     recorder.progress(record, total, self.epoch(step))
                 saver.publish_if_written(written)
-                if evaluate or step % config.save_every_steps == 0 or stop:
+                if evaluate or saver.is_due(step) or stop:
                     if audit is not None:
                         audit.flush()
                     saver.start(step, result.top1 if evaluate and result else None)

@@ -29,7 +29,7 @@ def measure(world: World, folder: str, rounds: int) -> dict[str, list[float]]:
     engine = Engine(build_model(config, 1000), config, world)
     ema = Ema(engine.local_weights(), engine.network, config.ema_decay, partitioned=False)
     store = CheckpointStore(Path(folder))
-    saver = Saver(store, engine, ema, Recorder(Path(folder), world), keep=2, facts=dict)
+    saver = Saver(store, engine, ema, Recorder(Path(folder), world), every=100, keep=2, facts=dict)
     times: dict[str, list[float]] = {"pause": [], "behind": [], "deepspeed": []}
     for step in range(1, rounds + 2):
         dist.barrier()

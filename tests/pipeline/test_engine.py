@@ -86,7 +86,7 @@ class Trained:
         partitioned = config.zero_stage == 3
         self.ema = Ema(self.engine.local_weights(), self.engine.network, config.ema_decay, partitioned=partitioned)
         recorder = Recorder(run_dir, world)
-        self.saver = Saver(CheckpointStore(run_dir), self.engine, self.ema, recorder, keep=9, facts=dict)
+        self.saver = Saver(CheckpointStore(run_dir), self.engine, self.ema, recorder, every=100, keep=9, facts=dict)
 
     def steps(self, first: int, last: int) -> list[tuple[float, float]]:
         from pipeline.distributed import sum_over_ranks

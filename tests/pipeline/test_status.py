@@ -13,7 +13,7 @@ import pytest
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.report import draw, markdown, write_report
 from pipeline.status import lines, main, table
-from pipeline.status_data import goodput, read_status, run_state
+from pipeline.status_data import read_status, run_state
 from pipeline.tracking_state import read_records
 from tests.tracking_runs import START, append_records, config_json, write_checkpoint
 
@@ -73,10 +73,12 @@ def test_goodput_counts_only_steps_that_stay(run_dir):
     event(run_dir, "start", 2, 90, step=10, world_size=1)
     event(run_dir, "end", 2, 100, outcome="finished")
     records = [{"step": k, "time": START + k, "step_s": 2.5} for k in range(1, 21)]
-    spans = read_status(run_dir).attempts
+    assert read_status(run_dir).goodput is None
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     # Twenty steps of 2.5 s in 100 s; what the first attempt computed after its save is lost and not there.
-    assert goodput(records, spans) == pytest.approx(0.5)
-    assert goodput([], spans) is None
+    status = read_status(run_dir)
+    assert status.goodput == pytest.approx(0.5)
+    assert any("goodput 50.0 % of 100.0 s: steps 50.0 s" in line for line in lines(status, START))
 
 
 def test_the_report_shows_the_same(run_dir):
