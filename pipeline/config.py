@@ -116,6 +116,8 @@ class OptimizerConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
+    layer_decay: float = 1.0
+    """Layer-wise decay of the learning rate, from the classifier down to the stem: 0.65 to 0.9 in fine-tuning."""
     clip_grad_norm: float | None = None
     """Bound of the global gradient norm; None: no clipping."""
 
@@ -158,6 +160,8 @@ class TrainConfig:
     """Decay of the moving average of the weights; 0: none."""
     compile: bool = False
     """Run the model through `torch.compile`."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward instead of keeping what is within: less memory, a third more work."""
     save_every_steps: int = 500
     """Interval of checkpoints; what a kill can cost at most."""
     keep_checkpoints: int = 3
@@ -223,6 +227,10 @@ class TrainConfig:
             raise ConfigError(f"data.workers {self.data.workers} must be 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay {self.ema_decay} must be in [0, 1)")
+        if not 0 < self.optimizer.layer_decay <= 1:
+            raise ConfigError(f"optimizer.layer_decay {self.optimizer.layer_decay} must be in (0, 1]")
+        if self.compile and self.gradient_checkpointing:
+            raise ConfigError("compile decides by itself what to compute again: leave out gradient_checkpointing")
         if self.model.image_size < 32:
             raise ConfigError(f"model.image_size {self.model.image_size} is too small: the network halves it 5 times")
         mixing = self.mix.mixup > 0 or self.mix.cutmix > 0
@@ -257,6 +265,7 @@ MAY_CHANGE = frozenset(
         "collective_timeout_s",
         "audit_samples",
         "compile",
+        "gradient_checkpointing",
         "model.backend",
         "data.shards",
         "data.validation_shards",

@@ -7,6 +7,7 @@ rank's partition alone and would let ranks diverge.
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,30 +19,26 @@ from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.engine_config import deepspeed_config
 from pipeline.flat import FlatModel
+from pipeline.groups import ParameterGroup, parameter_groups
 from pipeline.imports import defer_compiler, import_deepspeed
+from pipeline.recompute import recompute_in_backward
 from pipeline.zero import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def decay_groups(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the parameters that decay and of those that do not, as timm divides them: 1-D ones and biases do not."""
-    groups: dict[str, list[str]] = {"decay": [], "plain": []}
-    for name, parameter in model.named_parameters():
-        groups["plain" if parameter.ndim <= 1 or name.endswith(".bias") else "decay"].append(name)
-    return groups
-
-
 def build_optimizer(
-    model: nn.Module, groups: dict[str, list[str]], config: TrainConfig, device: torch.device
+    model: nn.Module, groups: dict[str, ParameterGroup], config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """PyTorch's AdamW over two `groups` of names of `model`'s parameters, fused on a GPU: no compiler is needed."""
+    """PyTorch's AdamW over `groups` of names of `model`'s parameters, fused on a GPU: no compiler is needed."""
     options = config.optimizer
-    decays = {"decay": options.weight_decay, "plain": 0.0}
     parameters = [
-        {"params": [model.get_parameter(name) for name in names], "weight_decay": decays[group]}
-        for group, names in groups.items()
-        if names
+        {
+            "params": [model.get_parameter(name) for name in group.names],
+            "weight_decay": group.weight_decay,
+            "lr_scale": group.lr_scale,
+        }
+        for group in groups.values()
     ]
     return torch.optim.AdamW(parameters, lr=0.0, betas=options.betas, eps=options.eps, fused=device.type == "cuda")
 
@@ -74,13 +71,15 @@ class Engine:
         if config.zero_stage == 3:
             # Their weights are used outside their own forward, so they are gathered as one.
             deepspeed.utils.set_z3_leaf_modules(model, transxnet.leaf_modules())
-        groups = decay_groups(model)
+        groups = parameter_groups(model, config.optimizer)
+        if config.gradient_checkpointing:
+            recompute_in_backward(model, tuple(transxnet.leaf_modules()))
         if config.compile:
             model.compile()
         elif config.zero_stage < 3:
             # Stage 3 partitions each weight by itself, and a compiled network must own its weights.
-            model = FlatModel(model, groups)
-            groups = {name: [name] for name in groups}
+            model = FlatModel(model, {name: list(group.names) for name, group in groups.items()})
+            groups = {name: replace(group, names=(name,)) for name, group in groups.items()}
         model.to(world.device)
         self.config, self.world = config, world
         self.stage = config.zero_stage
@@ -123,7 +122,7 @@ class Engine:
 
         Args:
             batches: `gradient_accumulation_steps` pairs of images [N, 3, H, W] and targets [N, classes], on the device.
-            lr: learning rate of this step.
+            lr: learning rate of this step, of the last layer where layers differ.
             seed: of this step's and rank's randomness (drop path); micro-batches continue its stream.
             update: False leaves the batch out: it is read, and nothing is computed from it.
 
@@ -131,7 +130,7 @@ class Engine:
             This rank's mean loss, and the global gradient norm before clipping (inf where the update was skipped).
         """
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if not update:
             for _ in batches:
                 pass
