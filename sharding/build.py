@@ -106,33 +106,31 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
     Raises:
         ShardingError: the options, the source or the output are wrong; nothing half-written is published.
     """
-    from sharding.sources import list_splits
+    from sharding.sources import list_split, list_splits
     from sharding.sources.folder import SPLIT_FOLDERS
 
     options.check()
     form = None if options.source_format == "auto" else options.source_format
     alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     splits = list_splits(options.source, form) if options.split is None else [alias.get(options.split, options.split)]
-    manifests = [_build_split(options, split, say) for split in splits]
+    # All are listed before the first is packed: what is missing for the last should not be said hours later.
+    listings = [list_split(options.source, split, form, options.classes) for split in splits]
+    manifests = [_build_split(options, listing, say) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
 
 
-def _build_split(options: BuildOptions, split: str, say: Callable[[str], None]) -> Manifest | None:
+def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], None]) -> Manifest | None:
     """Pack one split; None if other tasks have not finished theirs."""
     from sharding.images import ImagePolicy
     from sharding.packing import Packing, agree_on_classes, available_cpus
     from sharding.plan import make_plan
     from sharding.pool import run_jobs
     from sharding.progress import Progress
-    from sharding.sources import list_split
     from sharding.sources.detect import open_source
     from sharding.storage import Folder
     from sharding.writer import pack_shard
 
     started = time.monotonic()
-    listing = list_split(
-        options.source, split, None if options.source_format == "auto" else options.source_format, options.classes
-    )
     output = Folder.open(options.output)
     output.create()
     listing = agree_on_classes(output, options.name, listing)

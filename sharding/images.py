@@ -181,7 +181,7 @@ def _convert(data: bytes) -> PackedImage:
     Raises:
         ImageError: Pillow cannot read it either.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -192,6 +192,8 @@ def _convert(data: bytes) -> PackedImage:
                 pixels = np.asarray(_flatten(image))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its words hold an address in memory, and the manifest keeps the reason
+        raise ImageError(f"not an image in any of the formats {', '.join(_FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
         raise ImageError(f"not a readable image: {error}") from error
     height, width = pixels.shape[:2]

@@ -19,6 +19,7 @@ from sharding.errors import ManifestError
 from sharding.storage import Folder
 
 SCHEMA_VERSION = 1
+_MARK = b'"index_sha256"'  # in every manifest, and in hardly any other JSON file
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -164,14 +165,21 @@ class Manifest:
 
 
 def find_manifests(folder: Folder) -> dict[tuple[str, str], Manifest]:
-    """All manifests directly inside a folder, by (name, split); other JSON files are passed over."""
+    """All manifests directly inside a folder, by (name, split); other JSON files are passed over.
+
+    Raises:
+        ManifestError: one is damaged.
+    """
     found = {}
-    names = folder.names()
-    for name in names:
-        stem, dot, extension = name.rpartition(".")
-        if extension != "json" or not dot or name.startswith((".", "_")) or f"{stem}.parquet" not in names:
+    names = set(folder.names())
+    for name in sorted(names):
+        stem = name.removesuffix(".json")
+        if stem == name or "-" not in stem or name.startswith((".", "_")):
             continue
-        manifest = Manifest.from_json(folder.read(name).decode(), f"{folder.location}/{name}")
+        content = folder.read(name)
+        if f"{stem}.parquet" not in names and _MARK not in content:
+            continue
+        manifest = Manifest.from_json(content.decode("utf-8", "replace"), f"{folder.location}/{name}")
         found[manifest.name, manifest.split] = manifest
     return found
 

@@ -74,17 +74,23 @@ class Packing:
         return f"{self.stem}-{number:04d}.tar"
 
     def _find_finished(self) -> Manifest | None:
-        """The published manifest, if all its shards are there by size; else its records become parts again."""
+        """The published manifest, if all its shards are there by size; else its records become parts again.
+
+        Where the index is lost there are no records, and all shards are written once more.
+        """
         manifest = self._published()
         if manifest is None:
             return None
         self._refuse_other(dict(manifest.settings), f"{self.stem}.json")
-        if all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
+        index_is_there = self.output.size(f"{self.stem}.parquet") is not None
+        if index_is_there and all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
             self.output.remove_folder(self.parts.path.rpartition("/")[2])
             return manifest
-        index = load_index(self.output.location, manifest)
         self.parts.create()
         self.parts.write(_SETTINGS, _to_json(self.settings))
+        if not index_is_there:
+            return None
+        index = load_index(self.output.location, manifest)
         odd_of: dict[int, list[OddImage]] = {}
         owner = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
         for entry in manifest.odd:

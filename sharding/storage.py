@@ -134,9 +134,18 @@ class Folder:
         return info.size if info.type == fs.FileType.File else None
 
     def list(self, *, recursive: bool = False) -> list[fs.FileInfo]:
-        """Everything inside, sorted by path; empty where the folder does not exist."""
+        """Everything inside, sorted by path; empty where the folder does not exist.
+
+        Raises:
+            ShardingError: a name is not UTF-8.
+        """
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        try:
+            return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        except UnicodeDecodeError as error:
+            raise ShardingError(
+                f"{self.location} holds a name that is not UTF-8, {error.object!r}. Rename it."
+            ) from error
 
     def names(self) -> list[str]:
         """Names of the files (not folders) directly inside, sorted."""

@@ -14,6 +14,7 @@ from sharding.errors import SourceError
 BLOCK = 512
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
+_NOT_UTF8 = "backslashreplace"  # names are for reading: in keys, messages and the index
 
 
 def _template() -> bytes:
@@ -90,7 +91,7 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
             position += BLOCK + size + -size % BLOCK
             continue
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(block, "utf-8", _NOT_UTF8)
         except tarfile.HeaderError as error:
             raise SourceError(
                 f"{archive} is damaged or no tar at byte {position - start:,} ({error}), after {last}"
@@ -103,7 +104,7 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
                 f"{max(0, end - content):,} are left. Fetch it again."
             )
         if info.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = read_at(content, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            long_name = read_at(content, info.size).rstrip(b"\0").decode("utf-8", _NOT_UTF8)
             continue
         if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             long_name = _pax_path(read_at(content, info.size)) or long_name
@@ -136,5 +137,5 @@ def _pax_path(records: bytes) -> str | None:
         record, records = records[: int(length)], records[int(length) :]
         keyword, _, value = record[len(length) + 1 :].partition(b"=")
         if keyword == b"path":
-            return value.rstrip(b"\n").decode("utf-8", "surrogateescape")
+            return value.rstrip(b"\n").decode("utf-8", _NOT_UTF8)
     return None

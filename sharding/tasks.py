@@ -14,7 +14,7 @@ def slurm_task(environment: Mapping[str, str]) -> tuple[int, int]:
     A batch script's own process, which `srun` did not start, counts as one.
 
     Raises:
-        ShardingError: the array has gaps, so that a share cannot be told from a variable.
+        ShardingError: the array has gaps or is not described, so that a share cannot be told from a variable.
     """
     array_index, array_count = _array_task(environment)
     # SLURM_NTASKS is set in batch scripts too, where only one process runs; a step id is set by srun alone.
@@ -27,9 +27,15 @@ def slurm_task(environment: Mapping[str, str]) -> tuple[int, int]:
 def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
-    element, first, last, count = (
-        int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
-    )
+    try:
+        element, first, last, count = (
+            int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+        )
+    except KeyError as error:
+        raise ShardingError(
+            f"SLURM_ARRAY_TASK_ID is set and {error} is not, so this task's share of the array cannot be told: "
+            "give --task-index and --task-count"
+        ) from error
     step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
     if first + step * (count - 1) != last:
         raise ShardingError(

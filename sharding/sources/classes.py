@@ -10,6 +10,7 @@ from sharding.manifest import ClassInfo
 from sharding.storage import Folder
 
 SYNSET_MAPPING = "LOC_synset_mapping.txt"
+_LONGEST_LIST = 16 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,18 @@ def find_class_list(root: Folder, given: str | None) -> ClassList | None:
         folder, name = Folder.holding(given)
         if folder.size(name) is None:
             raise SourceError(f"--classes {given}: there is no such file")
-        return read_synset_mapping(folder.read(name).decode("utf-8", "replace"), given)
+        return _read(folder, name, given)
     if root.size(SYNSET_MAPPING) is not None:
-        return read_synset_mapping(root.read(SYNSET_MAPPING).decode("utf-8", "replace"), SYNSET_MAPPING)
+        return _read(root, SYNSET_MAPPING, SYNSET_MAPPING)
     return None
+
+
+def _read(folder: Folder, name: str, origin: str) -> ClassList:
+    if (folder.size(name) or 0) > _LONGEST_LIST:
+        raise SourceError(f'{origin} is too large to be a list of classes; its lines should be "n01440764 tench"')
+    try:
+        return read_synset_mapping(folder.read(name).decode(), origin)
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f'{origin} is no list of classes: byte {error.start} is no UTF-8; its lines should be "n01440764 tench"'
+        ) from error

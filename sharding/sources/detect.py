@@ -57,6 +57,11 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
     """
     root = open_source(location)
     found = find_splits(root, source_format)
+    if not found and source_format is not None:
+        raise SourceError(
+            f"{location!r} holds no split in the form {source_format!r}. Give another --source or --source-format, or "
+            "none, and the form is found out."
+        )
     if not found:
         raise SourceError(
             f"{location!r} holds no split that can be recognised: no {' or '.join(ilsvrc.ARCHIVES.values())}, no "

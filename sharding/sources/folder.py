@@ -71,6 +71,7 @@ def list_class_folders(
     """
     base = root.folder(prefix.rstrip("/")) if prefix else root
     folders, files, sizes, ignored = [], [], [], []
+    loose = 0
     for info in base.list(recursive=True):
         relative = info.path[len(base.path) :].lstrip("/")
         top, slash, rest = relative.partition("/")
@@ -78,7 +79,9 @@ def list_class_folders(
             continue
         if info.type == fs.FileType.Directory and not slash:
             folders.append(top)
-        elif info.type == fs.FileType.File and slash:
+        elif info.type == fs.FileType.File and not slash:
+            loose += top.lower().endswith(EXTENSIONS)
+        elif info.type == fs.FileType.File:
             if rest.lower().endswith(EXTENSIONS):
                 files.append(relative)
                 sizes.append(info.size)
@@ -86,6 +89,12 @@ def list_class_folders(
                 ignored.append(relative)
     # An object store has no empty folders, and may list none at all.
     folders = sorted({*folders, *(file.partition("/")[0] for file in files)})
+    if not files and loose:
+        raise SourceError(
+            f"{base.location} holds {loose:,} images and no class folders, so their classes are unknown. If they are "
+            "Kaggle's, give the folder that holds LOC_val_solution.csv; if they were in ILSVRC2012_img_val.tar, give "
+            "the folder of that archive and of the development kit."
+        )
     if not files:
         raise SourceError(
             f"{base.location} has no images in class folders (CLASS/IMAGE{EXTENSIONS[0].upper()}); folders there: "

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sharding import OutputError, ShardingError, load_index, load_manifest
+from sharding import ManifestError, OutputError, ShardingError, load_index, load_manifest
 from sharding.tasks import slurm_task
+from sharding.verify import VerifyOptions, verify
 from tests.sharding.packing import REPOSITORY, command, contents, environment, flags, pack, start
-from tests.sharding.synthetic import photograph
+from tests.sharding.synthetic import photograph, train_images, validation_images, write_archives
 
 SAMPLE = REPOSITORY / "../shared/imagenet-sample"
 
@@ -61,6 +62,8 @@ def test_array_with_gaps_is_refused():
     array = {"ID": "7", "MIN": "1", "MAX": "7", "COUNT": "3"}
     with pytest.raises(ShardingError, match="gaps"):
         slurm_task({f"SLURM_ARRAY_TASK_{key}": value for key, value in array.items()})
+    with pytest.raises(ShardingError, match="SLURM_ARRAY_TASK_MIN"):
+        slurm_task({"SLURM_ARRAY_TASK_ID": "7"})
 
 
 def test_other_settings_in_the_same_output_are_refused_with_the_difference(source: str, tmp_path: Path):
@@ -95,6 +98,23 @@ def test_a_lost_shard_of_a_finished_split_is_written_again(source: str, referenc
     pack(source, tmp_path)
     assert contents(tmp_path) == reference
     assert second.stat().st_ino == kept
+
+
+def test_a_lost_index_of_a_finished_split_is_written_again(source: str, reference: dict[str, str], tmp_path: Path):
+    pack(source, tmp_path)
+    (tmp_path / "imagenet1k-train.parquet").unlink()
+    with pytest.raises(ManifestError, match=r"imagenet1k-train.parquet is missing"):
+        verify(VerifyOptions(shards=str(tmp_path)))
+    pack(source, tmp_path)
+    assert contents(tmp_path) == reference
+
+
+def test_all_splits_are_listed_before_the_first_is_packed(tmp_path: Path):
+    write_archives(tmp_path, train_images(1), validation_images(2))
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(ShardingError, match=r"devkit_t12.tar.gz is missing"):
+        pack(tmp_path, tmp_path / "out", split=None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_of_others_are_not_overwritten(source: str, tmp_path: Path):

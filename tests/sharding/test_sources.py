@@ -1,6 +1,7 @@
 """The same small ImageNet in every form in which it is held: same keys, same labels, same bytes."""
 
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_folder_that_is_no_class_of_the_mapping_is_named(tmp_path: Path):
     (tmp_path / "train" / "n77777777" / "x.JPEG").write_bytes(photograph(0))
     with pytest.raises(ShardingError, match=r"unknown to LOC_synset_mapping.txt: n77777777"):
         list_split(str(tmp_path), "train")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path):
+    inner = inner_tar({f"{WNIDS[0]}_1.JPEG": photograph(0)}).replace(b"_1.JPEG", b"_\xff.JPEG")
+    header = bytearray(inner[:512])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", {f"{WNIDS[0]}.tar": bytes(header) + inner[512:]})
+    assert list_split(str(tmp_path), "train").keys.to_pylist() == [f"{WNIDS[0]}__xff"]
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"")
+    with pytest.raises(ShardingError, match=r"a name that is not UTF-8, b'.*xff.txt'"):
+        list_split(str(tmp_path), "train")
+
+
+def test_loose_images_and_a_wrong_list_of_classes_are_named(tmp_path: Path):
+    (tmp_path / "1.JPEG").write_bytes(photograph(0))
+    with pytest.raises(ShardingError, match="1 images and no class folders"):
+        list_split(str(tmp_path), "train")
+    with pytest.raises(ShardingError, match="is no list of classes"):
+        list_split(str(tmp_path), "train", classes=str(tmp_path / "1.JPEG"))
 
 
 def test_missing_source_is_named(tmp_path: Path):
