@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pipeline.config import AugmentConfig, ConfigError, DataConfig, ModelConfig, ModelName, TrainConfig
 from pipeline.model_card import ModelCard
-from pipeline.tracking_client import TrackingError, mask_secrets, one_line
+from pipeline.tracking_client import TrackingError, one_line
+from pipeline.tracking_secrets import mask_secrets
 
 if TYPE_CHECKING:
     from pipeline.evaluate_measure import Report
@@ -32,7 +33,9 @@ class ClassMap:
 
 
 def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> ClassMap:
-    """Match classes by WordNet id; weights without names must have as many classes as the split.
+    """Match classes by WordNet id, or by number where the split's folders are numbered as ImageNet-V2's are.
+
+    Weights without names must have as many classes as the split.
 
     Args:
         card: of the model.
@@ -52,6 +55,8 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
             )
         names = [(entry.wnid, entry.name) for entry in manifest.classes]
         return ClassMap(list(range(len(ours))), list(range(len(ours))), names)
+    if not set(ours) & set(theirs) and all(name.isdecimal() and int(name) < len(ours) for name in theirs):
+        theirs = [ours[int(name)] for name in theirs]
     unknown = sorted(set(theirs) - set(ours))
     if unknown:
         raise ConfigError(

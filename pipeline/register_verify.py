@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model_card import ModelCard
-from pipeline.tracking_client import TrackingError, bound_requests, mask_secrets
+from pipeline.tracking_client import TrackingError, bound_requests
+from pipeline.tracking_secrets import mask_secrets
 
 SAMPLE = 64
 """Images that are classified; enough to notice a wrong resize, normalisation or class order."""

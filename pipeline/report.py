@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.status_data import ATTEMPTS_NAME, RunStatus, read_status
-from pipeline.tracking_client import mask_secrets
+from pipeline.goodput import TimeSpent, attempts_spent
+from pipeline.status_data import ATTEMPTS_NAME, AttemptSpan, RunStatus, read_status
+from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import METRICS_NAME, read_config, read_records
 from pipeline.words import duration
 
@@ -20,7 +21,25 @@ SMOOTH = 50
 """Windows that the smoothed loss has along a curve."""
 
 _UNITS = ((3600, "hours"), (60, "minutes"))
-_COLOURS = {"finished": "tab:green", "failed": "tab:red", "killed": "tab:red", "running": "tab:blue"}
+_COLOURS = {
+    "finished": "tab:green",
+    "running": "tab:blue",
+    "interrupted": "tab:orange",
+    "cancelled": "tab:orange",
+    "failed": "tab:red",
+    "killed": "tab:red",
+}
+_USES = {
+    "productive": "tab:green",
+    "data_wait": "tab:olive",
+    "restart": "tab:cyan",
+    "save": "tab:purple",
+    "evaluation": "tab:blue",
+    "lost": "tab:red",
+    "down": "lightgray",
+    "other": "tab:gray",
+}
+"""Where time goes (`TimeSpent`), in the order of the band."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -34,13 +53,16 @@ def write_report(run_dir: Path) -> Path:
     records = [record for record, _ in read_records(run_dir / METRICS_NAME)]
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / REPORT_NAME).write_text(markdown(status, records, read_config(run_dir)))
+    spent = attempts_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records)
+    (folder / REPORT_NAME).write_text(markdown(status, records, read_config(run_dir), spent))
     if records:
         draw(folder / PICTURE_NAME, run_dir, status, records)
     return folder
 
 
-def markdown(status: RunStatus, records: list[dict[str, Any]], config: Mapping[str, Any]) -> str:
+def markdown(
+    status: RunStatus, records: list[dict[str, Any]], config: Mapping[str, Any], spent: Mapping[int, TimeSpent]
+) -> str:
     """The report's text: what was trained, what came of it, attempt by attempt, and how to use it."""
     train = config["train"]
     last = records[-1] if records else {}
@@ -58,7 +80,7 @@ def markdown(status: RunStatus, records: list[dict[str, Any]], config: Mapping[s
         "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
         "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
-        "goodput": _number(status.goodput, "{:.1%} of that time went into steps that count"),
+        "where it went": status.spent.words() if status.goodput is not None else "unknown",
         "code": f"{(config.get('git') or {}).get('commit') or 'unknown'}",
         "configuration": str(config.get("digest", "unknown"))[:16],
     }
@@ -66,7 +88,7 @@ def markdown(status: RunStatus, records: list[dict[str, Any]], config: Mapping[s
     attempts = "\n".join(
         f"| {span.number} | {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(span.started))} | "
         f"{duration(span.ended - span.started)} | {span.world_size or ''} | {span.first_step:,} | "
-        f"{span.outcome or ('running' if span is status.attempts[-1] and status.state == 'running' else 'killed')} |"
+        f"{_goodput(spent.get(span.number))} | {_outcome(span, status)} |"
         for span in status.attempts
     )
     reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
@@ -81,8 +103,8 @@ def markdown(status: RunStatus, records: list[dict[str, Any]], config: Mapping[s
 |---|---|
 {table}
 
-| attempt | began | lasted | ranks | from step | ended |
-|---|---|---|---|---|---|
+| attempt | began | lasted | ranks | from step | goodput | ended |
+|---|---|---|---|---|---|---|
 {attempts}
 
 ```python
@@ -100,8 +122,8 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
     import numpy as np
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8.5), layout="constrained")
-    axes: Any = figure.subplot_mosaic([["loss", "top1"], ["lr", "rate"], ["time", "time"]], height_ratios=[3, 3, 1.3])
+    figure = Figure(figsize=(12, 9.2), layout="constrained")
+    axes: Any = figure.subplot_mosaic([["loss", "top1"], ["lr", "rate"], ["time", "time"]], height_ratios=[3, 3, 1.7])
     shown = records[:: max(1, len(records) // POINTS)]
     evaluated = [record for record in records if "eval_top1" in record]
     steps = [record["step"] for record in shown]
@@ -132,35 +154,61 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
         axes[name].set_title(title, loc="left")
         axes[name].set_xlabel("step")
         axes[name].grid(alpha=0.3)
-    _draw_time(axes["time"], run_dir, status)
+    _draw_time(axes["time"], run_dir, status, records)
     figure.suptitle(f"{status.run_dir.name} ({status.model}), {status.state} at step {status.step:,}")
     figure.savefig(path, dpi=110)
 
 
-def _draw_time(axis: Any, run_dir: Path, status: RunStatus) -> None:
-    """The band of attempts over wall time: how each ended, and where it saved."""
+def _goodput(spent: TimeSpent | None) -> str:
+    return f"{100 * spent.goodput:.1f} %" if spent is not None and spent.wall else ""
+
+
+def _outcome(span: AttemptSpan, status: RunStatus) -> str:
+    """How an attempt ended; one that cannot say so was killed."""
+    if span.outcome is not None:
+        return span.outcome
+    return "running" if span is status.attempts[-1] and status.state == "running" else "killed"
+
+
+def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[str, Any]]) -> None:
+    """The band of attempts over wall time: how each ended, what of it was lost, and where it saved."""
     if not status.attempts:
         return
     begin, end = status.attempts[0].started, status.attempts[-1].ended
     unit, name = next(((size, word) for size, word in _UNITS if end - begin > 2 * size), (1, "seconds"))
     for span in status.attempts:
-        ended = span.outcome or (status.state if span is status.attempts[-1] else "killed")
-        axis.barh(
-            0,
-            max(span.ended - span.started, (end - begin) / 500) / unit,
-            left=(span.started - begin) / unit,
-            color=_COLOURS.get(ended, "tab:orange"),
-            edgecolor="white",
-        )
-        middle = ((span.started + span.ended) / 2 - begin) / unit
-        if span.ended - span.started > (end - begin) / 15:
-            axis.text(middle, 0, f"{span.number}: {ended}", ha="center", va="center", color="white", fontsize=9)
+        outcome = _outcome(span, status)
+        colour = _COLOURS.get(outcome, "tab:gray")
+        left = (span.started - begin) / unit
+        width = max(span.ended - span.started, (end - begin) / 500) / unit
+        axis.barh(0, width, left=left, color=colour, edgecolor="white")
+        # What an attempt did after its last step that counts was computed again, or never finished.
+        kept = max((record["time"] for record in records if record.get("attempt") == span.number), default=span.started)
+        if outcome not in ("finished", "running") and span.ended > kept:
+            lost = {"color": "none", "edgecolor": "white", "hatch": "////"}
+            axis.barh(0, (span.ended - kept) / unit, left=(kept - begin) / unit, **lost)
+        if span.ended - span.started > (end - begin) / 12:
+            box = {"facecolor": colour, "edgecolor": "none", "pad": 2}
+            words = f"{span.number}: {outcome}"
+            axis.text(left + width / 2, 0, words, ha="center", va="center", color="white", bbox=box)
     saves = [event["time"] for event, _ in read_records(run_dir / ATTEMPTS_NAME) if event.get("event") == "save"]
     axis.plot([(at - begin) / unit for at in saves], [0.55] * len(saves), "v", color="black", markersize=5)
-    good = "" if status.goodput is None else f", goodput {100 * status.goodput:.0f} %"
+    preempted = sum(_outcome(span, status) == "interrupted" for span in status.attempts)
     count = len(status.attempts)
-    axis.set_title(f"{count} attempt{'s' if count > 1 else ''}{good} (triangles: saves)", loc="left")
-    axis.set(xlabel=f"{name} since the first start", yticks=[], ylim=(-0.5, 0.75))
+    title = [f"{count} attempt{'s' if count > 1 else ''}", f"{preempted} preempted", f"{len(saves)} saves (triangles)"]
+    title += [] if status.goodput is None else [f"goodput {100 * status.goodput:.0f} % of the time"]
+    axis.set_title(", ".join([*title, "hatched: lost"]), loc="left")
+    left = 0.0
+    for part, colour in _USES.items():
+        seconds = getattr(status.spent, part)
+        if seconds > 0.002 * status.spent.wall:
+            label = f"{part.replace('_', ' ')} {100 * seconds / status.spent.wall:.1f} %"
+            axis.barh(-1, seconds / unit, left=left / unit, height=0.4, color=colour, label=label)
+            left += seconds
+    if left:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_USES), frameon=False, fontsize=9)
+    axis.set_yticks([0, -1], ["attempts", "sums"])
+    axis.set(xlabel=f"{name} since the first start", ylim=(-1.4, 0.75))
     axis.margins(x=0.01)
 
 

@@ -24,7 +24,8 @@ def sync_run(run_dir: Path) -> str:
     """
     from pipeline.report import write_report
     from pipeline.status_data import run_state
-    from pipeline.tracking_client import TrackingError, mask_secrets, mlflow_session, one_line
+    from pipeline.tracking_client import TrackingError, mlflow_session, one_line
+    from pipeline.tracking_secrets import mask_secrets
     from pipeline.tracking_shipper import EVERYTHING, Shipper
     from pipeline.tracking_state import durable_step, shipping_lock
 
@@ -177,7 +178,8 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         sync: Send MLflow what a server that did not answer has missed.
         runs: Folder that holds the runs.
     """
-    from pipeline.tracking_client import TrackingError, mask_secrets
+    from pipeline.tracking_client import TrackingError
+    from pipeline.tracking_secrets import mask_secrets
 
     try:
         if sync:

@@ -17,7 +17,11 @@ __all__ = ["EndStatus", "Tracker", "resolve_tracking_uri"]
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-GRACE_S = 20.0
+PATIENCE_S: dict[EndStatus | None, float] = {"FINISHED": 60.0, "FAILED": 60.0, "KILLED": 15.0, None: 3.0}
+"""How long the server may take at the end of an attempt. An interrupted job has to be requeued within its grace, and
+what it did not send is sent by its next attempt; a cancelled one is killed after Slurm's `KillWait` of 30 s."""
+GRACE_S: dict[EndStatus | None, float] = {"FINISHED": 20.0, "FAILED": 20.0, "KILLED": 10.0, None: 4.0}
+"""What the worker may need besides, for a last answer and the picture, before it is killed."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,30 +87,30 @@ class Tracker:
         """A complete checkpoint covers the metrics up to `step`: they may be sent."""
         self._tell({"durable": step})
 
-    def close(self, status: EndStatus | None, timeout_s: float = 60.0) -> bool:
+    def close(self, status: EndStatus | None, timeout_s: float | None = None) -> bool:
         """End the attempt: send what remains and give the run its status.
 
         Args:
             status: how the training ended; None: it was interrupted and will go on (SCHEDULED until it does).
-            timeout_s: how long the server may take.
+            timeout_s: how long the server may take; None: `PATIENCE_S`.
 
         Returns:
-            Whether the server has everything. If not, one line says how to send it later.
+            Whether the server has everything. If not, one line says how to send it later, unless the training goes on.
         """
         if self._worker is None:
             return False
+        timeout_s = PATIENCE_S[status] if timeout_s is None else timeout_s
         self._tell({"close": status or "SCHEDULED", "timeout_s": timeout_s})
         code = None
         with contextlib.suppress(subprocess.TimeoutExpired, OSError):
             if self._worker.stdin:
                 self._worker.stdin.close()
-            # The worker gives up by itself; the rest is for a last answer and the picture.
-            code = self._worker.wait(timeout=timeout_s + GRACE_S)
+            code = self._worker.wait(timeout=timeout_s + GRACE_S[status])
         if code is None:
             self._worker.kill()
             self._worker.wait()
         self._worker = None
-        if code != 0:
+        if code != 0 and status is not None:
             _log.warning(
                 "MLflow has not taken everything of this run; send it when the server answers: "
                 "python -m pipeline.status --sync %s",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from pipeline.tracking_secrets import mask_secrets
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -20,11 +22,6 @@ DEFAULT_EXPERIMENT = "transxnet"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment's pages for training rather than for language models."""
 
-_USER_AND_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):[^\s/@]+@|(?P<bare>://)[^\s/@:]+@")
-_SECRET_ARGUMENT = re.compile(
-    r"(?P<name>[\w-]*(?:password|passwd|secret|token|access_key|api_key|signature|credential)[\w-]*=)[^&\s\"']+", re.I
-)
-
 
 class TrackingError(RuntimeError):
     """The tracking server or registry did not do what was asked, in one line without secrets."""
@@ -33,15 +30,6 @@ class TrackingError(RuntimeError):
 def resolve_tracking_uri(cwd: str | os.PathLike[str]) -> str:
     """`MLFLOW_TRACKING_URI` where it is set, else `runs/mlflow.db` (sqlite) below `cwd`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(cwd).resolve() / DEFAULT_STORE}"
-
-
-def mask_secrets(text: str) -> str:
-    """The text with passwords in URIs (`scheme://user:password@host`) and secret arguments replaced by `***`."""
-
-    def hide(match: re.Match[str]) -> str:
-        return f"{match['scheme']}{match['user']}:***@" if match["scheme"] else f"{match['bare']}***@"
-
-    return _SECRET_ARGUMENT.sub(r"\g<name>***", _USER_AND_PASSWORD.sub(hide, text))
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

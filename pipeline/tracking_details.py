@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking_client import mask_secrets
+from pipeline.tracking_secrets import SECRET_FILES, mask_secrets
 from pipeline.tracking_state import METRICS_NAME, TrackingState, read_records
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def log_details(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) 
     client.log_text(run_id, mask_secrets(json.dumps(config, indent=1)), f"{CONFIGURATION}/config.json")
     client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
     if (config.get("git") or {}).get("dirty"):
-        patch = uncommitted_changes()
+        patch = uncommitted_changes(Path(__file__).resolve().parents[1])
         if patch:
-            client.log_text(run_id, mask_secrets(patch), f"{CONFIGURATION}/uncommitted.patch")
+            client.log_text(run_id, patch, f"{CONFIGURATION}/uncommitted.patch")
 
 
 def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
@@ -96,14 +96,39 @@ def environment() -> dict[str, Any]:
     }
 
 
-def uncommitted_changes() -> str:
-    """The difference of the code to its commit; empty outside a git checkout."""
-    root = Path(__file__).resolve().parents[1]
+def uncommitted_changes(checkout: Path) -> str:
+    """The difference of a checkout to its commit; empty outside of one.
+
+    Files that are secrets as a whole are left out, what looks like a secret is masked, so that a masked line does not
+    apply, and the end of a long one is cut off.
+    """
+    command = ["git", "-C", str(checkout), "diff", "--no-color", "--no-ext-diff", "HEAD", "--", ":/"]
+    command += [f":(top,exclude,glob,icase)**/{name}" for name in SECRET_FILES]
     try:
-        command = ["git", "-C", str(root), "diff", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout[:MAX_PATCH]
-    except (OSError, subprocess.SubprocessError):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+        ) as git:
+            assert git.stdout is not None
+            patch = git.stdout.read(MAX_PATCH + 1)
+            git.kill()
+    except OSError:
         return ""
+    cut = f"\n... cut after {MAX_PATCH:,} characters\n" if len(patch) > MAX_PATCH else ""
+    return mask_secrets(patch[:MAX_PATCH]) + cut
+
+
+def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Log what the jobs found on their nodes: devices, hosts, file systems, versions, one file for each attempt.
+
+    Returns:
+        Whether `state.job_reports` has changed.
+    """
+    assert state.run_id is not None
+    new = [path for path in sorted(run_dir.glob("submitit/*_report_*.json")) if path.name not in state.job_reports]
+    for path in new:
+        client.log_text(state.run_id, mask_secrets(path.read_text()), f"{CONFIGURATION}/jobs/{path.name}")
+        state.job_reports.append(path.name)
+    return bool(new)
 
 
 def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import flatten
-from pipeline.tracking_client import experiment_id, mask_secrets, open_client
-from pipeline.tracking_details import link_checkpoints, log_details, log_report
+from pipeline.tracking_client import experiment_id, open_client
+from pipeline.tracking_details import link_checkpoints, log_details, log_job_reports, log_report
+from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import (
     METRICS_NAME,
     TrackingState,
@@ -39,6 +40,8 @@ MAX_PARAMS = 100
 """Most parameters that MLflow takes in one request."""
 MAX_VALUE = 5000
 """Characters of a parameter or tag that are kept."""
+LISTED_TAGS = {"world_size": "world_sizes", "job_id": "job_ids"}
+"""Tags of an attempt and the tag that has those of all attempts, in order."""
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 EVERYTHING = 2**62
 """A step beyond every record."""
@@ -79,8 +82,13 @@ class Shipper:
         return self._client
 
     def begin(self, tags: dict[str, str]) -> None:
-        """An attempt begins: the run is running, with these tags."""
+        """An attempt begins: the run is running, with these tags and lists of what every attempt had."""
+        for name, plural in LISTED_TAGS.items():
+            values = [value for value in (self.state.tags.get(plural), tags.get(name)) if value]
+            if values:
+                tags = {**tags, plural: ", ".join(values)}
         self.state.tags, self.state.status = tags, "RUNNING"
+        self.state.began_at = self.state.began_at or time.time()
         self.state.sent_status = self.state.ended_at = None
         self.save()
 
@@ -102,7 +110,8 @@ class Shipper:
             self._offset, self.state.shipped_step = offset, step
             self.save()
         self._ship_system()
-        if link_checkpoints(self.client, self.run_dir, self.state):
+        reported = log_job_reports(self.client, self.run_dir, self.state)
+        if link_checkpoints(self.client, self.run_dir, self.state) or reported:
             self.save()
 
     def send_report(self) -> None:
@@ -142,7 +151,10 @@ class Shipper:
             run = found[0]
         else:
             run = self.client.create_run(
-                experiment, run_name=self.run_dir.name, tags={KEY_TAG: self.state.key, **self._source_tags()}
+                experiment,
+                start_time=int(1000 * (self.state.began_at or time.time())),
+                run_name=self.run_dir.name,
+                tags={KEY_TAG: self.state.key, **self._source_tags()},
             )
         self.state.run_id, self.state.experiment_id = run.info.run_id, experiment
         self.save()

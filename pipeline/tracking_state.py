@@ -40,12 +40,16 @@ class TrackingState:
     """Last evaluated step whose report is there."""
     checkpoints: dict[str, str] = field(default_factory=dict)
     """Logged model of each checkpoint that is there, by its folder's name."""
+    job_reports: list[str] = field(default_factory=list)
+    """Names of the jobs' reports on their nodes that are there."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the last attempt."""
     status: str = "RUNNING"
     """What the run's status should be."""
     sent_status: str | None = None
     """What the server was last told."""
+    began_at: float | None = None
+    """When the first attempt began, in unix seconds."""
     ended_at: float | None = None
     """When the last attempt ended, in unix seconds."""
 

@@ -45,16 +45,17 @@ class SystemMonitor:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             psutil.cpu_percent()
             began, before = time.monotonic(), psutil.net_io_counters()
+            looked = began
             while not self._stopped.wait(EVERY_S if time.monotonic() - began < CLOSE_LOOK_S else LATER_EVERY_S):
-                now = psutil.net_io_counters()
+                now, passed, looked = psutil.net_io_counters(), time.monotonic() - looked, time.monotonic()
                 record = {
                     "time": time.time(),
                     "cpu_percent": psutil.cpu_percent(),
                     "memory_percent": psutil.virtual_memory().percent,
                     "memory_used_gb": psutil.virtual_memory().used / 1e9,
                     "disk_percent": psutil.disk_usage(str(self._path.parent)).percent,
-                    "network_received_mb": (now.bytes_recv - before.bytes_recv) / 1e6,
-                    "network_sent_mb": (now.bytes_sent - before.bytes_sent) / 1e6,
+                    "network_received_mb_per_s": (now.bytes_recv - before.bytes_recv) / 1e6 / passed,
+                    "network_sent_mb_per_s": (now.bytes_sent - before.bytes_sent) / 1e6 / passed,
                     **gpu_sample(),
                 }
                 before = now

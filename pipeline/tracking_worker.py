@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import write_report
-from pipeline.tracking_client import mask_secrets, one_line
+from pipeline.tracking_client import one_line
+from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_shipper import EVERYTHING, Shipper
 from pipeline.tracking_state import shipping_lock
 from pipeline.tracking_system import SystemMonitor

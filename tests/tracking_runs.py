@@ -1,10 +1,12 @@
 """Run directories as a training leaves them, made in seconds: real digits, real shards, a network that classifies."""
 
 import functools
+import hashlib
 import io
 import json
 import math
 import os
+import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,30 @@ from pipeline.digits import prepare_digits
 from pipeline.metrics import Evaluation, evaluate_batches
 from pipeline.model_card import ModelCard, Preprocessing, save_model_card
 from pipeline.register_verify import sample_images
+from pipeline.tracking_client import local_database, open_client, resolve_tracking_uri
 from sharding import load_manifest
 
 START = 1_700_000_000.0
 
 # The server that a person works with is not for tests.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        uri = resolve_tracking_uri(name)
+        open_client(uri).search_experiments()
+        return local_database(uri).read_bytes()
+
+
+def new_store(folder: Path) -> str:
+    """URI of the database that a first run below `folder` would make, which takes two seconds each."""
+    uri = resolve_tracking_uri(folder)
+    path = local_database(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_empty_database())
+    return uri
 
 
 def config_json(run_dir: Path, config: TrainConfig, tracking_uri: str | None) -> dict:
@@ -61,6 +81,39 @@ def write_checkpoint(run_dir: Path, step: int) -> None:
     (folder / "manifest.json").write_text(json.dumps({"step": step, "world_size": 2}))
 
 
+def write_averaged_checkpoint(run_dir: Path, step: int, state: dict[str, torch.Tensor]) -> None:
+    """The averaged weights of a checkpoint of two ranks: half of each weight on each, statistics of their own."""
+    folder = run_dir / f"checkpoints/step_{step:08d}"
+    folder.mkdir(parents=True)
+    files = {}
+    for rank in range(2):
+        tensors = {}
+        for name, value in state.items():
+            flat = value.flatten()
+            if value.is_floating_point() and "running_" in name:
+                tensors[f"ema_buffer|{name}|0"] = flat * (0.5 if rank == 0 else 1.5)
+            elif not value.is_floating_point():
+                tensors[f"buffer|{name}|0"] = flat
+            elif (piece := flat[: len(flat) // 2] if rank == 0 else flat[len(flat) // 2 :]).numel():
+                tensors[f"ema|{name}|{rank * (len(flat) // 2)}"] = piece.clone()
+        path = folder / f"rank_{rank:05d}.safetensors"
+        save_file(tensors, path)
+        files[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    manifest = {"schema": 1, "step": step, "world_size": 2, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def set_evaluations(run_dir: Path, results: dict[int, Evaluation]) -> None:
+    """Put real results into the journal."""
+    path = run_dir / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["step"] in results:
+            result = results[record["step"]]
+            record |= {"eval_top1": result.top1, "eval_top5": result.top5, "eval_loss": result.loss}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 @dataclass(frozen=True)
 class Pixels:
     images: torch.Tensor
@@ -76,7 +129,6 @@ def digits_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor]
     torch.set_num_threads(1)
     network = transxnet.transxnet_n(num_classes=10, image_size=32, backend="reference").train()
     x, y = _pixels(shards, "train", 512)
-    x_test, y_test = _pixels(shards, "validation")
     with torch.no_grad():
         for part in x[:192].split(64):
             network(part)
@@ -86,19 +138,38 @@ def digits_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor]
         fitted = RidgeClassifier(alpha=1e-2).fit(pooled.numpy(), y.numpy())
         network.classifier.linear.weight.copy_(torch.from_numpy(fitted.coef_)[:, :, None, None] * 10)
         network.classifier.linear.bias.copy_(torch.from_numpy(fitted.intercept_) * 10)
+    return transxnet.to_upstream(network.state_dict()), _evaluated(network, shards)
+
+
+@functools.cache
+def worse_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor], Evaluation]:
+    """The same, blind for the first class."""
+    weights = {name: value.clone() for name, value in digits_network(shards, seed)[0].items()}
+    weights["classifier.2.bias"][0] -= 1000
+    network = transxnet.transxnet_n(num_classes=10, image_size=32, backend="reference").eval()
+    network.load_state_dict(transxnet.from_upstream(weights))
+    return weights, _evaluated(network, shards)
+
+
+def _evaluated(network: torch.nn.Module, shards: Path) -> Evaluation:
     counts = evaluate_batches(
         network,
-        [Pixels(x_test, y_test)],
+        [Pixels(*_pixels(shards, "validation"))],
         num_classes=10,
         device="cpu",
         autocast=nullcontext(),
         normalise=lambda batch, device: batch.images.to(device),
     )
-    return transxnet.to_upstream(network.state_dict()), Evaluation.from_counts(counts)
+    return Evaluation.from_counts(counts)
 
 
-def finished_run(run_dir: Path, shards: Path, tracking_uri: str | None, *, seed: int = 0) -> ModelCard:
-    """A run that has trained, evaluated and exported; its MLflow run is not made."""
+def finished_run(
+    run_dir: Path, shards: Path, tracking_uri: str | None, *, seed: int = 0, best_step: int | None = None
+) -> ModelCard:
+    """A run that has trained 30 steps, evaluated and exported; its MLflow run is not made.
+
+    With `best_step` it was better at that step, of which there is a checkpoint, than at its end.
+    """
     prepare_digits(shards)
     config = TrainConfig(
         seed=seed,
@@ -112,6 +183,10 @@ def finished_run(run_dir: Path, shards: Path, tracking_uri: str | None, *, seed:
     weights, result = digits_network(shards, seed)
     append_records(run_dir, range(1, 31))
     write_checkpoint(run_dir, 30)
+    if best_step is not None:
+        write_averaged_checkpoint(run_dir, best_step, transxnet.from_upstream(weights))
+        best, (weights, result) = result, worse_network(shards, seed)
+        set_evaluations(run_dir, {best_step: best, 30: result})
     validation = load_manifest(str(shards), "validation")
     card = ModelCard(
         name="transxnet_n",

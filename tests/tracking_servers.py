@@ -43,7 +43,8 @@ class MlflowServer:
         self._env = env or {}
         self._process: subprocess.Popen | None = None
 
-    def start(self) -> "MlflowServer":
+    def launch(self) -> None:
+        """Begin to start; `start` waits for the first answer."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store, "--artifacts-destination", self.artifacts]
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -53,6 +54,10 @@ class MlflowServer:
         self._process = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
         )
+
+    def start(self) -> "MlflowServer":
+        if self._process is None:
+            self.launch()
         try:
             wait_for(lambda: self._process.poll() is not None or answers(f"{self.uri}/health"), START_TIMEOUT_S)
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]

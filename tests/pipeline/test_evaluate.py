@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from pipeline.config import ConfigError
-from pipeline.evaluate import evaluate, main, match_classes
+from pipeline.digits import write_class_folders
+from pipeline.evaluate import main, match_classes
 from pipeline.evaluate_measure import Measurement
 from pipeline.evaluate_model import load_model
 from pipeline.metrics import Evaluation, count_batch, evaluate_batches
-from pipeline.register import register
-from pipeline.tracking_client import open_client, resolve_tracking_uri
+from pipeline.tracking_client import resolve_tracking_uri
 from sharding import load_manifest
+from sharding.build import BuildOptions, build
 from tests.tracking_runs import Pixels, finished_run
 
 
@@ -25,8 +26,8 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def card(home):
-    return finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
+def card(home, digits):
+    return finished_run(home / "runs/first", digits, resolve_tracking_uri(home))
 
 
 def test_counts_do_not_depend_on_the_batches():
@@ -76,27 +77,30 @@ def test_calibration_and_confusion_by_hand():
     assert report.images_per_s == 5
 
 
-def test_run_file_and_registry_give_the_recorded_accuracy(home, card, monkeypatch, capsys):
-    monkeypatch.chdir(home)
-    register("runs/first")
-    for source in ("runs/first", "runs/first/export/model.safetensors", "models:/transxnet_n@champion"):
-        report, _, _ = evaluate(load_model(source), "shards", workers=0)
-        assert (report.top1, report.top5, report.samples) == (card.top1, card.top5, card.validation_samples)
-    assert main("models:/transxnet_n@latest", shards="shards", workers=0, output=home / "out.json") == 0
-    assert f"top-1              {100 * card.top1:.2f} %" in capsys.readouterr().out
-    written = json.loads((home / "out.json").read_text())
-    assert sum(entry["samples"] for entry in written["classes"]) == card.validation_samples
-    client = open_client(resolve_tracking_uri(home))
-    run = client.search_runs([client.get_experiment_by_name("transxnet").experiment_id])[0]
-    assert run.data.metrics["eval/digits-validation/top1"] == card.top1
-    assert {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/digits-validation")} == {
-        f"evaluation/digits-validation/{name}"
-        for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")
-    }
+def test_other_shards_are_scored_among_their_own_classes(home, card, capsys):
+    """As ImageNet-A and -R are: packed from class folders, fewer classes, other labels."""
+    write_class_folders(home / "folders")
+    (home / "few").mkdir()
+    for name in ("2", "7", "8"):
+        (home / "folders/validation" / name).rename(home / "few" / name)
+    build(
+        BuildOptions(source=str(home / "few"), output=str(home / "a"), name="imagenet-a", split="validation", workers=1)
+    )
+    capsys.readouterr()
+    answers = {}
+    for subset in (True, False):
+        arguments = {"shards": str(home / "a"), "subset": subset, "workers": 0, "output": home / "out.json"}
+        assert main(str(home / "runs/first"), **arguments, no_log=True) == 0
+        answers[subset] = json.loads((home / "out.json").read_text())
+        assert ("imagenet-a-validation, 88 images among 3 classes" in capsys.readouterr().out) == subset
+    assert {entry["wnid"] for entry in answers[True]["classes"]} == {"2", "7", "8"}
+    assert len(answers[False]["classes"]) == 10
+    assert answers[True]["top1"] > answers[False]["top1"] > 0.5
+    assert answers[True]["samples"] == sum(entry["samples"] for entry in answers[False]["classes"]) == 88
 
 
-def test_a_split_with_fewer_classes_is_scored_among_them(home, card):
-    manifest = load_manifest(str(home / "shards"), "validation")
+def test_classes_are_matched_by_name_or_number(digits, card):
+    manifest = load_manifest(str(digits), "validation")
     few = dataclasses.replace(manifest, classes=(manifest.classes[7], manifest.classes[2]))
     matched = match_classes(card, few, subset=True)
     assert matched.outputs == [2, 7]
@@ -104,6 +108,9 @@ def test_a_split_with_fewer_classes_is_scored_among_them(home, card):
     everything = match_classes(card, few, subset=False)
     assert everything.outputs == list(range(10))
     assert everything.labels == [7, 2]
+    # ImageNet-V2's folders have the numbers of the classes.
+    named = dataclasses.replace(card, classes=tuple((f"n{k:08d}", name) for k, (_, name) in enumerate(card.classes)))
+    assert match_classes(named, few, subset=False).labels == [7, 2]
     unknown = dataclasses.replace(few.classes[0], wnid="n99999999")
     with pytest.raises(ConfigError, match="1 classes that transxnet_n was not trained on: n99999999"):
         match_classes(card, dataclasses.replace(few, classes=(unknown,)), subset=True)
@@ -124,8 +131,8 @@ def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_p
         (__file__, "holds no weights that can be read"),
     ],
 )
-def test_wrong_models_are_said_in_a_line(model, words, home, card, capsys):
-    assert main(model, shards=str(home / "shards")) == 1
+def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
+    assert main(model, shards=str(digits)) == 1
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

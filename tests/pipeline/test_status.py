@@ -84,17 +84,23 @@ def test_goodput_counts_only_steps_that_stay(run_dir):
 def test_the_report_shows_the_same(run_dir):
     event(run_dir, "start", 1, 0, step=0, world_size=4)
     append_records(run_dir, range(1, 31))
+    event(run_dir, "save", 1, 31, step=30, stall_s=0.5)
+    event(run_dir, "start", 2, 60, step=30, world_size=2)
     folder = write_report(run_dir)
     text = (folder / "report.md").read_text()
     assert "**transxnet_n: top-1 60.00 %, killed at step 30**" in text
     assert "| steps | 30 of 100 |" in text
+    assert [line.split(" | ")[3:] for line in text.splitlines() if line.startswith(("| 1 |", "| 2 |"))] == [
+        ["4", "0", "0.0 %", "killed |"],
+        ["2", "30", "", "killed |"],
+    ]
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     # One record, or one evaluation without the rest, is drawn too.
     status = read_status(run_dir)
     records = [record for record, _ in read_records(run_dir / "metrics.jsonl")][:1]
     draw(folder / "one.png", run_dir, status, records)
     assert "not evaluated" in markdown(
-        dataclasses.replace(status, attempts=[]), records, {"train": json_train(run_dir)}
+        dataclasses.replace(status, attempts=[]), records, {"train": json_train(run_dir)}, {}
     )
 
 

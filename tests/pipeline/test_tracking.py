@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import tracking_system
 from pipeline.config import DataConfig, ModelConfig, TrainConfig
 from pipeline.status import sync_run
 from pipeline.tracking import Tracker, resolve_tracking_uri
-from pipeline.tracking_client import mask_secrets, open_client
+from pipeline.tracking_client import open_client
+from pipeline.tracking_shipper import Shipper
 from pipeline.tracking_state import load_state
-from tests.tracking_runs import append_records, config_json
+from tests.tracking_runs import append_records, config_json, new_store, write_checkpoint
 from tests.tracking_servers import MlflowServer, Relay, free_port, self_signed_certificate, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,10 +28,20 @@ RETRIES = 1
 """What MLflow's client tries again by itself, unseen by the worker."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def launched(request, tmp_path_factory):
+    """A server that gets ready while the first tests wait for other things; not launched where no test needs it."""
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(folder, store=new_store(folder))
+    if any("server" in item.fixturenames for item in request.session.items if item.path == request.path):
+        server.launch()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
+def server(launched):
+    return launched.start()
 
 
 def new_run(folder: Path, uri: str | None, name: str = "run", shards: str = "missing") -> tuple[Path, dict]:
@@ -44,6 +58,7 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     run_dir, config = new_run(tmp_path / "runs", uri)
     tracker = Tracker.start(run_dir, config, attempt=1, world_size=2, tags={"job_id": "7"})
     append_records(run_dir, range(1, 26))
+    write_checkpoint(run_dir, 20)
     tracker.durable(20)
     assert tracker.close(None, timeout_s=60)
     first = tracker.run_id
@@ -56,6 +71,8 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     (run_dir / "metrics.jsonl").write_text("".join(lines[:20]))
     tracker = Tracker.start(run_dir, config, attempt=2, world_size=4)
     append_records(run_dir, range(21, 41), attempt=2, start=1_700_009_000.0)
+    write_checkpoint(run_dir, 40)
+    shutil.rmtree(run_dir / "checkpoints/step_00000020")
     assert tracker.close("FINISHED", timeout_s=60)
 
     run = open_client(uri).get_run(first)
@@ -64,25 +81,69 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert history(uri, first) == list(range(1, 41))
     assert history(uri, first, "eval/top1") == [10, 20, 30, 40]
     assert run.data.tags["attempt"] == "2"
-    assert run.data.tags["world_size"] == "4"
+    assert run.data.tags["world_sizes"] == "2, 4"
+    assert run.data.tags["job_ids"] == "7"
     assert run.data.params["optimizer.lr"] == "0.002"
     artifacts = {item.path for item in open_client(uri).list_artifacts(first, "report")}
     assert artifacts == {"report/report.md", "report/training.png"}
     assert "| 2 |" in run.data.tags["mlflow.note.content"]
+    # The checkpoint that is kept is a model of the run, with its metrics and without a copy of its files.
+    models = open_client(uri).search_logged_models([run.info.experiment_id])
+    assert [(model.name, model.tags["checkpoint"]) for model in models] == [
+        ("step_00000040", str(run_dir / "checkpoints/step_00000040"))
+    ]
+    assert {metric.key: metric.value for metric in models[0].metrics}["eval/top1"] == 0.8
+    assert not list(tmp_path.rglob("mlartifacts/**/state.bin"))
     # Nothing beside the database and its artifacts was made.
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlartifacts", "run"}
 
 
 def test_a_failed_training_is_a_failed_run(tmp_path):
-    uri = resolve_tracking_uri(tmp_path)
-    run_dir, config = new_run(tmp_path, uri)
-    tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
-    assert tracker.close("FAILED", timeout_s=60)
-    assert open_client(uri).get_run(tracker.run_id).info.status == "FAILED"
+    uri = new_store(tmp_path)
+    run_dir, _ = new_run(tmp_path, uri)
+    shipper = Shipper(run_dir)
+    shipper.begin({"attempt": "1"})
+    began = time.time()
+    shipper.end("FAILED")
+    shipper.ship(0)
+    shipper.send_status()
+    info = open_client(uri).get_run(shipper.state.run_id).info
+    assert info.status == "FAILED"
+    # The run's times are the training's, however late the server hears of it.
+    assert info.start_time / 1000 == pytest.approx(began, abs=5)
+    assert info.start_time <= info.end_time
+
+
+def test_each_node_has_its_own_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking_system, "EVERY_S", 0.05)
+    uri = new_store(tmp_path)
+    run_dir, _ = new_run(tmp_path, uri)
+    monitors = [tracking_system.SystemMonitor.start(run_dir, node) for node in (0, 1)]
+    files = [run_dir / f"system/node_{node}.jsonl" for node in (0, 1)]
+    wait_for(lambda: all(file.exists() and file.read_bytes().count(b"\n") >= 3 for file in files), 30, 0.02)
+    for monitor in monitors:
+        monitor.stop()
+    shipper = Shipper(run_dir)
+    shipper.begin({"attempt": "1"})
+    shipper.ship(0)
+    # One node goes on for a while; the other one's last line is not whole.
+    last = json.loads(files[1].read_text().splitlines()[-1])
+    with open(files[1], "a") as file:
+        file.write(json.dumps(last | {"time": last["time"] + 60, "cpu_percent": 7.0}) + "\n")
+    with open(files[0], "a") as file:
+        file.write('{"time": 1')
+    shipper.ship(0)
+    client, run_id = open_client(uri), shipper.state.run_id
+    names = client.get_run(run_id).data.metrics.keys()
+    assert {name.rsplit("/", 1)[0] for name in names} == {"system/node_0", "system/node_1"}
+    history = [client.get_metric_history(run_id, f"system/node_{node}/cpu_percent") for node in (0, 1)]
+    assert [len(rows) for rows in history] == [file.read_bytes().count(b"\n") for file in files]
+    assert history[1][-1].value == 7.0
+    assert history[1][-1].step - history[1][0].step in (60, 61)
 
 
 def test_a_killed_training_does_not_stay_running(tmp_path):
-    uri = resolve_tracking_uri(tmp_path)
+    uri = new_store(tmp_path)
     run_dir, _ = new_run(tmp_path, uri)
     program = f"""
         import json, sys, time
@@ -99,6 +160,8 @@ def test_a_killed_training_does_not_stay_running(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY, stdout=subprocess.PIPE, start_new_session=True
     )
     assert training.stdout.readline() == b"tracked\n"
+    wait_for(lambda: load_state(run_dir).sent_status == "RUNNING", 60)
+    assert open_client(uri).get_run(load_state(run_dir).run_id).info.status == "RUNNING"
     os.kill(training.pid, signal.SIGKILL)
     training.wait()
     training.stdout.close()
@@ -114,7 +177,7 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
     append_records(run_dir, range(1, 11))
     tracker.durable(10)
     assert time.monotonic() - began < 5
-    assert not tracker.close("FINISHED", timeout_s=5)
+    assert not tracker.close("FINISHED", timeout_s=3)
     assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
     assert tracker.run_id is None
 
@@ -125,6 +188,69 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
     run = open_client(server.uri).get_run(load_state(run_dir).run_id)
     assert run.info.status == "FINISHED"
     assert history(server.uri, run.info.run_id) == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_server_killed_while_it_takes_steps_has_each_once_when_it_is_back(tmp_path, capfd):
+    with MlflowServer(tmp_path / "server") as server:
+        run_dir, config = new_run(tmp_path, server.uri)
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        append_records(run_dir, range(1, 4001))
+        tracker.durable(4000)
+        wait_for(lambda: (load_state(run_dir) or object).shipped_step > 0, 60, 0.01)
+        server.kill()
+        slowest = 0.0
+        for step in range(4001, 4091):
+            began = time.monotonic()
+            append_records(run_dir, range(step, step + 1))
+            tracker.durable(step)
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(1)
+        assert slowest < 1
+        assert load_state(run_dir).shipped_step < 4000
+        server.start()
+        assert tracker.close("FINISHED", timeout_s=120)
+        assert sorted(history(server.uri, tracker.run_id)) == list(range(1, 4091))
+        assert open_client(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+    said = capfd.readouterr().err
+    assert said.count("does not take what is sent") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_does_not_keep_a_job_from_its_requeue(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        append_records(run_dir, range(1, 11))
+        tracker.durable(10)
+        silent.accept()
+        began = time.monotonic()
+        assert not tracker.close(None)
+        # Slurm's usual grace is 30 s, and one request that is not answered takes 20.
+        assert time.monotonic() - began < 10
+    assert not caplog.text, "the next attempt sends it"
+    # The next attempt finds what to send.
+    (run_dir / "config.json").write_text(json.dumps(config | {"tracking_uri": new_store(tmp_path)}))
+    tracker = Tracker.start(run_dir, json.loads((run_dir / "config.json").read_text()), attempt=2, world_size=1)
+    assert tracker.close("FINISHED")
+    assert history(resolve_tracking_uri(tmp_path), tracker.run_id) == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_slow_server_holds_nobody_up_and_gets_everything(tmp_path, server):
+    with Relay(server.port) as relay:
+        relay.mode = "slow"
+        run_dir, config = new_run(tmp_path, relay.uri)
+        began = time.monotonic()
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        for step in range(1, 51):
+            append_records(run_dir, range(step, step + 1))
+            tracker.durable(step)
+        assert time.monotonic() - began < 2, "one answer takes as long"
+        assert tracker.close("FINISHED", timeout_s=200)
+        assert history(server.uri, tracker.run_id) == list(range(1, 51))
+        assert open_client(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.slow
@@ -162,7 +288,7 @@ def test_a_server_that_refuses_is_said_in_one_line(tmp_path, server, capfd, trou
         uri = relay.uri.replace("://", "://someone:s3cret-word@")
         run_dir, config = new_run(tmp_path, uri)
         tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
-        assert not tracker.close("FINISHED", timeout_s=8)
+        assert not tracker.close("FINISHED", timeout_s=5)
     said = capfd.readouterr().err
     lines = [line for line in said.splitlines() if "does not take what is sent" in line]
     assert len(lines) == 1
@@ -172,13 +298,3 @@ def test_a_server_that_refuses_is_said_in_one_line(tmp_path, server, capfd, trou
     everything = said + "".join(path.read_text() for path in run_dir.glob("mlflow.json"))
     assert "s3cret-word" not in everything
     assert "Traceback" not in said
-
-
-def test_secrets_are_masked():
-    masked = mask_secrets(
-        "postgresql://me:pa55@db/x s3://KEY:pa55@bucket/x?secret_key=pa55&region=eu https://pa55@h/ token=pa55"
-    )
-    assert "pa55" not in masked
-    assert "postgresql://me:***@db/x" in masked
-    assert "region=eu" in masked
-    assert mask_secrets("s3://bucket/a@b http://host:5000/x") == "s3://bucket/a@b http://host:5000/x"
