@@ -10,6 +10,7 @@ from transxnet.config import VARIANTS, TransXNetConfig, config_for
 
 if TYPE_CHECKING:
     from transxnet.model import TransXNet, build, leaf_modules, transxnet_b, transxnet_n, transxnet_s, transxnet_t
+    from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
     from transxnet.upstream import from_upstream, to_upstream
 
 __all__ = [
@@ -18,8 +19,12 @@ __all__ = [
     "TransXNetConfig",
     "build",
     "config_for",
+    "config_of_weights",
+    "find_weights",
     "from_upstream",
     "leaf_modules",
+    "load_weights",
+    "read_weights",
     "to_upstream",
     "transxnet_b",
     "transxnet_n",
@@ -27,7 +32,10 @@ __all__ = [
     "transxnet_t",
 ]
 
-_HOMES = {"from_upstream": "transxnet.upstream", "to_upstream": "transxnet.upstream"}
+_HOMES = {
+    **dict.fromkeys(("from_upstream", "to_upstream"), "transxnet.upstream"),
+    **dict.fromkeys(("config_of_weights", "find_weights", "load_weights", "read_weights"), "transxnet.pretrained"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """TransXNet as a whole: stem, four stages, classifier; and its named builders."""
 
+import os
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transxnet.block import Block, Stage
 from transxnet.config import VARIANTS, Backend, TransXNetConfig, config_for
 from transxnet.layers import ConvNorm
 from transxnet.mixer import DynamicConv
+from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
 
 __all__ = [
     "Classifier",
@@ -110,45 +112,97 @@ def build(name: str, **settings: Any) -> TransXNet:
     return TransXNet(config_for(name, **settings))
 
 
+Source = str | os.PathLike[str]
+
+
+class _Unless(int):
+    """A default that holds unless pretrained weights say otherwise; a value that was given is a plain `int`."""
+
+
+CLASSES, SIZE = _Unless(1000), _Unless(224)
+
+
 def transxnet_n(
-    num_classes: int = 1000,
+    num_classes: int = CLASSES,
     drop_path_rate: float = VARIANTS["transxnet_n"].drop_path_rate,
-    image_size: int = 224,
+    image_size: int = SIZE,
     backend: Backend = "auto",
+    pretrained: Source | None = None,
 ) -> TransXNet:
-    """Nano, ours: about 1 M parameters, for images of 32 to 64 px, tests and the demo."""
-    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend)
+    """Nano, ours: about 1 M parameters, for images of 32 to 64 px, tests and the demo.
+
+    `pretrained`: a run directory, a `models:/` URI or a file of weights; classes and image size are then theirs unless
+    given. Other classes get a fresh classifier, another image size resized position tables.
+    """
+    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend, pretrained)
 
 
 def transxnet_t(
-    num_classes: int = 1000,
+    num_classes: int = CLASSES,
     drop_path_rate: float = VARIANTS["transxnet_t"].drop_path_rate,
-    image_size: int = 224,
+    image_size: int = SIZE,
     backend: Backend = "auto",
+    pretrained: Source | None = None,
 ) -> TransXNet:
-    """Tiny: 12.8 M parameters, 1.8 GMAC at 224 px, 81.6 % top-1 reported on ImageNet-1K."""
-    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend)
+    """Tiny: 12.8 M parameters, 1.8 GMAC at 224 px, 81.6 % top-1 reported on ImageNet-1K.
+
+    `pretrained`: a run directory, a `models:/` URI or a file of weights; classes and image size are then theirs unless
+    given. Other classes get a fresh classifier, another image size resized position tables.
+    """
+    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend, pretrained)
 
 
 def transxnet_s(
-    num_classes: int = 1000,
+    num_classes: int = CLASSES,
     drop_path_rate: float = VARIANTS["transxnet_s"].drop_path_rate,
-    image_size: int = 224,
+    image_size: int = SIZE,
     backend: Backend = "auto",
+    pretrained: Source | None = None,
 ) -> TransXNet:
-    """Small: 26.9 M parameters, 4.5 GMAC at 224 px, 83.8 % top-1 reported on ImageNet-1K."""
-    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend)
+    """Small: 26.9 M parameters, 4.5 GMAC at 224 px, 83.8 % top-1 reported on ImageNet-1K.
+
+    `pretrained`: a run directory, a `models:/` URI or a file of weights; classes and image size are then theirs unless
+    given. Other classes get a fresh classifier, another image size resized position tables.
+    """
+    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend, pretrained)
 
 
 def transxnet_b(
-    num_classes: int = 1000,
+    num_classes: int = CLASSES,
     drop_path_rate: float = VARIANTS["transxnet_b"].drop_path_rate,
-    image_size: int = 224,
+    image_size: int = SIZE,
     backend: Backend = "auto",
+    pretrained: Source | None = None,
 ) -> TransXNet:
-    """Base: 48.0 M parameters, 8.3 GMAC at 224 px, 84.6 % top-1 reported on ImageNet-1K."""
-    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend)
+    """Base: 48.0 M parameters, 8.3 GMAC at 224 px, 84.6 % top-1 reported on ImageNet-1K.
+
+    `pretrained`: a run directory, a `models:/` URI or a file of weights; classes and image size are then theirs unless
+    given. Other classes get a fresh classifier, another image size resized position tables.
+    """
+    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend, pretrained)
 
 
-def _variant(name: str, num_classes: int, drop_path_rate: float, image_size: int, backend: Backend) -> TransXNet:
-    return build(name, num_classes=num_classes, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend)
+def _variant(
+    name: str, num_classes: int, drop_path_rate: float, image_size: int, backend: Backend, pretrained: Source | None
+) -> TransXNet:
+    """Build a variant, with trained weights where `pretrained` says so.
+
+    Raises:
+        ValueError: `pretrained` gives no weights of this variant.
+        ImportError: a `models:/` URI without MLflow installed.
+    """
+    settings: dict[str, Any] = {"drop_path_rate": drop_path_rate, "backend": backend}
+    if pretrained is None:
+        return build(name, num_classes=int(num_classes), image_size=int(image_size), **settings)
+    state = read_weights(find_weights(pretrained))
+    theirs = config_of_weights(state)
+    if theirs.name != name:
+        raise ValueError(f"{pretrained} holds {theirs.name}, not {name}")
+    model = build(
+        name,
+        num_classes=theirs.num_classes if isinstance(num_classes, _Unless) else num_classes,
+        image_size=theirs.image_size if isinstance(image_size, _Unless) else image_size,
+        **settings,
+    )
+    load_weights(model, state)
+    return model
