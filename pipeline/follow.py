@@ -1,6 +1,7 @@
 """What the launcher shows while a job runs, read from the run's own files: a bar on a terminal, lines in a log."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from jobs import Outcome, Update
 from pipeline.journal import FILE_NAME
+from pipeline.tracking_state import load_state
 from pipeline.words import duration
 
 LINE_EVERY_S = 10.0
@@ -98,7 +100,8 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     registered = _json(run_dir / "registered.json")
     card = _json(run_dir / "export" / "model.json")
     record = newest_record(run_dir)
-    tracking = run_directory.document(run_dir).get("tracking_uri")
+    document = run_directory.document(run_dir)
+    tracking, data = document.get("tracking_uri"), document["train"]["data"]
     if outcome is Outcome.FINISHED and card:
         lines.append(
             f"trained {card['name']}: top-1 {card['top1']:.4f}, top-5 {card['top5']:.4f} "
@@ -119,20 +122,33 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     if registered:
         name, version = registered["name"], registered["version"]
         aliases = ", ".join(f"@{alias}" for alias in registered["aliases"])
-        lines.append(f"model     models:/{name}/{version} ({aliases})")
+        step = registered.get("step")
+        best = f", the best weights, of step {step:,}" if card and step not in (None, card["step"]) else ""
+        lines.append(f"model     models:/{name}/{version} ({aliases}){best}")
         ui = f"--backend-store-uri {tracking}" if tracking else "(your tracking server)"
         setting = f'mlflow.set_tracking_uri("{tracking}"); ' if tracking else ""
+        shards = data["validation_shards"] or data["shards"]
         alias = "champion" if "champion" in registered["aliases"] else registered["aliases"][0]
         lines += [
             "next:",
             f"    uv run mlflow ui {ui}",
-            f"    python -m pipeline.evaluate models:/{name}@{alias} --shards SHARDS",
+            *_page(run_dir),
+            f"    python -m pipeline.evaluate models:/{name}@{alias} --shards {shlex.quote(shards)}",
             f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"models:/{name}@{alias}\")'",
         ]
     elif outcome is Outcome.FINISHED:
         lines.append("the model is not registered yet; when the tracking server answers:")
         lines.append(f"    python -m pipeline.register {run_dir}")
     return "\n".join(lines)
+
+
+def _page(run_dir: Path) -> list[str]:
+    """Where that server shows the run; without the last word it shows its pages for language models."""
+    state = load_state(run_dir)
+    if state is None or state.run_id is None:
+        return []
+    path = f"experiments/{state.experiment_id}/runs/{state.run_id}"
+    return [f"    and open http://127.0.0.1:5000/#/{path}?workflowType=machine_learning"]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Registers a training's exported weights: `python -m pipeline.register RUN_DIR --alias A`."""
+"""Registers the best weights of a training: `python -m pipeline.register RUN_DIR --alias A`."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.model_card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, ModelCardError, load_model_card
-from pipeline.tracking_client import TrackingError, mask_secrets, mlflow_session, one_line
+from pipeline.model_card import WEIGHTS_NAME, ModelCard, ModelCardError
+from pipeline.register_best import best_weights
+from pipeline.tracking_client import TrackingError, mlflow_session, one_line
+from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
 
 if TYPE_CHECKING:
@@ -36,10 +38,14 @@ class RegisteredVersion:
     """All that point to it, `latest` among them (MLflow gives it to the highest number)."""
     uri: str
     """What `mlflow.pyfunc.load_model` takes."""
+    step: int
+    """Optimizer steps that its weights have seen: the last of the training, or the best."""
+    top1: float | None
+    """Their accuracy on the validation split, in [0, 1]; None: not evaluated."""
 
 
 def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> RegisteredVersion:
-    """Make the exported weights of a run a version of the registered model, proven to load and predict.
+    """Make the best averaged weights of a run a version of the registered model, proven to load and predict.
 
     The version is created only after the model was loaded in a clean process and reached its recorded top-1 on a
     sample of the validation split. `champion` then moves by the rule (a greater top-1 on the same validation data).
@@ -56,18 +62,15 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
     """
     folder = Path(run_dir).resolve()
     config = read_config(folder)
-    card = load_model_card(folder / EXPORT_FOLDER)
-    weights = folder / EXPORT_FOLDER / WEIGHTS_NAME
-    if not weights.is_file():
-        raise ModelCardError(f"{weights} is missing: the training writes it when it ends")
+    weights, card = best_weights(folder)
     uri = tracking_uri_of(folder)
     try:
         with mlflow_session(uri) as client:
             card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
-            digest = _sha256(weights)
+            digest = _sha256(weights / WEIGHTS_NAME)
             version = _find(client, card.name, digest, card)
             if version is None:
-                version = _create(client, uri, folder, config["train"], card, digest)
+                version = _create(client, uri, folder, weights, config["train"], card, digest)
             if alias is not None and alias.lower() != "latest":
                 client.set_registered_model_alias(card.name, alias, str(version.version))
             aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)
@@ -80,7 +83,12 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
         aliases = ["latest", *(name for name in aliases if name != "latest")]
     pointer = "@champion" if "champion" in aliases else f"/{version.version}"
     done = RegisteredVersion(
-        name=card.name, version=str(version.version), aliases=tuple(aliases), uri=f"models:/{card.name}{pointer}"
+        name=card.name,
+        version=str(version.version),
+        aliases=tuple(aliases),
+        uri=f"models:/{card.name}{pointer}",
+        step=card.step,
+        top1=card.top1,
     )
     _remember(folder, done)
     return done
@@ -123,7 +131,7 @@ def _find(client: "MlflowClient", name: str, digest: str, card: ModelCard) -> "M
 
 
 def _create(
-    client: "MlflowClient", uri: str, run_dir: Path, train: dict, card: ModelCard, digest: str
+    client: "MlflowClient", uri: str, run_dir: Path, weights: Path, train: dict, card: ModelCard, digest: str
 ) -> "ModelVersion":
     """Log the model, verify it, create the version and decide on the champion."""
     from mlflow.exceptions import MlflowException
@@ -131,7 +139,7 @@ def _create(
     from pipeline import register_aliases
     from pipeline.register_model import describe, log_model
 
-    model_id = log_model(client, run_dir, card)
+    model_id = log_model(client, run_dir, weights, card)
     verification = _verify(f"models:/{model_id}", uri, train, card)
     client.finalize_logged_model(model_id, "READY")
     tags = {**version_tags(card), WEIGHTS_TAG: digest, register_aliases.STATE_TAG: register_aliases.OPEN}
@@ -202,7 +210,7 @@ def _sha256(path: Path) -> str:
 
 
 def main(run_dir: Path, /, *, alias: str | None = None, onnx: bool = False, torch_export: bool = False) -> int:
-    """Register the exported weights of a run as a model version.
+    """Register the best averaged weights of a run as a model version.
 
     The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
     itself when the top-1 is greater on the same validation data.

@@ -5,9 +5,10 @@ rule asks for: the last of them to write has seen all the others. A version is `
 registrar has finished this; versions that were `settled` before are past rivals, and are not brought back.
 """
 
+import time
 from typing import TYPE_CHECKING
 
-from pipeline.tracking_client import TrackingError
+from pipeline.tracking_client import TrackingError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,6 +19,9 @@ LATEST = "latest"
 STATE_TAG = "champion_rule"
 OPEN, SETTLED = "open", "settled"
 MAX_ROUNDS = 20
+PAUSE_S = 0.1
+COLLISIONS = ("BAD_REQUEST", "TEMPORARILY_UNAVAILABLE")
+"""What MLflow answers where two set the first champion at once: its database takes one of the two rows."""
 
 
 def all_versions(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
@@ -56,8 +60,11 @@ def promote(client: "MlflowClient", name: str, mine: str, settled: set[str]) -> 
         settled: what `settled_versions` gave before it was created.
 
     Raises:
-        TrackingError: the registry never shows what was written.
+        TrackingError: the registry never takes or shows what was written.
     """
+    from mlflow.exceptions import MlflowException
+
+    trouble = "others set it again and again"
     for _ in range(MAX_ROUNDS):
         versions = all_versions(client, name)
         champion = champion_of(client, name)
@@ -67,8 +74,14 @@ def promote(client: "MlflowClient", name: str, mine: str, settled: set[str]) -> 
             client.set_model_version_tag(name, mine, STATE_TAG, SETTLED)
             return champion
         assert best is not None
-        client.set_registered_model_alias(name, CHAMPION, best)
-    raise TrackingError(f"the alias {CHAMPION!r} of {name} keeps changing: set it by --alias {CHAMPION}")
+        try:
+            client.set_registered_model_alias(name, CHAMPION, best)
+        except MlflowException as error:
+            if error.error_code not in COLLISIONS:
+                raise
+            trouble = one_line(error)
+            time.sleep(PAUSE_S)
+    raise TrackingError(f"the alias {CHAMPION!r} of {name} cannot be set ({trouble}): set it by --alias {CHAMPION}")
 
 
 def _best(versions: "dict[str, ModelVersion]", champion: str | None, rivals: set[str]) -> str | None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.model_card import ModelCardError
+from pipeline.model_card import WEIGHTS_NAME, ModelCardError
+from pipeline.register_best import best_weights
 from pipeline.tracking_client import TrackingError, mlflow_session, one_line
+from pipeline.tracking_state import load_state, tracking_uri_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +28,7 @@ ONNX_PACKAGES = "onnx onnxscript onnxruntime"
 
 
 def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
-    """Export a run's weights and log the files as artifacts of its MLflow run, in `exports/`.
+    """Export the weights that a run registers and log the files as artifacts of its MLflow run, in `exports/`.
 
     Input: normalised float32 images `[N, 3, S, S]`, named `images`; output: logits `[N, num_classes]`; any N.
 
@@ -44,8 +46,10 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     import transxnet
     from pipeline.evaluate_model import load_model
 
-    loaded = load_model(str(run_dir))
-    card, run_id = loaded.card, loaded.card.mlflow_run_id
+    folder = Path(run_dir).resolve()
+    loaded = load_model(str(best_weights(folder)[0] / WEIGHTS_NAME))
+    card, state = loaded.card, load_state(folder)
+    run_id = card.mlflow_run_id or (state.run_id if state else None)
     if run_id is None:
         raise ModelCardError(f"{run_dir} has no MLflow run: python -m pipeline.status --sync {run_dir}")
     # The kernels are for training; what is exported is plain PyTorch.
@@ -65,7 +69,7 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
             except Exception as error:
                 raise TrackingError(f"{card.name} could not be exported as {wanted}: {one_line(error)}") from error
             made.append(f"{FOLDER}/{path.name}")
-        with mlflow_session(loaded.tracking_uri) as client:
+        with mlflow_session(tracking_uri_of(folder)) as client:
             client.log_artifacts(run_id, name, FOLDER)
     return made
 

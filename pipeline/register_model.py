@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.model_card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard
+from pipeline.model_card import CARD_NAME, WEIGHTS_NAME, ModelCard
 from pipeline.tracking_details import evaluation_metrics
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _LOUD = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
 
 
-def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
-    """Log the exported weights as a model of the run, in the way `mlflow.pyfunc.log_model` does; returns its id.
+def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelCard) -> str:
+    """Log the weights in the folder `weights` as a model of the run, as `mlflow.pyfunc.log_model` does; returns its id.
 
     The client's own calls are used instead, because `log_model` works on a global active run and ends it.
     """
@@ -56,7 +56,7 @@ def log_model(client: "MlflowClient", run_dir: Path, card: ModelCard) -> str:
                 path,
                 python_model=str(Path(__file__).with_name("serve.py")),
                 code_paths=[str(package)],
-                artifacts={"card": str(card_file), "weights": str(run_dir / EXPORT_FOLDER / WEIGHTS_NAME)},
+                artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
                 signature=signature(),
                 input_example=input_example(card.image_size),
                 pip_requirements=requirements(),
@@ -137,19 +137,22 @@ def describe(card: ModelCard, train: Mapping[str, Any]) -> str:
         "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
         "classes": f"{card.num_classes:,}",
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {train['global_batch_size']:,}",
-        "weights": "moving average" if train["ema_decay"] else "last step",
+        "weights": f"{'moving average' if train['ema_decay'] else 'as trained'} at the step of the best top-1",
         "precision": train["precision"],
         "run": card.mlflow_run_id or "unknown",
         "code": card.git_commit or "unknown",
         "training data": (card.train_digest or "unknown")[:16],
         "validation data": (card.validation_digest or "unknown")[:16],
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    # MLflow's page sets the columns of a table without a gap.
+    table = "\n".join(f"| {name}&emsp; | {value} |" for name, value in rows.items())
     return f"""{card.name}, an image classifier.
 
 | | |
 |---|---|
 {table}
+
+How to load it:
 
 ```python
 import mlflow
@@ -157,5 +160,9 @@ import mlflow
 model = mlflow.pyfunc.load_model("models:/{card.name}@champion")
 model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
 network = model.unwrap_python_model().network  # the torch.nn.Module
+
+import transxnet  # the same network where this project is installed
+
+network = transxnet.{card.name}(pretrained="models:/{card.name}@champion")
 ```
 """

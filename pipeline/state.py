@@ -5,7 +5,7 @@ Every tensor is stored under `KIND|NAME|START`: elements from START on of the fl
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -98,6 +98,33 @@ def load_state(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> None:
             buffer.copy_(value.view(buffer.shape))
     engine.load_scalars(checkpoint.manifest["scalars"])
     engine.refresh_weights()
+
+
+@torch.no_grad()
+def averaged_state(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The averaged model of a verified checkpoint, as `Ema.full_state` gave it when it was saved; needs no ranks.
+
+    Args:
+        checkpoint: written by any number of ranks under any ZeRO stage.
+        shapes: of every weight and buffer of the network.
+
+    Raises:
+        ValueError: the checkpoint belongs to another network.
+    """
+    state: dict[str, torch.Tensor] = {}
+    with ExitStack() as stack:
+        stored = _Stored(checkpoint, stack)
+        for name, shape in shapes.items():
+            statistics = stored.by_rank("ema_buffer", name)
+            counters = stored.by_rank("buffer", name)
+            if statistics:
+                state[name] = torch.stack(statistics).mean(0).view(shape)
+            elif counters:
+                state[name] = counters[0].view(shape)
+            else:
+                state[name] = torch.empty(shape)
+                stored.read("ema", name, 0, state[name].view(-1))
+    return state
 
 
 def _buffers(engine: Engine, ema: Ema) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -2,20 +2,26 @@
 
 import dataclasses
 import json
+import random
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pipeline.evaluate import evaluate, main
+from pipeline.evaluate_model import load_model
 from pipeline.model_card import ModelCard, ModelCardError, load_model_card, save_model_card
 from pipeline.register import register
 from pipeline.register_aliases import OPEN, STATE_TAG, champion_of, promote, settled_versions
+from pipeline.register_best import best_weights
 from pipeline.register_verify import tolerance
 from pipeline.tracking_client import TrackingError, open_client, resolve_tracking_uri
-from tests.tracking_runs import finished_run, validation_images
+from tests.tracking_runs import digits_network, finished_run, new_store, validation_images
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,9 +32,13 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def registered(home):
-    card = finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
-    return card, register(home / "runs/first")
+def registered(home, digits):
+    """A run that was better at step 20 than at its end, the card of what must be registered, and the version."""
+    last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
+    best = digits_network(digits)[1]
+    assert best.top1 > last.top1
+    version = register(home / "runs/first")
+    return dataclasses.replace(last, step=20, top1=best.top1, top5=best.top5), version
 
 
 def in_clean_process(program: str, folder: Path, uri: str) -> dict:
@@ -43,33 +53,67 @@ def in_clean_process(program: str, folder: Path, uri: str) -> dict:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "UserWarning" not in done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_first_version_is_verified_latest_and_champion(home, registered):
+def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     card, version = registered
+    assert (version.step, version.top1) == (20, card.top1)
     assert version.version == "1"
     assert version.aliases == ("latest", "champion")
     assert version.uri == "models:/transxnet_n@champion"
     assert json.loads((home / "runs/first/registered.json").read_text())["version"] == "1"
     client = open_client(resolve_tracking_uri(home))
     stored = client.get_model_version("transxnet_n", "1")
-    assert float(stored.tags["top1"]) == card.top1
+    assert (stored.tags["step"], float(stored.tags["top1"])) == ("20", card.top1)
     assert stored.tags["validation_digest"] == card.validation_digest
     assert "images in a clean process" in stored.tags["verified"]
     assert f"{100 * card.top1:.2f} %" in stored.description
+    # The checkpoints stay where they are and are models of the run all the same; the registered one has its results.
     run = client.get_run(stored.run_id)
-    assert {output.step for output in run.outputs.model_outputs} == {card.step}
+    assert card.validation_digest[:32] in {entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    assert {model.name for model in models} == {"step_00000020", "step_00000030", "transxnet_n"}
+    assert {m.value for model in models for m in model.metrics or [] if m.key == "eval/top1" and m.step == 20} == {
+        card.top1
+    }
+    files = [path for path in (home / "runs/mlartifacts").rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix in (".safetensors", ".pkl", ".pickle", ".pth", ".bin")] == [
+        "model.safetensors"
+    ]
+    model = next(path.parent for path in files if path.name == "MLmodel")
+    assert "signature:" in (model / "MLmodel").read_text()
+    assert {"serve.py", "input_example.json", "requirements.txt"} <= {path.name for path in model.iterdir()}
+    required = (model / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in required} >= {"mlflow", "torch", "safetensors"}
+    assert all("==" in line for line in required)
 
 
-def test_a_stranger_loads_it_and_gets_the_recorded_top1(home, registered, tmp_path):
+def test_a_damaged_best_checkpoint_is_passed_over(home, registered, tmp_path, capsys):
+    shutil.copytree(home / "runs/first", tmp_path / "run")
+    damaged = tmp_path / "run/checkpoints/step_00000020/rank_00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    folder, card = best_weights(tmp_path / "run")
+    assert (folder, card.step) == (tmp_path / "run/export", 30)
+    assert "the best checkpoint (step 20) is not registered" in capsys.readouterr().err
+
+
+def test_a_stranger_loads_it_in_three_ways_and_gets_the_recorded_top1(home, digits, registered, tmp_path):
     card, version = registered
-    images = validation_images(home / "shards", 100)
+    images = validation_images(digits, 100)
     for k, (content, _) in enumerate(images):
         (tmp_path / f"{k:03d}.jpg").write_bytes(content)
     program = f"""
         import io, json, sys
         from pathlib import Path
+        import torch, transxnet
+        last = transxnet.transxnet_n(pretrained={str(home / "runs/first")!r})
+        alone = "mlflow" not in sys.modules
+        same_network = transxnet.transxnet_n(pretrained={version.uri!r}).eval()
+        own = transxnet.__file__
+        for name in [name for name in sys.modules if name.split(".")[0] == "transxnet"]:
+            del sys.modules[name]
         import mlflow, numpy as np, pandas as pd
         from PIL import Image
         model = mlflow.pyfunc.load_model({version.uri!r})
@@ -81,14 +125,22 @@ def test_a_stranger_loads_it_and_gets_the_recorded_top1(home, registered, tmp_pa
         single = model.predict(files[0].read_bytes())
         same = all(list(t["wnid"]) == list(table["wnid"][: len(t)]) for t in (frame, paths, arrays, single))
         network = model.unwrap_python_model().network
+        pixels = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            equal = torch.equal(network(pixels), same_network(pixels))
         print(json.dumps({{
             "wnids": list(table["wnid"]), "same": same, "best": table["top5"][0], "columns": list(table.columns),
-            "code": sys.modules["transxnet"].__file__, "parameters": sum(p.numel() for p in network.parameters()),
-            "pickles": [str(p) for p in Path(model.metadata.get_model_info().model_uri or ".").glob("**/*.pkl")],
+            "code": sys.modules["transxnet"].__file__, "alone": alone, "equal": equal, "own": own,
+            "bias": [n.classifier.linear.bias[0].item() for n in (last, same_network)],
         }}))
     """
     answer = in_clean_process(program, tmp_path / "elsewhere", resolve_tracking_uri(home))
     assert answer["same"]
+    assert answer["equal"]
+    # A run's folder gives the last weights, blind for the first class, and needs no MLflow.
+    assert answer["alone"]
+    assert answer["bias"][1] - answer["bias"][0] == pytest.approx(1000)
+    assert answer["own"] != answer["code"]
     assert answer["columns"] == ["class_name", "wnid", "probability", "top5"]
     assert len(answer["best"]) == 5
     assert sum(best["probability"] for best in answer["best"]) <= 1.0 + 1e-6
@@ -103,8 +155,8 @@ def test_registering_again_gives_the_same_version_and_sets_the_alias(home, regis
     assert "production" in again.aliases
 
 
-def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, registered):
-    card = finished_run(home / "runs/wrong", home / "shards", resolve_tracking_uri(home))
+def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, digits, registered):
+    card = finished_run(home / "runs/wrong", digits, resolve_tracking_uri(home))
     # Classes in another order: everything loads and answers, and the answers are wrong.
     wrong = dataclasses.replace(card, classes=tuple(reversed(card.classes)))
     save_model_card(wrong, home / "runs/wrong/export")
@@ -132,19 +184,42 @@ def test_a_card_survives_the_disk(home, registered, tmp_path):
         dataclasses.replace(card, classes=card.classes[1:])
 
 
+def test_evaluation_finds_the_recorded_accuracy_wherever_the_model_is(home, digits, registered, monkeypatch, capsys):
+    card, _ = registered
+    monkeypatch.chdir(home)
+    last = load_model_card(home / "runs/first/export")
+    for source, expected in [
+        ("runs/first", last),
+        ("runs/first/export/model.safetensors", last),
+        ("models:/transxnet_n@champion", card),
+    ]:
+        report, _, _ = evaluate(load_model(source), str(digits), workers=0)
+        assert (report.top1, report.top5, report.samples) == (expected.top1, expected.top5, card.validation_samples)
+    assert main("models:/transxnet_n@latest", shards=str(digits), workers=0, output=home / "out.json") == 0
+    assert f"top-1              {100 * card.top1:.2f} %" in capsys.readouterr().out
+    written = json.loads((home / "out.json").read_text())
+    assert sum(entry["samples"] for entry in written["classes"]) == card.validation_samples
+    client = open_client(resolve_tracking_uri(home))
+    run = client.get_run(client.get_model_version("transxnet_n", "1").run_id)
+    assert run.data.metrics["eval/digits-validation/top1"] == card.top1
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/digits-validation")} == {
+        f"evaluation/digits-validation/{name}"
+        for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")
+    }
+
+
 def candidate(client, name: str, top1: float, digest: str = "d1") -> str:
     tags = {"top1": str(top1), "validation_digest": digest, STATE_TAG: OPEN}
     return str(client.create_model_version(name, "s3://nowhere/model", tags=tags).version)
 
 
-@pytest.fixture
-def client(tmp_path):
-    client = open_client(resolve_tracking_uri(tmp_path))
-    client.create_registered_model("m")
-    return client
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    return open_client(new_store(tmp_path_factory.mktemp("registry")))
 
 
 def test_champion_is_the_better_one_on_the_same_data(client):
+    client.create_registered_model("m")
     for top1, digest, expected in [
         (0.5, "d1", "1"),
         (0.4, "d1", "1"),
@@ -188,6 +263,26 @@ def test_two_that_finish_together_leave_the_better_champion(client, monkeypatch)
         thread.join()
         monkeypatch.undo()
         assert champion_of(client, name) == (slow if slow_top1 > fast_top1 else fast)
+
+
+def test_many_that_finish_together_leave_the_best_champion(tmp_path):
+    """Nobody is held: eight registrars with connections of their own, again and again."""
+    uri = new_store(tmp_path)
+    clients, order = [open_client(uri) for _ in range(8)], random.Random(0)
+    for number in range(4):
+        name, start = f"crowd{number}", threading.Barrier(len(clients))
+        clients[0].create_registered_model(name)
+        scores = order.sample(range(100), len(clients))
+
+        def finish(client, score, name=name, start=start):
+            start.wait(60)
+            settled = settled_versions(client, name)
+            promote(client, name, candidate(client, name, score / 100), settled)
+
+        with ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(finish, clients, scores))
+        champion = clients[0].get_model_version_by_alias(name, "champion")
+        assert float(champion.tags["top1"]) == max(scores) / 100
 
 
 def test_the_tolerance_notices_a_wrong_preprocessing():

@@ -32,8 +32,8 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def card(home):
-    return finished_run(home / "runs/first", home / "shards", resolve_tracking_uri(home))
+def card(home, digits):
+    return finished_run(home / "runs/first", digits, resolve_tracking_uri(home))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def classifier(home, card):
     return loaded
 
 
-def test_every_form_of_an_image_gives_the_same_answer(classifier, home, tmp_path):
-    content, _ = validation_images(home / "shards", 1)[0]
+def test_every_form_of_an_image_gives_the_same_answer(classifier, digits, tmp_path):
+    content, _ = validation_images(digits, 1)[0]
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
@@ -69,8 +69,8 @@ def test_every_form_of_an_image_gives_the_same_answer(classifier, home, tmp_path
         (17, "int given; bytes, base64 text, a path or a uint8 array was expected"),
     ],
 )
-def test_what_is_no_image_is_named_by_its_position(classifier, home, bad, words):
-    content, _ = validation_images(home / "shards", 1)[0]
+def test_what_is_no_image_is_named_by_its_position(classifier, digits, bad, words):
+    content, _ = validation_images(digits, 1)[0]
     with pytest.raises(ValueError, match=r"^input 1 is not an image: ") as caught:
         classifier.classify([content, bad])
     assert words in str(caught.value)
@@ -103,7 +103,7 @@ def test_it_prepares_images_as_the_evaluation_did(classifier, card, size):
 
 
 @pytest.mark.slow
-def test_over_http_it_answers_with_the_five_best(home, card, tmp_path):
+def test_over_http_it_answers_with_the_five_best(home, digits, card, tmp_path):
     uri = resolve_tracking_uri(home)
     version = register(home / "runs/first")
     port = free_port()
@@ -116,7 +116,7 @@ def test_over_http_it_answers_with_the_five_best(home, card, tmp_path):
     try:
         wait_for(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"), 120)
         assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        content, _ = validation_images(home / "shards", 1)[0]
+        content, _ = validation_images(digits, 1)[0]
         text = base64.b64encode(content).decode()
         expected = None
         for body in (
