@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,15 @@ def metric_name(key: str) -> str:
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
+@dataclass
+class _Evaluated:
+    """How far the metrics of a run were read for evaluations, and the last one found."""
+
+    file: int | None = None
+    offset: int = 0
+    step: int = -1
+
+
 class Shipper:
     """One run directory's way to MLflow. Calls block, and raise what the server or network raises.
 
@@ -69,6 +79,7 @@ class Shipper:
         self.save()
         self._client: MlflowClient | None = None
         self._offset = 0
+        self._evaluated = _Evaluated()
 
     def save(self) -> None:
         """Keep what is known on disk."""
@@ -122,9 +133,17 @@ class Shipper:
         self.save()
 
     def evaluated_step(self) -> int:
-        """The last evaluated step, -1 before the first."""
-        steps = [record["step"] for record, _ in read_records(self.run_dir / METRICS_NAME) if "eval_top1" in record]
-        return steps[-1] if steps else -1
+        """The last evaluated step, -1 before the first; reads only what came to the file since it was last asked."""
+        path = self.run_dir / METRICS_NAME
+        file = path.stat().st_ino if path.exists() else None
+        if file != self._evaluated.file:
+            # A training that goes back to a checkpoint writes the file anew.
+            self._evaluated = _Evaluated(file)
+        for record, offset in read_records(path, self._evaluated.offset):
+            self._evaluated.offset = offset
+            if "eval_top1" in record:
+                self._evaluated.step = record["step"]
+        return self._evaluated.step
 
     def send_status(self) -> None:
         """Give the run the status that the last attempt ended with."""

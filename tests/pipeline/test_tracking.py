@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline import tracking_system
+from pipeline import tracking_system, tracking_worker
 from pipeline.config import DataConfig, ModelConfig, TrainConfig
 from pipeline.status import sync_run
 from pipeline.tracking import Tracker, resolve_tracking_uri
@@ -112,6 +114,33 @@ def test_a_failed_training_is_a_failed_run(tmp_path):
     # The run's times are the training's, however late the server hears of it.
     assert info.start_time / 1000 == pytest.approx(began, abs=5)
     assert info.start_time <= info.end_time
+
+
+def test_every_evaluation_renews_the_report_while_the_training_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking_worker, "REPORT_EVERY_S", 0)
+    monkeypatch.setattr(tracking_worker, "PAUSE_S", 0.05)
+    uri = new_store(tmp_path)
+    run_dir, _ = new_run(tmp_path, uri)
+    inbox = queue.Queue()
+    shipper = Shipper(run_dir)
+    with ThreadPoolExecutor(1) as pool:
+        inbox.put({"begin": {"attempt": 1}})
+        work = pool.submit(tracking_worker._work, shipper, inbox)
+        pages = []
+        for last in (10, 20):
+            append_records(run_dir, range(last - 9, last + 1))
+            wait_for(lambda last=last: work.done() or load_state(run_dir).reported_step == last, 60, 0.02)
+            pages.append(open_client(uri).get_run(shipper.state.run_id).data.tags["mlflow.note.content"])
+        assert open_client(uri).get_run(shipper.state.run_id).info.status == "RUNNING"
+        inbox.put({"close": "FINISHED", "timeout_s": 30})
+        assert work.result(60) == tracking_worker.EXIT_SHIPPED
+    assert ["top-1 20.00 %" in page for page in pages] == [True, False]
+    assert "top-1 40.00 %" in pages[1]
+    # Going back to a checkpoint writes the file anew, and shorter.
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "aside").write_text("".join(lines[:12]))
+    (run_dir / "aside").replace(run_dir / "metrics.jsonl")
+    assert shipper.evaluated_step() == 10
 
 
 def test_each_node_has_its_own_metrics(tmp_path, monkeypatch):
