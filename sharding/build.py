@@ -169,7 +169,7 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
             "if those have ended already, give the command once more"
         )
         return None
-    _say_summary(manifest, time.monotonic() - started, say)
+    _say_summary(manifest, progress.written_samples, time.monotonic() - started, say)
     return manifest
 
 
@@ -211,11 +211,13 @@ def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
         say(f"  {note}")
 
 
-def _say_summary(manifest: Manifest, seconds: float, say: Callable[[str], None]) -> None:
+def _say_summary(manifest: Manifest, written: int, seconds: float, say: Callable[[str], None]) -> None:
     total = sum(shard.bytes for shard in manifest.shards)
+    there = manifest.num_samples - written
     say(
         f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB, "
-        f"{seconds:,.1f} s, {manifest.num_samples / seconds:,.0f} images/s"
+        f"{seconds:,.1f} s, {written / seconds:,.0f} images/s"
+        + (f" ({there:,} images were there already)" if there else "")
     )
     odd = Counter((entry.action, entry.reason) for entry in manifest.odd)
     for (action, reason), count in sorted(odd.items()):

@@ -7,8 +7,8 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -50,8 +50,7 @@ class ImagePolicy:
     decode_check: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class PackedImage:
+class PackedImage(NamedTuple):
     """An image as it is stored: JPEG bytes, size in pixels, and what was odd about the original, if anything."""
 
     data: bytes
@@ -121,10 +120,10 @@ def _check_whole(image: PackedImage) -> PackedImage:
         return image
     ended = image.data + _END_OF_IMAGE
     if "Premature end of JPEG file" in remark and _decode_remark(ended) is None:
-        return replace(image, data=ended, oddity=image.oddity or "no end mark")
+        return image._replace(data=ended, oddity=image.oddity or "no end mark")
     if any(word in remark for word in _DAMAGE):
         raise ImageError(f"truncated or damaged JPEG: {remark}")
-    return replace(_convert(image.data), oddity=remark)
+    return _convert(image.data)._replace(oddity=remark)
 
 
 def _decode_remark(data: bytes) -> str | None:

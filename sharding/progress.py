@@ -18,7 +18,7 @@ class Progress:
         self.title, self.total = title, total_samples
         self.samples = self.written_samples = self.written_bytes = 0
         self.started = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total_samples, desc=title, unit="img", disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=total_samples, desc=title, unit="img", smoothing=0, disable=not sys.stderr.isatty())
 
     def __enter__(self) -> Progress:
         return self
@@ -40,6 +40,8 @@ class Progress:
         if written:
             self.written_samples += samples
             self.written_bytes += size
+        elif not self.bar.disable:
+            self.bar.initial += samples
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.bar.set_postfix_str(f"{self.written_bytes / seconds / 1e6:.0f} MB/s", refresh=False)
         self.bar.update(samples)
