@@ -206,7 +206,8 @@ def build_train_loader(
                 prefetcher.advance((step + 1) * global_batch_size)
             rows, epochs = order.batch(step, global_batch_size, rank=rank, world_size=world_size)
             for micro_step in range(count):
-                part = slice(micro_step * micro, (micro_step + 1) * micro)
+                # The same images share a BatchNorm on any number of ranks, as long as the micro-batch keeps its size.
+                part = slice(micro_step, None, count)
                 yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
 
     workers = data.workers if start_step < total_steps else 0
