@@ -3,10 +3,11 @@
 It can launch any function; it knows Submitit and the standard library, and nothing of what the processes compute.
 """
 
-from jobs.array import submit_array
+from jobs.array import submit_array, wait_all
 from jobs.cluster import Cluster, choose_cluster
-from jobs.errors import JobError
+from jobs.errors import JobError, NoAnswer
 from jobs.folders import private_directory
+from jobs.notice import Notice, notices, told_notices, too_short
 from jobs.partitions import fit, node_groups
 from jobs.resources import Resources
 from jobs.snapshot import Code, settle
@@ -18,6 +19,8 @@ __all__ = [
     "Cluster",
     "Code",
     "JobError",
+    "NoAnswer",
+    "Notice",
     "Outcome",
     "Resources",
     "StopRequested",
@@ -30,8 +33,12 @@ __all__ = [
     "fit",
     "local_words",
     "node_groups",
+    "notices",
     "private_directory",
     "settle",
     "submit",
     "submit_array",
+    "told_notices",
+    "too_short",
+    "wait_all",
 ]

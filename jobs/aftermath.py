@@ -18,7 +18,7 @@ from jobs.failure import reports
 def lost_ranks(folder: Path, environment: Mapping[str, str]) -> bool:
     """Whether the attempt that just ended started its work and then lost ranks, and nothing else went wrong."""
     job_id, restarts = _job(environment)
-    rows = [row for row in attempts.read(folder) if (row.job_id, row.restarts) == (job_id, restarts)]
+    rows = [row for row in attempts.read(folder, job_id) if row.restarts == restarts]
     if not rows or rows[-1].outcome not in ("", "peer lost"):
         return False
     world_size = int(environment.get("SLURM_NTASKS", "1"))

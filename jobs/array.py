@@ -1,6 +1,7 @@
 """Many tasks as one job array: one entry in the queue, as many at a time as wanted, each requeued on its own."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.errors import JobError
@@ -9,9 +10,9 @@ from jobs.job import Job
 from jobs.partitions import fit, node_groups
 from jobs.resources import Resources
 from jobs.snapshot import Code
-from jobs.submission import Submission
+from jobs.submission import Submission, Update
 from jobs.submit import own_root, submit_privately, working_job
-from jobs.task import Task
+from jobs.task import Outcome, Task
 
 
 def submit_array(
@@ -36,7 +37,8 @@ def submit_array(
         at_once: how many elements run at the same time.
 
     Returns:
-        A submission for each task, in their order.
+        A submission for each task, in their order; where Slurm still has the job that was last submitted for a home,
+        that one, and the array holds the others.
 
     Raises:
         JobError: as for `submit`, or no tasks.
@@ -50,17 +52,42 @@ def submit_array(
     resources = fit(resources, node_groups())
     folder = private_directory(folder)
     homes = [private_directory(home) for home in homes]
-    for home in homes:
-        working = working_job(home)
-        if working is not None:
-            raise JobError(f"job {working.job_id} still works in {home}; scancel {working.job_id} ends it")
+    submissions = {home: former for home in homes if (former := working_job(home)) is not None}
     code = code or Code(root=own_root())
     executor = build_executor("slurm", folder, resources, name, code=code.root)
     executor.update_parameters(array_parallelism=at_once)
-    elements = [Job(task, folder, resources, code) for task in tasks]
-    submissions: list[Submission] = []
-    for home, element in zip(homes, submit_privately(lambda: executor.submit_array(elements)), strict=True):
-        submission = SlurmSubmission(folder, element.job_id, resources.world_size)
-        submission.remember(home)
-        submissions.append(submission)
-    return submissions
+    new = {home: Job(task, folder, resources, code, home) for home, task in zip(homes, tasks, strict=True)}
+    new = {home: job for home, job in new.items() if home not in submissions}
+    submitted = submit_privately(lambda: executor.submit_array(list(new.values()))) if new else []
+    for home, element in zip(new, submitted, strict=True):
+        submissions[home] = SlurmSubmission(folder, element.job_id, resources.world_size)
+        submissions[home].remember(home)
+    return [submissions[home] for home in homes]
+
+
+def wait_all(
+    submissions: Sequence[Submission], poll_s: float = 1.0, on_update: Callable[[int, Update], None] | None = None
+) -> list[Outcome]:
+    """Follow jobs to their ends, asking about one of them at a time, so that many ask no more often than one.
+
+    Args:
+        submissions: of jobs that go on without a watcher.
+        poll_s: seconds between two questions.
+        on_update: called with the place of a job in `submissions`, and how it stands.
+
+    Returns:
+        What came of each, as `Submission.wait` says it; DETACHED of those that were not over at a Ctrl-C.
+    """
+    outcomes: dict[int, Outcome] = {}
+    try:
+        while len(outcomes) < len(submissions):
+            for number in [number for number in range(len(submissions)) if number not in outcomes]:
+                update, outcome = submissions[number].look()
+                if on_update is not None:
+                    on_update(number, update)
+                if outcome is not None:
+                    outcomes[number] = outcome
+                time.sleep(poll_s)
+    except KeyboardInterrupt:
+        pass
+    return [outcomes.get(number, Outcome.DETACHED) for number in range(len(submissions))]

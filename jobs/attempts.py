@@ -6,7 +6,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FILE = "attempts.jsonl"
+
+def book(folder: Path, job_id: str) -> Path:
+    """The file of a job's attempts: one each, since the elements of an array write at the same time."""
+    return folder / f"{job_id}_attempts.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,16 @@ class Attempt:
 def record(folder: Path, event: str, *, job_id: str, restarts: int, **fields: object) -> None:
     """Append one line and see it on the disk. Rank 0 writes, and the batch script after it: lines never mix."""
     row = {"event": event, "job_id": job_id, "restarts": restarts, "time": time.time(), **fields}
-    with (folder / FILE).open("a") as file:
+    with book(folder, job_id).open("a") as file:
         file.write(json.dumps(asdict(Attempt(**row))) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def read(folder: Path) -> list[Attempt]:
-    """All that was recorded, oldest first; a line cut short by a crash is left out."""
+def read(folder: Path, job_id: str) -> list[Attempt]:
+    """All that was recorded of a job, oldest first; a line cut short by a crash is left out."""
     try:
-        lines = (folder / FILE).read_text().splitlines()
+        lines = book(folder, job_id).read_text().splitlines()
     except OSError:
         return []
     attempts = []
@@ -64,8 +67,8 @@ def read(folder: Path) -> list[Attempt]:
 def stalled(folder: Path, job_id: str, progress: str) -> int:
     """How many attempts of this job in a row, up to now, started from `progress`."""
     count = 0
-    for attempt in reversed(read(folder)):
-        if attempt.event != "start" or attempt.job_id != job_id:
+    for attempt in reversed(read(folder, job_id)):
+        if attempt.event != "start":
             continue
         if attempt.progress != progress:
             break

@@ -60,8 +60,7 @@ class SlurmSubmission(Submission):
     def detach(self) -> str:
         """Leave the job alone."""
         return (
-            f"job {self.job_id} goes on without this launcher. The same command comes back to it; "
-            f"scancel {self.job_id} ends it; its logs: {self.folder}"
+            f"job {self.job_id} goes on without this launcher; scancel {self.job_id} ends it; its logs: {self.folder}"
         )
 
     def failure(self) -> str:
@@ -90,7 +89,7 @@ class LocalSubmission(Submission):
 
     def update(self) -> Update:
         """Look at the controller."""
-        restarts = sum(row.outcome == "requeued" for row in self._rows())
+        restarts = sum(row.outcome == "requeued" for row in attempts.read(self.folder, self.job_id))
         code = self._process.poll()
         if code is None:
             return Update(state="RUNNING", restarts=restarts)
@@ -120,9 +119,6 @@ class LocalSubmission(Submission):
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-
-    def _rows(self) -> list[attempts.Attempt]:
-        return [row for row in attempts.read(self.folder) if row.job_id == self.job_id]
 
     def failure(self) -> str:
         """Add what the controller saw to what the ranks have left."""

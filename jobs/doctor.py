@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.environment import Place
+from jobs.notice import Notice
+from jobs.rendezvous import Seat
 
 PACKAGES = (
     "torch",
@@ -29,19 +31,23 @@ _SHOWN = ("NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_PARTITION
 """Variables that change how a job runs. The rest of the environment may hold secrets and is not shown."""
 
 
-def report(place: Place, hosts: Sequence[str], folders: Sequence[Path], code: str) -> dict[str, object]:
+def report(
+    place: Place, seats: Sequence[Seat], known: Sequence[Notice], folders: Sequence[Path], code: str
+) -> dict[str, object]:
     """Collect what can be learnt on this node without importing anything heavy.
 
     Args:
         place: of this process.
-        hosts: of all ranks.
+        seats: of all ranks.
+        known: how long before its end the job is told.
         folders: whose file systems matter.
         code: what the job runs, in words.
     """
     return {
         "job": {"id": place.job_id, "restarts": place.restarts, "world_size": place.world_size},
         "master": f"{place.master_addr}:{place.master_port}",
-        "hosts": _counted(hosts),
+        "hosts": _by_host(seats),
+        "notices": [vars(notice) for notice in known],
         "code": code,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -61,9 +67,16 @@ def write(path: Path, words: dict[str, object]) -> str:
     return text
 
 
-def _counted(hosts: Sequence[str]) -> dict[str, int]:
-    """Ranks on each host, in order of their first."""
-    return {host: list(hosts).count(host) for host in dict.fromkeys(hosts)}
+def _by_host(seats: Sequence[Seat]) -> dict[str, str]:
+    """The ranks on each host, in order of their first, and the GPU that each of them drives."""
+    words = {}
+    for host in dict.fromkeys(host for host, _ in seats):
+        here = [(str(rank), gpu) for rank, (name, gpu) in enumerate(seats) if name == host]
+        gpus = [gpu or "none" for _, gpu in here]
+        words[host] = f"ranks {', '.join(rank for rank, _ in here)}" + (
+            f" on GPUs {', '.join(gpus)}" if any(gpu for _, gpu in here) else ""
+        )
+    return words
 
 
 def _versions() -> dict[str, str]:

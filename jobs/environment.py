@@ -39,6 +39,12 @@ class Place:
     job_id: str
     restarts: int
 
+    @property
+    def gpu(self) -> str:
+        """The GPU that this process drives, in the words of CUDA_VISIBLE_DEVICES; "" where that names none for it."""
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        return visible[self.local_rank] if self.local_rank < len(visible) else ""
+
     def export(self) -> None:
         """Set the variables for this process and its children. CUDA_VISIBLE_DEVICES stays as the cluster set it."""
         os.environ.update(

@@ -43,8 +43,10 @@ class Slurm(SlurmExecutor):
     def _submitit_command_str(self) -> str:
         return rank_command(self.python, self.folder)
 
-    def script(self) -> str:
-        """The sbatch script that `submit` would hand over."""
+    def script(self, elements: int = 1) -> str:
+        """The sbatch script that `submit` would hand over, or `submit_array` for that many elements."""
+        if elements > 1:
+            self.parameters["map_count"] = elements
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 

@@ -64,7 +64,7 @@ def failure(folder: Path, job_id: str, world_size: int) -> str:
     Returns:
         A few lines, or "" when no rank of the job left a sign of failure.
     """
-    given_up = [row.reason for row in attempts.read(folder) if row.job_id == job_id and row.outcome == "given up"]
+    given_up = [row.reason for row in attempts.read(folder, job_id) if row.outcome == "given up"]
     if given_up:
         return f"job {job_id} was ended: {given_up[-1]}; logs: {folder}"
     for report in reports(folder, job_id, world_size):

@@ -1,17 +1,18 @@
 """The callable that Submitit pickles: run a task where the cluster placed it, and settle what happens when it stops."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import attempts
+from jobs import attempts, notice
 from jobs.doctor import report, write
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
 from jobs.failure import is_consequence
 from jobs.preemption import StopFlag
 from jobs.presence import share_claim, stop_when_orphaned
-from jobs.rendezvous import meet, node_name
+from jobs.rendezvous import Seat, meet, node_name
 from jobs.requeue import Fate, clear_leftovers, fate, requeue
 from jobs.resources import Resources
 from jobs.snapshot import Code
@@ -25,13 +26,13 @@ class Job:
     may import for many seconds. Nothing that decides where to go on is in here: the task finds that on disk.
     """
 
-    def __init__(self, task: Task, folder: Path, resources: Resources, code: Code) -> None:
+    def __init__(self, task: Task, folder: Path, resources: Resources, code: Code, home: Path | None = None) -> None:
         import cloudpickle
 
         self._task = cloudpickle.dumps(task)
         self._folder = folder
-        self._max_stalls = resources.max_stalls
-        self._meeting_s = resources.meeting_s
+        self._home = home or folder
+        self._resources = resources
         self._code = code
 
     def checkpoint(self) -> Any:
@@ -63,9 +64,9 @@ class Job:
                 share_claim(self._folder)
             if cluster != "debug":
                 clear_leftovers()
-            hosts = meet(place, self._meeting_s)
+            seats = meet(place, self._resources.meeting_s)
             if place.rank == 0:
-                self._examine(place, hosts)
+                self._examine(place, seats, cluster)
             task = cloudpickle.loads(self._task)
             return self._lead(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
         finally:
@@ -74,10 +75,13 @@ class Job:
             else:
                 flag.close()
 
-    def _examine(self, place: Place, hosts: list[str]) -> None:
+    def _examine(self, place: Place, seats: list[Seat], cluster: Any) -> None:
         """Rank 0: put the doctor's report into the log and beside it, where JOB_REPORT tells the task to find it."""
-        path = self._folder / f"{place.job_id}_report_{place.restarts}.json"
-        words = report(place, hosts, [Path.cwd(), self._folder, Path("/tmp")], self._code.words())
+        partition = os.environ.get("SLURM_JOB_PARTITION") or self._resources.partition
+        known = notice.notices(cluster, replace(self._resources, partition=partition))
+        notice.export(known)
+        path = self._home / f"{place.job_id}_report_{place.restarts}.json"
+        words = report(place, seats, known, [Path.cwd(), self._folder, Path("/tmp")], self._code.words())
         os.environ["JOB_REPORT"] = str(path)
         print(write(path, words), flush=True)
 
@@ -98,7 +102,7 @@ class Job:
                 print(f"the task could not tell how it ended: {type(error).__name__}: {error}", flush=True)
 
         stalls = attempts.stalled(self._folder, place.job_id, progress)
-        if stalls >= self._max_stalls:
+        if stalls >= self._resources.max_stalls:
             tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
             reason = f"{tries} started at {progress or 'the beginning'} and got no further"
             end("given up", Outcome.FAILED, reason)

@@ -25,7 +25,11 @@ def meeting_port(place: Place) -> int:
     return FIRST_PORT + (place.master_port - FIRST_PORT + PORTS // 2) % PORTS
 
 
-def meet(place: Place, timeout_s: float) -> list[str]:
+Seat = tuple[str, str]
+"""Host and GPU of a rank; the latter "" where the cluster gave none."""
+
+
+def meet(place: Place, timeout_s: float) -> list[Seat]:
     """Wait until every rank has reached rank 0.
 
     Args:
@@ -33,26 +37,26 @@ def meet(place: Place, timeout_s: float) -> list[str]:
         timeout_s: for all of them together.
 
     Returns:
-        The host of each rank, in order; the same list on every rank.
+        The seat of each rank, in order; the same list on every rank.
 
     Raises:
         JobError: a rank is missing; rank 0 names it, and the others say whom they could not reach.
     """
     if place.world_size == 1:
-        return [node_name()]
+        return [(node_name(), place.gpu)]
     deadline = time.monotonic() + timeout_s
     return _gather(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
 
 
-def _gather(place: Place, deadline: float, timeout_s: float) -> list[str]:
-    hosts = {0: node_name()}
+def _gather(place: Place, deadline: float, timeout_s: float) -> list[Seat]:
+    seats = {0: (node_name(), place.gpu)}
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", meeting_port(place)), backlog=place.world_size))
         except OSError as error:
             raise JobError(f"rank 0 cannot listen on port {meeting_port(place)}: {error.strerror}") from None
         peers = []
-        while len(hosts) < place.world_size:
+        while len(seats) < place.world_size:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 peer = stack.enter_context(server.accept()[0])
@@ -61,21 +65,21 @@ def _gather(place: Place, deadline: float, timeout_s: float) -> list[str]:
             peer.settimeout(5)
             with contextlib.suppress(OSError, ValueError, TypeError):
                 # Anybody may knock at a port; only a rank of this job knows its name.
-                rank, job_id, host = json.loads(_line(peer))
+                rank, job_id, host, gpu = json.loads(_line(peer))
                 if job_id == place.job_id:
-                    hosts[int(rank)] = str(host)
+                    seats[int(rank)] = (str(host), str(gpu))
                     peers.append(peer)
-        missing = sorted(set(range(place.world_size)) - set(hosts))
-        answer = {"missing": missing, "hosts": [hosts.get(rank, "") for rank in range(place.world_size)]}
+        missing = sorted(set(range(place.world_size)) - set(seats))
+        answer = {"missing": missing, "seats": [seats.get(rank) for rank in range(place.world_size)]}
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode() + b"\n")
     return _settled(answer, place, timeout_s)
 
 
-def _join(place: Place, deadline: float, timeout_s: float) -> list[str]:
+def _join(place: Place, deadline: float, timeout_s: float) -> list[Seat]:
     address = (place.master_addr, meeting_port(place))
-    knock = json.dumps([place.rank, place.job_id, node_name()]).encode() + b"\n"
+    knock = json.dumps([place.rank, place.job_id, node_name(), place.gpu]).encode() + b"\n"
     last: Exception = TimeoutError("timed out")
     while time.monotonic() < deadline:
         try:
@@ -95,14 +99,14 @@ def _join(place: Place, deadline: float, timeout_s: float) -> list[str]:
     )
 
 
-def _settled(answer: dict[str, list], place: Place, timeout_s: float) -> list[str]:
+def _settled(answer: dict[str, list], place: Place, timeout_s: float) -> list[Seat]:
     if answer["missing"]:
         ranks = ", ".join(str(rank) for rank in answer["missing"])
         raise JobError(
             f"rank {ranks} did not reach rank 0 at {place.master_addr}:{meeting_port(place)} within {timeout_s:.0f} s; "
             "its own log says why, if it has started at all"
         )
-    return answer["hosts"]
+    return [(host, gpu) for host, gpu in answer["seats"]]
 
 
 def _line(peer: socket.socket) -> bytes:

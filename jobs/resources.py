@@ -1,7 +1,6 @@
 """What a job asks of the cluster."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jobs.errors import JobError
 
@@ -24,29 +23,32 @@ _OURS = {"job-name", "output", "error", "open-mode", "signal", "requeue", "no-re
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks of the cluster; the local cluster reads `nodes`, `tasks_per_node`, `gpus_per_node` and the times.
+    """What a job asks of the cluster; a launcher shows these words as the help of its flags.
+
+    The local cluster reads `nodes`, `tasks_per_node`, `gpus_per_node`, `setup` and the times.
 
     Attributes:
-        nodes: machines; on the local cluster, `nodes * tasks_per_node` processes on this one.
-        tasks_per_node: processes a node; None means one a GPU, or one.
-        gpus_per_node: GPUs a node, all visible to each of its processes; None asks for none and hides none.
-        cpus_per_task: cores a process; None leaves it to the cluster.
-        mem_gb: memory a node; None leaves it to the cluster.
-        timeout_min: time limit of one attempt; None means a day on Slurm and no limit on the local cluster.
-        partition: where to queue; None leaves it to the cluster, as do the next three.
-        account: whom to charge.
-        qos: quality of service.
-        constraint: features that the nodes must have.
-        setup: shell commands that run before the processes start (`module load …`).
-        container_image: image in which the processes run (the `pyxis` plug-in of srun).
-        container_mounts: what the container sees, in `pyxis`'s words; None means the run's folder, the code, and
-            the folder of submission, each under its own path.
-        python: interpreter of the processes; empty means the present one, or `python3` in a container.
-        slurm: any other sbatch option, without its dashes.
-        signal_delay_s: how long before the time limit the job is asked to save; None means two minutes, or a quarter of
-            a limit under eight minutes.
-        max_stalls: attempts that may start from the same place before the job is ended.
-        meeting_s: how long the processes wait for each other at the start.
+        nodes: machines; without Slurm, as many groups of processes on this one stand for them
+        tasks_per_node: processes a node; by default one for each GPU, or one
+        gpus_per_node: GPUs a node, all visible to each of its processes; by default none are asked for and none hidden
+        cpus_per_task: cores for each process and its children; by default as the cluster likes
+        mem_gb: memory a node; by default as the cluster likes
+        timeout_min: time limit of one attempt, after which the job saves, requeues and goes on; by default a day or the
+            partition's limit under Slurm, and none on this machine
+        partition: where to queue; by default as the cluster likes
+        account: whom to charge
+        qos: quality of service
+        constraint: features that the nodes must have
+        setup: shell commands before the processes start, such as "module load cuda"
+        container_image: image in which the processes run (the pyxis plug-in of srun)
+        container_mounts: what the container sees, in pyxis's words; by default the run's folder, the code and the
+            folder of submission, each under its own path
+        python: interpreter of the processes; by default the present one, or python3 in a container
+        slurm: any other sbatch options, each as KEY=VALUE
+        signal_delay_s: how long before the time limit the job is asked to save; by default two minutes, or a quarter of
+            a limit under eight minutes
+        max_stalls: attempts that may start from the same place before the job is ended
+        meeting_s: how long the processes wait for each other at the start
     """
 
     nodes: int = 1
@@ -62,8 +64,8 @@ class Resources:
     setup: tuple[str, ...] = ()
     container_image: str | None = None
     container_mounts: str | None = None
-    python: str = ""
-    slurm: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
+    slurm: tuple[str, ...] = ()
     signal_delay_s: int | None = None
     max_stalls: int = 5
     meeting_s: float = 300.0
@@ -118,7 +120,10 @@ class Resources:
                 f"--signal-delay-s {self.signal_delay_s} leaves nothing of --timeout-min {self.timeout_min}: "
                 "give the job more time, or less notice"
             )
-        for key in self.slurm:
+        for option in self.slurm:
+            key, equals, _ = option.partition("=")
+            if not equals:
+                errors.append(f"--slurm {option}: write it as KEY=VALUE, such as exclusive=true")
             plain = key.lstrip("-").replace("_", "-")
             if plain in _OWN_FLAGS:
                 errors.append(f"--slurm {key}=…: use {_OWN_FLAGS[plain]} for it")
@@ -130,6 +135,6 @@ class Resources:
     def option_set(self) -> dict[str, str | bool]:
         """`slurm` as Submitit takes it: a value of nothing or `true` is a plain flag."""
         options: dict[str, str | bool] = {}
-        for key, value in self.slurm.items():
+        for key, _, value in (option.partition("=") for option in self.slurm):
             options[key.lstrip("-").replace("_", "-")] = True if value.lower() in ("", "true") else value
         return options

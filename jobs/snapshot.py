@@ -54,7 +54,7 @@ def digest(root: Path, packages: Sequence[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def settle(root: Path, packages: Sequence[str], into: Path | None) -> Code:
+def settle(root: Path, packages: Sequence[str], into: Path | None, *, copy: bool = True) -> Code:
     """Settle which code a job runs: a copy taken now, or the checkout as it will be.
 
     Args:
@@ -62,6 +62,7 @@ def settle(root: Path, packages: Sequence[str], into: Path | None) -> Code:
         packages: their names.
         into: private folder of the run for copies; None for no copy. A copy is named after its digest, and one that was
             taken before from the same code serves again.
+        copy: whether to take the copy now, or only to tell where it would be.
 
     Raises:
         JobError: a package is missing.
@@ -70,13 +71,13 @@ def settle(root: Path, packages: Sequence[str], into: Path | None) -> Code:
     if into is None:
         return Code(root=root, packages=tuple(packages), digest=name, commit=commit)
     target = into / name
-    if not target.exists():
+    if copy and not target.exists():
         beside = into / f"{name}.tmp"
         shutil.rmtree(beside, ignore_errors=True)
         for path in _files(root, packages):
-            copy = beside / path.relative_to(root)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            twin = beside / path.relative_to(root)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, twin)
         beside.rename(target)
     return Code(root=target, packages=tuple(packages), digest=name, commit=commit)
 

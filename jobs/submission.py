@@ -114,17 +114,22 @@ class Submission(ABC):
             print(f"\n{self.detach()}", flush=True)
             return self._after_detach(poll_s, on_update)
 
+    def look(self) -> tuple[Update, Outcome | None]:
+        """How the job stands, and what came of it once it is over."""
+        try:
+            update = self.update()
+        except NoAnswer as error:
+            # A controller that restarts is no end of the job.
+            return Update(state=NO_ANSWER, reason=str(error)), None
+        return update, self._outcome(update) if self.is_over(update) else None
+
     def _follow(self, poll_s: float, on_update: Callable[[Update], None] | None) -> Outcome:
         while True:
-            try:
-                update = self.update()
-            except NoAnswer as error:
-                # A controller that restarts is no end of the job.
-                update = Update(state=NO_ANSWER, reason=str(error))
+            update, outcome = self.look()
             if on_update is not None:
                 on_update(update)
-            if update.state != NO_ANSWER and self.is_over(update):
-                return self._outcome(update)
+            if outcome is not None:
+                return outcome
             time.sleep(poll_s)
 
     def _after_detach(self, poll_s: float, on_update: Callable[[Update], None] | None) -> Outcome:
@@ -152,5 +157,5 @@ class Submission(ABC):
 
 def last_end(folder: Path, job_id: str) -> str:
     """How the newest attempt of a job ended, or "" while it runs or when it was killed."""
-    rows = [row for row in attempts.read(folder) if row.job_id == job_id]
+    rows = attempts.read(folder, job_id)
     return rows[-1].outcome if rows and rows[-1].event == "end" else ""

@@ -149,14 +149,24 @@ def attach(folder: Path) -> Submission | None:
     return SlurmSubmission(Path(words["folder"]), str(words["job_id"]), int(words["world_size"]))
 
 
-def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, code: Code | None = None) -> str:
-    """What `submit` would hand over, made by the same code; nothing is written and no Slurm is needed.
+def dry_run(
+    *,
+    cluster: Cluster,
+    folder: Path,
+    resources: Resources,
+    name: str,
+    code: Code | None = None,
+    elements: int = 1,
+) -> str:
+    """What `submit` would hand over, or `submit_array` for several elements, made by the same code.
+
+    Nothing is written, and no Slurm is needed or asked: `fit` the resources first where there is one.
 
     Returns:
         The sbatch script, or a sentence about the processes that would start here.
 
     Raises:
-        JobError: wrong resources, also those that the cluster does not have, where it can be asked.
+        JobError: wrong resources.
     """
     from jobs.executors import Slurm, build_executor, rank_command
 
@@ -166,12 +176,11 @@ def dry_run(*, cluster: Cluster, folder: Path, resources: Resources, name: str, 
     if cluster == "local":
         command = rank_command(shlex.quote(sys.executable), folder.expanduser().absolute())
         limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
-        return f"{local_words(resources)}{limit}, each:\n{command}\n"
-    with contextlib.suppress(NoAnswer):
-        resources = fit(resources, node_groups())
+        times = f", {elements} times, one after the other" if elements > 1 else ""
+        return f"{local_words(resources)}{limit}{times}, each:\n{command}\n"
     executor = build_executor(cluster, folder, resources, name, code=code.root if code else own_root())
     assert isinstance(executor, Slurm)
-    return executor.script()
+    return executor.script(elements)
 
 
 def own_root() -> Path:

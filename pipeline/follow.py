@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +40,41 @@ def loss_words(record: dict[str, Any]) -> str:
 
 
 class Progress:
-    """Shows a job's state and the training's newest step."""
+    """Shows how jobs stand and how far their trainings are: one bar, or lines, over all requeues."""
 
-    def __init__(self, run_dir: Path, total_steps: int) -> None:
-        """Follow the run in `run_dir` to its `total_steps`."""
-        self._run_dir = run_dir
+    def __init__(self, runs: Mapping[str, Path], total_steps: int) -> None:
+        """Follow runs, by the names they are shown under (a single one by ""), to `total_steps` together."""
+        self._runs = runs
         self._total = total_steps
-        self._state = ""
+        self._states: dict[str, str] = {}
         self._bar: Any = None
         self._shown = (0.0, -1)
         self._first: tuple[float, int] | None = None
 
-    def show(self, update: Update) -> None:
-        """Take one look; prints where something changed."""
-        if str(update) != self._state:
-            self._state = str(update)
-            self._print(f"job is {self._state}")
-        record = newest_record(self._run_dir)
-        if record is None:
+    def show(self, name: str, update: Update) -> None:
+        """Take one look at the job of a run; prints where something changed."""
+        if str(update) != self._states.get(name):
+            self._states[name] = str(update)
+            self._print(f"{name or 'job'} is {update}")
+        records = [record for run_dir in self._runs.values() if (record := newest_record(run_dir)) is not None]
+        if not records:
             return
-        step, now = int(record["step"]), time.monotonic()
+        step, now = sum(int(record["step"]) for record in records), time.monotonic()
         if self._first is None or step < self._first[1]:
             self._first = (now, step)
+        facts = {"runs": f"{len(records)}/{len(self._runs)}"}
+        if len(self._runs) == 1:
+            facts = {"loss": loss_words(records[0]), "images/s": f"{records[0]['images_per_s']:.0f}"}
         if sys.stderr.isatty():
-            self._show_bar(record)
+            self._show_bar(step, facts)
         elif step != self._shown[1] and (now - self._shown[0] >= LINE_EVERY_S or step == self._total):
             self._shown = (now, step)
             remaining = ""
             if step > self._first[1]:
                 seconds = (now - self._first[0]) / (step - self._first[1]) * (self._total - step)
                 remaining = f"  remaining {duration(seconds)}"
-            rate = f"{record['images_per_s']:.0f} images/s"
-            print(f"step {step}/{self._total}  loss {loss_words(record)}  {rate}{remaining}", flush=True)
+            words = "  ".join(f"{key} {value}" for key, value in facts.items())
+            print(f"step {step}/{self._total}  {words}{remaining}", flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -83,30 +87,30 @@ class Progress:
         else:
             print(line, flush=True)
 
-    def _show_bar(self, record: dict[str, Any]) -> None:
+    def _show_bar(self, step: int, facts: dict[str, str]) -> None:
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(total=self._total, initial=record["step"], unit="step", dynamic_ncols=True)
-        self._bar.n = record["step"]
-        self._bar.set_postfix(loss=loss_words(record), images_per_s=f"{record['images_per_s']:.0f}")
+            self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True)
+        self._bar.n = step
+        self._bar.set_postfix(facts)
 
 
 def closing_words(run_dir: Path, outcome: Outcome) -> str:
     """The last lines of a launch: what came of it, where everything is, what to type next."""
-    from pipeline import run_dir as run_directory
-
     lines = [""]
     registered = _json(run_dir / "registered.json")
     card = _json(run_dir / "export" / "model.json")
     record = newest_record(run_dir)
-    document = run_directory.document(run_dir)
-    tracking, data = document.get("tracking_uri"), document["train"]["data"]
+    document = _json(run_dir / "config.json") or {}
+    tracking, data = document.get("tracking_uri"), document.get("train", {}).get("data", {})
     if outcome is Outcome.FINISHED and card:
         lines.append(
             f"trained {card['name']}: top-1 {card['top1']:.4f}, top-5 {card['top5']:.4f} "
             f"on {card['validation_samples']:,} validation images, {card['step']:,} steps"
         )
+    elif outcome is Outcome.DETACHED:
+        lines.append(come_back_words(run_dir))
     else:
         step = record["step"] if record else 0
         lines.append(
@@ -149,6 +153,36 @@ def _page(run_dir: Path) -> list[str]:
         return []
     path = f"experiments/{state.experiment_id}/runs/{state.run_id}"
     return [f"    and open http://127.0.0.1:5000/#/{path}?workflowType=machine_learning"]
+
+
+def come_back_words(run_dir: Path) -> str:
+    """How somebody who has left comes back."""
+    return f"""come back to it:
+    the same command with --run-dir {run_dir}
+    python -m pipeline.status {run_dir} --watch"""
+
+
+def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
+    """The last lines of a sweep: how every run stands, the best, what to type next."""
+    from pipeline.status import table
+    from pipeline.status_data import read_status
+
+    statuses = [read_status(run_dir) for run_dir in run_dirs]
+    finished = [status for status in statuses if status.registered]
+    lines = ["", *table(statuses, folder), ""]
+    evaluated = [status for status in finished if status.top1 is not None]
+    if evaluated:
+        best = max(evaluated, key=lambda status: status.top1 or 0.0)
+        model = best.registered or {}
+        lines.append(
+            f"best      {best.run_dir.name}: top-1 {best.top1:.4f}, models:/{model.get('name')}/{model.get('version')}"
+        )
+    lines.append(f"sweep     {folder}")
+    if len(finished) < len(statuses):
+        lines.append(f"{len(statuses) - len(finished)} of {len(statuses)} runs are not finished; to go on with them:")
+        lines.append(f"    the same command with --run-dir {folder}")
+    lines.append(f"    python -m pipeline.status {folder}")
+    return "\n".join(lines)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

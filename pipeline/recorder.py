@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs import told_notices
 from pipeline.distributed import World
+from pipeline.errors import TrainingError
 from pipeline.goodput import TimeSpent, attempts_spent
 from pipeline.journal import Journal
+from pipeline.notice import Needs, warnings
 from pipeline.startup import StartUp
 from pipeline.words import duration
 
@@ -59,6 +62,8 @@ class Recorder:
         self._opened = False
         self._events: list[dict[str, Any]] = []
         self._step_s = self._wait_s = 0.0
+        self._needs = Needs()
+        self._told = told_notices() if self._main else []
         self.attempt = 1 + max((e["attempt"] for e in read_attempts(run_dir)), default=0) if self._main else 0
 
     def open(self, step: int) -> None:
@@ -84,7 +89,11 @@ class Recorder:
             self._start_up.lap(part)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Add a line to the book of attempts; a full disk costs the line, not the training."""
+        """Add a line to the book of attempts; a full disk costs the line, not the training.
+
+        Raises:
+            TrainingError: the run directory was removed.
+        """
         if not self._main:
             return
         event = {"event": kind, "attempt": self.attempt, "time": time.time(), **fields}
@@ -94,7 +103,15 @@ class Recorder:
             with (self._run_dir / ATTEMPTS).open("a") as file:
                 file.write(line)
         except OSError as error:
+            if not self._run_dir.exists():
+                raise TrainingError(f"{self._run_dir} is gone: nothing of this training can be kept") from None
             self.warn(f"{ATTEMPTS} could not be written ({error.strerror})")
+        self._needs.note(kind, float(fields.get("seconds", 0.0)))
+        if kind == "saved" and self._needs.seconds is not None:
+            for words in warnings(self._needs, self._told):
+                self.warn(words)
+            # Once an attempt is enough.
+            self._told = []
 
     def step(self, record: dict[str, Any]) -> None:
         """Add the record of a finished step to the journal; the first one ends the start-up."""
@@ -108,6 +125,7 @@ class Recorder:
             self.say(self._start_up.words())
         self._step_s += record["step_s"]
         self._wait_s += record["step_s"] * record["data_wait"]
+        self._needs.steps.append(record["step_s"])
         error = self._journal.append({**record, "attempt": self.attempt})
         if error is not None and not self._warned:
             self.warn(f"metrics.jsonl could not be written ({error.strerror or error}); kept in memory and tried again")

@@ -42,7 +42,7 @@ class Saver:
         self._every, self._keep = every, keep
         self._facts = facts
         self._writer: RankWriter | None = None
-        self._current: tuple[int, dict[str, Any]] | None = None
+        self._current: tuple[int, float, dict[str, Any]] | None = None
         self.durable_step = 0
         """Step of the newest published checkpoint of this attempt, or the one it started from."""
         self._failed_step: int | None = None
@@ -82,7 +82,7 @@ class Saver:
             self._writer = RankWriter(state_tensors(self._engine, self._ema), self._world.rank)
         self._writer.start(self._store.aside(step))
         summary = state_summary(self._engine) | {"world_size": self._world.size, "top1": top1, "time": time.time()}
-        self._current = (step, summary)
+        self._current = (step, began, summary)
         self._recorder.event("save", step=step, stall_s=round(time.monotonic() - began, 4))
 
     @property
@@ -99,7 +99,7 @@ class Saver:
         """Wait for a started save on all ranks and publish it; a failed one is dropped with a warning."""
         if self._current is None or self._writer is None:
             return
-        step, summary = self._current
+        step, started, summary = self._current
         began = time.monotonic()
         error = self._writer.finish()
         [failures] = sum_over_ranks([0.0 if error is None else 1.0])
@@ -125,4 +125,5 @@ class Saver:
             )
         else:
             self.durable_step = step
-            self._recorder.event("saved", step=step, stall_s=round(time.monotonic() - began, 4))
+            now = time.monotonic()
+            self._recorder.event("saved", step=step, stall_s=round(now - began, 4), seconds=round(now - started, 3))

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from pipeline.status_data import RunStatus
 
 WATCH_EVERY_S = 5.0
+OVER = ("finished", "failed", "cancelled")
+"""States of a run to which nothing more will happen by itself."""
 
 
 def sync_run(run_dir: Path) -> str:
@@ -84,14 +87,15 @@ def lines(status: "RunStatus", now: float) -> list[str]:
     return [f"{status.run_dir} ({status.model})", *(f"  {name:<11}{value}" for name, value in rows.items())]
 
 
-def table(statuses: "list[RunStatus]") -> list[str]:
-    """Many runs, one a line."""
+def table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | None = None) -> list[str]:
+    """Many runs below a folder, one a line, with what the cluster says of their jobs where it was asked."""
+    jobs = jobs or {}
     head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", "top-1", "goodput")
     rows: list[tuple[str, ...]] = [head]
     for status in statuses:
         rows.append(
             (
-                status.run_dir.name,
+                str(status.run_dir.relative_to(root)),
                 status.model,
                 status.state,
                 str(status.attempts[-1].number if status.attempts else 0),
@@ -104,6 +108,9 @@ def table(statuses: "list[RunStatus]") -> list[str]:
                 "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
             )
         )
+    if jobs:
+        rows = [(*row, "job" if row is head else jobs.get(root / row[0], "")) for row in rows]
+        head = rows[0]
     widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -126,7 +133,8 @@ def _tracking(status: "RunStatus") -> str:
     state = status.tracking
     if state is None or state.run_id is None:
         return f"not in MLflow yet (python -m pipeline.status --sync {status.run_dir})"
-    behind = "" if state.sent_status == state.status else f"; to send: --sync {status.run_dir}"
+    sends = status.state == "running" or state.sent_status == state.status
+    behind = "" if sends else f"; to send: --sync {status.run_dir}"
     return f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}{behind}"
 
 
@@ -136,15 +144,19 @@ def _show(run_dir: Path | None, root: Path) -> tuple[list[str], bool]:
     Raises:
         ValueError: no such run.
     """
-    from pipeline.status_data import find_runs, read_status
+    from pipeline.status_data import SWEEP_NAME, find_runs, read_status
 
+    if run_dir is not None and (run_dir / SWEEP_NAME).exists():
+        statuses = [read_status(run) for run in find_runs(run_dir)]
+        return table(statuses, run_dir, _jobs(statuses)), all(status.state in OVER for status in statuses)
     if run_dir is not None:
         status = read_status(run_dir)
-        return lines(status, time.time()), status.state in ("finished", "failed", "cancelled")
+        return lines(status, time.time()), status.state in OVER
     runs = find_runs(root)
     if not runs:
         raise ValueError(f"no runs below {root}; give a run directory, or --runs FOLDER")
-    return table([read_status(run) for run in runs]), False
+    statuses = [read_status(run) for run in runs]
+    return table(statuses, root, _jobs(statuses)), False
 
 
 def _job(run_dir: Path) -> str | None:
@@ -158,6 +170,25 @@ def _job(run_dir: Path) -> str | None:
         return f"{submission.job_id} {submission.update()}"
     except JobError as error:
         return f"{submission.job_id}, but {error}"
+
+
+def _jobs(statuses: "list[RunStatus]") -> dict[Path, str]:
+    """What the queue says of the jobs of unfinished runs, in its own words; asked no more once it is silent."""
+    from jobs import JobError, attach
+
+    found: dict[Path, str] = {}
+    for status in statuses:
+        submission = None if status.state == "finished" else attach(status.run_dir / "submitit")
+        if submission is None:
+            continue
+        try:
+            update = submission.update()
+        except JobError as error:
+            found[status.run_dir] = f"{submission.job_id}: {error}"
+            break
+        reason = f" ({update.reason})" if update.reason else ""
+        found[status.run_dir] = f"{submission.job_id} {update.state}{reason}"
+    return found
 
 
 def _unsent(root: Path) -> list[Path]:

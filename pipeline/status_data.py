@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.goodput import TimeSpent, run_spent
+from pipeline.sweep import FILE_NAME as SWEEP_NAME
 from pipeline.tracking_state import (
     CONFIG_NAME,
     METRICS_NAME,
@@ -72,8 +73,9 @@ class RunStatus:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Run directories directly below a folder, oldest first."""
-    runs = [path.parent for path in root.glob(f"*/{CONFIG_NAME}")]
+    """Run directories directly below a folder, and those of the sweeps there, oldest first."""
+    sweeps = [path.parent for path in (*root.glob(SWEEP_NAME), *root.glob(f"*/{SWEEP_NAME}"))]
+    runs = {path.parent for folder in (root, *sweeps) for path in folder.glob(f"*/{CONFIG_NAME}")}
     return sorted(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime)
 
 
@@ -111,7 +113,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         spent=run_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records),
         tracking=load_state(run_dir),
         registered=_json(run_dir / "registered.json"),
-        logs=run_dir / "submitit",
+        logs=_logs(run_dir),
     )
 
 
@@ -176,6 +178,12 @@ def _is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _logs(run_dir: Path) -> Path:
+    """Where the job writes: the run's own folder, or that of the sweep it belongs to."""
+    own = run_dir / "submitit"
+    return Path((_json(own / "submission.json") or {}).get("folder", own))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import flatten
 from pipeline.tracking_client import experiment_id, open_client
 from pipeline.tracking_details import link_checkpoints, log_details, log_job_reports, log_report
+from pipeline.tracking_parent import KEY_TAG, PARENT_TAG, find_or_make, parent_run, settle_parent
 from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import (
     METRICS_NAME,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-KEY_TAG = "run_key"
 BATCH = 1000
 """Most metrics that MLflow takes in one request."""
 SYSTEM_BATCH = 50
@@ -156,6 +156,7 @@ class Shipper:
             self.client.update_run(self._run_id, status=self.state.status)
         self.state.sent_status = self.state.status
         self.save()
+        settle_parent(self.client, self.config)
 
     @property
     def _run_id(self) -> str:
@@ -165,17 +166,22 @@ class Shipper:
     def _make_run(self) -> None:
         """Find the run by its key, or make it."""
         experiment = experiment_id(self.client, self.uri)
-        found = self.client.search_runs([experiment], filter_string=f"tags.{KEY_TAG} = '{self.state.key}'")
-        if found:
-            run = found[0]
-        else:
-            run = self.client.create_run(
+        tags = {KEY_TAG: self.state.key, **self._source_tags()}
+        parent = parent_run(self.client, experiment, self.config)
+        if parent is not None:
+            tags[PARENT_TAG] = parent
+        self.state.run_id = find_or_make(
+            self.client,
+            experiment,
+            self.state.key,
+            lambda: self.client.create_run(
                 experiment,
                 start_time=int(1000 * (self.state.began_at or time.time())),
                 run_name=self.run_dir.name,
-                tags={KEY_TAG: self.state.key, **self._source_tags()},
-            )
-        self.state.run_id, self.state.experiment_id = run.info.run_id, experiment
+                tags=tags,
+            ),
+        )
+        self.state.experiment_id = experiment
         self.save()
 
     def _source_tags(self) -> dict[str, str]:
@@ -214,6 +220,7 @@ class Shipper:
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()
+        settle_parent(self.client, self.config)
 
     def _ship_system(self) -> None:
         """Each node's metrics, over the seconds since the first of them."""

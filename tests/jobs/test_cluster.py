@@ -175,6 +175,22 @@ def test_slurm_job_reads_the_controller_then_the_accounting(fake):
     assert (job.state, job.nodes) == ("CANCELLED", "n[1-2]")
 
 
+def test_notices_are_those_of_the_job_and_of_partitions_that_others_preempt(fake):
+    lines = [
+        "PartitionName=low Default=YES GraceTime=15 PreemptMode=REQUEUE PriorityTier=1",
+        "PartitionName=top Default=NO GraceTime=0 PreemptMode=REQUEUE PriorityTier=10",
+        "PartitionName=own Default=NO GraceTime=0 PreemptMode=OFF PriorityTier=1",
+    ]
+    fake("scontrol", "\n".join(lines))
+    limit = jobs.Notice(seconds=120)
+    assert jobs.notices("slurm", jobs.Resources()) == [limit, jobs.Notice(seconds=15, partition="low")]
+    assert jobs.notices("slurm", jobs.Resources(partition="top")) == [limit]
+    assert jobs.notices("slurm", jobs.Resources(partition="own", signal_delay_s=7)) == [jobs.Notice(seconds=7)]
+    assert jobs.notices("local", jobs.Resources()) == []
+    fake("scontrol", error="down", status=1)
+    assert jobs.notices("slurm", jobs.Resources()) == [limit]
+
+
 def test_master_address_falls_back_to_what_resolves(fake, monkeypatch):
     monkeypatch.delenv("SLURM_LAUNCH_NODE_IPADDR", raising=False)
     assert master_address(["n1", "n2"], resolves=lambda host: True) == "n1"
@@ -202,7 +218,7 @@ def test_dry_run_shows_the_script_without_slurm(fake, tmp_path):
         partition="low",
         account="lab",
         setup=("module load cuda",),
-        slurm={"reservation": "abc", "exclusive": ""},
+        slurm=("reservation=abc", "exclusive="),
     )
     script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run", resources=resources, name="demo")
     lines = script.splitlines()
@@ -248,8 +264,9 @@ def test_dry_run_of_the_local_cluster_says_what_would_start(tmp_path):
         ({"gpus_per_node": 2, "tasks_per_node": 4}, "--tasks-per-node 4 is more than --gpus-per-node 2"),
         ({"timeout_min": 2, "signal_delay_s": 120}, "--signal-delay-s 120 leaves nothing of --timeout-min 2"),
         ({"mem_gb": -1}, "--mem-gb -1 must be positive"),
-        ({"slurm": {"nodes": "3"}}, "--slurm nodes=…: use --nodes for it"),
-        ({"slurm": {"output": "x"}}, "is set by the launcher"),
+        ({"slurm": ("nodes=3",)}, "--slurm nodes=…: use --nodes for it"),
+        ({"slurm": ("exclusive",)}, "--slurm exclusive: write it as KEY=VALUE"),
+        ({"slurm": ("output=x",)}, "is set by the launcher"),
     ],
 )
 def test_wrong_resources_name_the_flag(wrong, words):

@@ -11,6 +11,8 @@ from tests.jobs.tasks import Count
 from tests.jobs.test_cluster import PLACE
 from tests.jobs.test_local import REPOSITORY, starts
 
+SEATS = [("n1", "2"), ("n1", "3"), ("n2", "")]
+
 
 def package(root, text="VALUE = 1\n"):
     (root / "one").mkdir(exist_ok=True, parents=True)
@@ -75,9 +77,9 @@ def test_report_tells_what_matters_and_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    text = write(tmp_path / "report.json", report(PLACE, ["n1", "n1", "n2"], [tmp_path], "abc of commit x"))
+    text = write(tmp_path / "report.json", report(PLACE, SEATS, [], [tmp_path], "abc of commit x"))
     words = json.loads((tmp_path / "report.json").read_text())
-    assert words["hosts"] == {"n1": 2, "n2": 1}
+    assert words["hosts"] == {"n1": "ranks 0, 1 on GPUs 2, 3", "n2": "ranks 2"}
     assert words["environment"]["NCCL_DEBUG"] == "WARN"
     assert words["packages"]["submitit"]
     assert words["file_systems"][str(tmp_path)]["free_gb"] > 0

@@ -203,7 +203,8 @@ def test_job_that_gets_nowhere_is_given_up(tmp_path):
         done.set()
         thread.join()
     assert "3 attempts started at step 0 and got no further" in submission.failure()
-    assert [row.outcome for row in attempts.read(folder) if row.event == "end"] == ["requeued"] * 3 + ["given up"]
+    ends = [row.outcome for row in attempts.read(folder, submission.job_id) if row.event == "end"]
+    assert ends == ["requeued"] * 3 + ["given up"]
 
 
 def test_debug_runs_here_and_restores_what_it_changed(tmp_path):

@@ -40,9 +40,10 @@ def meet_all(place, ranks, timeout_s):
         return list(pool.map(one, ranks))
 
 
-def test_all_ranks_learn_all_hosts(place, monkeypatch):
+def test_all_ranks_learn_all_seats(place, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    assert meet_all(place, [2, 0, 1], 20) == [["n1"] * 3] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert meet_all(place, [2, 0, 1], 20) == [[("n1", "3")] * 3] * 3
 
 
 def test_missing_rank_is_named_on_all_others_in_time(place):
@@ -63,7 +64,7 @@ def test_strangers_do_not_count_as_ranks(place):
         for _ in range(50):
             try:
                 with socket.create_connection(("127.0.0.1", meeting_port(place)), timeout=1) as peer:
-                    peer.sendall(b'[1, "another job", "n9"]\n')
+                    peer.sendall(b'[1, "another job", "n9", ""]\n')
                     return
             except OSError:
                 time.sleep(0.02)

@@ -9,7 +9,7 @@ from pipeline import run_dir as run_directory
 from pipeline.config import ConfigError, MixConfig, TrainConfig, difference, digest, from_dict, to_dict
 from pipeline.engine_config import deepspeed_config
 from pipeline.journal import Journal, read_records
-from pipeline.launch import LaunchError, parse
+from pipeline.launch_options import LaunchError, parse
 from pipeline.recipes import RECIPES
 from pipeline.run_dir import RunDirectoryError
 
@@ -84,8 +84,8 @@ def test_flags_lie_over_the_recipe():
     options = parse(["--recipe", "demo", "--train.steps", "7", "--slurm", "exclusive=true", "mail-user=a@b"])
     assert options.train.steps == 7
     assert options.train.model.name == "transxnet_n"
-    assert options.resources().slurm == {"exclusive": "true", "mail-user": "a@b"}
-    assert options.resources().world_size == 2
+    assert options.resources.slurm == ("exclusive=true", "mail-user=a@b")
+    assert options.resources.world_size == 2
     with pytest.raises(LaunchError, match="did you mean tiny"):
         parse(["--recipe", "tinny"])
     with pytest.raises(SystemExit):

@@ -112,7 +112,7 @@ def test_what_is_printed(run_dir, capsys):
     append_records(run_dir, range(1, 11))
     status = read_status(run_dir)
     assert "10/100 (10 %)" in "\n".join(lines(status, START))
-    assert table([status])[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
+    assert table([status], run_dir.parent)[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
     assert main(runs=run_dir.parent) == 0
     assert "transxnet_n" in capsys.readouterr().out
     assert main(run_dir.parent) == 1

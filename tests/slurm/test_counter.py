@@ -46,7 +46,9 @@ def wait_for_start(folder: Path, times: int = 1, nodes: int = 4) -> None:
 
 
 def outcomes(folder: Path) -> list[str]:
-    return [row.outcome for row in attempts.read(folder / "jobs") if row.event == "end"]
+    (book,) = (folder / "jobs").glob("*_attempts.jsonl")
+    rows = attempts.read(folder / "jobs", book.name.partition("_")[0])
+    return [row.outcome for row in rows if row.event == "end"]
 
 
 def preempt(cluster: Cluster, nodes: int = 4) -> None:
@@ -86,6 +88,7 @@ def test_preemption_with_grace_loses_no_step(request, tmp_path, kind):
     assert outcomes(tmp_path) == ["requeued", "finished"]
 
 
+@pytest.mark.slow
 def test_preemption_without_grace_loses_at_most_one_interval(slurm, tmp_path):
     slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
     submission = submit(tmp_path, save_every=5, end=60)
@@ -105,7 +108,7 @@ def test_time_limit_saves_and_goes_on(slurm, tmp_path):
     assert "failed" not in outcomes(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["scontrol requeue", "scancel --signal=TERM"])
+@pytest.mark.parametrize("command", ["scontrol requeue", pytest.param("scancel --signal=TERM", marks=pytest.mark.slow)])
 def test_requeue_and_signals_by_hand_lose_no_step(slurm, tmp_path, command):
     submission = submit(tmp_path)
     wait_for_start(tmp_path)
@@ -235,7 +238,7 @@ def test_what_the_cluster_does_not_have_is_refused_before_anything_is_queued(slu
 
 def test_sbatch_refusal_reaches_the_user_in_one_line(slurm, tmp_path):
     with pytest.raises(jobs.JobError, match=r"sbatch refuses the job: .*[Ii]nvalid") as error:
-        submit(tmp_path, resources={"slurm": {"licenses": "none@nowhere"}})
+        submit(tmp_path, resources={"slurm": ("licenses=none@nowhere",)})
     assert "\n" not in str(error.value)
 
 
@@ -243,22 +246,28 @@ def test_array_runs_each_task_in_its_own_folder_and_requeues_one_alone(slurm, tm
     homes = [tmp_path / f"run{number}" for number in range(3)]
     for home in homes:
         home.mkdir()
-    tasks = [Count(folder=home, end=20 + number, save_every=NEVER) for number, home in enumerate(homes)]
-    submissions = jobs.submit_array(
-        tasks,
-        homes=[home / "jobs" for home in homes],
-        folder=tmp_path / "array",
-        resources=jobs.Resources(nodes=2, partition="low", timeout_min=10),
-        name="sweep",
-        code=CODE,
-    )
-    assert [submission.job_id.partition("_")[2] for submission in submissions] == ["0", "1", "2"]
+    tasks = [Count(folder=home, end=100 + number, save_every=NEVER) for number, home in enumerate(homes)]
+
+    def sweep() -> list[Submission]:
+        return jobs.submit_array(
+            tasks,
+            homes=[home / "jobs" for home in homes],
+            folder=tmp_path / "array",
+            resources=jobs.Resources(nodes=2, partition="low", timeout_min=10),
+            name="sweep",
+            code=CODE,
+        )
+
+    submissions = sweep()
+    ids = [submission.job_id for submission in submissions]
+    assert [job_id.partition("_")[2] for job_id in ids] == ["0", "1", "2"]
     wait_until(lambda: starts(homes[1]))
     again = jobs.attach(homes[1] / "jobs")
     assert again is not None
+    assert [submission.job_id for submission in sweep()] == ids, "what still works was submitted again"
     slurm.run("scontrol", "requeue", again.job_id)
-    assert [submission.wait(0.2) for submission in submissions] == [jobs.Outcome.FINISHED] * 3
-    assert [(home / "step").read_text() for home in homes] == ["20", "21", "22"]
+    assert jobs.wait_all(submissions, 0.2) == [jobs.Outcome.FINISHED] * 3
+    assert [(home / "step").read_text() for home in homes] == ["100", "101", "102"]
     assert [len(starts(home)) for home in homes] == [1, 2, 1]
 
 

@@ -1,110 +1,16 @@
 """Real training on a real Slurm: whatever happens to the job, the run ends as the uninterrupted one."""
 
-import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster, rank_process
+from tests.slurm.runs import REPOSITORY, SAVE_EVERY, STEPS, Run, preempt, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
-
-REPOSITORY = Path(__file__).parents[2]
-STEPS = 24
-SAVE_EVERY = 6
-
-
-class Run:
-    """One run of the demo's training on two nodes, launched as a user would."""
-
-    def __init__(self, cwd: Path, name: str, *flags: str, checkout: Path = REPOSITORY) -> None:
-        self.cwd = cwd
-        self.checkout = checkout
-        self.path = cwd / name
-        self.flags = flags
-        self.process: subprocess.Popen[str] | None = None
-
-    def launch(self, *flags: str) -> "Run":
-        command = [sys.executable, "-m", "pipeline.launch", "--recipe", "demo", "--cluster", "slurm"]
-        command += ["--nodes", "2", "--tasks-per-node", "1", "--partition", "low", "--run-dir", str(self.path)]
-        command += ["--train.steps", str(STEPS), "--train.save-every-steps", str(SAVE_EVERY), *self.flags, *flags]
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.cwd,
-            env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-            | {"PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        return self
-
-    def finish(self, timeout_s: float = 600) -> str:
-        """Wait for the launcher and return what it printed."""
-        assert self.process is not None
-        try:
-            return self.process.communicate(timeout=timeout_s)[0]
-        finally:
-            self.process.kill()
-
-    def is_running(self) -> bool:
-        """Whether the launcher is still there."""
-        return self.process is not None and self.process.poll() is None
-
-    @property
-    def job_id(self) -> str:
-        return json.loads((self.path / "submitit" / "submission.json").read_text())["job_id"]
-
-    def records(self) -> list[dict]:
-        try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
-        except OSError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def wait_for_step(self, step: int, attempt: int = 1) -> None:
-        """Until that attempt has done that step."""
-        wait_until(lambda: any(row["step"] >= step and row["attempt"] == attempt for row in self.records()))
-
-    def losses(self) -> list[tuple[int, float]]:
-        return [(row["step"], row["loss"]) for row in self.records()]
-
-    def weights(self) -> str:
-        return hashlib.sha256((self.path / "export" / "model.safetensors").read_bytes()).hexdigest()
-
-    def events(self, event: str) -> list[dict]:
-        path = self.path / "attempts.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [row for row in rows if row["event"] == event]
-
-    def mlflow(self) -> dict:
-        return json.loads((self.path / "mlflow.json").read_text())
-
-    def assert_equals(self, other: "Run") -> None:
-        """Every step once, every loss and every weight the same bit for bit, and registered."""
-        assert self.losses() == other.losses()
-        assert self.weights() == other.weights()
-        assert (self.path / "registered.json").exists()
-        assert self.mlflow()["sent_status"] == "FINISHED"
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
-
-
-def preempt(cluster: Cluster) -> None:
-    cluster.run("sbatch", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +27,7 @@ def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
             patch.setenv(name, value)
         run = Run(folder, "uninterrupted").launch()
         output = run.finish()
-    assert run.process is not None
-    assert run.process.returncode == 0, output
+    assert run.status == 0, output
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
     return run
 
@@ -134,8 +39,7 @@ def test_preempted_then_killed_equals_uninterrupted(slurm, folder, uninterrupted
     run.wait_for_step(SAVE_EVERY + 2, attempt=2)
     rank_process(slurm, rank=1).kill()
     output = run.finish()
-    assert run.process is not None
-    assert run.process.returncode == 0, output
+    assert run.status == 0, output
     run.assert_equals(uninterrupted)
     starts = run.events("start")
     saved = [row["step"] for row in run.events("save")]
@@ -154,6 +58,8 @@ def test_preemption_without_grace_loses_at_most_one_interval(slurm, folder, unin
     output = run.finish()
     run.assert_equals(uninterrupted)
     assert "after 1 requeue" in output
+    log = (run.path / "submitit" / f"{run.job_id}_0_log.out").read_text()
+    assert "partition low gives 0 s at a preemption (GraceTime)" in log
     assert run.events("start")[1]["step"] >= SAVE_EVERY
 
 
@@ -163,8 +69,7 @@ def test_cancelled_run_is_killed_in_mlflow_and_goes_on_when_launched_again(slurm
     run.wait_for_step(3)
     slurm.run("scancel", run.job_id)
     output = run.finish()
-    assert run.process is not None
-    assert run.process.returncode != 0
+    assert run.status != 0
     assert "cancelled" in output
     assert run.mlflow()["sent_status"] == "KILLED"
     run_id = run.mlflow()["run_id"]
@@ -182,7 +87,8 @@ def test_ctrl_c_leaves_the_job_alone_and_the_same_command_comes_back(slurm, fold
     run.process.send_signal(signal.SIGINT)
     output = run.finish()
     assert f"scancel {job_id} ends it" in output
-    assert run.process.returncode == 0
+    assert f"the same command with --run-dir {run.path}" in output
+    assert run.status == 0
     output = run.launch().finish()
     assert f"job {job_id} of this run is still there: following it" in output
     run.assert_equals(uninterrupted)
@@ -230,15 +136,14 @@ def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
     wait_until(lambda: "PENDING" in slurm.run("squeue", "-h", "-j", run.job_id, "-o", "%T"))
     slurm.run("scancel", run.job_id)
     run.finish()
-    output = run.launch("--nodes", "1").finish()
-    assert run.process is not None
-    assert run.process.returncode == 0, output
+    output = run.launch("--nodes", "1", "--train.micro-batch-size", "32").finish()
+    assert run.status == 0, output
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
-    # The same batches, but BatchNorm now sees 64 images at once instead of 32.
+    # The same 32 images share a BatchNorm, so that only the order of a sum differs: 6e-8 was measured.
     resumed = run.events("start")[1]["step"]
     assert run.losses()[:resumed] == uninterrupted.losses()[:resumed]
     for (step, loss), (_, expected) in zip(run.losses(), uninterrupted.losses(), strict=True):
-        assert loss == pytest.approx(expected, rel=0.15), step
+        assert loss == pytest.approx(expected, rel=1e-5), step
 
 
 @pytest.mark.slow
@@ -260,18 +165,3 @@ def test_storm_of_ten_interruptions_equals_uninterrupted(slurm, folder, uninterr
     output = run.finish(1800)
     run.assert_equals(uninterrupted)
     assert len(run.events("start")) == 11, output
-
-
-@pytest.mark.slow
-def test_failing_import_ends_the_job_with_the_reason(slurm, folder, uninterrupted):
-    (folder / "sitecustomize.py").write_text(
-        "import os, sys\nif 'SLURM_PROCID' in os.environ and os.environ['SLURM_PROCID'] == '1':\n"
-        "    sys.modules['deepspeed'] = None\n"
-    )
-    run = Run(folder, "import", "--setup", f"export PYTHONPATH={folder}").launch()
-    output = run.finish()
-    assert run.process is not None
-    assert run.process.returncode != 0
-    assert "rank 1 failed: " in output
-    assert "deepspeed" in output
-    assert "requeue" not in output

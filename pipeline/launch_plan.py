@@ -1,0 +1,222 @@
+"""What a launch will do, checked before anything is queued, and shown by `--dry-run`."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import Cluster, Code, Resources
+from pipeline.config import ConfigError, TrainConfig
+from pipeline.launch_options import LaunchError, LaunchOptions
+
+PACKAGES = ("pipeline", "transxnet", "jobs", "sharding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One training: its folder and its configuration."""
+
+    run_dir: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A launch, settled.
+
+    Attributes:
+        cluster: where.
+        why: a sentence on that.
+        resources: of each run.
+        run_dir: of the run, or the folder of the sweep.
+        runs: the one run, or those of the sweep.
+        options: what was asked for.
+    """
+
+    cluster: Cluster
+    why: str
+    resources: Resources
+    run_dir: Path
+    runs: tuple[PlannedRun, ...]
+    options: LaunchOptions
+
+    @property
+    def name(self) -> str:
+        """Of the job, in the queue."""
+        return f"{self.options.recipe}-{self.options.train.model.name}"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of scripts, pickles and logs."""
+        return self.run_dir / "submitit"
+
+    def code(self, *, copy: bool) -> Code:
+        """What the processes import; `copy` takes the snapshot now, if there is to be one."""
+        from jobs import private_directory, settle
+
+        into = self.run_dir / "code" if self.options.code == "snapshot" else None
+        if into is not None and copy:
+            private_directory(into)
+        return settle(Path(__file__).parents[1], PACKAGES, into, copy=copy)
+
+    def extra(self) -> dict[str, Any]:
+        """What each run's `config.json` says beside the training."""
+        from pipeline.tracking import resolve_tracking_uri
+
+        return {
+            "recipe": self.options.recipe,
+            "resources": dataclasses.asdict(self.resources),
+            "tracking_uri": None if os.environ.get("MLFLOW_TRACKING_URI") else resolve_tracking_uri(Path.cwd()),
+            "sweep": str(self.run_dir) if self.options.sweep else None,
+        }
+
+
+def build_plan(options: LaunchOptions) -> Plan:
+    """Settle everything that can be settled without the data.
+
+    Raises:
+        JobError: a cluster that is not there, or resources that it does not have.
+        ConfigError: values that cannot work together, or a sweep of what does not exist.
+        LaunchError: what else cannot work.
+    """
+    from jobs import choose_cluster
+    from pipeline.sweep import build_members
+
+    if options.dry_run and options.cluster != "auto":
+        cluster, why = options.cluster, "as told; not asked whether it answers"
+    else:
+        cluster, why = choose_cluster(options.cluster)
+    resources = _settled(options.resources, cluster, options.dry_run)
+    config = options.train
+    if options.recipe == "demo" and config.data.shards == TrainConfig().data.shards:
+        shards = str(Path("runs/digits").absolute())
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
+    run_dir = Path(options.run_dir or f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    if options.sweep and cluster != "slurm" and not options.wait:
+        raise LaunchError("--no-wait: without SLURM a sweep trains one run after the other, and somebody must wait")
+    if options.sweep:
+        members = build_members(options.sweep, config)
+        runs = [PlannedRun(run_dir=run_dir / member.name, config=member.config) for member in members]
+    else:
+        runs = [PlannedRun(run_dir=run_dir, config=config)]
+    for run in runs:
+        _check(run, resources.world_size, swept=bool(options.sweep))
+    return Plan(cluster=cluster, why=why, resources=resources, run_dir=run_dir, runs=tuple(runs), options=options)
+
+
+def _settled(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:
+    """The resources, checked, against the cluster too where it can be asked, with the GPUs and the time limit there."""
+    from jobs import NoAnswer, fit, node_groups
+
+    resources.check()
+    with contextlib.suppress(*([NoAnswer] if dry_run else [])):
+        resources = with_gpus_found(resources, cluster)
+        if cluster == "slurm":
+            resources = fit(resources, node_groups())
+    resources.check()
+    return resources
+
+
+def _check(run: PlannedRun, world_size: int, *, swept: bool) -> None:
+    from pipeline.randaugment import RandAugment
+
+    try:
+        run.config.check(world_size)
+        if run.config.augment.rand_augment is not None:
+            RandAugment.parse(run.config.augment.rand_augment)
+    except ConfigError as error:
+        raise ConfigError(f"{run.run_dir.name}: {error}" if swept else str(error)) from None
+
+
+def with_gpus_found(resources: Resources, cluster: str) -> Resources:
+    """`resources` with all GPUs of a node where neither GPUs nor processes were asked for and the nodes have some."""
+    if resources.gpus_per_node is not None or resources.tasks_per_node is not None:
+        return resources
+    gpus = 0
+    if cluster == "slurm":
+        from jobs import node_groups
+
+        wanted = resources.partition.split(",") if resources.partition else None
+        groups = [g for g in node_groups() if (g.partition in wanted if wanted else g.is_default)]
+        gpus = min((g.gpus for g in groups), default=0)
+    elif shutil.which("nvidia-smi"):
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
+        gpus = len([line for line in listing.splitlines() if line.startswith("GPU ")])
+    return dataclasses.replace(resources, gpus_per_node=gpus) if gpus else resources
+
+
+def show(plan: Plan) -> None:
+    """Print the sbatch script, and of each run the configuration and the DeepSpeed JSON; nothing is written."""
+    from jobs import dry_run
+    from pipeline.engine_config import deepspeed_config
+
+    print(f"# cluster: {plan.cluster} ({plan.why})\n")
+    code = plan.code(copy=False)
+    print(
+        dry_run(
+            cluster=plan.cluster,
+            folder=plan.logs,
+            resources=plan.resources,
+            name=plan.name,
+            code=code,
+            elements=len(plan.runs),
+        )
+    )
+    for run in plan.runs:
+        print(f"# {run.run_dir / 'config.json'}")
+        print(json.dumps({"train": dataclasses.asdict(run.config), **plan.extra()}, indent=1))
+        print("\n# DeepSpeed")
+        print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What both splits hold, found before anything is queued."""
+
+    num_samples: int
+    num_validation: int
+    num_classes: int
+    digest: str
+    validation_digest: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        partial = "" if self.num_classes >= 1000 else f" (a model of {self.num_classes} classes is trained)"
+        return (
+            f"{self.num_samples:,} training and {self.num_validation:,} validation images "
+            f"of {self.num_classes} classes{partial}"
+        )
+
+
+def check_shards(config: TrainConfig) -> Dataset:
+    """Both splits are there, with the same classes.
+
+    Raises:
+        LaunchError: the splits do not fit each other.
+        ShardingError: what is missing, and the command that makes it.
+    """
+    from sharding import load_manifest
+
+    data = config.data
+    train = load_manifest(data.shards, data.train_split)
+    validation = load_manifest(data.validation_shards or data.shards, data.validation_split)
+    ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
+    if ours != theirs:
+        differing = sorted(set(ours) ^ set(theirs))[:3]
+        raise LaunchError(
+            f"the training split has {len(ours)} classes and the validation split {len(theirs)}, which differ "
+            f"(in {', '.join(differing) or 'their order'}): pack both splits from one source"
+        )
+    return Dataset(
+        num_samples=train.num_samples,
+        num_validation=validation.num_samples,
+        num_classes=len(ours),
+        digest=train.digest,
+        validation_digest=validation.digest,
+    )

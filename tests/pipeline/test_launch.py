@@ -1,0 +1,69 @@
+"""What a launch shows and refuses before anything is queued."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import jobs
+from pipeline.config import TrainConfig
+from pipeline.launch import main
+from pipeline.launch_plan import PACKAGES
+from pipeline.run_dir import RunDirectoryError, prepare
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    work, programs = tmp_path / "work", tmp_path / "programs"
+    work.mkdir()
+    programs.mkdir()
+    (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "sinfo").chmod(0o700)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.chdir(work)
+    flags = ["--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "2", "--slurm", "nice=3"]
+    flags += ["--slurm", "exclusive=true"]
+    assert main([*flags, "--sweep", "train.optimizer.lr=1e-3,2e-3", "--run-dir", "sweep", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    code = jobs.settle(REPOSITORY, PACKAGES, work / "sweep" / "code", copy=False)
+    for words in (
+        "#SBATCH --array=0-1%2\n",
+        "#SBATCH --gpus-per-node=2\n",
+        "#SBATCH --ntasks-per-node=2\n",
+        "#SBATCH --nice=3\n",
+        "#SBATCH --exclusive\n",
+        f"export PYTHONPATH={code.root}$",
+    ):
+        assert words in shown
+    for value in (0.001, 0.002):
+        _, _, after = shown.partition(f"# {work}/sweep/lr={value}/config.json\n")
+        assert json.JSONDecoder().raw_decode(after)[0]["train"]["optimizer"]["lr"] == value
+    assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--no-wait", "--sweep", "train.seed=1,2"], "without SLURM a sweep trains one run after the other"),
+        (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
+        (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
+    ],
+)
+def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--recipe", "demo", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder belong to somebody else")
+def test_a_run_directory_of_somebody_else_is_refused(tmp_path):
+    os.chown(tmp_path, 65534, -1)
+    with pytest.raises(RunDirectoryError, match="belongs to another user"):
+        prepare(tmp_path, TrainConfig(), {})
+    assert not list(tmp_path.iterdir())

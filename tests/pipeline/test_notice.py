@@ -1,0 +1,53 @@
+"""Whether there is time to save is told from what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import Notice
+from pipeline.distributed import World
+from pipeline.notice import Needs, warnings
+from pipeline.recorder import Recorder
+
+WORDS = "asked to stop, this run needs up to 45 s (a step of 2.0 s, an evaluation of 3.0 s and a save of 40.0 s), but "
+
+
+def train(run_dir: Path, world: World) -> None:
+    """Four steps, an evaluation and two saves, as the loop records them."""
+    recorder = Recorder(run_dir, world)
+    recorder.open(0)
+    for step in range(1, 5):
+        recorder.step({"step": step, "time": 0.0, "step_s": 2.0, "data_wait": 0.0})
+    recorder.event("evaluate", step=4, seconds=3.0)
+    for _ in range(2):
+        recorder.event("saved", step=4, seconds=40.0)
+    recorder.close()
+
+
+@pytest.fixture
+def world() -> World:
+    import torch
+
+    return World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+def test_an_attempt_warns_once_of_each_notice_that_is_too_short(tmp_path, world, monkeypatch, capsys):
+    known = [
+        {"seconds": 30, "partition": ""},
+        {"seconds": 15, "partition": "low"},
+        {"seconds": 46, "partition": "high"},
+    ]
+    monkeypatch.setenv("JOB_NOTICES", json.dumps(known))
+    train(tmp_path, world)
+    limit, preemption = [line for line in capsys.readouterr().err.splitlines() if "asked to stop" in line]
+    assert WORDS + "the job is told of its time limit only 30 s before: set --signal-delay-s 90" in limit
+    assert WORDS + "partition low gives 15 s at a preemption (GraceTime): ask for 90 s there" in preemption
+
+
+def test_the_next_launch_knows_what_the_last_one_measured(tmp_path, world, monkeypatch):
+    monkeypatch.delenv("JOB_NOTICES", raising=False)
+    assert warnings(Needs.of_run(tmp_path), [Notice(seconds=1)]) == []
+    train(tmp_path, world)
+    assert Needs.of_run(tmp_path).seconds == pytest.approx(45.0)
+    assert len(warnings(Needs.of_run(tmp_path), [Notice(seconds=44), Notice(seconds=45)])) == 1
