@@ -121,6 +121,26 @@ def measure_writer(source: str, work: Path, images: int, rounds: int) -> tuple[s
     return text, rate
 
 
+def decode_all(source: str) -> None:
+    """Nothing but the decoding that checks each image; prints the seconds it took by the clock."""
+    images = [path.read_bytes() for path in Path(source).glob("*/*.JPEG")]
+    begun = time.perf_counter()
+    for data in images:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
+    print(time.perf_counter() - begun)
+
+
+def measure_machine(source: str, rounds: int) -> str:
+    """What two processes are to one on this machine, where they share nothing and do nothing but decode."""
+    code = f"from tests.benchmarks.packing import decode_all; decode_all({source!r})"
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, taken in seconds.items():
+            started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(count)]
+            taken.append(max(float(process.communicate()[0]) for process in started))
+    return f"the machine: two processes that only decode are {2 * min(seconds[1]) / min(seconds[2]):.2f} x one"
+
+
 def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[str, float]:
     one, two = [], []
     for _ in range(rounds):
@@ -275,7 +295,7 @@ def main() -> None:
         lines = []
         many = repeat_source(source, work / "many", _REPEATS)
         text, decode_rate = measure_workers(many, work, _REPEATS * options.images, min(options.rounds, 3))
-        lines.append(text)
+        lines += [text, measure_machine(source, options.rounds)]
         for side in (400, 256):
             larger = write_source(work / f"larger{side}", options.images // 2, longer_than=side)
             several = repeat_source(larger, work / f"several{side}", _REPEATS // 2)
