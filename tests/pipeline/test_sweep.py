@@ -73,6 +73,7 @@ def test_values_may_be_added_to_a_sweep_but_a_run_is_none(tmp_path: Path):
         prepare_folder(tmp_path, ["train.seed=1"], ["seed=1"])
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_that_start_together_have_one_parent_which_ends_with_the_last(tmp_path: Path):
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs" / "sweep"
     names = ["seed=1", "seed=2"]
