@@ -178,8 +178,12 @@ def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
             f"best      {best.run_dir.name}: top-1 {best.top1:.4f}, models:/{model.get('name')}/{model.get('version')}"
         )
     lines.append(f"sweep     {folder}")
-    if len(finished) < len(statuses):
-        lines.append(f"{len(statuses) - len(finished)} of {len(statuses)} runs are not finished; to go on with them:")
+    trained = sum(_json(run_dir / "export" / "model.json") is not None for run_dir in run_dirs)
+    if trained < len(statuses):
+        lines.append(f"{len(statuses) - trained} of {len(statuses)} runs are not finished; to go on with them:")
+        lines.append(f"    the same command with --run-dir {folder}")
+    elif len(finished) < trained:
+        lines.append(f"{trained - len(finished)} of {trained} models are not registered; when the server answers:")
         lines.append(f"    the same command with --run-dir {folder}")
     lines.append(f"    python -m pipeline.status {folder}")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ No mlflow at import: commands that only print must start at once.
 import contextlib
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +72,6 @@ def open_client(uri: str) -> "MlflowClient":
     """
     path = local_database(uri)
     try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
         import logging
 
         import mlflow
@@ -80,9 +79,35 @@ def open_client(uri: str) -> "MlflowClient":
         # Building a new database is announced line by line otherwise.
         for name in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        if path is not None and not path.exists():
+            _make_database(path)
         return mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
         raise TrackingError(f"MLflow at {mask_secrets(uri)} cannot be opened: {one_line(error)}") from error
+
+
+def _make_database(path: Path) -> None:
+    """Make a sqlite store whole or not at all.
+
+    MLflow builds it table by table for seconds; a preemption in these, or two runs that start together, would leave a
+    half that no later run can open.
+    """
+    import mlflow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{aside}")
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A file system without hard links.
+            if not path.exists():
+                aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -327,3 +327,18 @@ def test_a_server_that_refuses_is_said_in_one_line(tmp_path, server, capfd, trou
     everything = said + "".join(path.read_text() for path in run_dir.glob("mlflow.json"))
     assert "s3cret-word" not in everything
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_database_whose_making_was_killed_is_made_by_the_next_two_at_once(tmp_path):
+    """MLflow builds it table by table; half of one could never be opened again."""
+    uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs"
+    command = [sys.executable, "-c", f"from pipeline.tracking_client import open_client; open_client({uri!r})"]
+    killed = subprocess.Popen(command, cwd=REPOSITORY)
+    wait_for(lambda: any(path.stat().st_size > 50_000 for path in folder.glob(".mlflow.db.*[!l]")), 120)
+    killed.kill()
+    killed.wait()
+    assert not (folder / "mlflow.db").exists()
+    both = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert open_client(uri).get_experiment("0").name == "Default"
