@@ -3,17 +3,14 @@
 Both read the same photographs with the full recipe (crop, flip, RandAugment, erasing, 224 px) in `--workers` processes,
 in turns within one run, so that what else the machine does falls on both. Rates are over the processor time that the
 workers and the main process took, which is what a core can do, and over the clock. A ratio is the median over the
-rounds of ours to timm's better setting in the same round. After them: where the time of an image goes, the smallest of
-five repetitions for each image and part, of timm's too; how long a consumer waits that takes four fifths of the rate;
-and how memory grows.
+rounds of ours to timm's better setting in the same round. After them: how long a consumer waits that takes four fifths
+of the rate, and how memory grows. `tests.benchmarks.loading_parts` says where the time goes.
 
     python -m tests.benchmarks.loading --images ../shared/imagenet-sample
 """
 
 import argparse
-import contextlib
 import glob
-import random
 import statistics
 import tempfile
 import time
@@ -27,15 +24,11 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.augment import TrainAugment
 from pipeline.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from pipeline.data import TrainLoader, build_train_loader
-from pipeline.data_index import cache_folder, open_index
-from sharding import load_manifest
 from sharding.build import BuildOptions, build
 
 BATCH, AHEAD = 64, 8
-CHUNK, CHUNKS, PASSES = 32, 5, 5
 RECIPE = AugmentConfig()
 
 
@@ -137,65 +130,6 @@ def timms(images: str, workers: int, use_prefetcher: bool) -> Iterator[int]:
             yield len(batch[0])
 
 
-def breakdown(shards: str, cache: str) -> dict[str, float]:
-    """Microseconds that each part of an image takes here: the mean over images of the smallest of some passes."""
-    from pipeline import augment as module
-    from pipeline.data_reader import ReaderSpec, SampleReader
-    from pipeline.decode import EncodedImage
-    from pipeline.randaugment import RandAugment
-
-    spent: dict[str, list[float]] = {}
-
-    @contextlib.contextmanager
-    def timed(owner: object, name: str, part: str) -> Iterator[None]:
-        real = getattr(owner, name)
-
-        def wrapper(*args: object, **keywords: object) -> object:
-            started = time.perf_counter()
-            result = real(*args, **keywords)
-            spent.setdefault(part, []).append(time.perf_counter() - started)
-            return result
-
-        setattr(owner, name, wrapper)
-        yield
-        setattr(owner, name, real)
-
-    folder = open_index(shards, load_manifest(shards, "train"), cache_folder(cache)).folder
-    reader = SampleReader(ReaderSpec(folder, shards, RECIPE, 224, 0, True, "stop"))
-    pixels, labels = np.empty((CHUNK, 224, 224, 3), np.uint8), np.empty(CHUNK, np.int64)
-    parts = (
-        (SampleReader, "_read", "read and check"),
-        (EncodedImage, "crop", "decode"),
-        (module, "resize", "resize"),
-        (RandAugment, "__call__", "RandAugment"),
-        (TrainAugment, "draw", "draws"),
-        (SampleReader, "fill", "all"),
-    )
-    with contextlib.ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(timed(*part))
-        for first in CHUNK * np.arange(CHUNKS).repeat(PASSES):
-            rows = 8 * np.arange(first, first + CHUNK)  # a photograph lies there eight times
-            reader.fill(rows, np.zeros_like(rows), pixels, labels)
-    reader.close()
-    smallest = {part: np.reshape(times, (CHUNKS, PASSES, -1)).min(axis=1) for part, times in spent.items()}
-    return {part: 1e6 * float(times.sum()) / (CHUNKS * CHUNK) for part, times in smallest.items()}
-
-
-def timms_image(images: str) -> float:
-    """Microseconds of an image in timm's dataset with its transforms: the smallest of some passes with equal draws."""
-    dataset = timms_dataset(images)
-    timms_loader(dataset, 0, use_prefetcher=True)
-    times = np.empty((CHUNKS * CHUNK, PASSES))
-    for image in range(CHUNKS * CHUNK):
-        for number in range(PASSES):
-            random.seed(image), np.random.seed(image), torch.manual_seed(image)
-            started = time.perf_counter()
-            dataset[8 * image]
-            times[image, number] = time.perf_counter() - started
-    return 1e6 * float(times.min(axis=1).mean())
-
-
 def waiting(shards: str, workers: int, cache: str, rate: float, batches: int) -> float:
     """Share of its time that a consumer waits which takes so many images a second."""
     with our_loader(shards, workers, cache) as loader:
@@ -251,14 +185,10 @@ def main() -> None:
             ratio = f"{np.median(loader.per_core / better):.2f} x"
             print(f"{loader.name:14s} {rates[0]:5.0f} images/s a core ({spread}), {rates[1]:.0f} by the clock: {ratio}")
         print(f"memory of ours after each round, MB: {[round(sum(both), 1) for both in memory]}")
-        timm_us = timms_image(images)
-        print(f"one image of timm's {timm_us:.0f} us")
-        for loader, (name, (folder, cache)) in zip(loaders, caches.items(), strict=False):
-            parts = breakdown(folder, cache)
-            said = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
-            print(f"one image of ours, {name}: {said}: {timm_us / parts['all']:.2f} x")
+        for loader, (folder, cache) in zip(loaders, caches.values(), strict=False):
             rate = 0.8 * statistics.median(loader.per_second)
-            print(f"waiting at {rate:.0f} images/s: {100 * waiting(folder, options.workers, cache, rate, 40):.2f} %")
+            share = waiting(folder, options.workers, cache, rate, 40)
+            print(f"{loader.name}: a consumer of {rate:.0f} images/s waits {100 * share:.2f} % of its time")
         print(
             f"files {len(glob.glob(f'{options.images}/*/*'))}, opencv {cv2.__version__}, load {psutil.getloadavg()[0]}"
         )
