@@ -55,7 +55,7 @@ class DataConfig:
     on_damage: Literal["stop", "replace"] = "stop"
     """A sample whose digest does not hold: stop, or put another in its place, counted and logged."""
     max_replacements: int = 100
-    """With `on_damage replace`: the run stops after this many."""
+    """With `on_damage replace`: the run stops when a rank has replaced more than this in one attempt."""
     cache_dir: str | None = None
     """Local folder where remote shards are kept; None: `transxnet-shards-UID` below the temporary folder."""
     cache_gb: float = 200.0

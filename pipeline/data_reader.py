@@ -132,7 +132,7 @@ class SampleReader:
                 labels[i] = self._fill_one(place, drawn[i], pixels[i])
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
-                    raise
+                    raise DamagedSampleError(f"{error}; {self._remedy()}") from error
                 substitute, labels[i] = self._substitute(place.row, int(epochs[i]), drawn[i], pixels[i])
                 replaced.append(Replacement(place.row, substitute, str(error)))
             except Exception as error:
@@ -210,8 +210,24 @@ class SampleReader:
     def _name(self, row: int) -> str:
         """How a sample is named to the user."""
         shard = self._index.shard_names[self._index.shard_of(np.array([row]))[0]]
-        folder = self._spec.shards if isinstance(self._spec.shards, str) else self._spec.shards.location
-        return f"sample {self._index.keys([row])[0]} of {folder}/{shard}"
+        return f"sample {self._index.keys([row])[0]} of {self._location()}/{shard}"
+
+    def _remedy(self) -> str:
+        """What the user can do about a damaged sample."""
+        shards = self._spec.shards
+        copy = (
+            "" if isinstance(shards, str) else f"remove the node's copy in {shards.folder} if that alone is damaged, "
+        )
+        replace = ", or go on with --train.data.on-damage replace" if self._spec.training else ""
+        return (
+            f"python -m sharding.verify --shards '{self._location()}' finds all damage: {copy}"
+            f"copy or pack the shard again{replace}"
+        )
+
+    def _location(self) -> str:
+        """Where the shards lie, without the options of a URI."""
+        shards = self._spec.shards
+        return shards if isinstance(shards, str) else shards.location.split("?")[0]
 
 
 def build_augment(spec: ReaderSpec) -> Augment:

@@ -165,8 +165,9 @@ class BatchSource:
         substitutes = np.full(len(request.rows), -1, np.int64)
         for entry in replaced:
             substitutes[request.rows == entry.row] = entry.substitute
-            logger.warning("step %d: replaced a damaged sample: %s", request.step, entry.reason)
-        self._replacements += len(replaced)
+            self._replacements += 1
+            counted = f"{self._replacements} of at most {self._max_replacements}"
+            logger.warning("step %d: replaced a damaged sample (%s): %s", request.step, counted, entry.reason)
         if self._replacements > self._max_replacements:
             raise DamagedSampleError(
                 f"{self._replacements} samples were damaged and replaced, more than --train.data.max-replacements "
