@@ -5,6 +5,8 @@ import shutil
 import signal
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
 def _has_gpu() -> bool:
@@ -25,11 +27,20 @@ NEEDS = {
 }
 
 
-LONGEST = ("test_end_to_end", "test_kernels_operators", "test_engine")
+LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", "tests/transxnet/kernels/", "tests/pipeline/test_engine.py")
+"""What starts first where the tests run in several workers."""
 
 
-def _starts_early(file: str, slurm: bool) -> int:
-    return 0 if slurm else 1 + (LONGEST.index(file) if file in LONGEST else len(LONGEST))
+class ByFile(LoadScopeScheduling):
+    """Keeps a file's tests in one worker, where their fixtures are made once, and all of Slurm's: one cluster fits."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/slurm" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Deal the tests out by file."""
+    return ByFile(config, log)
 
 
 def pytest_configure() -> None:
@@ -38,15 +49,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one worker (Slurm's, with their one cluster, too), the longest files first.
-
-    `slow` tests are left to `-m slow`.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.stem))
-    items.sort(key=lambda item: _starts_early(item.path.stem, item.get_closest_marker("slurm") is not None))
+    """Put the longest files first, and leave `slow` tests to `-m slow`."""
+    items.sort(
+        key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
+    )
     if "slow" in (config.option.markexpr or ""):
         return
     for item in items:
