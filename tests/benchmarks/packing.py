@@ -250,7 +250,7 @@ def write_hostile(work: Path) -> dict[str, str]:
     bomb.mkdir(parents=True)
     group.mkdir()
     pixels = np.tile(np.arange(256, dtype=np.uint8), (8192, 32))
-    Image.fromarray(pixels).convert("RGB").save(bomb / "1.jpg", progressive=True, quality=95)
+    Image.fromarray(pixels).convert("RGB").save(bomb / "1.jpg", progressive=True, subsampling=0)
     images = [photograph(number, 1230, 920) for number in range(16)]  # of MEAN_BYTES; pages are of 1,024 images
     rows = [{"bytes": images[row % 16], "path": f"{row}.JPEG"} for row in range((800 << 20) // len(images[0]))]
     table = pa.table({"image": rows, "label": np.zeros(len(rows), np.int64)})
