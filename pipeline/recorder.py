@@ -170,7 +170,8 @@ class Recorder:
         if self._main:
             spent = self.time_spent()
             self.event("end", outcome=outcome, time_spent=spent.rounded())
-            self.say(f"attempt {self.attempt}: {spent.words()}")
+            if self._opened:
+                self.say(f"attempt {self.attempt}: {spent.words()}")
         self.close()
 
     def close(self) -> None:

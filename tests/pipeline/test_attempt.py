@@ -1,4 +1,4 @@
-"""An attempt under plain torchrun: what a hanging rank and a loss that is not finite end in."""
+"""An attempt: what a hanging rank, under plain torchrun, and a loss that is not finite end in."""
 
 import contextlib
 import json
@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from pipeline import run_dir as run_directory
-from pipeline.config import OptimizerConfig
+from pipeline.config import OptimizerConfig, ScheduleConfig
 from pipeline.digits import prepare_digits
 from pipeline.journal import read_records
 from pipeline.recipes import demo
+from pipeline.recorder import read_attempts
+from tests.pipeline.attempts import FAILED, RunningAttempt
 from tests.pipeline.ranks import free_port
+from tests.pipeline.small_shards import config, pack
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,20 +83,27 @@ def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
     assert "rank 1 of 2 hangs or was lost" in output, output[-3000:]
 
 
-def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: Path, digits: Path):
+def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: Path):
     """A learning rate that always diverges: every batch after the first checkpoint is bad, so the limit is reached."""
-    run_dir = tmp_path / "run"
-    process = start(
-        run_dir,
-        digits,
+    pack(tmp_path / "shards", (17, 12))
+    pack(tmp_path / "shards", (8,), split="validation")
+    diverging = config(
+        tmp_path / "shards",
+        tmp_path / "cache",
+        steps=12,
+        global_batch_size=8,
+        precision="fp32",
         save_every_steps=1,
         on_non_finite="skip",
         max_skipped_batches=1,
         optimizer=OptimizerConfig(lr=1e18),
-        schedule=replace(demo().schedule, warmup_epochs=0.0),
+        schedule=ScheduleConfig(warmup_epochs=0.0),
     )
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 1
+    run_dir = tmp_path / "run"
+    run_directory.prepare(run_dir, diverging.check(2), {"tracking_uri": "sqlite:///none.db"})
+    with RunningAttempt(run_dir) as attempt:
+        assert attempt.wait() == [FAILED, FAILED]
+        output = attempt.output()
     assert "is not finite; samples of rank" in output, output[-3000:]
     assert "to skip this batch" in output
     assert "1 batches were skipped before" in output
@@ -101,3 +111,5 @@ def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: P
     assert len(skipped) == 1
     steps = [r["step"] for r in read_records(run_dir)]
     assert steps == sorted(set(steps))
+    [back] = [event for event in read_attempts(run_dir) if event["event"] == "back"]
+    assert back["step"] == skipped[0]
