@@ -1,0 +1,106 @@
+"""Runs to inject faults into, the uninterrupted ones to hold them against, and the table of what became of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import run_dir as run_directory
+from pipeline.config import TrainConfig
+from pipeline.journal import read_records
+from pipeline.recorder import read_attempts
+from tests.pipeline.attempts import FINISHED, RunningAttempt
+from tests.pipeline.small_shards import config, pack
+
+EVERY = 3
+"""Steps between two checkpoints."""
+SHORT, STOPPED = 16, 10
+"""Steps of the runs with one fault, and where those whose checkpoints are damaged are stopped."""
+TIMEOUT_S = 8.0
+"""How long a rank waits for another one that hangs."""
+COMPARED = ("step", "loss", "lr", "grad_norm", "eval_top1", "eval_top5", "eval_loss")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    fault: str
+    times: int
+    outcome: str
+    recomputed: int
+    equal: bool
+    seconds: float
+
+
+class Bench:
+    """A folder with shards, the uninterrupted runs, and one run for each fault."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shards = folder, folder / "shards"
+        pack(self.shards, (17, 12, 9, 20))
+        pack(self.shards, (16,), split="validation")
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self._references: dict[int, Path] = {}
+
+    def config(self, steps: int) -> TrainConfig:
+        """A training whose every batch, draw and rate matters to the result."""
+        return config(
+            self.shards,
+            self.folder / "cache",
+            steps=steps,
+            global_batch_size=8,
+            precision="fp32",
+            ema_decay=0.9,
+            save_every_steps=EVERY,
+            eval_every_steps=2 * EVERY + 1,
+            log_every_steps=EVERY,
+            collective_timeout_s=TIMEOUT_S,
+        ).check(2)
+
+    def prepare(self, name: str, steps: int, parent: Path | None = None) -> Path:
+        """A new run directory."""
+        run = (parent or self.folder) / name
+        run_directory.prepare(run, self.config(steps), {"tracking_uri": "sqlite:///none.db"})
+        return run
+
+    def reference(self, steps: int) -> Path:
+        """The uninterrupted run of so many steps."""
+        if steps not in self._references:
+            run = self.prepare(f"whole-{steps}", steps)
+            finish(run)
+            self._references[steps] = run
+        return self._references[steps]
+
+    def equal(self, run: Path, steps: int) -> bool:
+        """Whether a finished run equals the uninterrupted one."""
+        other = self.reference(steps)
+        records, expected = ([{k: r.get(k) for k in COMPARED} for r in read_records(each)] for each in (run, other))
+        weights = [(each / "export" / "model.safetensors").read_bytes() for each in (run, other)]
+        return records == expected and weights[0] == weights[1] and len(records) == steps
+
+    def add(self, fault: str, times: int, outcome: str, run: Path, steps: int, recomputed: int, seconds: float) -> None:
+        """Hold a finished run against the uninterrupted one and write the line."""
+        row = Row(fault, times, outcome, recomputed, self.equal(run, steps), seconds)
+        self.rows.append(row)
+        print(line(row), flush=True)
+
+
+def finish(run: Path, **options: Any) -> str:
+    """One attempt to the end; what it printed."""
+    with RunningAttempt(run, **options) as attempt:
+        codes = attempt.wait()
+        assert set(codes) == {FINISHED}, f"{codes}\n{attempt.output()[-4000:]}"
+        return attempt.output()
+
+
+def resumed_at(run: Path) -> int:
+    """Finished steps that the newest attempt began with."""
+    starts = [event for event in read_attempts(run) if event["event"] == "start"]
+    return max(starts, key=lambda event: event["attempt"])["step"]
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    verdict = "bit for bit" if row.equal else "**DIFFERS**"
+    return f"| {row.fault} | {row.times} | {row.outcome} | {row.recomputed} | {verdict} | {row.seconds:.0f} |"

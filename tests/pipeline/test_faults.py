@@ -1,0 +1,25 @@
+"""A shortened form of `python -m tests.benchmarks.faults`: killed and started again, equal to the uninterrupted run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.faults_bench import Bench
+from tests.benchmarks.faults_kills import kills
+from tests.benchmarks.faults_others import full_disk
+
+
+def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(tmp_path: Path):
+    bench = Bench(tmp_path)
+    kills(bench, 3, steps=18)
+    assert sum(row.times for row in bench.rows) == 3
+    assert all(row.equal for row in bench.rows)
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_a_warning_and_the_save_is_tried_again(tmp_path: Path):
+    bench = Bench(tmp_path)
+    full_disk(bench)
+    if not bench.rows:
+        pytest.skip("only root may mount a small file system")
+    assert bench.rows[0].equal
