@@ -46,17 +46,25 @@ class Journal:
     def append(self, record: dict[str, Any]) -> OSError | None:
         """Write `record` (with `step`) as one line; return what stopped the write, if anything did."""
         self._waiting.append(_line(record))
-        data = b"".join(self._waiting)
-        end = os.fstat(self._file.fileno()).st_size
         try:
-            written = self._file.write(data)
-            if written != len(data):
-                os.ftruncate(self._file.fileno(), end)
-                return OSError(f"{self._path}: only {written} of {len(data)} bytes fitted")
+            self._write_waiting()
         except OSError as error:
             return error
-        self._waiting.clear()
         return None
+
+    def sync(self) -> None:
+        """Make all records durable, those that wait too; `OSError` where they do not fit."""
+        self._write_waiting()
+        os.fsync(self._file.fileno())
+
+    def _write_waiting(self) -> None:
+        data = b"".join(self._waiting)
+        end = os.fstat(self._file.fileno()).st_size
+        written = self._file.write(data)
+        if written != len(data):
+            os.ftruncate(self._file.fileno(), end)
+            raise OSError(f"{self._path}: only {written} of {len(data)} bytes fitted")
+        self._waiting.clear()
 
     def close(self) -> None:
         """Flush to disk and close."""

@@ -174,6 +174,11 @@ class Recorder:
                 self.say(f"attempt {self.attempt}: {spent.words()}")
         self.close()
 
+    def sync(self) -> None:
+        """Make the journal durable up to the last step; `OSError` where it does not fit on the disk."""
+        if self._journal is not None:
+            self._journal.sync()
+
     def close(self) -> None:
         """Make the journal durable."""
         if self._journal is not None:

@@ -108,6 +108,8 @@ class Saver:
         if self._world.is_main:
             try:
                 if not failures:
+                    # No later attempt computes these steps again, so their records must be as durable as their result.
+                    self._recorder.sync()
                     self._store.publish(step, summary | self._facts())
                     self._store.retain(self._keep)
             except OSError as publish_error:

@@ -1,5 +1,7 @@
 """A config is complete, comes back from its file, and refuses what cannot work before anything is queued."""
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +98,7 @@ def test_the_journal_holds_each_step_once(tmp_path: Path):
     journal = Journal(tmp_path, 0)
     for step in range(1, 6):
         assert journal.append({"step": step, "loss": step / 3}) is None
-    journal.close()
+    journal.sync()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "lo')
     assert [r["step"] for r in read_records(tmp_path)] == [1, 2, 3, 4, 5]
@@ -104,3 +106,21 @@ def test_the_journal_holds_each_step_once(tmp_path: Path):
     journal.append({"step": 4, "loss": 0.0})
     journal.close()
     assert [(r["step"], r["loss"]) for r in read_records(tmp_path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.0)]
+
+
+def test_no_checkpoint_is_ahead_of_a_journal_on_a_full_disk(tmp_path: Path):
+    journal = Journal(tmp_path, 0)
+    assert journal.append({"step": 1}) is None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15, limits[1]))
+        assert journal.append({"step": 2}) is not None
+        with pytest.raises(OSError):
+            journal.sync()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    journal.sync()
+    assert [r["step"] for r in read_records(tmp_path)] == [1, 2]
+    journal.close()
