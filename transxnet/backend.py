@@ -3,13 +3,14 @@
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transxnet.config import Backend
 
-__all__ = ["norm_is_plain", "use_triton"]
+__all__ = ["norm_has_kernels", "norm_is_plain", "use_triton"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,8 +42,17 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
 
 
 def norm_is_plain(norm: nn.Module) -> bool:
-    """Whether the kernels know `norm`: a BatchNorm not converted to SyncBatchNorm, with running statistics."""
-    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+    """Whether `norm` is a BatchNorm that no trainer replaced, with weights and running statistics."""
+    return type(norm) is nn.BatchNorm2d and _is_complete(norm)
+
+
+def norm_has_kernels(norm: nn.Module) -> bool:
+    """Whether the kernels know `norm`: a BatchNorm or SyncBatchNorm with weights and running statistics."""
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _is_complete(norm)
+
+
+def _is_complete(norm: Any) -> bool:
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 @functools.cache

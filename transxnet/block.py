@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from transxnet.config import TransXNetConfig
+from transxnet.config import Backend, TransXNetConfig
 from transxnet.depthwise import PositionConv
 from transxnet.ffn import MultiScaleFFN
-from transxnet.layers import ConvNorm, PositionBias, ScaledResidual
+from transxnet.layers import ConvNorm, PositionBias, ScaledResidual, fork_group_norm
 from transxnet.mixer import TokenMixer
 
 __all__ = ["Block", "Stage"]
@@ -20,6 +20,7 @@ class Block(nn.Module):
     def __init__(self, config: TransXNetConfig, stage: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
+        self.backend: Backend = config.backend
         self.position = PositionConv(dim, config.backend)
         self.norm1 = nn.GroupNorm(1, dim)
         self.token_mixer = TokenMixer(
@@ -37,8 +38,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """`x` `[N, C, H, W]` with the stage's position bias `[1, heads, H * W, keys]`; same shape as `x`."""
         x = self.position(x)
-        x = self.residual1(x, *self.token_mixer(self.norm1(x), bias))
-        return self.residual2(x, self.mlp(self.norm2(x)))
+        halves, x = fork_group_norm(x, self.norm1, self.backend, parts=2)
+        x = self.residual1(x, self.token_mixer(*halves, bias))
+        (normed,), x = fork_group_norm(x, self.norm2, self.backend)
+        return self.residual2(x, self.mlp(normed))
 
 
 class Stage(nn.Module):

@@ -2,11 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from transxnet.backend import norm_is_plain, use_triton
+from transxnet.backend import norm_has_kernels, use_triton
 from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv
-from transxnet.layers import gelu_norm, in_autocast_dtype
+from transxnet.layers import Branch, in_autocast_dtype
 
 __all__ = ["MultiScaleConv", "MultiScaleFFN"]
 
@@ -14,13 +15,12 @@ __all__ = ["MultiScaleConv", "MultiScaleFFN"]
 class MultiScaleConv(nn.Module):
     """Depthwise convolutions of 1, 3, 5 and 7 taps a side, each on a quarter of the channels, with the input added."""
 
-    def __init__(self, dim: int, backend: Backend) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.backend: Backend = backend
         quarter = dim // 4
         self.split = (dim - 3 * quarter, quarter, quarter, quarter)
         self.convs = nn.ModuleList(
-            DepthwiseConv(part, kernel) for part, kernel in zip(self.split, (1, 3, 5, 7), strict=True)
+            DepthwiseConv(part, kernel, residual=True) for part, kernel in zip(self.split, (1, 3, 5, 7), strict=True)
         )
 
     def parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -30,12 +30,8 @@ class MultiScaleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
-        if use_triton(self.backend, x):
-            from transxnet.kernels.depthwise_conv import multiscale_conv
-
-            return multiscale_conv(in_autocast_dtype(x), *self.parameter_lists())
         parts = [part.contiguous(memory_format=_format(x)) for part in x.split(self.split, dim=1)]
-        return torch.cat([conv(part) + part for conv, part in zip(self.convs, parts, strict=True)], dim=1)
+        return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=1)
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -55,18 +51,20 @@ class MultiScaleFFN(nn.Module):
         self.backend: Backend = backend
         self.expand = nn.Conv2d(dim, dim * ratio, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(dim * ratio)
-        self.multiscale = MultiScaleConv(dim * ratio, backend)
+        self.multiscale = MultiScaleConv(dim * ratio)
         self.norm2 = nn.BatchNorm2d(dim * ratio)
         self.contract = nn.Conv2d(dim * ratio, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Branch:
         """`[N, C, H, W]` to the same shape, not yet normalised."""
-        hidden = self.expand(x)
-        if norm_is_plain(self.norm1) and norm_is_plain(self.norm2) and use_triton(self.backend, hidden):
-            from transxnet.kernels.multiscale_ffn import norm_multiscale_norm
+        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
+            from transxnet.kernels.linear import gelu_norm_linear
+            from transxnet.kernels.multiscale_ffn import expand_norm_multiscale
 
-            weights, biases = self.multiscale.parameter_lists()
-            return self.contract(norm_multiscale_norm(hidden, self.norm1, weights, biases, self.norm2))
-        hidden = gelu_norm(hidden, self.norm1, self.backend)
-        hidden = gelu_norm(self.multiscale(hidden), self.norm2, self.backend)
-        return self.contract(hidden)
+            x, weights = in_autocast_dtype(x), self.multiscale.parameter_lists()
+            hidden, pieces = expand_norm_multiscale(x, self.expand.weight, self.norm1, *weights)
+            out, pieces = gelu_norm_linear(hidden, self.norm2, self.contract.weight, None, pieces)
+            return Branch(out, pieces=pieces)
+        hidden = self.norm1(F.gelu(self.expand(x)))
+        hidden = self.norm2(F.gelu(self.multiscale(hidden)))
+        return Branch(self.contract(hidden))

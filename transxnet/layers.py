@@ -1,17 +1,22 @@
 """The small layers that stem, mixer and feed-forward share.
 
-In the reference backend every parameter is used in the forward of the module that owns it, because ZeRO stage 3 gathers
-parameters around each module's own forward. The kernels reach into a block's children: see `leaf_modules`.
+A parameter is used in the forward of the module that owns it or of the block around it, because ZeRO stage 3 gathers
+parameters around a module's own forward, and a block as a whole: see `leaf_modules`.
 """
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.backend import norm_is_plain, use_triton
+from transxnet.backend import norm_has_kernels, norm_is_plain, use_triton
 from transxnet.config import Backend
 
-__all__ = ["ConvNorm", "DropPath", "PositionBias", "ScaledResidual", "gelu_norm", "in_autocast_dtype"]
+if TYPE_CHECKING:
+    from transxnet.kernels.statistics import Pieces
+
+__all__ = ["Branch", "ConvNorm", "DropPath", "PositionBias", "ScaledResidual", "fork_group_norm", "in_autocast_dtype"]
 
 
 class ConvNorm(nn.Module):
@@ -46,21 +51,40 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def gelu_norm(x: Tensor, norm: nn.BatchNorm2d, backend: Backend) -> Tensor:
-    """`norm(gelu(x))` for `[N, C, H, W]`."""
-    if norm_is_plain(norm) and use_triton(backend, x):
-        from transxnet.kernels.norm_act import gelu_batch_norm
+class Branch(NamedTuple):
+    """A block's branch before its last BatchNorm, `[N, C, H, W]`, as a `ScaledResidual` takes it."""
 
-        return gelu_batch_norm(x, norm)
-    return norm(F.gelu(x))
+    values: Tensor
+    addend: Tensor | None = None
+    """Joins the branch after the norm."""
+    pieces: "Pieces | None" = None
+    """What the kernel that made `values` found for the norm."""
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
     """`x` as autocast would give it to a convolution: in the low precision while autocast is on, else as it is."""
+    return x.to(_autocast_dtype(x))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+def fork_group_norm(
+    x: Tensor, norm: nn.GroupNorm, backend: Backend, parts: int = 1
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """`norm(x)` for a branch, in `parts` along the channels, and `x` `[N, C, H, W]` for what goes round the branch.
+
+    Use the `x` returned: its gradient and the norm's are then one pass on the kernels.
+    """
+    if use_triton(backend, x):
+        from transxnet.kernels import group_norm
+
+        return group_norm.fork_group_norm(x, norm, parts, _autocast_dtype(x))
+    return norm(x).chunk(parts, dim=1), x
 
 
 class ScaledResidual(nn.Module):
@@ -79,21 +103,36 @@ class ScaledResidual(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, skip: Tensor, branch: Tensor, addend: Tensor | None = None) -> Tensor:
-        """Add `branch` to `skip`; all are `[N, C, H, W]`. `addend` joins the branch after its norm."""
+    def forward(self, skip: Tensor, given: Branch) -> Tensor:
+        """Add the branch to `skip`, `[N, C, H, W]`."""
+        branch, addend, pieces = given
         factor = self.drop_path(branch)
-        if norm_is_plain(self.norm) and use_triton(self.backend, branch):
+        if norm_has_kernels(self.norm) and use_triton(self.backend, branch):
             from transxnet.kernels.residual import scaled_residual
 
-            return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend)
-        branch = self.norm(branch)
+            return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend, pieces)
+        weight, bias = self.weight.view(-1), self.bias
+        if norm_is_plain(self.norm):
+            branch = _batch_norm(
+                branch, self.norm, self.norm.weight * weight, torch.addcmul(bias, self.norm.bias, weight)
+            )
+        else:
+            branch = torch.addcmul(_per_channel(bias, branch), self.norm(branch), _per_channel(weight, branch))
         if addend is not None:
-            branch = branch + addend
-        weight = self.weight.view(1, -1, 1, 1).to(branch.dtype)
-        bias = self.bias.view(1, -1, 1, 1).to(branch.dtype)
-        if factor is not None:
-            weight, bias = weight * factor, bias * factor
-        return skip + torch.addcmul(bias, branch, weight)
+            branch = torch.addcmul(branch, addend, _per_channel(weight, branch))
+        return skip + branch if factor is None else torch.addcmul(skip, branch, factor)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1).to(x.dtype)
+
+
+def _batch_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
+    """`norm(x)` with another affine part: LayerScale folded into it costs no pass over memory."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    assert norm.momentum is not None
+    return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 class PositionBias(nn.Module):

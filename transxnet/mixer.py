@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.backend import use_triton
+from transxnet.backend import norm_has_kernels, use_triton
 from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv, depthwise_conv
-from transxnet.layers import ConvNorm, gelu_norm, in_autocast_dtype
+from transxnet.layers import Branch, ConvNorm, in_autocast_dtype
 
 __all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
 
@@ -83,14 +83,14 @@ class SpatialReductionAttention(nn.Module):
         self.q = nn.Conv2d(dim, dim, 1)
         self.kv = nn.Conv2d(dim, dim * 2, 1)
         self.reduction = SpatialReduction(dim, sr_ratio) if sr_ratio > 1 else nn.Identity()
-        self.local_conv = DepthwiseConv(dim, 3)
+        self.local_conv = DepthwiseConv(dim, 3, residual=True)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
         heads = self.num_heads
         q = self.q(x)
         reduced = self.reduction(x)
-        kv = self.kv(self.local_conv(reduced) + reduced)
+        kv = self.kv(self.local_conv(reduced))
         if use_triton(self.backend, q):
             from transxnet.kernels.attention import MAX_KEYS, attention
 
@@ -106,7 +106,7 @@ class SpatialReductionAttention(nn.Module):
 class TokenEnhancement(nn.Module):
     """STE: lets the two halves exchange what they found: depthwise 3x3, squeeze, expand, and the input added.
 
-    Its last BatchNorm and its residual are the `ScaledResidual`'s, so both ends are handed out.
+    Its last BatchNorm and its residual are the `ScaledResidual`'s.
     """
 
     def __init__(self, dim: int, backend: Backend, *, reduction: int = 8, min_inner: int = 16) -> None:
@@ -119,11 +119,18 @@ class TokenEnhancement(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.expand = nn.Conv2d(inner, dim, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The branch, not yet normalised, and `x` itself, to be added to it; all `[N, C, H, W]`."""
-        hidden = gelu_norm(self.depthwise(x), self.norm1, self.backend)
-        hidden = gelu_norm(self.squeeze(hidden), self.norm2, self.backend)
-        return self.expand(hidden), x
+    def forward(self, x: Tensor) -> Branch:
+        """The branch, not yet normalised, and `x` `[N, C, H, W]` itself, to be added to it."""
+        hidden = self.depthwise(x)
+        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, hidden):
+            from transxnet.kernels.linear import gelu_norm_linear
+
+            squeeze, expand = self.squeeze, self.expand
+            hidden, pieces = gelu_norm_linear(hidden, self.norm1, squeeze.weight, squeeze.bias, out_gelu=True)
+            hidden, pieces = gelu_norm_linear(hidden, self.norm2, expand.weight, expand.bias, pieces)
+            return Branch(hidden, x, pieces)
+        hidden = self.squeeze(self.norm1(F.gelu(hidden)))
+        return Branch(self.expand(self.norm2(F.gelu(hidden))), x)
 
 
 class TokenMixer(nn.Module):
@@ -135,7 +142,6 @@ class TokenMixer(nn.Module):
         self.attention = SpatialReductionAttention(dim // 2, num_heads, sr_ratio, backend)
         self.enhancement = TokenEnhancement(dim, backend)
 
-    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix `x` `[N, C, H, W]` with the stage's position bias: the branch and its addend, of the same shape."""
-        local, attended = x.chunk(2, dim=1)
+    def forward(self, local: Tensor, attended: Tensor, bias: Tensor) -> Branch:
+        """Mix the two halves, `[N, C / 2, H, W]` each, with the stage's position bias; a branch `[N, C, H, W]`."""
         return self.enhancement(torch.cat((self.local(local), self.attention(attended, bias)), dim=1))

@@ -86,8 +86,8 @@ class TransXNet(nn.Module):
 def leaf_modules() -> list[type[nn.Module]]:
     """Classes that ZeRO stage 3 must gather as a whole, for `deepspeed.utils.set_z3_leaf_modules`.
 
-    The kernels take the parameters of a block's children without calling the children. In the reference backend no
-    module needs it, but one gather a block is also fewer messages.
+    The kernels take the parameters of a block's children without calling the children, and so does `ScaledResidual`.
+    One gather a block is also fewer messages.
     """
     return [Block]
 

@@ -4,7 +4,8 @@ The model runs forward and backward on meta tensors, which have shapes and no da
 counts as one launch that reads each of its tensors once and writes each of its results once. Where a library's operator
 is known to read twice (norms: statistics, then values; the output's gradient of a convolution: for the input and for
 the weight), it is counted so. A kernel of this package counts the tensors it is given. That is the least that an
-implementation of this shape can move: a time made of it is a bound and no measurement.
+implementation of this shape can move: a time made of it is a bound and no measurement. What the forward keeps for the
+backward is counted once for each piece of memory, weights left out.
 """
 
 import contextlib
@@ -53,13 +54,17 @@ class Traffic:
     launches: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     forward_launches: int = 0
+    saved: int = 0
+    """Bytes that the forward keeps for the backward."""
+    kernels: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    """Every launch of a kernel of this package: the kernel, and its arguments with its grid."""
 
-    def add(self, name: str, tensors: list[Tensor], results: list[Tensor], reads: int = 1, share: float = 1.0) -> None:
-        """Count one launch that reads `tensors` and writes `results`, of which it touches a `share`."""
+    def add(self, name: str, tensors: list[Tensor], results: list[Tensor], reads: int = 1) -> None:
+        """Count one launch that reads `tensors` and writes `results`."""
         self.launches[name] += 1
         read = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
         written = sum({id(t): t.numel() * t.element_size() for t in results}.values())
-        self.moved[name] += int((reads * read + written) * share)
+        self.moved[name] += reads * read + written
 
 
 class _Counting(TorchDispatchMode):
@@ -88,14 +93,27 @@ def _kernels_counted(traffic: Traffic) -> Iterator[None]:
     def run(self: Any, *args: Any, **kwargs: Any) -> SimpleNamespace:
         given = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
         assert any(isinstance(value, Tensor) for value in given.values()), given.keys()
-        tensors = [value for value in given.values() if isinstance(value, Tensor)]
-        share = given["window"] / given["C"] if "window" in given else 1.0
-        if "splits" in given:  # Finishes sums: of its first tensor it reads one value a channel.
-            tensors = tensors[1:]
-        traffic.add(self.fn.__name__, tensors, [], share=share)
+        traffic.add(self.fn.__name__, [value for value in given.values() if isinstance(value, Tensor)], [])
+        traffic.kernels.append((self, given))
         return SimpleNamespace()
 
     with mock.patch.object(JITFunction, "run", run), mock.patch.object(backends, "_interprets", return_value=True):
+        yield
+
+
+@contextlib.contextmanager
+def _saved_counted(traffic: Traffic, model: nn.Module) -> Iterator[None]:
+    """Let what autograd keeps be added up, each storage once."""
+    seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            traffic.saved += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
 
 
@@ -109,7 +127,8 @@ def count_step(name: str, backend: str, *, batch: int, size: int = 224, dtype: t
         images = torch.empty(batch, 3, size, size, dtype=dtype)
         traffic = Traffic()
         with _kernels_counted(traffic), _Counting(traffic):
-            out = model.train()(images).float().sum()
+            with _saved_counted(traffic, model):
+                out = model.train()(images).float().sum()
             traffic.forward_launches = sum(traffic.launches.values())
             out.backward()
     return traffic

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "kernels"
 
 
 def _pytest(*arguments: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore", *arguments]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=FOLDER.parents[2]
     )
@@ -26,7 +26,16 @@ def _pytest(*arguments: str, **environment: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs directly on the GPU here")
 def test_operators_by_the_interpreter():
     """In a process of its own: triton decides at its import whether it interprets."""
-    _pytest(str(FOLDER / "test_operators.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    _pytest(str(FOLDER / "test_operators.py"), str(FOLDER / "test_sync.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs directly on the GPU here")
+def test_more_shapes_by_the_interpreter():
+    """What the operators' own `slow` leaves out of the quick run."""
+    _pytest(
+        "-m", "slow", "--timeout", "1500", str(FOLDER / "test_operators.py"), TRITON_INTERPRET="1", OMP_NUM_THREADS="1"
+    )
 
 
 @pytest.mark.slow

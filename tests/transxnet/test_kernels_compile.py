@@ -11,7 +11,16 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tests.transxnet.kernels.aot import compile_kernel
-from transxnet.kernels import attention, depthwise_conv, multiscale_ffn, norm_act, residual
+from transxnet.kernels import (
+    activation,
+    attention,
+    depthwise_conv,
+    group_norm,
+    linear,
+    multiscale_ffn,
+    residual,
+    statistics,
+)
 
 # Half of a multiprocessor's shared memory, bytes: two programs fit at the least.
 SHARED_LIMIT = {80: 163 * 1024 // 2, 90: 227 * 1024 // 2}
@@ -26,6 +35,8 @@ FP32_POINTERS = (
     "bias",
     "running",
     "w1",
+    "doffset",
+    "dmatrix",
     "w3",
     "w5",
     "w7",
@@ -33,25 +44,77 @@ FP32_POINTERS = (
 FLOATS = ("scale", "momentum", "eps", "inverse_count", "count")
 
 HEADS = {"HEADS": 1, "D": 24, "BLOCK_D": 32, "BLOCK_M": 64}
+
+
+def _rows(rows: int, width: int, backward: bool) -> dict[str, int]:
+    return dict(zip(("BLOCK_R", "BLOCK_W"), depthwise_conv.row_block(rows, width, backward=backward), strict=True))
+
+
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
-    (
-        "gelu sums",
-        norm_act._sums_kernel,
-        {"GELU": True, "BACKWARD": False, "STORE": True, "BLOCK_N": 1, "BLOCK_P": 1024},
-        4,
+    ("pieces", activation._pieces_kernel, {"GELU": True, "BLOCK_N": 1, "BLOCK_P": 1024}, 4),
+    *(
+        (
+            f"statistics {name}",
+            statistics._merge_kernel,
+            {"TO_PIECE": to_piece, "OF_RANKS": of_ranks, "BLOCK_S": 32, "BLOCK_C": 32},
+            4,
+        )
+        for name, to_piece, of_ranks in (("alone", False, False), ("of a rank", True, False), ("of ranks", False, True))
     ),
-    (
-        "gelu gradient sums",
-        norm_act._sums_kernel,
-        {"GELU": True, "BACKWARD": True, "STORE": False, "BLOCK_N": 16, "BLOCK_P": 64},
-        4,
+    *(
+        (
+            f"{'linear' if norm else 'expand'} at {side}, {c} to {out}",
+            linear._linear_kernel,
+            {
+                "NORM": norm, "HAS_OFFSET": norm, "KEEP": not norm, "PIECES": True, "GELU": not norm, "HW": side * side,
+                "BLOCK_O": linear._block(out, linear.WIDE_ROWS if norm else linear.ROWS),
+                "BLOCK_C": linear._block(c, linear.DEPTH), "BLOCK_P": 64,
+            },
+            linear.WARPS,
+        )
+        for side, c, out, norm in ((56, 48, 192, False), (56, 192, 48, True), (14, 896, 224, True), (7, 16, 448, True))
     ),
-    ("statistics", norm_act._finish_kernel, {"GELU": True, "BLOCK_S": 32, "BLOCK_C": 32}, 4),
-    ("gelu norm", norm_act._apply_kernel, {"C": 192, "HW": 3136, "WIDE": False, "BLOCK": 1024}, 4),
+    *(
+        (
+            f"matrix gradient {c} to {out}{', normalised' if norm else ''}",
+            linear._matrix_gradient_kernel,
+            {
+                "HW": 49, "NORM": norm, "BLOCK_O": linear._block(out, linear.ROWS),
+                "BLOCK_C": linear._block(c, linear.COLUMNS), "BLOCK_P": linear.DEPTH,
+            },
+            linear.WARPS,
+        )
+        for c, out, norm in ((48, 192, False), (192, 48, True), (1792, 448, True))
+    ),
+    ("matrix gradient's end", linear._finish_kernel, {"BLOCK_O": 32, "BLOCK_C": 16}, 4),
+    *(
+        (
+            f"linear input gradient {c} to {out}",
+            linear._input_gradient_kernel,
+            {
+                "HW": 49, "BATCH": True, "BLOCK_O": linear._block(out, linear.DEPTH),
+                "BLOCK_C": linear._block(c, linear.COLUMNS), "BLOCK_P": 64,
+            },
+            linear.WARPS,
+        )
+        for c, out in ((192, 48), (896, 224))
+    ),
+    *(
+        (
+            f"expand gradient {c} to {4 * c}",
+            linear._expand_gradient_kernel,
+            {"HW": 49, "BATCH": True, "BLOCK_O": 32, "BLOCK_C": linear._block(c, linear.WIDE_ROWS), "BLOCK_P": 64},
+            linear.WARPS,
+        )
+        for c in (48, 224)
+    ),
+    ("group norm pieces", group_norm._pieces_kernel, {"CHUNK": 8192, "BLOCK": 1024}, 4),
+    ("group norm", group_norm._apply_kernel, {"HW": 3136, "CHUNK": 8192, "BLOCK": 1024, "BLOCK_K": 32}, 4),
+    ("group norm gradient sums", group_norm._gradient_sums_kernel, {"HALVES": True, "BLOCK_C": 16, "BLOCK_P": 64}, 4),
     (
-        "gelu norm gradient",
-        norm_act._apply_bwd_kernel,
-        {"C": 192, "HW": 3136, "BATCH": True, "WIDE": True, "BLOCK": 1024},
+        "group norm gradient",
+        group_norm._apply_gradient_kernel,
+        {"HALVES": True, "HW": 196, "CHUNK": 8192, "BLOCK": 1024, "BLOCK_C": 1024},
         4,
     ),
     (
@@ -74,55 +137,27 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ),
     *(
         (
-            f"depthwise {kernel} at {side}",
+            f"depthwise{' gradient' if backward else ''}{' per sample' if per_sample else ''} at {side}",
             depthwise_conv._conv_kernel,
             {
-                "H": side, "W": side, "K": kernel, "FLIP": flip, "HAS_BIAS": not flip, "RESIDUAL": True,
-                "PER_SAMPLE": False, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block,
+                "H": side, "W": side, "K": 7, "BACKWARD": backward, "RESIDUAL": not per_sample,
+                "PER_SAMPLE": per_sample, **_rows(side if per_sample else 128 * side, side, backward),
             },
-            4,
+            depthwise_conv.LAUNCH["num_warps"],
         )
-        for kernel, side, block, flip in (
-            (7, 56, 1024, False), (5, 14, 256, True), (7, 7, 64, False), (1, 28, 1024, False)
+        for side, backward, per_sample in (
+            (56, False, False), (56, True, False), (28, False, True), (14, True, True), (7, True, False),
         )
-    ),
-    (
-        "dynamic",
-        depthwise_conv._conv_kernel,
-        {
-            "H": 28, "W": 28, "K": 7, "FLIP": False, "HAS_BIAS": True, "RESIDUAL": False,
-            "PER_SAMPLE": True, "BLOCK_N": 1, "BLOCK_P": 1024,
-        },
-        4,
-    ),
-    *(
-        (
-            f"depthwise weight gradient at {side}",
-            depthwise_conv._weight_gradient_kernel,
-            {"H": side, "W": side, "K": 7, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
-            4,
-        )
-        for side, block in ((56, 1024), (14, 256), (7, 64))
     ),
     *(
         (
             f"multi-scale {'gradient ' if backward else ''}at {side}",
             multiscale_ffn._middle_kernel,
-            {"H": side, "W": side, "BACKWARD": backward, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
-            4,
+            {"H": side, "W": side, "BACKWARD": backward, **_rows(128 * side, side, backward)},
+            depthwise_conv.LAUNCH["num_warps"],
         )
-        for side, block, backward in ((56, 1024, False), (14, 256, True), (7, 64, False), (7, 64, True))
+        for side, backward in ((56, False), (56, True), (28, True), (14, True), (7, False), (7, True))
     ),
-    *(
-        (
-            f"multi-scale weights at {side}",
-            multiscale_ffn._middle_weights_kernel,
-            {"H": side, "W": side, "BLOCK_N": min(1024 // block, 8), "BLOCK_P": block},
-            4,
-        )
-        for side, block in ((56, 1024), (7, 64))
-    ),
-    ("multi-scale statistics", multiscale_ffn._merge_kernel, {"PIECE": 1024, "BLOCK_S": 32, "BLOCK_C": 32}, 4),
     ("attention", attention._attention_fwd_kernel, {**HEADS, "BLOCK_L": attention.FORWARD[0]}, attention.FORWARD[1]),
     (
         "attention gradient",
@@ -144,11 +179,9 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ),
 ]  # fmt: skip
 QUICK = (
-    "gelu norm gradient",
+    "linear input gradient 192 to 48",
     "residual gradient",
-    "depthwise 7 at 56",
-    "multi-scale at 7",
-    "multi-scale weights at 7",
+    "depthwise gradient at 7",
     "attention bias gradient",
 )
 
@@ -173,7 +206,8 @@ def _types(kernel: Any) -> dict[str, str]:
 def test_no_spills_and_shared_memory_in_bounds(launch, capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name, kernel, constants, warps = launch
-    usage = compile_kernel(kernel, _types(kernel), constants, capability, warps=warps)
+    stages = depthwise_conv.LAUNCH["num_stages"] if "BLOCK_R" in constants else 3
+    usage = compile_kernel(kernel, _types(kernel), constants, capability, warps=warps, stages=stages)
     assert usage.stack_bytes == 0, f"{name} spills on sm_{capability}: {usage}"
     assert usage.registers * 32 * warps <= 65536, f"{name} does not fit a multiprocessor: {usage}"
     assert usage.shared_bytes <= SHARED_LIMIT[capability], f"{name} on sm_{capability}: {usage}"

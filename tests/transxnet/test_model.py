@@ -9,6 +9,7 @@ import transxnet
 from tests.transxnet import straightforward
 from tests.transxnet.fixtures import distance, filled_state, images
 from transxnet import TransXNetConfig, from_upstream, to_upstream
+from transxnet.layers import Branch
 
 
 @pytest.mark.parametrize(
@@ -67,11 +68,11 @@ def test_drop_path_leaves_whole_samples_out_and_keeps_the_mean():
     torch.manual_seed(0)
     skip, branch = torch.zeros(4000, 192, 1, 1), torch.ones(4000, 192, 1, 1)
     residual.norm.eval()
-    out = residual(skip, branch)
+    out = residual(skip, Branch(branch))
     assert {round(value, 4) for value in out.unique().tolist()} == {0.0, 2.0}
     assert (out == out[:, :1]).all(), "a sample is dropped as a whole"
     assert 0.9 < out.mean() < 1.1
-    assert torch.allclose(residual.eval()(skip, branch), branch, rtol=1e-4)
+    assert torch.allclose(residual.eval()(skip, Branch(branch)), branch, rtol=1e-4)
 
 
 def test_initial_values_are_upstreams():

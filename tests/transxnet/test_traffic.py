@@ -9,9 +9,10 @@ from tests.benchmarks.traffic import count_step
 
 def test_kernels_move_fewer_bytes_in_no_more_launches():
     reference, kernels = (count_step("transxnet_t", backend, batch=128) for backend in ("reference", "triton"))
-    print(reference.launches.total(), kernels.launches.total())
-    assert reference.moved.total() <= 110e9
-    assert kernels.moved.total() <= 66e9
-    assert reference.launches.total() <= 3450
-    assert kernels.launches.total() <= 3080
-    assert kernels.forward_launches <= 1120
+    for backend, counted in (("reference", reference), ("kernels", kernels)):
+        forward, launches = counted.forward_launches, counted.launches.total()
+        print(f"{backend}: {forward} + {launches - forward} launches, {counted.moved.total() / 1e9:.1f} GB")
+    assert reference.moved.total() <= 107e9
+    assert kernels.moved.total() <= 50e9
+    assert kernels.saved <= 0.51 * reference.saved
+    assert kernels.launches.total() <= 3150 < reference.launches.total() <= 3600

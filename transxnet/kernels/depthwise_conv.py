@@ -1,12 +1,16 @@
-# ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-"""Depthwise convolutions at stride 1 over `[N, C, H, W]`: shared kernels, kernels per sample, four sizes at once.
+"""Depthwise convolutions at stride 1 over `[N, C, H, W]`: shared kernels with a residual, and kernels per sample.
 
     y[n, c] = sum over taps (i, j) of weight[., i, j] * x[n, c, h + i - K // 2, w + j - K // 2] + bias[.]   (+ x[n, c])
 
-`.` is the channel, or sample and channel for IDConv. A launch works on a window of the channels, so a multi-scale
-convolution splits and concatenates by pointer. The input's gradient is the same kernel with the taps turned round; the
-weight's gradient is one partial sum for each plane, added over the samples afterwards where they share the weight.
+`.` is the channel, or sample and channel for IDConv. A program takes many rows of one channel, [rows, W]. A row of taps
+is a band matrix [W, W] with the taps along its diagonals, so that row's part of the convolution is a matrix product on
+tensor cores: a load for each tap and pixel would cost tens of instructions where this costs a few.
+
+Backward is one launch of the same kernel with the taps turned round. The output's gradient, shifted by a row of taps
+and loaded for the input's gradient, times the input at its own place, is [W, W]; the sums along its diagonals are that
+row's weight gradients. Each block of rows has its sums, added afterwards in a fixed order.
 """
 
 from collections.abc import Sequence
@@ -19,15 +23,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "LAUNCH",
+    "convolve_rows",
     "depthwise_conv",
     "depthwise_conv_reference",
     "dynamic_conv",
     "dynamic_conv_reference",
-    "multiscale_conv",
     "multiscale_conv_reference",
+    "row_block",
 ]
 
-BLOCK = 1024
+# Values of a block of rows, and how it is launched: the largest that spill no registers on sm_80 and sm_90.
+FORWARD_TILE, BACKWARD_TILE, LEAST_WIDTH = 8192, 4096, 32
+LAUNCH = {"num_warps": 8, "num_stages": 1}
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -51,154 +59,124 @@ def multiscale_conv_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequ
 
 
 @triton.jit
-def _conv_kernel(
-    x_ptr, weight_ptr, bias_ptr, y_ptr, planes, C, window, first,
-    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, HAS_BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    # Program (block of planes, block of pixels). Plane q is sample q // window, channel first + q % window.
-    q = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    live = q < planes
-    base = ((q // window).to(tl.int64) * C + first + q % window) * (H * W)
-    row = q if PER_SAMPLE else q % window
-    mask = live[:, None] & (pixels < H * W)[None, :]
-    h, w = pixels // W, pixels % W
-    acc = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + row, mask=live, other=0.0).to(tl.float32)[:, None]
-    if RESIDUAL:
-        acc += tl.load(x_ptr + base[:, None] + pixels[None, :], mask=mask, other=0.0).to(tl.float32)
+def convolve_rows(
+    x_ptr,
+    weight_ptr,
+    taken_ptr,
+    given,
+    acc,
+    rows,
+    h,
+    live,
+    scale,
+    shift,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    AFFINE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """`acc` [BLOCK_R, BLOCK_W], fp32, plus the convolution of the rows at offsets `rows` of x, which are at height `h`.
+
+    AFFINE: of x * scale + shift. BACKWARD: with the taps turned round, and the taps' gradients from `given`, in x's
+    dtype and zero outside, go to taken[0 : K * K].
+    """
+    w = tl.arange(0, BLOCK_W)
+    # The tap that takes column v of the input to column w of the output.
+    column = w[:, None] - w[None, :] + K // 2
     for i in range(K):
         dh = i - K // 2
-        in_rows = (h + dh >= 0) & (h + dh < H)
-        for j in tl.static_range(K):
-            dw = j - K // 2
-            inside = mask & (in_rows & (w + dw >= 0) & (w + dw < W))[None, :]
-            x = tl.load(x_ptr + base[:, None] + (pixels + dh * W + dw)[None, :], mask=inside, other=0.0)
-            tap = (K - 1 - i) * K + (K - 1 - j) if FLIP else i * K + j
-            weight = tl.load(weight_ptr + row * (K * K) + tap, mask=live, other=0.0)
-            acc += weight.to(tl.float32)[:, None] * x.to(tl.float32)
-    tl.store(y_ptr + base[:, None] + pixels[None, :], acc.to(y_ptr.dtype.element_ty), mask=mask)
+        mask = (live & (h + dh >= 0) & (h + dh < H))[:, None] & (w < W)[None, :]
+        x = tl.load(x_ptr + (rows + dh * W)[:, None] + w[None, :], mask=mask, other=0.0)
+        if AFFINE:
+            x = tl.where(mask, x.to(tl.float32) * scale + shift, 0.0).to(x.dtype)
+        tap = (K - 1 - i) * K + (K - 1 - column) if BACKWARD else i * K + column
+        band = tl.load(weight_ptr + tap, mask=(column >= 0) & (column < K), other=0.0).to(x.dtype)
+        acc = tl.dot(x, band, acc, input_precision="ieee")
+        if BACKWARD:
+            products = tl.dot(tl.trans(x), given, input_precision="ieee")
+            for j in range(K):
+                total = tl.sum(tl.sum(tl.where(column == j, products, 0.0), 1), 0)
+                tl.store(taken_ptr + (K - 1 - i) * K + (K - 1 - j), total)
+    return acc
 
 
 @triton.jit
-def _weight_gradient_kernel(
-    x_ptr, grad_ptr, partial_ptr, planes, C, window, first,
-    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+def _conv_kernel(
+    x_ptr, weight_ptr, bias_ptr, input_ptr, y_ptr, partial_ptr, N, C,
+    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
+    PER_SAMPLE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of planes, row of taps): K sums over a plane into partial[q, i * K + j]; the sum of the gradient,
-    # which is the bias's, into partial[q, K * K].
-    q = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    i = tl.program_id(1)
-    live = q < planes
-    base = ((q // window).to(tl.int64) * C + first + q % window) * (H * W)
-    dh = i - K // 2
-    columns = tl.arange(0, 8)
-    sums = tl.zeros([BLOCK_N, 8], dtype=tl.float32)
-    total = tl.zeros([BLOCK_N], dtype=tl.float32)
-    for p in range(0, H * W, BLOCK_P):
-        pixels = p + tl.arange(0, BLOCK_P)
-        mask = live[:, None] & (pixels < H * W)[None, :]
-        h, w = pixels // W, pixels % W
-        in_rows = (h + dh >= 0) & (h + dh < H)
-        grad = tl.load(grad_ptr + base[:, None] + pixels[None, :], mask=mask, other=0.0).to(tl.float32)
-        total += tl.sum(grad, 1)
-        for j in tl.static_range(K):
-            dw = j - K // 2
-            inside = mask & (in_rows & (w + dw >= 0) & (w + dw < W))[None, :]
-            x = tl.load(x_ptr + base[:, None] + (pixels + dh * W + dw)[None, :], mask=inside, other=0.0)
-            sums += tl.where((columns == j)[None, :], tl.sum(grad * x.to(tl.float32), 1)[:, None], 0.0)
-    row = partial_ptr + q * (K * K + 1)
-    tl.store(row[:, None] + i * K + columns[None, :], sums, mask=live[:, None] & (columns < K)[None, :])
-    if i == 0:
-        tl.store(row + K * K, total, mask=live)
-
-
-def _tile(hw: int) -> tuple[int, int]:
-    """(Planes, pixels) a program works on: small maps share a program, as many as spill no registers."""
-    block_p = min(triton.next_power_of_2(hw), BLOCK)
-    return min(BLOCK // block_p, 8), block_p
-
-
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, first: int, *, residual: bool, flip: bool
-) -> None:
-    """Write `y[:, first : first + window]`; `weight` is `[window, 1, K, K]`, or `[N, C, K, K]` of each sample's own."""
-    n, c, h, w = x.shape
-    per_sample = weight.shape[1] != 1
-    window = c if per_sample else weight.shape[0]
-    block_n, block_p = _tile(h * w)
-    _conv_kernel[(triton.cdiv(n * window, block_n), triton.cdiv(h * w, block_p))](
-        x, weight, weight if bias is None else bias, y, n * window, c, window, first, H=h, W=w, K=weight.shape[-1],
-        FLIP=flip, HAS_BIAS=bias is not None, RESIDUAL=residual, PER_SAMPLE=per_sample,
-        BLOCK_N=block_n, BLOCK_P=block_p,
+    # Program (block of rows, channel, sample if PER_SAMPLE). Rows are those of the channel in all samples, or in one.
+    # Backward: x is the output's gradient, y the input's; gradients of the taps and of the bias to
+    # partial[sample, block, channel, 0 : K * K + 1].
+    c = tl.program_id(1)
+    sample = tl.program_id(2)
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    live = r < (H if PER_SAMPLE else N * H)
+    h = r % H
+    rows = ((sample + r // H).to(tl.int64) * C + c) * (H * W) + h * W
+    w = tl.arange(0, BLOCK_W)
+    mask = live[:, None] & (w < W)[None, :]
+    plane = sample * C + c if PER_SAMPLE else c
+    taken = partial_ptr + ((sample.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * C + c) * (K * K + 1)
+    given = tl.load(input_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0)
+    acc = tl.zeros([BLOCK_R, BLOCK_W], dtype=tl.float32)
+    if BACKWARD:
+        grad = tl.load(x_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(taken + K * K, tl.sum(tl.sum(grad, 1), 0))
+        if RESIDUAL:
+            acc += grad
+    else:
+        acc += tl.load(bias_ptr + plane).to(tl.float32)
+        if RESIDUAL:
+            acc += given.to(tl.float32)
+    acc = convolve_rows(
+        x_ptr, weight_ptr + plane * (K * K), taken, given, acc, rows, h, live, 1.0, 0.0,
+        H, W, K, False, BACKWARD, BLOCK_W,
     )  # fmt: skip
+    tl.store(y_ptr + rows[:, None] + w[None, :], acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def _weight_gradients(x: Tensor, grad: Tensor, weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias for the window, fp32, in the weight's shape and the bias's."""
+def row_block(rows: int, width: int, *, backward: bool) -> tuple[int, int]:
+    """(Rows, columns) that a program works on."""
+    block_w = max(16, triton.next_power_of_2(width))
+    tile = BACKWARD_TILE if backward else FORWARD_TILE
+    return max(16, min(triton.next_power_of_2(rows), tile // max(block_w, LEAST_WIDTH))), block_w
+
+
+def _launch(x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None, *, residual: bool) -> tuple[Tensor, Tensor]:
+    """`x` convolved; with the forward's input `given`, the gradients of input, and of the taps and bias by block."""
     n, c, h, w = x.shape
-    per_sample = weight.shape[1] != 1
-    window, kernel = c if per_sample else weight.shape[0], weight.shape[-1]
-    block_n, block_p = _tile(h * w)
-    partial = torch.empty((n, window, kernel * kernel + 1), dtype=torch.float32, device=x.device)
-    _weight_gradient_kernel[(triton.cdiv(n * window, block_n), kernel)](
-        x, grad, partial, n * window, c, window, first, H=h, W=w, K=kernel, BLOCK_N=block_n, BLOCK_P=block_p
-    )
-    total = partial if per_sample else partial.sum(0)
-    return total[..., :-1].reshape(weight.shape), total[..., -1]
+    per_sample, kernel, backward = weight.shape[1] != 1, weight.shape[-1], given is not None
+    rows, samples = (h, n) if per_sample else (n * h, 1)
+    block_r, block_w = row_block(rows, w, backward=backward)
+    blocks = triton.cdiv(rows, block_r)
+    y = torch.empty_like(x)
+    sums = (samples, blocks, c, kernel * kernel + 1)
+    partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
+    _conv_kernel[(blocks, c, samples)](
+        x, weight, bias, x if given is None else given, y, partial, n, c, H=h, W=w, K=kernel, BACKWARD=backward,
+        RESIDUAL=residual, PER_SAMPLE=per_sample, BLOCK_R=block_r, BLOCK_W=block_w, **LAUNCH,
+    )  # fmt: skip
+    return y, partial
 
 
-class _WindowsFunction(torch.autograd.Function):
-    """Consecutive windows of channels, each convolved with a weight of its own size."""
-
+class _ConvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: bool, count: int, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[:count], parameters[count:]
-        y = torch.empty_like(x)
-        first = 0
-        for weight, bias in zip(weights, biases, strict=True):
-            _convolve(x, weight, bias, y, first, residual=residual, flip=False)
-            first += len(weight)
-        ctx.save_for_backward(x, *weights)
-        ctx.residual = residual
-        ctx.bias_dtype = biases[0].dtype
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        grad = grad_outputs[0].contiguous()
-        dx = torch.empty_like(x)
-        dweights, dbiases = [], []
-        first = 0
-        for weight in weights:
-            _convolve(grad, weight, None, dx, first, residual=ctx.residual, flip=True)
-            dweight, dbias = _weight_gradients(x, grad, weight, first)
-            dweights.append(dweight.to(weight.dtype))
-            dbiases.append(dbias.to(ctx.bias_dtype))
-            first += len(weight)
-        return dx, None, None, *dweights, *dbiases
-
-
-class _DynamicConvFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = torch.empty_like(x)
-        _convolve(x, weight, bias, y, 0, residual=False, flip=False)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias_dtype = bias.dtype
-        return y
+        ctx.residual, ctx.bias_dtype = residual, bias.dtype
+        return _launch(x, weight, bias, None, residual=residual)[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grad_outputs[0].contiguous()
-        dx = torch.empty_like(x)
-        _convolve(grad, weight, None, dx, 0, residual=False, flip=True)
-        dweight, dbias = _weight_gradients(x, grad, weight, 0)
-        return dx, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
+        dx, partial = _launch(grad_outputs[0].contiguous(), weight, weight, x, residual=ctx.residual)
+        total = partial.sum((0, 1) if weight.shape[1] == 1 else 1)
+        dweight = total[..., :-1].reshape(weight.shape)
+        return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -208,16 +186,10 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     `x` in fp32, bf16 or fp16; weights in any of them, with gradients in their own dtype; sums in fp32.
     """
-    return multiscale_conv(x, [weight], [bias])
-
-
-def multiscale_conv(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """`x` plus the depthwise convolutions of its consecutive channel windows; a weight is `[window, 1, K, K]`."""
-    assert sum(len(weight) for weight in weights) == x.shape[1], "the windows must cover the channels"
-    return _WindowsFunction.apply(x.contiguous(), True, len(weights), *weights, *biases)
+    return _ConvFunction.apply(x.contiguous(), weight, bias, True)
 
 
 def dynamic_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Each sample convolved with kernels of its own: `weight` `[N, C, K, K]`, `bias` `[N, C]`, K odd and at most 7."""
     assert weight.shape[1] > 1, "one channel cannot be told from a shared weight"
-    return _DynamicConvFunction.apply(x.contiguous(), weight.contiguous(), bias.contiguous())
+    return _ConvFunction.apply(x.contiguous(), weight.contiguous(), bias.contiguous(), False)

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from transxnet.kernels.norm_act import BLOCK, Statistics, _cut, batch_statistics
+from transxnet.kernels.activation import BLOCK, batch_statistics, cut
+from transxnet.kernels.statistics import Pieces
 
 __all__ = ["scaled_residual", "scaled_residual_reference"]
 
@@ -128,45 +129,47 @@ class _ScaledResidualFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, skip: Tensor, x: Tensor, addend: Tensor | None, factor: Tensor | None,
-        weight: Tensor, bias: Tensor, scale: Tensor, offset: Tensor, norm: nn.BatchNorm2d,
+        weight: Tensor, bias: Tensor, scale: Tensor, offset: Tensor, norm: nn.BatchNorm2d, pieces: Pieces | None,
     ) -> Tensor:  # fmt: skip
-        stats = batch_statistics(x, norm, apply_gelu=False)
+        stats = batch_statistics(x, norm, pieces, apply_gelu=False)
         out = torch.empty_like(skip)
         c, hw, total = x.shape[1], x.shape[2] * x.shape[3], x.numel()
         _residual_fwd_kernel[(triton.cdiv(total, BLOCK),)](
-            skip, x, x if addend is None else addend, out, *stats, weight, bias, scale, offset,
+            skip, x, x if addend is None else addend, out, stats.mean, stats.rstd, weight, bias, scale, offset,
             x if factor is None else factor, total, C=c, HW=hw, HAS_FACTOR=factor is not None,
             HAS_ADDEND=addend is not None, WIDE=total >= 2**31 - BLOCK, BLOCK=BLOCK,
         )  # fmt: skip
-        ctx.save_for_backward(x, addend, factor, weight, bias, scale, *stats)
-        ctx.batch = norm.training
+        ctx.save_for_backward(x, addend, factor, weight, bias, scale)
+        ctx.stats = stats
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, addend, factor, weight, bias, scale, mean, rstd = ctx.saved_tensors
+        x, addend, factor, weight, bias, scale = ctx.saved_tensors
+        stats = ctx.stats
         grad = grad_outputs[0].contiguous()
         n, c, hw, total = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], x.numel()
-        splits, samples, block_n, block_p = _cut(n, c, hw)
+        splits, samples, block_n, block_p = cut(n, c, hw)
         partial = torch.empty((splits, 3, c), dtype=torch.float32, device=x.device)
         options = {"HAS_FACTOR": factor is not None, "HAS_ADDEND": addend is not None}
         given_addend, given_factor = x if addend is None else addend, x if factor is None else factor
-        stats = Statistics(mean, rstd)
         _residual_sums_kernel[(c, splits)](
-            grad, x, given_addend, given_factor, *stats, partial, n, c, hw, samples,
+            grad, x, given_addend, given_factor, stats.mean, stats.rstd, partial, n, c, hw, samples,
             **options, BLOCK_N=block_n, BLOCK_P=block_p,
         )  # fmt: skip
         sums = partial.sum(0)
+        shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
         daddend = None if addend is None else torch.empty_like(addend)
         _residual_bwd_kernel[(triton.cdiv(total, BLOCK),)](
-            grad, x, given_factor, dx, dx if daddend is None else daddend, *stats, weight, scale, sums,
-            c / total, total, C=c, HW=hw, **options, BATCH=ctx.batch, WIDE=total >= 2**31 - BLOCK, BLOCK=BLOCK,
+            grad, x, given_factor, dx, dx if daddend is None else daddend, stats.mean, stats.rstd, weight,
+            scale, shared, inverse_count, total, C=c, HW=hw, **options, BATCH=stats.of_batch,
+            WIDE=total >= 2**31 - BLOCK, BLOCK=BLOCK,
         )  # fmt: skip
         a, b, d = sums
         dscale = weight * b + bias * a + d
         flat = scale.view(-1)
-        return grad, dx, daddend, None, flat * b, flat * a, dscale.view_as(scale), a, None
+        return grad, dx, daddend, None, flat * b, flat * a, dscale.view_as(scale), a, None, None
 
 
 def scaled_residual(
@@ -177,16 +180,18 @@ def scaled_residual(
     offset: Tensor,
     factor: Tensor | None,
     addend: Tensor | None,
+    pieces: Pieces | None = None,
 ) -> Tensor:
     """`skip + factor * (scale * (norm(x) + addend) + offset)`.
 
     `skip`, `x` and `addend` are `[N, C, H, W]` in fp32, bf16 or fp16; `scale` has C elements in any shape, `offset` is
-    `[C]`, `factor` `[N, 1, 1, 1]`; parameters and statistics are fp32.
+    `[C]`, `factor` `[N, 1, 1, 1]`; parameters and statistics are fp32. `pieces` are
+    those of `x`, where its maker took them.
 
     Raises:
         ValueError: training on a single value per channel.
     """
     return _ScaledResidualFunction.apply(
         skip.contiguous(), x.contiguous(), None if addend is None else addend.contiguous(), factor,
-        norm.weight, norm.bias, scale, offset, norm,
+        norm.weight, norm.bias, scale, offset, norm, pieces,
     )  # fmt: skip

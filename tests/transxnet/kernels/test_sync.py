@@ -1,0 +1,75 @@
+"""SyncBatchNorm through the kernels: two ranks with parts of a batch against one process with all of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from tests.transxnet.kernels.compare import DEVICE
+
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("runs on a GPU, or in test_kernels.py through the interpreter", allow_module_level=True)
+
+from transxnet.backend import norm_has_kernels
+from transxnet.ffn import MultiScaleFFN
+from transxnet.layers import ScaledResidual
+
+BATCH, DIM, SIDES = 3, 5, (9, 7)
+PARTS = (slice(0, 1), slice(1, 3))
+
+
+class Half(nn.Module):
+    """The feed-forward half of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = MultiScaleFFN(DIM, 4, "auto")
+        self.residual = ScaledResidual(DIM, 0.5, 0.0, "auto")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x, self.mlp(x))
+
+
+def _train(half: nn.Module, part: slice) -> dict[str, Tensor]:
+    """Output, gradients and statistics of one forward and backward over a part of the batch."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(BATCH, DIM, *SIDES)[part].contiguous() for _ in range(2))
+    x.requires_grad_()
+    out = half.train()(x)
+    (out * weight).sum().backward()
+    assert x.grad is not None
+    found = {"output": out.detach(), "d x": x.grad} | dict(half.named_buffers())
+    return found | {f"d {name}": parameter.grad for name, parameter in half.named_parameters()}
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(1)
+    half = Half()
+    for module in (half.mlp, half.residual):
+        module.backend = "triton"
+    half = nn.SyncBatchNorm.convert_sync_batchnorm(half)
+    assert all(norm_has_kernels(norm) for norm in half.modules() if isinstance(norm, nn.SyncBatchNorm))
+    torch.save(_train(half, PARTS[rank]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter: two ranks share no GPU")
+def test_two_ranks_train_as_one_process_with_the_whole_batch(tmp_path: Path):
+    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    torch.manual_seed(1)
+    whole = _train(Half(), slice(None))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, wanted in whole.items():
+        if name in ("output", "d x"):
+            found = torch.cat([rank[name] for rank in ranks])
+        elif name.startswith("d "):
+            found = sum(rank[name] for rank in ranks)
+        else:
+            assert torch.equal(ranks[0][name], ranks[1][name]), name
+            found = ranks[0][name]
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=2e-5), f"{name}: {(found - wanted).abs().max()}"

@@ -1,0 +1,92 @@
+# ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+"""GELU inside kernels, and BatchNorm's statistics of a map that no kernel of this package made."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from transxnet.kernels.statistics import Pieces, Statistics, check_batch, merge, running_statistics
+
+__all__ = ["BLOCK", "batch_statistics", "cut", "gelu", "gelu_gradient"]
+
+BLOCK = 1024
+# Programs a reduction is cut into at least: a few for each multiprocessor of the largest GPU.
+PROGRAMS = 528
+
+
+@triton.jit
+def gelu(x):
+    """Exact GELU of fp32 `x`."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_gradient(x):
+    """Derivative of the exact GELU at fp32 `x`."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def _pieces_kernel(
+    x_ptr, partial_ptr, N, C, HW, samples, GELU: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (c, split): sum and squares about the mean of `samples` samples of a channel, to partial[split, 0:2, c].
+    c = tl.program_id(0)
+    split = tl.program_id(1)
+    end = tl.minimum((split + 1) * samples, N)
+    # One of the values, so that a large mean does not cancel in the squares.
+    shift = tl.load(x_ptr + ((split * samples).to(tl.int64) * C + c) * HW).to(tl.float32)
+    if GELU:
+        shift = gelu(shift)
+    first = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
+    second = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
+    for n in range(split * samples, end, BLOCK_N):
+        rows = n + tl.arange(0, BLOCK_N)
+        base = (rows.to(tl.int64) * C + c) * HW
+        for p in range(0, HW, BLOCK_P):
+            pixels = p + tl.arange(0, BLOCK_P)
+            mask = (rows < end)[:, None] & (pixels < HW)[None, :]
+            v = tl.load(x_ptr + base[:, None] + pixels[None, :], mask=mask, other=0.0).to(tl.float32)
+            if GELU:
+                v = gelu(v)
+            v = tl.where(mask, v - shift, 0.0)
+            first += v
+            second += v * v
+    total = tl.sum(tl.sum(first, 1), 0)
+    count = ((end - split * samples) * HW).to(tl.float32)
+    squares = tl.maximum(tl.sum(tl.sum(second, 1), 0) - total * total / count, 0.0)
+    tl.store(partial_ptr + (split * 2) * C + c, total + shift * count)
+    tl.store(partial_ptr + (split * 2 + 1) * C + c, squares)
+
+
+def cut(n: int, c: int, hw: int) -> tuple[int, int, int, int]:
+    """(Splits, samples a split, BLOCK_N, BLOCK_P) of a reduction of `[N, C, HW]` over all but the channels."""
+    block_p = min(triton.next_power_of_2(hw), BLOCK)
+    block_n = max(1, min(triton.next_power_of_2(n), BLOCK // block_p))
+    samples = triton.cdiv(triton.cdiv(n, max(1, triton.cdiv(PROGRAMS, c))), block_n) * block_n
+    return triton.cdiv(n, samples), samples, block_n, block_p
+
+
+def batch_statistics(
+    x: Tensor, norm: nn.BatchNorm2d | nn.SyncBatchNorm, pieces: Pieces | None = None, *, apply_gelu: bool
+) -> Statistics:
+    """What `norm` normalises `gelu(x)` or `x` with: statistics of this batch in training, else the running ones.
+
+    In training the running statistics are updated as `nn.BatchNorm2d` does it, and `x` `[N, C, H, W]` is read only
+    where its maker did not hand over `pieces`.
+
+    Raises:
+        ValueError: training on a single value per channel.
+    """
+    if not norm.training:
+        return running_statistics(norm)
+    check_batch(x, norm)
+    if pieces is None:
+        n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        splits, samples, block_n, block_p = cut(n, c, hw)
+        partial = torch.empty((splits, 2, c), dtype=torch.float32, device=x.device)
+        _pieces_kernel[(c, splits)](x, partial, n, c, hw, samples, GELU=apply_gelu, BLOCK_N=block_n, BLOCK_P=block_p)
+        pieces = Pieces(partial, samples * hw, n * hw, n * hw)
+    return merge(pieces, norm)

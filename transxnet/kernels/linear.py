@@ -1,0 +1,348 @@
+# ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+"""1x1 convolutions over `[N, C, H, W]` with GELU and BatchNorm on their way in or out of memory.
+
+    o = M y + offset,   y = weight * vhat + bias,   vhat = (gelu(x) - mean) * rstd        per pixel; M is [O, C]
+
+Forward: `x` is normalised as it is loaded, and the sums that the next norm needs of `o` (or of `gelu(o)`) are taken
+as `o` is stored, so neither `gelu(x)` nor `y` is ever in memory. With g = d o, G = sum of g, V = sum of g vhat^T:
+
+    d offset = G        d M = V diag(weight) + G bias^T        d bias = M^T G        d weight = column sums of M * V
+    d x = gelu'(x) weight rstd (M^T g - d bias / count - vhat d weight / count)
+
+so both sums of the norm's gradient follow from the matrix's, and `x` is read twice and nothing else of its size. Sums
+over pixels are cut into splits and added in a fixed order.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transxnet.kernels.activation import batch_statistics, gelu, gelu_gradient
+from transxnet.kernels.statistics import Pieces
+
+__all__ = ["expand_gelu", "expand_gelu_gradient", "gelu_norm_linear", "gelu_norm_linear_reference"]
+
+PROGRAMS = 264
+# Largest sides of a tile, and warps, that spill no registers on sm_80 and sm_90.
+ROWS, WIDE_ROWS, COLUMNS, DEPTH, WARPS = 128, 256, 64, 32, 8
+
+
+def gelu_norm_linear_reference(x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, offset: Tensor | None) -> Tensor:
+    """`conv1x1(norm(gelu(x)))` in plain PyTorch."""
+    return F.conv2d(norm(F.gelu(x)), matrix, offset)
+
+
+@triton.jit
+def _linear_kernel(
+    x_ptr, matrix_ptr, offset_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr, gelu_ptr, partial_ptr, C, OUT,
+    HW: tl.constexpr, NORM: tl.constexpr, HAS_OFFSET: tl.constexpr, KEEP: tl.constexpr, PIECES: tl.constexpr,
+    GELU: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of pixels, block of outputs, sample). NORM: x is normalised on load. PIECES: of the output, or with
+    # GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well.
+    n = tl.program_id(2).to(tl.int64)
+    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    inside = (pixels < HW)[None, :]
+    acc = tl.zeros([BLOCK_O, BLOCK_P], dtype=tl.float32)
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        live = c < C
+        x = tl.load(x_ptr + n * C * HW + ((c * HW)[:, None] + pixels[None, :]), mask=live[:, None] & inside, other=0.0)
+        if NORM:
+            scale = tl.load(rstd_ptr + c, mask=live, other=0.0) * tl.load(weight_ptr + c, mask=live, other=0.0)
+            shift = tl.load(bias_ptr + c, mask=live, other=0.0) - tl.load(mean_ptr + c, mask=live, other=0.0) * scale
+            x = (gelu(x.to(tl.float32)) * scale[:, None] + shift[:, None]).to(x.dtype)
+        matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & live[None, :], other=0.0)
+        acc = tl.dot(matrix, x, acc, input_precision="ieee")
+    if HAS_OFFSET:
+        acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
+    mask = (o < OUT)[:, None] & inside
+    base, where = n * OUT * HW, (o * HW)[:, None] + pixels[None, :]
+    tl.store(out_ptr + base + where, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    if GELU:
+        acc = gelu(acc)
+    if KEEP:
+        tl.store(gelu_ptr + base + where, acc.to(gelu_ptr.dtype.element_ty), mask=mask)
+    if PIECES:
+        size = tl.minimum(HW - tl.program_id(0) * BLOCK_P, BLOCK_P)
+        total = tl.sum(tl.where(mask, acc, 0.0), 1)
+        away = tl.where(mask, acc - (total / size)[:, None], 0.0)
+        here = partial_ptr + ((n * tl.num_programs(0) + tl.program_id(0)) * 2) * OUT + o
+        tl.store(here, total, mask=o < OUT)
+        tl.store(here + OUT, tl.sum(away * away, 1), mask=o < OUT)
+
+
+@triton.jit
+def _matrix_gradient_kernel(
+    grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, partial_total_ptr, N, C, OUT, samples,
+    HW: tl.constexpr, NORM: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of outputs, block of inputs, split of the samples): V of its samples into partial[split, o, c], or
+    # without NORM grad x^T; and G into partial_total[split, o].
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.program_id(2)
+    mean = tl.zeros([BLOCK_C], dtype=tl.float32)
+    rstd = tl.zeros([BLOCK_C], dtype=tl.float32)
+    if NORM:
+        mean = tl.load(mean_ptr + c, mask=c < C, other=0.0)
+        rstd = tl.load(rstd_ptr + c, mask=c < C, other=0.0)
+    acc = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
+    total = tl.zeros([BLOCK_O], dtype=tl.float32)
+    for n in range(split * samples, tl.minimum((split + 1) * samples, N)):
+        row = tl.cast(n, tl.int64)
+        for p in range(0, HW, BLOCK_P):
+            pixels = p + tl.arange(0, BLOCK_P)
+            inside = (pixels < HW)[None, :]
+            grad = tl.load(
+                grad_ptr + row * OUT * HW + ((o * HW)[:, None] + pixels[None, :]),
+                mask=(o < OUT)[:, None] & inside,
+                other=0.0,
+            )
+            x = tl.load(
+                x_ptr + row * C * HW + ((c * HW)[:, None] + pixels[None, :]), mask=(c < C)[:, None] & inside, other=0.0
+            )
+            if NORM:
+                x = ((gelu(x.to(tl.float32)) - mean[:, None]) * rstd[:, None]).to(x.dtype)
+            acc = tl.dot(grad, tl.trans(x), acc, input_precision="ieee")
+            total += tl.sum(grad.to(tl.float32), 1)
+    rows = split.to(tl.int64) * OUT + o
+    tl.store(partial_ptr + rows[:, None] * C + c[None, :], acc, mask=(o < OUT)[:, None] & (c < C)[None, :])
+    if tl.program_id(1) == 0:
+        tl.store(partial_total_ptr + rows, total, mask=o < OUT)
+
+
+@triton.jit
+def _finish_kernel(
+    partial_ptr, partial_total_ptr, matrix_ptr, weight_ptr, bias_ptr, dmatrix_ptr, doffset_ptr, sums_ptr, C, OUT,
+    splits, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    # Program (block of inputs): d M, d offset, and (d bias, d weight) as sums[0:2].
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
+    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    dbias = tl.zeros([BLOCK_C], dtype=tl.float32)
+    dweight = tl.zeros([BLOCK_C], dtype=tl.float32)
+    for start in range(0, OUT, BLOCK_O):
+        o = start + tl.arange(0, BLOCK_O)
+        mask = (o < OUT)[:, None] & (c < C)[None, :]
+        v = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
+        total = tl.zeros([BLOCK_O], dtype=tl.float32)
+        for split in range(splits):
+            rows = tl.cast(split, tl.int64) * OUT + o
+            v += tl.load(partial_ptr + rows[:, None] * C + c[None, :], mask=mask, other=0.0)
+            total += tl.load(partial_total_ptr + rows, mask=o < OUT, other=0.0)
+        where = o[:, None] * C + c[None, :]
+        matrix = tl.load(matrix_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dmatrix_ptr + where, v * weight[None, :] + total[:, None] * bias[None, :], mask=mask)
+        if tl.program_id(0) == 0:
+            tl.store(doffset_ptr + o, total, mask=o < OUT)
+        dbias += tl.sum(matrix * total[:, None], 0)
+        dweight += tl.sum(matrix * v, 0)
+    tl.store(sums_ptr + c, dbias, mask=c < C)
+    tl.store(sums_ptr + C + c, dweight, mask=c < C)
+
+
+@triton.jit
+def _norm_gradient(x, grad, c, live, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH: tl.constexpr):
+    # Gradient of x from that of norm(gelu(x)), both [channels, pixels] fp32.
+    rstd = tl.load(rstd_ptr + c, mask=live, other=0.0)
+    scale = rstd * tl.load(weight_ptr + c, mask=live, other=0.0)
+    if BATCH:
+        vhat = (gelu(x) - tl.load(mean_ptr + c, mask=live, other=0.0)[:, None]) * rstd[:, None]
+        one = tl.load(sums_ptr + c, mask=live, other=0.0) * inverse_count
+        two = tl.load(sums_ptr + C + c, mask=live, other=0.0) * inverse_count
+        grad -= one[:, None] + vhat * two[:, None]
+    return gelu_gradient(x) * scale[:, None] * grad
+
+
+@triton.jit
+def _input_gradient_kernel(
+    grad_ptr, matrix_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dx_ptr, inverse_count, C, OUT,
+    HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of pixels, block of inputs, sample): M^T g, then back through the norm and GELU.
+    n = tl.program_id(2).to(tl.int64)
+    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (pixels < HW)[None, :]
+    acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
+    for start in range(0, OUT, BLOCK_O):
+        o = start + tl.arange(0, BLOCK_O)
+        live = (o < OUT)[:, None]
+        grad = tl.load(grad_ptr + n * OUT * HW + ((o * HW)[:, None] + pixels[None, :]), mask=live & inside, other=0.0)
+        matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=live & (c < C)[None, :], other=0.0)
+        acc = tl.dot(tl.trans(matrix), grad, acc, input_precision="ieee")
+    mask = (c < C)[:, None] & inside
+    base, where = n * C * HW, (c * HW)[:, None] + pixels[None, :]
+    x = tl.load(x_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
+    dx = _norm_gradient(x, acc, c, c < C, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH)
+    tl.store(dx_ptr + base + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _expand_gradient_kernel(
+    grad_ptr, matrix_ptr, h_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dh_ptr, dx_ptr, inverse_count, C, OUT,
+    HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of pixels, block of inputs, sample): grad back through norm and GELU on load, stored as dh, then
+    # dx = M^T dh.
+    n = tl.program_id(2).to(tl.int64)
+    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (pixels < HW)[None, :]
+    acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
+    for start in range(0, OUT, BLOCK_O):
+        o = start + tl.arange(0, BLOCK_O)
+        mask = (o < OUT)[:, None] & inside
+        base, where = n * OUT * HW, (o * HW)[:, None] + pixels[None, :]
+        h = tl.load(h_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
+        dh = _norm_gradient(h, grad, o, o < OUT, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, OUT, BATCH)
+        dh = tl.where(mask, dh, 0.0).to(dh_ptr.dtype.element_ty)
+        if tl.program_id(1) == 0:
+            tl.store(dh_ptr + base + where, dh, mask=mask)
+        matrix = tl.load(
+            matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & (c < C)[None, :], other=0.0
+        )
+        acc = tl.dot(tl.trans(matrix), dh, acc, input_precision="ieee")
+    base, where = n * C * HW, (c * HW)[:, None] + pixels[None, :]
+    tl.store(dx_ptr + base + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
+
+
+def _block(size: int, limit: int) -> int:
+    return min(max(16, triton.next_power_of_2(size)), limit)
+
+
+def _linear(
+    x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None, kept: Tensor | None,
+    *, pieces: bool, apply_gelu: bool,
+) -> tuple[Tensor, Pieces | None]:  # fmt: skip
+    """`matrix` `[O, C]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out."""
+    (n, c, height, width), o = x.shape, matrix.shape[0]
+    hw = height * width
+    out = torch.empty((n, o, height, width), dtype=x.dtype, device=x.device)
+    # One block of outputs where it fits: each block evaluates GELU anew.
+    block_o, block_p = _block(o, ROWS if norm is None else WIDE_ROWS), _block(hw, COLUMNS)
+    blocks = triton.cdiv(hw, block_p)
+    partial = torch.empty((n * blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
+    _linear_kernel[(blocks, triton.cdiv(o, block_o), n)](
+        x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
+        partial, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
+        PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH), BLOCK_P=block_p, num_warps=WARPS,
+    )  # fmt: skip
+    return out, Pieces(partial, block_p, hw, n * hw) if pieces else None
+
+
+def _matrix_gradient(grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Partial sums of V `[splits, O, C]`, or of `grad x^T` without `stats`, and of G `[splits, O]`; fp32."""
+    n, c, hw, o = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], grad.shape[1]
+    block_o, block_c = _block(o, ROWS), _block(c, COLUMNS)
+    tiles = triton.cdiv(o, block_o) * triton.cdiv(c, block_c)
+    samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, tiles)))
+    splits = triton.cdiv(n, samples)
+    partial = torch.empty((splits, o, c), dtype=torch.float32, device=x.device)
+    total = torch.empty((splits, o), dtype=torch.float32, device=x.device)
+    _matrix_gradient_kernel[(triton.cdiv(o, block_o), triton.cdiv(c, block_c), splits)](
+        grad, x, *(stats or (x, x)), partial, total, n, c, o, samples, HW=hw, NORM=stats is not None,
+        BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=_block(hw, DEPTH), num_warps=WARPS,
+    )  # fmt: skip
+    return partial, total
+
+
+class _GeluNormLinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, offset: Tensor | None,
+        norm: nn.BatchNorm2d, pieces: Pieces | None, out_pieces: bool, out_gelu: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        stats = batch_statistics(x, norm, pieces, apply_gelu=True)
+        low = matrix.flatten(1).to(x.dtype)
+        out, made = _linear(
+            x, low, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
+        )
+        ctx.save_for_backward(x, weight, bias, low)
+        ctx.stats, ctx.matrix = stats, (matrix.shape, matrix.dtype)
+        ctx.offset_dtype = None if offset is None else offset.dtype
+        if made is None:
+            return out, None
+        ctx.mark_non_differentiable(made.partial)
+        return out, made.partial
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        x, weight, bias, low = ctx.saved_tensors
+        stats, (o, c), hw = ctx.stats, low.shape, x.shape[2] * x.shape[3]
+        grad = grad_outputs[0].contiguous()
+        partial, total = _matrix_gradient(grad, x, (stats.mean, stats.rstd))
+        dmatrix = torch.empty((o, c), dtype=torch.float32, device=x.device)
+        doffset = torch.empty(o, dtype=torch.float32, device=x.device)
+        sums = torch.empty((2, c), dtype=torch.float32, device=x.device)
+        _finish_kernel[(triton.cdiv(c, 16),)](
+            partial, total, low, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
+            BLOCK_O=_block(o, DEPTH), BLOCK_C=16,
+        )  # fmt: skip
+        shared, inverse_count = stats.shared(sums)
+        dx = torch.empty_like(x)
+        block_c, block_p = _block(c, COLUMNS), _block(hw, COLUMNS)
+        _input_gradient_kernel[(triton.cdiv(hw, block_p), triton.cdiv(c, block_c), len(x))](
+            grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, c, o, HW=hw,
+            BATCH=stats.of_batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+        )  # fmt: skip
+        shape, dtype = ctx.matrix
+        offset = None if ctx.offset_dtype is None else doffset.to(ctx.offset_dtype)
+        affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
+        return dx, *affine, dmatrix.view(shape).to(dtype), offset, None, None, None, None
+
+
+def expand_gelu(x: Tensor, matrix: Tensor, *, pieces: bool) -> tuple[Tensor, Tensor, Pieces | None]:
+    """`h = matrix x`, `gelu(h)` and pieces of it; `x` is `[N, C, H, W]`, `matrix` `[O, C]` in its dtype."""
+    kept = torch.empty((x.shape[0], matrix.shape[0], *x.shape[2:]), dtype=x.dtype, device=x.device)
+    h, made = _linear(x, matrix, None, None, kept, pieces=pieces, apply_gelu=True)
+    return h, kept, made
+
+
+def expand_gelu_gradient(
+    x: Tensor, matrix: Tensor, h: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor], shared: Tensor,
+    inverse_count: float, *, batch: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of `x` and `matrix` (fp32) from `grad`, that of `norm(gelu(h))`.
+
+    `norm` is mean, rstd and weight; `shared` and `inverse_count` are what `Statistics.shared` gives; `batch` says
+    whether the norm's statistics are the batch's.
+    """
+    (o, c), hw = matrix.shape, x.shape[2] * x.shape[3]
+    dx, dh = torch.empty_like(x), torch.empty_like(h)
+    block_c, block_p = _block(c, WIDE_ROWS), _block(hw, COLUMNS)
+    _expand_gradient_kernel[(triton.cdiv(hw, block_p), triton.cdiv(c, block_c), len(x))](
+        grad, matrix, h, *norm, shared, dh, dx, inverse_count, c, o, HW=hw,
+        BATCH=batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+    )  # fmt: skip
+    return dx, _matrix_gradient(dh, x, None)[0].sum(0)
+
+
+def gelu_norm_linear(
+    x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, offset: Tensor | None, pieces: Pieces | None = None,
+    *, out_gelu: bool = False,
+) -> tuple[Tensor, Pieces | None]:  # fmt: skip
+    """`conv1x1(norm(gelu(x)))`, and in training the pieces of it (with `out_gelu`, of its GELU) for the norm to come.
+
+    `x` is `[N, C, H, W]` in fp32, bf16 or fp16, `matrix` `[O, C, 1, 1]`, `offset` `[O]`; parameters and statistics of
+    `norm` in fp32. `pieces` are those of `gelu(x)`, where its maker took them.
+
+    Raises:
+        ValueError: training on a single value per channel.
+    """
+    out, partial = _GeluNormLinearFunction.apply(
+        x.contiguous(), norm.weight, norm.bias, matrix, offset, norm, pieces, norm.training, out_gelu
+    )
+    if partial is None:
+        return out, None
+    hw = x.shape[2] * x.shape[3]
+    return out, Pieces(partial, _block(hw, COLUMNS), hw, len(x) * hw)
