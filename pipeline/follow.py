@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome, Update
 from pipeline.journal import FILE_NAME
 from pipeline.tracking_state import load_state
 from pipeline.words import duration
+
+if TYPE_CHECKING:
+    from pipeline.status_data import RunStatus
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -125,20 +128,22 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
         lines.append(f"tracking  {tracking}")
     if registered:
         name, version = registered["name"], registered["version"]
-        aliases = ", ".join(f"@{alias}" for alias in registered["aliases"])
+        # A run that another overtook has neither of the two.
+        aliases = ", ".join(f"@{alias}" for alias in registered["aliases"]) or "no alias"
         step = registered.get("step")
         best = f", the best weights, of step {step:,}" if card and step not in (None, card["step"]) else ""
         lines.append(f"model     models:/{name}/{version} ({aliases}){best}")
         ui = f"--backend-store-uri {tracking}" if tracking else "(your tracking server)"
         setting = f'mlflow.set_tracking_uri("{tracking}"); ' if tracking else ""
         shards = data["validation_shards"] or data["shards"]
-        alias = "champion" if "champion" in registered["aliases"] else registered["aliases"][0]
+        names = sorted(registered["aliases"], key=lambda name: name != "champion")
+        uri = f"models:/{name}@{names[0]}" if names else f"models:/{name}/{version}"
         lines += [
             "next:",
             f"    uv run mlflow ui {ui}",
             *_page(run_dir),
-            f"    python -m pipeline.evaluate models:/{name}@{alias} --shards {shlex.quote(shards)}",
-            f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"models:/{name}@{alias}\")'",
+            f"    python -m pipeline.evaluate {uri} --shards {shlex.quote(shards)}",
+            f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"{uri}\")'",
         ]
     elif outcome is Outcome.FINISHED:
         lines.append("the model is not registered yet; when the tracking server answers:")
@@ -162,6 +167,10 @@ def come_back_words(run_dir: Path) -> str:
     python -m pipeline.status {run_dir} --watch"""
 
 
+def _best_top1(status: "RunStatus") -> float:
+    return float((status.registered or {}).get("top1") or status.top1 or 0.0)
+
+
 def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
     """The last lines of a sweep: how every run stands, the best, what to type next."""
     from pipeline.status import table
@@ -172,11 +181,11 @@ def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
     lines = ["", *table(statuses, folder), ""]
     evaluated = [status for status in finished if status.top1 is not None]
     if evaluated:
-        best = max(evaluated, key=lambda status: status.top1 or 0.0)
+        # What is registered are a run's best weights, which need not be its last.
+        best = max(evaluated, key=_best_top1)
         model = best.registered or {}
-        lines.append(
-            f"best      {best.run_dir.name}: top-1 {best.top1:.4f}, models:/{model.get('name')}/{model.get('version')}"
-        )
+        words = f"top-1 {_best_top1(best):.4f}, models:/{model.get('name')}/{model.get('version')}"
+        lines.append(f"best      {best.run_dir.name}: {words}")
     lines.append(f"sweep     {folder}")
     trained = sum(_json(run_dir / "export" / "model.json") is not None for run_dir in run_dirs)
     if trained < len(statuses):

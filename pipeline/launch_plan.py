@@ -194,6 +194,20 @@ class Dataset:
         )
 
 
+def check_weights(config: TrainConfig) -> None:
+    """The weights that a new run starts from are there, as far as that shows without reading them.
+
+    Raises:
+        LaunchError: the file or folder is missing.
+    """
+    source = config.initialise_from
+    if source is not None and not source.startswith("models:/") and not Path(source).exists():
+        raise LaunchError(
+            f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, "
+            "a .safetensors or a published .pth file"
+        )
+
+
 def check_shards(config: TrainConfig) -> Dataset:
     """Both splits are there, with the same classes.
 

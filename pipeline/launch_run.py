@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs import Submission, local_words, notices, submit
 from pipeline import run_dir as run_directory
 from pipeline.digits import prepare_digits
-from pipeline.launch_plan import Dataset, Plan, PlannedRun, check_shards
+from pipeline.launch_plan import Dataset, Plan, PlannedRun, check_shards, check_weights
 from pipeline.notice import Needs, warnings
 from pipeline.schedule import build_schedule
 from pipeline.task import TrainTask
@@ -19,6 +19,8 @@ def prepare_run(plan: Plan, run: PlannedRun) -> tuple[Dataset, int]:
     Returns:
         What the data holds, and the steps of the training.
     """
+    if not (run.run_dir / "config.json").exists():
+        check_weights(run.config)
     if plan.options.recipe == "demo":
         prepare_digits(Path(run.config.data.shards))
     dataset = check_shards(run.config)

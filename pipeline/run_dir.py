@@ -5,12 +5,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline import config as config_module
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.files import write_durably
+
+GLANCE_S = 1.0
+"""How long somebody who only looks may hold a run's lock."""
 
 
 class RunDirectoryError(ValueError):
@@ -108,6 +112,18 @@ def load(run_dir: Path) -> TrainConfig:
         raise RunDirectoryError(f"{run_dir / 'config.json'} is not a configuration of this version: {error}") from error
 
 
+def _flock(handle: IO[str]) -> None:
+    """Take the lock, trying again for a moment: who looks whether a run is being trained holds it as well."""
+    deadline = time.monotonic() + GLANCE_S
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(GLANCE_S / 10)
+
+
 def lock(run_dir: Path) -> IO[str]:
     """Hold `run_dir` for this process until it ends, however it ends: the kernel keeps the lock.
 
@@ -116,7 +132,7 @@ def lock(run_dir: Path) -> IO[str]:
     """
     handle = (run_dir / ".lock").open("a+")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(handle)
     except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "unknown"

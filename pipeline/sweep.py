@@ -68,7 +68,7 @@ def refuse_contradictions(sweep: Sequence[str], arguments: Sequence[str]) -> Non
     """
     flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for words in sweep:
-        flag = f"--{words.partition('=')[0]}".replace("_", "-")
+        flag = f"--{PREFIX}{words.partition('=')[0].removeprefix(PREFIX)}".replace("_", "-")
         if flag in flags:
             raise ConfigError(f"{flag} is given as a flag and in --sweep {words}: leave one of them out")
 

@@ -148,6 +148,8 @@ class Shipper:
     def send_status(self) -> None:
         """Give the run the status that the last attempt ended with."""
         if self.state.status == self.state.sent_status:
+            # The run above may not know yet.
+            settle_parent(self.client, self.config)
             return
         if self.state.status in END_STATUSES:
             ended = int(1000 * (self.state.ended_at or time.time()))

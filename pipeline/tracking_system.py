@@ -16,6 +16,8 @@ FOLDER = "system"
 EVERY_S, LATER_EVERY_S = 10.0, 60.0
 """Between two samples in the first ten minutes, and afterwards."""
 CLOSE_LOOK_S = 600.0
+MIB_IN_GB = 2**20 / 1e9
+"""nvidia-smi counts memory in MiB."""
 GPU_FIELDS = ("utilization.gpu", "memory.used", "power.draw", "temperature.gpu")
 
 
@@ -78,5 +80,5 @@ def gpu_sample() -> dict[str, float]:
         names = ("percent", "memory_gb", "power_w", "temperature_c")
         for name, text in zip(names, line.split(","), strict=False):
             with contextlib.suppress(ValueError):
-                sample[f"gpu_{number}_{name}"] = float(text) / (1000 if name == "memory_gb" else 1)
+                sample[f"gpu_{number}_{name}"] = float(text) * (MIB_IN_GB if name == "memory_gb" else 1)
     return sample

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pipeline import run_dir as run_directory
 from pipeline.audit import AuditWriter
 from pipeline.checkpoint import CheckpointStore
-from pipeline.config import digest
+from pipeline.config import ConfigError, digest
 from pipeline.data import TrainLoader, build_train_loader
 from pipeline.data_source import Batch
 from pipeline.distributed import World, agreed_by_main, everyones, sum_over_ranks
@@ -59,8 +60,10 @@ class Training:
         self.schedule: Schedule = build_schedule(config, self.num_samples)
         torch.manual_seed(config.seed)
         model = build_model(config, self.num_classes)
-        if config.initialise_from is not None and not CheckpointStore(run_dir).steps():
-            recorder.say(initialise(model, config.initialise_from))
+        # What one rank sees of a shared file system another may not see yet: rank 0 decides.
+        self._is_new = bool(agreed_by_main(not CheckpointStore(run_dir).steps()))
+        if config.initialise_from is not None and self._is_new:
+            self._initialise(model, config.initialise_from)
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
@@ -77,6 +80,21 @@ class Training:
             facts=self._facts,
         )
         recorder.lap("network")
+
+    def _initialise(self, model: torch.nn.Module, source: str) -> None:
+        """Rank 0 fetches the weights that a new run starts from; all ranks get them, or all end with its reason."""
+        said, problem = "", None
+        if self.world.is_main:
+            try:
+                said = initialise(model, source)
+            except ConfigError as error:
+                problem = str(error)
+        problem = agreed_by_main(problem)
+        if problem is not None:
+            raise TrainingError(str(problem))
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+        self.recorder.say(said)
 
     def _open_loader(self, start_step: int, total_steps: int) -> TrainLoader:
         world = self.world
@@ -101,8 +119,14 @@ class Training:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step = saver.restore()
         recorder.open(step)
+        if step == 0 and config.initialise_from is not None and not self._is_new:
+            raise TrainingError(
+                f"no checkpoint in {self.run_dir / 'checkpoints'} is sound, so the run would have to begin again: "
+                f"remove that folder to begin from {config.initialise_from} once more"
+            )
         recorder.lap("checkpoint")
-        skipped = read_skipped(self.run_dir)
+        skipped = agreed_by_main(read_skipped(self.run_dir))
+        assert isinstance(skipped, set)
         result: Evaluation | None = None
         loader = self._open_loader(step, total)
         audit = None

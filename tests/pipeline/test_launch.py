@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import jobs
+from jobs import Outcome
 from pipeline.config import TrainConfig
+from pipeline.follow import closing_words
 from pipeline.launch import main
 from pipeline.launch_plan import PACKAGES
 from pipeline.run_dir import RunDirectoryError, prepare
@@ -49,6 +51,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
         (["--no-wait", "--sweep", "train.seed=1,2"], "without SLURM a sweep trains one run after the other"),
         (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
+        (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
     ],
 )
 def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
@@ -59,6 +62,15 @@ def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypat
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_registered_run_that_was_overtaken_is_named_by_its_version(tmp_path):
+    prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:///runs/mlflow.db"})
+    version = {"name": "transxnet_n", "version": "3", "aliases": []}
+    (tmp_path / "registered.json").write_text(json.dumps(version))
+    words = closing_words(tmp_path, Outcome.FINISHED)
+    assert "models:/transxnet_n/3 (no alias)" in words
+    assert 'load_model("models:/transxnet_n/3")' in words
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder belong to somebody else")

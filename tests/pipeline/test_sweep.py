@@ -58,9 +58,10 @@ def test_what_cannot_be_swept_is_one_line(sweep: list[str], words: str):
     assert "\n" not in str(error.value)
 
 
-def test_a_flag_that_contradicts_the_sweep_is_refused():
+@pytest.mark.parametrize("name", ["train.zero_stage", "zero_stage"])
+def test_a_flag_that_contradicts_the_sweep_is_refused(name: str):
     with pytest.raises(ConfigError, match=r"--train\.zero-stage is given as a flag and in --sweep"):
-        parse(["--sweep", "train.zero_stage=0,1", "--train.zero-stage", "2"])
+        parse(["--sweep", f"{name}=0,1", "--train.zero-stage", "2"])
 
 
 def test_values_may_be_added_to_a_sweep_but_a_run_is_none(tmp_path: Path):
