@@ -11,6 +11,7 @@ from pipeline.launch_plan import Dataset, Plan, PlannedRun, check_shards, check_
 from pipeline.notice import Needs, warnings
 from pipeline.schedule import build_schedule
 from pipeline.task import TrainTask
+from pipeline.uncommitted import keep_changes
 
 
 def prepare_run(plan: Plan, run: PlannedRun) -> tuple[Dataset, int]:
@@ -27,6 +28,7 @@ def prepare_run(plan: Plan, run: PlannedRun) -> tuple[Dataset, int]:
     total_steps = build_schedule(run.config, dataset.num_samples).total_steps
     facts = {"dataset": dataclasses.asdict(dataset), "total_steps": total_steps}
     run_directory.prepare(run.run_dir, run.config, plan.extra() | facts)
+    keep_changes(Path(__file__).resolve().parents[1], run.run_dir)
     for words in warnings(Needs.of_run(run.run_dir), notices(plan.cluster, plan.resources)):
         print(f"warning: {words}", file=sys.stderr)
     return dataset, total_steps

@@ -8,32 +8,30 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking_secrets import SECRET_FILES, mask_secrets
+from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import METRICS_NAME, TrackingState, read_records
+from pipeline.uncommitted import CHANGES_NAME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
 
 CONFIGURATION = "configuration"
-MAX_PATCH = 1_000_000
-"""Characters of uncommitted changes that are kept."""
 DESCRIPTION_TAG = "mlflow.note.content"
 EXTERNAL_TAG = "mlflow.model.isExternal"
 """Marks a logged model whose files lie elsewhere: a checkpoint stays where it is."""
 
 
-def log_details(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) -> None:
+def log_details(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapping[str, Any]) -> None:
     """Log the data sets, the configuration, the environment and uncommitted changes of the code."""
     inputs = dataset_inputs(config)
     if inputs:
         client.log_inputs(run_id, datasets=inputs)
     client.log_text(run_id, mask_secrets(json.dumps(config, indent=1)), f"{CONFIGURATION}/config.json")
     client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
-    if (config.get("git") or {}).get("dirty"):
-        patch = uncommitted_changes(Path(__file__).resolve().parents[1])
-        if patch:
-            client.log_text(run_id, patch, f"{CONFIGURATION}/uncommitted.patch")
+    patch = run_dir / CHANGES_NAME
+    if patch.exists():
+        client.log_text(run_id, patch.read_text(), f"{CONFIGURATION}/{CHANGES_NAME}")
 
 
 def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
@@ -94,27 +92,6 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
         "packages": dict(sorted(packages.items(), key=lambda entry: entry[0].lower())),
     }
-
-
-def uncommitted_changes(checkout: Path) -> str:
-    """The difference of a checkout to its commit; empty outside of one.
-
-    Files that are secrets as a whole are left out, what looks like a secret is masked, so that a masked line does not
-    apply, and the end of a long one is cut off.
-    """
-    command = ["git", "-C", str(checkout), "diff", "--no-color", "--no-ext-diff", "HEAD", "--", ":/"]
-    command += [f":(top,exclude,glob,icase)**/{name}" for name in SECRET_FILES]
-    try:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-        ) as git:
-            assert git.stdout is not None
-            patch = git.stdout.read(MAX_PATCH + 1)
-            git.kill()
-    except OSError:
-        return ""
-    cut = f"\n... cut after {MAX_PATCH:,} characters\n" if len(patch) > MAX_PATCH else ""
-    return mask_secrets(patch[:MAX_PATCH]) + cut
 
 
 def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:

@@ -209,7 +209,7 @@ class Shipper:
         params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(flat.items())]
         for start in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
-        log_details(self.client, self._run_id, self.config)
+        log_details(self.client, self._run_id, self.run_dir, self.config)
         self.state.described = True
         self.save()
 

@@ -4,13 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
-from pipeline import tracking_details
+from pipeline import uncommitted
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.report import write_report
 from pipeline.tracking_client import open_client
-from pipeline.tracking_details import uncommitted_changes
 from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_shipper import Shipper
+from pipeline.uncommitted import keep_changes, uncommitted_changes
 from tests.tracking_runs import config_json, new_store
 
 
@@ -51,7 +51,13 @@ def test_uncommitted_changes_leave_without_secrets(tmp_path, monkeypatch):
     assert "+lr = 0.5" in patch
     assert "pa55" not in patch
     assert "server.pem" not in patch
-    monkeypatch.setattr(tracking_details, "MAX_PATCH", 100)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    keep_changes(tmp_path, run_dir)
+    assert (run_dir / "uncommitted.patch").read_text() == patch
+    keep_changes(Path("/"), run_dir)
+    assert not list(run_dir.iterdir())
+    monkeypatch.setattr(uncommitted, "MAX_PATCH", 100)
     assert "cut after 100 characters" in uncommitted_changes(tmp_path)
     assert uncommitted_changes(Path("/")) == ""
 
