@@ -193,7 +193,7 @@ class _Proxy(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server():
     """Port of moto's S3 server."""
-    pytest.importorskip("moto")
+    pytest.importorskip("moto", reason="needs an S3 server: moto[server] of the dev group")
     program = shutil.which("moto_server", path=str(Path(sys.executable).parent))
     assert program is not None
     with socket.socket() as probe:

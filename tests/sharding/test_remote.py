@@ -19,7 +19,7 @@ from sharding.verify import VerifyOptions, verify
 from tests.sharding.packing import command, flags, pack, start
 from tests.sharding.synthetic import train_images, validation_images, write_archives, write_folders
 
-pytest.importorskip("moto")
+pytest.importorskip("moto", reason="needs an S3 server: moto[server] of the dev group")
 
 
 @pytest.fixture(scope="module")
