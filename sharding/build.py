@@ -106,10 +106,15 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
     Raises:
         ShardingError: the options, the source or the output are wrong; nothing half-written is published.
     """
+    from sharding.pool import available_cpus, prepare_workers
+
+    options.check()
+    if (options.workers or available_cpus()) > 1:
+        prepare_workers("sharding.writer")
+
     from sharding.sources import list_split, list_splits
     from sharding.sources.folder import SPLIT_FOLDERS
 
-    options.check()
     form = None if options.source_format == "auto" else options.source_format
     alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     splits = list_splits(options.source, form) if options.split is None else [alias.get(options.split, options.split)]
@@ -122,9 +127,9 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
 def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], None]) -> Manifest | None:
     """Pack one split; None if other tasks have not finished theirs."""
     from sharding.images import ImagePolicy
-    from sharding.packing import Packing, agree_on_classes, available_cpus
+    from sharding.packing import Packing, agree_on_classes
     from sharding.plan import make_plan
-    from sharding.pool import run_jobs
+    from sharding.pool import available_cpus, run_jobs
     from sharding.progress import Progress
     from sharding.sources.detect import open_source
     from sharding.storage import Folder

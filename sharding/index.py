@@ -85,8 +85,7 @@ def _index_split(
     from sharding.errors import ManifestError
     from sharding.imagenet import audit, is_imagenet
     from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, write_manifest
-    from sharding.packing import available_cpus
-    from sharding.pool import run_jobs
+    from sharding.pool import available_cpus, run_jobs
     from sharding.progress import Progress
     from sharding.scan import ScanJob, scan_for_index
 

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -267,8 +266,3 @@ def _ids(classes: tuple[ClassInfo, ...]) -> list[str]:
 
 def _to_json(settings: Mapping[str, Any]) -> bytes:
     return (json.dumps(dict(settings), indent=1, sort_keys=True) + "\n").encode()
-
-
-def available_cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0))

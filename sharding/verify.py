@@ -70,8 +70,7 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     from sharding.checks import ShardCheck, check_shard
     from sharding.imagenet import audit, is_imagenet
     from sharding.manifest import load_index
-    from sharding.packing import available_cpus
-    from sharding.pool import run_jobs
+    from sharding.pool import available_cpus, run_jobs
     from sharding.progress import Progress
     from sharding.scan import Fault
 
