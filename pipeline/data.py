@@ -201,10 +201,10 @@ def build_train_loader(
     from pipeline.data_source import Request
 
     def requests() -> Iterator["Request"]:
-        for step in range(start_step, total_steps):
+        steps = range(start_step, total_steps)
+        for step, rows, epochs in order.batches(steps, global_batch_size, rank=rank, world_size=world_size):
             if prefetcher is not None:
                 prefetcher.advance((step + 1) * global_batch_size)
-            rows, epochs = order.batch(step, global_batch_size, rank=rank, world_size=world_size)
             for micro_step in range(count):
                 # The same images share a BatchNorm on any number of ranks, as long as the micro-batch keeps its size.
                 part = slice(micro_step, None, count)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline import draws
 
+_SAMPLES_AT_ONCE = 2048
+
 
 class SampleOrder:
     """The order of all epochs over shards of given sizes. Rows count samples in shard order, as the index does."""
@@ -75,7 +77,31 @@ class SampleOrder:
             rank: which rank.
             world_size: number of ranks.
         """
-        positions = rank_positions(step, global_batch_size, rank, world_size)
+        return self._read(rank_positions(step, global_batch_size, rank, world_size))
+
+    def batches(
+        self, steps: range, global_batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield (step, rows, epochs) of consecutive steps, the latter two as `batch`.
+
+        Several steps are evaluated at once: a small batch has one sample of each lane, and costs as much as many.
+
+        Args:
+            steps: consecutive optimizer steps.
+            global_batch_size: samples of a step over all ranks.
+            rank: which rank.
+            world_size: number of ranks.
+        """
+        together = max(1, _SAMPLES_AT_ONCE * world_size // global_batch_size)
+        for first in range(steps.start, steps.stop, together):
+            some = range(first, min(first + together, steps.stop))
+            positions = [rank_positions(step, global_batch_size, rank, world_size) for step in some]
+            rows, epochs = self._read(np.concatenate(positions))
+            ends = np.cumsum([len(part) for part in positions])[:-1]
+            yield from zip(some, np.split(rows, ends), np.split(epochs, ends), strict=True)
+
+    def _read(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and epochs at positions in the endless concatenation of epochs."""
         epochs, within = np.divmod(positions, self.num_samples)
         rows = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):

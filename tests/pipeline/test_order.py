@@ -53,6 +53,18 @@ def test_opening_at_a_step_equals_having_read_up_to_it(order, size, steps):
 
 
 @properties
+@given(orders, st.integers(1, 60), st.integers(0, 30), st.integers(0, 40), st.sampled_from(WORLD_SIZES))
+def test_steps_read_together_are_what_each_is_alone(order, size, first, count, world_size):
+    steps = range(first, first + count)
+    together = list(order.batches(steps, size, rank=world_size - 1, world_size=world_size))
+    assert [step for step, _, _ in together] == list(steps)
+    for step, rows, epochs in together:
+        alone = order.batch(step, size, rank=world_size - 1, world_size=world_size)
+        assert (rows == alone[0]).all()
+        assert (epochs == alone[1]).all()
+
+
+@properties
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=40).map(tuple),
     st.sampled_from([(4, 1), (4, 2), (8, 4), (8, 8), (64, 8), (26, 13)]),
