@@ -140,14 +140,15 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     output.create()
     listing = agree_on_classes(output, options.name, listing)
     _say_listing(listing, say)
+    keys = listing.keys.to_pylist()
     plan = make_plan(
-        listing.keys.to_pylist(),
+        keys,
         listing.sizes,
         seed=options.seed,
         shard_bytes=options.shard_mb * 10**6,
         blocks=listing.blocks,
     )
-    packing = Packing(output, options.name, listing, plan, _settings(options, listing))
+    packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan.digest(keys)))
     if packing.manifest is not None:
         manifest = packing.manifest
         say(f"{packing.stem}: complete already, {manifest.num_samples:,} images, digest {manifest.digest}")
@@ -178,7 +179,7 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     return manifest
 
 
-def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
+def _settings(options: BuildOptions, listing: Listing, plan_sha256: str) -> dict[str, object]:
     """What decides the bytes of the shards."""
     from sharding.imagenet import audit, is_imagenet
 
@@ -192,6 +193,8 @@ def _settings(options: BuildOptions, listing: Listing) -> dict[str, object]:
         "shorter_side": options.shorter_side,
         "quality": options.quality if options.shorter_side else None,
         "decode_check": options.decode_check,
+        # Row groups and their sizes decide the plan too; elsewhere it follows from the listing, the seed and the size.
+        **({} if listing.blocks is None else {"plan_sha256": plan_sha256}),
     }
 
 

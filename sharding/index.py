@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sharding.scan import Scan
     from sharding.storage import Folder
 
-# imagenet1k-train-0000.tar
-_SHARD = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>\d+)\.tar$")
 _WNID = re.compile(r"(?:^|[/_])(n\d{8})_")
 _NAMED_FAULTS = 20
 
@@ -49,14 +47,19 @@ def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: No
         ShardingError: there are no such tars, a number is missing between them, or samples are damaged.
     """
     from sharding.errors import ManifestError
+    from sharding.manifest import SHARD_NAME
     from sharding.storage import Folder
+    from sharding.unfinished import is_unfinished
 
     folder = Folder.open(options.shards)
     found: dict[tuple[str, str], dict[int, str]] = {}
     for file in folder.names():
-        match = _SHARD.match(file)
+        match = SHARD_NAME.match(file)
         if match and options.name in (None, match["name"]) and options.split in (None, match["split"]):
-            found.setdefault((match["name"], match["split"]), {})[int(match["number"])] = file
+            numbered = found.setdefault((match["name"], match["split"]), {})
+            other = numbered.setdefault(int(match["number"]), file)
+            if other != file:
+                raise ManifestError(f"{options.shards!r}: {other} and {file} have the same number. Remove one of them.")
     if not found:
         raise ManifestError(
             f"{options.shards!r} holds no tars named NAME-SPLIT-NUMBER.tar, such as imagenet1k-train-0000.tar"
@@ -64,6 +67,12 @@ def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: No
             + (f", with name {options.name!r}" if options.name else "")
         )
     manifests = []
+    for name, split in found:
+        if is_unfinished(folder, f"{name}-{split}"):
+            raise ManifestError(
+                f"{options.shards!r} holds an unfinished build of {name}-{split}: samples may be missing. "
+                "Give the build's command again (python -m sharding.build), which goes on where it was."
+            )
     for (name, split), numbered in sorted(found.items()):  # train before validation, which may take its classes
         missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
         if missing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,8 +18,11 @@ import pyarrow.parquet as pq
 
 from sharding.errors import ManifestError
 from sharding.storage import Folder
+from sharding.unfinished import is_unfinished
 
 SCHEMA_VERSION = 1
+# imagenet1k-train-0000.tar
+SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>[0-9]+)\.tar$")
 _MARK = b'"index_sha256"'  # in every manifest, and in hardly any other JSON file
 
 INDEX_SCHEMA = pa.schema(
@@ -158,10 +162,15 @@ class Manifest:
             raise ManifestError(f"{where} is not a manifest of shards: {error!r}") from error
         if digest != manifest.digest:
             raise ManifestError(
-                f"{where} was changed after it was written: its digest does not fit. Remove it and describe the shards "
-                "anew with python -m sharding.index, or pack into another folder."
+                f"{where} was changed after it was written: its digest does not fit. Put back the former one, pack "
+                "into another folder, or remove it and describe the shards anew: python -m sharding.index"
             )
         return manifest
+
+
+def shards_of(folder: Folder, stem: str) -> list[str]:
+    """Names of the tars in a folder that are called as the shards of the split NAME-SPLIT."""
+    return [file for file in folder.names() if re.fullmatch(re.escape(stem) + r"-[0-9]+\.tar", file)]
 
 
 def find_manifests(folder: Folder) -> dict[tuple[str, str], Manifest]:
@@ -211,10 +220,18 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
     if matching:
         prefixes = ", ".join(sorted(entry.name for entry in matching))
         raise ManifestError(f"{location!r} holds split {split!r} of several data sets ({prefixes}): say which by name")
-    if any(file.endswith(".tar") and split in file for file in folder.names()):
+    tars = [match for file in folder.names() if (match := SHARD_NAME.match(file)) and match["split"] == split]
+    stems = {f"{match['name']}-{split}" for match in tars if name in (None, match["name"])}
+    for stem in sorted(stems):
+        if is_unfinished(folder, stem):
+            raise ManifestError(
+                f"{location!r} holds an unfinished build of {stem}. Give its command again (python -m sharding.build), "
+                "which goes on where it was."
+            )
+    if stems:
         raise ManifestError(
-            f"{location!r} holds shards of {split!r} but no manifest of them. If a build was interrupted, give its "
-            f"command again; if others packed them, run: python -m sharding.index --shards {location}"
+            f"{location!r} holds shards of {split!r} but no manifest of them. If others packed them, and all are "
+            f"there, run: python -m sharding.index --shards {location}"
         )
     there = ", ".join(sorted(f"{prefix}-{part}" for prefix, part in manifests)) or "none"
     wanted = f"{name or '*'}-{split}"
@@ -232,7 +249,11 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
     """
     folder = Folder.open(location)
     file = f"{manifest.stem}.parquet"
-    hint = f"Make it again: python -m sharding.index --shards {location} --split {manifest.split}"
+    hint = (
+        f"Make it again: python -m sharding.index --shards {location} --split {manifest.split}"
+        if manifest.settings.get("packed_by") == "others"
+        else "Make it again: give the build's command once more (python -m sharding.build)."
+    )
     if folder.size(file) is None:
         raise ManifestError(f"{location}/{file} is missing. {hint}")
     try:

@@ -28,15 +28,15 @@ from sharding.manifest import (
     find_manifests,
     index_digest,
     load_index,
+    shards_of,
     write_manifest,
 )
 from sharding.parts import Part
 from sharding.plan import Plan
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
+from sharding.unfinished import SETTINGS, is_unfinished, parts_folder
 from sharding.writer import ShardJob, cut
-
-_SETTINGS = "settings.json"
 
 
 class Packing:
@@ -62,7 +62,7 @@ class Packing:
         self.output, self.name, self.listing, self.plan = output, name, listing, plan
         self.stem = f"{name}-{listing.split}"
         self.settings = dict(settings)
-        self.parts = output.folder(f".{self.stem}.parts")
+        self.parts = parts_folder(output, self.stem)
         self.plan_digest = hashlib.sha256(json.dumps([self.stem, self.settings], sort_keys=True).encode()).hexdigest()
         self.manifest = self._find_finished()
         if self.manifest is None:
@@ -86,7 +86,7 @@ class Packing:
             self.output.remove_folder(self.parts.path.rpartition("/")[2])
             return manifest
         self.parts.create()
-        self.parts.write(_SETTINGS, _to_json(self.settings))
+        self.parts.write(SETTINGS, _to_json(self.settings))
         if not index_is_there:
             return None
         index = load_index(self.output.location, manifest)
@@ -105,15 +105,15 @@ class Packing:
 
     def _open_parts(self) -> None:
         """Claim the output for these settings."""
-        foreign = [file for file in self.output.names() if file.startswith(f"{self.stem}-") and file.endswith(".tar")]
-        if foreign and self.parts.size(_SETTINGS) is None:
+        foreign = shards_of(self.output, self.stem)
+        if foreign and not is_unfinished(self.output, self.stem):
             raise OutputError(
                 f"{self.output.location} already holds {foreign[0]} and no manifest of it, so it is not this build's. "
-                "Choose another --output or --name, or describe it: "
-                f"python -m sharding.index --shards {self.output.location}"
+                "Choose another --output or --name; or remove it, if it is left from a build; or describe it, if "
+                f"others packed it and all are there: python -m sharding.index --shards {self.output.location}"
             )
         self.parts.create()
-        there = self.parts.write_once(_SETTINGS, _to_json(self.settings))
+        there = self.parts.write_once(SETTINGS, _to_json(self.settings))
         self._refuse_other(json.loads(there), "an unfinished build there")
 
     def _refuse_other(self, there: dict[str, Any], where: str) -> None:
@@ -216,6 +216,7 @@ class Packing:
         )
         if not index.num_rows:
             raise SourceError(f"no readable image in split {self.listing.split!r}")
+        self._check_counts(index, sum(entry.action == "skipped" for part in parts for entry in part.odd))
         manifest = Manifest(
             name=self.name,
             split=self.listing.split,
@@ -228,6 +229,22 @@ class Packing:
         write_manifest(self.output, manifest, index, aside=self.parts)
         self.output.remove_folder(self.parts.path.rpartition("/")[2])
         return manifest
+
+    def _check_counts(self, index: pa.Table, skipped: int) -> None:
+        """Refuse to publish anything but each listed sample once.
+
+        Raises:
+            OutputError: samples are missing or come twice: the source changed under the build in a way nothing told.
+        """
+        keys, repeats = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
+        wrong = [f"{keys[repeats > 1][0]!r} comes more than once"] if (repeats > 1).any() else []
+        if len(index) + skipped != len(self.listing):
+            wrong.append(f"{len(index):,} samples and {skipped:,} left out of {len(self.listing):,} listed")
+        if wrong:
+            raise OutputError(
+                f"the shards of {self.stem} do not hold what was listed: {'; '.join(wrong)}. Nothing was published. "
+                f"Remove {self.parts.location} and the shards, and pack anew."
+            )
 
 
 def agree_on_classes(output: Folder, name: str, listing: Listing) -> Listing:

@@ -7,6 +7,7 @@ class folders give the same shards.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ class Plan:
     def samples(self, shard: int) -> NDArray[np.int64]:
         """The sample numbers of one shard, in order."""
         return self.order[self.bounds[shard] : self.bounds[shard + 1]]
+
+    def digest(self, keys: Sequence[str]) -> str:
+        """SHA-256 in hex over the keys in the order of the plan, and the bounds of its shards.
+
+        Args:
+            keys: of the listing it was made for.
+        """
+        digest = hashlib.sha256("\n".join([keys[sample] for sample in self.order.tolist()]).encode())
+        digest.update(self.bounds.astype("<i8").tobytes())
+        return digest.hexdigest()
 
 
 def make_plan(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from sharding.errors import SourceError
 
 BLOCK = 512
+# tar fills its archives up to a whole record with zeros: 10 KiB, or whatever `-b` said.
+_LONGEST_END = 1 << 20
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
 _NOT_UTF8 = "backslashreplace"  # names are for reading: in keys, messages and the index
@@ -83,6 +85,7 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
                 "Fetch it again."
             )
         if not any(block):
+            _check_end(read_at, position, end, f"{archive} is truncated: at byte {position - start:,}, after {last}")
             return
         plain = _plain_file(block) if long_name is None else None
         if plain is not None and position + BLOCK + plain[1] <= end:
@@ -113,6 +116,18 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not name.endswith("/"):
             last = name
             yield Member(name, content, info.size)
+
+
+def _check_end(read_at: Callable[[int, int], bytes], position: int, end: int, where: str) -> None:
+    """Refuse an end mark that is a hole: zeros where a copy was cut short of its content look the same.
+
+    Raises:
+        SourceError: what follows is not zero, or is more than an archive is filled up with.
+    """
+    if end - position > _LONGEST_END or any(read_at(position + BLOCK, end - position - BLOCK)):
+        raise SourceError(
+            f"{where}, it has zeros instead of its content, {end - position:,} bytes before its end. Fetch it again."
+        )
 
 
 def _plain_file(block: bytes) -> tuple[str, int] | None:

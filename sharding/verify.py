@@ -69,7 +69,7 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
 
     from sharding.checks import ShardCheck, check_shard
     from sharding.imagenet import audit, is_imagenet
-    from sharding.manifest import load_index
+    from sharding.manifest import load_index, shards_of
     from sharding.pool import available_cpus, run_jobs
     from sharding.progress import Progress
     from sharding.scan import Fault
@@ -77,11 +77,8 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     index = load_index(options.shards, manifest)
     faults = _check_index(manifest, index)
     listed = {shard.name for shard in manifest.shards}
-    prefix = f"{manifest.stem}-"
     faults += [
-        Fault(file, "", "is not in the manifest")
-        for file in folder.names()
-        if file.startswith(prefix) and file[len(prefix) :].removesuffix(".tar").isdigit() and file not in listed
+        Fault(file, "", "is not in the manifest") for file in shards_of(folder, manifest.stem) if file not in listed
     ]
     checks = (
         # A filter copies the rows; a slice would travel to the worker with the whole index behind it.

@@ -129,7 +129,9 @@ def write_kaggle(root: Path, train: list[SyntheticImage], validation: list[Synth
     return root
 
 
-def write_parquet(root: Path, train: list[SyntheticImage], validation: list[SyntheticImage]) -> Path:
+def write_parquet(
+    root: Path, train: list[SyntheticImage], validation: list[SyntheticImage], row_group_size: int = 8
+) -> Path:
     """As Hugging Face holds it: image struct{bytes, path}, label, class names in the schema's metadata."""
     (root / "data").mkdir(parents=True)
     names = ", ".join(f'"{NAMES[wnid]}"' for wnid in WNIDS)
@@ -144,5 +146,7 @@ def write_parquet(root: Path, train: list[SyntheticImage], validation: list[Synt
                     "label": pa.array([image.label for image in half], pa.int64()),
                 }
             ).replace_schema_metadata({"huggingface": features})
-            pq.write_table(table, root / "data" / f"{split}-{number:05d}-of-00002.parquet", row_group_size=8)
+            pq.write_table(
+                table, root / "data" / f"{split}-{number:05d}-of-00002.parquet", row_group_size=row_group_size
+            )
     return root
