@@ -119,9 +119,12 @@ def last_error(traceback: str) -> str:
     while start > 0 and not lines[start - 1].startswith((" ", "Traceback")):
         start -= 1
     text = "\n".join(lines[start:])
-    name, _, words = text.partition(": ")
+    path, colon, words = text.partition(": ")
+    if not re.fullmatch(r"[\w.]+", path):
+        return text
+    name = path.rpartition(".")[2]
     # Errors made for people speak for themselves.
-    return words if name.rsplit(".", 1)[-1] in ("JobError", "ValueError") and words else text
+    return words if name in ("JobError", "ValueError") and words else f"{name}{colon}{words}"
 
 
 def tail(path: Path, lines: int = LINES) -> str:

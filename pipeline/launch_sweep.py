@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import Outcome, Update, private_directory, submit_array, wait_all
@@ -67,12 +68,28 @@ def _as_array(plan: Plan, runs: list[PlannedRun], totals: dict[Path, int]) -> in
     for name, submission, outcome in zip(names, submissions, outcomes, strict=True):
         if outcome is Outcome.FAILED:
             print(f"error: {name}: {submission.failure()}", file=sys.stderr)
+    _say_ended([run for run, outcome in zip(runs, outcomes, strict=True) if outcome is not Outcome.FINISHED])
     return _conclude(plan)
+
+
+def _say_ended(runs: Sequence[PlannedRun]) -> None:
+    """Tell MLflow of runs that ended before they began: they could not do so, and the run above waits for them."""
+    from pipeline.status import sync_run
+    from pipeline.tracking_client import TrackingError
+    from pipeline.tracking_state import load_state
+
+    for run in runs:
+        if load_state(run.run_dir) is not None:
+            continue
+        try:
+            sync_run(run.run_dir)
+        except (TrackingError, ValueError) as error:
+            print(f"{run.run_dir.name}: {error}; python -m pipeline.status --sync {run.run_dir} tells it later")
 
 
 def _in_turn(plan: Plan, runs: list[PlannedRun], totals: dict[Path, int]) -> None:
     """One after the other on this machine, until one is interrupted; a run that fails does not stop the next."""
-    for run in runs:
+    for number, run in enumerate(runs):
         print(f"\n{run.run_dir.name}")
         submission = submit_run(plan, run)
         with contextlib.closing(Progress({"": run.run_dir}, totals[run.run_dir])) as progress:
@@ -80,6 +97,7 @@ def _in_turn(plan: Plan, runs: list[PlannedRun], totals: dict[Path, int]) -> Non
         if outcome is Outcome.FAILED:
             print(f"error: {run.run_dir.name}: {submission.failure()}", file=sys.stderr)
         if outcome is Outcome.INTERRUPTED:
+            _say_ended(runs[number:])
             return
 
 

@@ -38,8 +38,9 @@ def sync_run(run_dir: Path) -> str:
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
         seen = run_state(run_dir)
-        if shipper.state.status == "RUNNING" and seen not in ("running", "submitted"):
-            # Everything was killed at once, the worker too: nobody could say how it ended.
+        never_begins = seen == "submitted" and _job_is_over(run_dir)
+        if shipper.state.status == "RUNNING" and (never_begins or seen not in ("running", "submitted")):
+            # Everything was killed at once, the worker too, or before it began: nobody could say how it ended.
             shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(seen, "KILLED"))
         try:
             with mlflow_session(shipper.uri, timeout_s=20, retries=1):
@@ -129,6 +130,17 @@ def _attempt(status: "RunStatus") -> str:
     return f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
 
 
+def _job_is_over(run_dir: Path) -> bool:
+    """Whether nothing will happen to a run any more, by its job."""
+    from jobs import JobError, attach
+
+    submission = attach(run_dir / "submitit")
+    try:
+        return submission is None or submission.look()[1] is not None
+    except JobError:
+        return False
+
+
 def _tracking(status: "RunStatus") -> str:
     state = status.tracking
     if state is None or state.run_id is None:
@@ -191,6 +203,15 @@ def _jobs(statuses: "list[RunStatus]") -> dict[Path, str]:
     return found
 
 
+def _to_sync(run_dir: Path | None, root: Path) -> list[Path]:
+    """The run that is meant, those of a sweep, or all that MLflow has not taken all of."""
+    from pipeline.status_data import SWEEP_NAME, find_runs
+
+    if run_dir is None:
+        return _unsent(root)
+    return find_runs(run_dir) if (run_dir / SWEEP_NAME).exists() else [run_dir]
+
+
 def _unsent(root: Path) -> list[Path]:
     """Runs that MLflow has not taken all of."""
     from pipeline.status_data import find_runs
@@ -214,7 +235,7 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
 
     try:
         if sync:
-            for folder in [run_dir] if run_dir else _unsent(runs):
+            for folder in _to_sync(run_dir, runs):
                 print(sync_run(folder))
             return 0
         while True:

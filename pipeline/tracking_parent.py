@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "run_key"
+_ENDS: list[str | None] = ["FAILED", "KILLED", "FINISHED"]
+"""How a run can have ended, the worst first."""
 
 
 def find_or_make(client: "MlflowClient", experiment: str, key: str, make: Callable[[], Any]) -> str:
@@ -50,9 +52,9 @@ def settle_parent(client: "MlflowClient", config: Mapping[str, Any]) -> None:
         if state is None or state.run_id is None:
             return
         members = [load_state(folder / name) for name in (read_folder(folder) or {}).get("members", [])]
-        seen = {member.sent_status if member else None for member in members}
-        ended = seen <= {"FINISHED", "FAILED", "KILLED"}
-        status = ("FINISHED" if seen == {"FINISHED"} else "FAILED") if ended else "RUNNING"
+        seen = {member.sent_status if member else None for member in members} or {None}
+        ended = seen <= set(_ENDS)
+        status = str(min(seen, key=_ENDS.index)) if ended else "RUNNING"
         if status == state.sent_status:
             return
         if ended:

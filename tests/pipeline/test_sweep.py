@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import ConfigError, ModelConfig, TrainConfig
 from pipeline.launch_options import parse
 from pipeline.recipes import demo
+from pipeline.status import sync_run
 from pipeline.status_data import find_runs
 from pipeline.sweep import build_members, prepare_folder, read_folder
 from pipeline.tracking import resolve_tracking_uri
@@ -79,16 +80,14 @@ def test_runs_of_a_sweep_that_start_together_have_one_parent_which_ends_with_the
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs" / "sweep"
     names = ["seed=1", "seed=2"]
     folder.mkdir(parents=True)
-    prepare_folder(folder, ["train.seed=1,2"], names)
-    for name in names:
+    prepare_folder(folder, ["train.seed=1,2,3"], [*names, "seed=3"])
+    for name in [*names, "seed=3"]:
         content = config_json(folder / name, TrainConfig(model=ModelConfig(name="transxnet_n")), uri)
         (folder / name / "config.json").write_text(json.dumps(content | {"sweep": str(folder)}))
-        append_records(folder / name, range(1, 4))
-    assert (
-        sorted(run.name for run in find_runs(tmp_path / "runs"))
-        == sorted(run.name for run in find_runs(folder))
-        == names
-    )
+        if name in names:
+            append_records(folder / name, range(1, 4))
+    everything = sorted(run.name for run in find_runs(tmp_path / "runs"))
+    assert everything == sorted(run.name for run in find_runs(folder)) == [*names, "seed=3"]
     client = open_client(uri)
 
     def begin(name: str) -> Shipper:
@@ -106,8 +105,11 @@ def test_runs_of_a_sweep_that_start_together_have_one_parent_which_ends_with_the
     assert set(runs) == {"sweep", *names}
     parent = runs["sweep"].info.run_id
     assert {runs[name].data.tags["mlflow.parentRunId"] for name in names} == {parent}
-    assert runs["sweep"].data.tags["sweep"] == "train.seed=1,2"
-    for shipper, status in zip(shippers, ("RUNNING", "FINISHED"), strict=True):
+    assert runs["sweep"].data.tags["sweep"] == "train.seed=1,2,3"
+    for shipper in shippers:
         shipper.end("FINISHED")
         shipper.send_status()
-        assert client.get_run(parent).info.status == status
+        assert client.get_run(parent).info.status == "RUNNING"
+    # The third is cancelled before it begins.
+    assert "status KILLED" in sync_run(folder / "seed=3")
+    assert client.get_run(parent).info.status == "KILLED"
