@@ -4,6 +4,7 @@ What is in a batch is decided by `pipeline.order` from the step alone; here it i
 that write into shared memory, which is page-locked where the device is a GPU.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from pipeline import jpeg_region
 from pipeline.config import TrainConfig
 from pipeline.order import SampleOrder
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sharding import Manifest
 
 EVALUATION_BATCH = 128
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ def build_train_loader(
         ManifestError: there is no such split, or its index does not fit.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
+    if rank == 0 and not jpeg_region.is_built():
+        logger.warning("images load a third slower: no C compiler was there when this package was installed")
     data, global_batch_size = config.data, config.global_batch_size
     split = _open(config, data.shards, data.train_split, training=True)
     order = SampleOrder(split.shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)

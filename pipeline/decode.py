@@ -7,6 +7,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline import jpeg_region
+
 Pixels = NDArray[np.uint8]
 """uint8 [H, W, 3], RGB."""
 
@@ -24,7 +26,7 @@ class DecodeError(ValueError):
 
 
 class EncodedImage:
-    """An image whose size is known before its pixels are: JPEGs by libjpeg-turbo, all else by Pillow."""
+    """An image whose size is known before its pixels are: JPEGs by libjpeg-turbo and our own, all else by Pillow."""
 
     def __init__(self, encoded: bytes) -> None:
         """Read the size.
@@ -41,6 +43,7 @@ class EncodedImage:
             self.height, self.width = int(height), int(width)
         except (ValueError, KeyError):  # KeyError: a header without an image
             space = "not a JPEG"
+        self._regions = space == "YCbCr"
         if space in ("CMYK", "YCCK", "not a JPEG"):
             self._pixels = _decode_with_pillow(encoded)
             self.height, self.width = self._pixels.shape[:2]
@@ -56,10 +59,10 @@ class EncodedImage:
     def crop(self, top: int, left: int, height: int, width: int, enough: int) -> Pixels:
         """A part of the image, perhaps already halved.
 
-        Rows below it are not decoded where the format allows that, and colour is not smoothed between its samples (0.1
-        grey levels of the result, for a twelfth of the time). A part of at least twice `enough` pixels on both sides is
-        decoded at half its size or less, which libjpeg-turbo does several times faster; it then begins and ends up to
-        seven pixels earlier.
+        What lies around it is not decoded where the format allows that (`pipeline.jpeg_region`, or else the rows
+        below), and colour is not smoothed between its samples (0.1 grey levels of the result). A part of at least twice
+        `enough` pixels on both sides is decoded at half its size or less, which libjpeg-turbo does several times
+        faster; it then begins and ends up to seven pixels earlier.
 
         Args:
             top: first row.
@@ -81,6 +84,9 @@ class EncodedImage:
         while reduction < 8 and min(height, width) >= 2 * reduction * enough:
             reduction *= 2
         if reduction == 1:
+            region = jpeg_region.decode(self._encoded, top, left, height, width) if self._regions else None
+            if region is not None:
+                return region
             return self._decode(self._rows(bottom), smooth=False)[top:bottom, left : left + width]
         reduced = self._decode(self._encoded, reduction)
         first_row, first_column = top // reduction, left // reduction
