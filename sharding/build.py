@@ -112,14 +112,11 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
     if (options.workers or available_cpus()) > 1:
         prepare_workers("sharding.writer")
 
-    from sharding.sources import list_split, list_splits
-    from sharding.sources.folder import SPLIT_FOLDERS
+    from sharding.sources import list_source
 
     form = None if options.source_format == "auto" else options.source_format
-    alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
-    splits = list_splits(options.source, form) if options.split is None else [alias.get(options.split, options.split)]
     # All are listed before the first is packed: what is missing for the last should not be said hours later.
-    listings = [list_split(options.source, split, form, options.classes) for split in splits]
+    listings = list_source(options.source, options.split, form, options.classes)
     manifests = [_build_split(options, listing, say) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
 
@@ -127,7 +124,8 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
 def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], None]) -> Manifest | None:
     """Pack one split; None if other tasks have not finished theirs."""
     from sharding.images import ImagePolicy
-    from sharding.packing import Packing, agree_on_classes
+    from sharding.labels import agree_with_published
+    from sharding.packing import Packing
     from sharding.plan import make_plan
     from sharding.pool import available_cpus, run_jobs
     from sharding.progress import Progress
@@ -138,7 +136,7 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     started = time.monotonic()
     output = Folder.open(options.output)
     output.create()
-    listing = agree_on_classes(output, options.name, listing)
+    listing = agree_with_published(output, options.name, listing)
     _say_listing(listing, say)
     keys = listing.keys.to_pylist()
     plan = make_plan(

@@ -33,6 +33,7 @@ _APP1 = 0xE1
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
     height = max(target, round(image.height * target / shorter))
     pixels = resize_pixels(pixels, width, height)
     encoded = simplejpeg.encode_jpeg(pixels, quality=policy.quality, colorsubsampling="420")
-    return PackedImage(encoded, width, height, image.oddity)
+    return PackedImage(encoded, width, height, image.oddity or _orientation_note(image.data))
 
 
 def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
@@ -188,6 +189,8 @@ def _convert(data: bytes) -> PackedImage:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_pixels(*image.size, _MAX_CONVERTED_PIXELS)
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
+                turned = image.getexif().get(_ORIENTATION, 1)
+                oddity += "" if turned == 1 else f", EXIF orientation {turned} dropped"
                 pixels = np.asarray(_flatten(image))
     except ImageError:
         raise
@@ -201,7 +204,17 @@ def _convert(data: bytes) -> PackedImage:
 
 
 def _flatten(image):  # noqa: ANN001, ANN202 - Pillow stays an import of the odd case
-    """RGB pixels; transparency becomes white."""
+    """RGB pixels; transparency becomes white, 16 bits become the upper 8.
+
+    Raises:
+        ImageError: the values have no range that says what is white.
+    """
+    if image.mode in ("I", "F"):
+        raise ImageError(f"pixels of kind {image.mode} (32 bits) have no range of their own. Make it an 8-bit image.")
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         from PIL import Image
 
@@ -215,6 +228,18 @@ def _without_broken_exif(data: bytes) -> bytes:
 
     Pixels are not touched: the segment is cut out.
     """
+    broken = [(start, end) for start, end in _exif_segments(data) if not _is_exif(data[start + 10 : end])]
+    if not broken:
+        return data
+    kept, position = [], 0
+    for start, end in broken:
+        kept.append(data[position:start])
+        position = end
+    return b"".join([*kept, data[position:]])
+
+
+def _exif_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the EXIF segments of a JPEG begin, with their marker, and end."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -222,13 +247,22 @@ def _without_broken_exif(data: bytes) -> bytes:
             position += 1
             continue
         if marker == _START_OF_SCAN:
-            return data
-        length = int.from_bytes(data[position + 2 : position + 4])
-        end = position + 2 + length
-        if marker == _APP1 and data[position + 4 : position + 10] == _EXIF and not _is_exif(data[position + 10 : end]):
-            return _without_broken_exif(data[:position] + data[end:])
+            return
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if marker == _APP1 and data[position + 4 : position + 10] == _EXIF:
+            yield position, end
         position = end
-    return data
+
+
+def _orientation_note(data: bytes) -> str | None:
+    """That a JPEG said how it is to be turned, if it did; what is written anew does not say it any more."""
+    from PIL import Image
+
+    if not any(True for _ in _exif_segments(data)):
+        return None
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    return None if turned == 1 else f"EXIF orientation {turned} dropped"
 
 
 def _is_exif(tiff: bytes) -> bool:

@@ -160,6 +160,11 @@ class Manifest:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{where} is not a manifest of shards: {error!r}") from error
+        if where.rpartition("/")[2] != f"{manifest.stem}.json":
+            raise ManifestError(
+                f"{where} is the manifest of {manifest.stem}: its name must be {manifest.stem}.json. Move it "
+                "elsewhere, or give it and its shards their names back."
+            )
         if digest != manifest.digest:
             raise ManifestError(
                 f"{where} was changed after it was written: its digest does not fit. Put back the former one, pack "

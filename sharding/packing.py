@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from sharding.errors import OutputError, SourceError
 from sharding.images import ImagePolicy
+from sharding.labels import check_published, class_ids
 from sharding.manifest import (
     INDEX_SCHEMA,
     ClassInfo,
@@ -63,7 +64,8 @@ class Packing:
         self.stem = f"{name}-{listing.split}"
         self.settings = dict(settings)
         self.parts = parts_folder(output, self.stem)
-        self.plan_digest = hashlib.sha256(json.dumps([self.stem, self.settings], sort_keys=True).encode()).hexdigest()
+        self.claim = self._claim(self.settings, listing.classes)
+        self.plan_digest = hashlib.sha256(json.dumps([self.stem, self.claim], sort_keys=True).encode()).hexdigest()
         self.manifest = self._find_finished()
         if self.manifest is None:
             self._open_parts()
@@ -80,13 +82,13 @@ class Packing:
         manifest = self._published()
         if manifest is None:
             return None
-        self._refuse_other(dict(manifest.settings), f"{self.stem}.json")
+        self._refuse_other(self._claim(manifest.settings, manifest.classes), f"{self.stem}.json")
         index_is_there = self.output.size(f"{self.stem}.parquet") is not None
         if index_is_there and all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
             self.output.remove_folder(self.parts.path.rpartition("/")[2])
             return manifest
         self.parts.create()
-        self.parts.write(SETTINGS, _to_json(self.settings))
+        self.parts.write(SETTINGS, _to_json(self.claim))
         if not index_is_there:
             return None
         index = load_index(self.output.location, manifest)
@@ -113,14 +115,19 @@ class Packing:
                 f"others packed it and all are there: python -m sharding.index --shards {self.output.location}"
             )
         self.parts.create()
-        there = self.parts.write_once(SETTINGS, _to_json(self.settings))
+        there = self.parts.write_once(SETTINGS, _to_json(self.claim))
         self._refuse_other(json.loads(there), "an unfinished build there")
+
+    @staticmethod
+    def _claim(settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> dict[str, Any]:
+        """All that decides the bytes: the settings, and the ids of the classes, which each sample's JSON names."""
+        return {**settings, "classes_sha256": hashlib.sha256("\n".join(class_ids(classes)).encode()).hexdigest()}
 
     def _refuse_other(self, there: dict[str, Any], where: str) -> None:
         differences = [
-            f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} here"
-            for key in sorted({*there, *self.settings})
-            if there.get(key) != self.settings.get(key)
+            f"{key}: {there.get(key)!r} there, {self.claim.get(key)!r} here"
+            for key in sorted({*there, *self.claim})
+            if there.get(key) != self.claim.get(key)
         ]
         if differences:
             raise OutputError(
@@ -226,7 +233,13 @@ class Packing:
             settings=self.settings,
             odd=tuple(entry for part in parts for entry in part.odd),
         )
+        check_published(self.output, self.name, self.listing, self.parts.location)
         write_manifest(self.output, manifest, index, aside=self.parts)
+        try:
+            check_published(self.output, self.name, self.listing, self.parts.location)
+        except OutputError:  # the other came between the check and the writing, and sees this one too
+            self.output.remove(f"{self.stem}.json")
+            raise
         self.output.remove_folder(self.parts.path.rpartition("/")[2])
         return manifest
 
@@ -245,40 +258,6 @@ class Packing:
                 f"the shards of {self.stem} do not hold what was listed: {'; '.join(wrong)}. Nothing was published. "
                 f"Remove {self.parts.location} and the shards, and pack anew."
             )
-
-
-def agree_on_classes(output: Folder, name: str, listing: Listing) -> Listing:
-    """Give the listing the labels of the other splits already packed under this name.
-
-    A split that lacks some of their classes takes their labels; one with classes they do not have is refused.
-
-    Raises:
-        OutputError: the splits' classes contradict one another.
-    """
-    import dataclasses
-
-    for (prefix, split), manifest in sorted(find_manifests(output).items()):
-        if prefix != name or split == listing.split:
-            continue
-        mine, theirs = _ids(listing.classes), _ids(manifest.classes)
-        if mine == theirs:
-            continue
-        extra = sorted(set(mine) - set(theirs))
-        if extra:
-            raise OutputError(
-                f"{output.location} holds {name}-{split} with {len(theirs)} classes, and this {listing.split} split "
-                f"has {len(extra)} others ({', '.join(extra[:3])}): their labels would contradict. Pack both from the "
-                "same classes, or give the whole list with --classes."
-            )
-        label = {wnid: position for position, wnid in enumerate(theirs)}
-        labels = np.array([label[wnid] for wnid in mine], np.int32)[listing.labels]
-        note = f"labels follow the {len(theirs)} classes of {name}-{split}; this split holds {len(mine)} of them"
-        listing = dataclasses.replace(listing, classes=manifest.classes, labels=labels, notes=(*listing.notes, note))
-    return listing
-
-
-def _ids(classes: tuple[ClassInfo, ...]) -> list[str]:
-    return [entry.wnid for entry in classes]
 
 
 def _to_json(settings: Mapping[str, Any]) -> bytes:

@@ -49,7 +49,8 @@ class Plan:
         Args:
             keys: of the listing it was made for.
         """
-        digest = hashlib.sha256("\n".join([keys[sample] for sample in self.order.tolist()]).encode())
+        order: list[int] = self.order.tolist()
+        digest = hashlib.sha256("\n".join([keys[sample] for sample in order]).encode())
         digest.update(self.bounds.astype("<i8").tobytes())
         return digest.hexdigest()
 

@@ -112,10 +112,15 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
     rows, faults, unreadable, classes = [], [], [], {}
+    keys: set[str] = set()
     with folder.open_stream(name) as opened:
         stream = _Stream(opened)
         try:
             for sample in _iter_samples(stream, size, name):
+                if sample.key in keys:
+                    faults.append(Fault(name, "", f"the key {sample.key!r} comes more than once"))
+                    continue
+                keys.add(sample.key)
                 try:
                     row, wnid = _row(sample, policy)
                 except ImageError as error:
@@ -160,7 +165,8 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
         folder, _, file = member.name.rpartition("/")
         stem, _, extension = file.partition(".")
         key = f"{folder}/{stem}" if folder else stem
-        if sample is None or sample.key != key:
+        # A field that comes again begins another sample of the same key.
+        if sample is None or sample.key != key or extension.lower() in sample.fields:
             if sample is not None:
                 yield sample
             sample = _Sample(key)

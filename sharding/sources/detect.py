@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 from pyarrow import fs
 
 from sharding.errors import SourceError
+from sharding.labels import agree
 from sharding.sources import folder as class_folders
 from sharding.sources import ilsvrc, kaggle, parquet
 from sharding.sources.classes import ClassList, find_class_list
@@ -96,7 +99,32 @@ def list_split(
     }
     listing = readers[form](root, split, known)
     listing.check()
-    return listing
+    return dataclasses.replace(listing, classes_found=known is None and form in ("folder", "parquet"))
+
+
+def list_source(
+    location: str, split: str | None, source_format: SourceFormat | None = None, classes: str | None = None
+) -> list[Listing]:
+    """List the splits to pack, with labels that agree among all splits of the source.
+
+    Args:
+        location: folder or URI of the source.
+        split: the one to pack; None packs all.
+        source_format: to read it as; None looks.
+        classes: see `list_split`.
+
+    Raises:
+        SourceError: see `list_split` and `agree`.
+    """
+    alias = {name: of for of, names in class_folders.SPLIT_FOLDERS.items() for name in names}
+    wanted = list_splits(location, source_format) if split is None else [alias.get(split, split)]
+    listings = [list_split(location, name, source_format, classes) for name in wanted]
+    others = []
+    if any(listing.classes_found for listing in listings):
+        for name in find_splits(open_source(location), source_format).keys() - set(wanted):
+            with contextlib.suppress(SourceError):  # said when it is packed, and its labels are compared then
+                others.append(list_split(location, name, source_format, classes))
+    return agree(listings, sorted(others, key=lambda listing: listing.split))
 
 
 def _known_classes(root: Folder, form: SourceFormat, given: str | None) -> ClassList | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
@@ -14,6 +16,7 @@ from sharding.storage import Folder
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_ARCHIVERS_FOLDER = "__MACOSX"
 ALL_SPLIT_FOLDERS = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
 
 
@@ -31,6 +34,52 @@ def find_splits(root: Folder) -> dict[str, str]:
         if matching and (split != "test" or _has_folders(root.folder(matching[0]))):
             found[split] = matching[0]
     return found
+
+
+def _refuse_nested(base: Folder, files: list[str]) -> None:
+    """Refuse a folder above that of the classes, of which the first level would become the labels.
+
+    `CLASS/images/IMAGE` is fine, as in Tiny ImageNet.
+
+    Raises:
+        SourceError: which folders were found.
+    """
+    between = [tuple(file.split("/")[:-1]) for file in files]
+    split = next((path for path in between if ALL_SPLIT_FOLDERS.intersection(path[1:])), None)
+    second: dict[str, set[str]] = {}
+    for path in between:
+        second.setdefault(path[0], set()).update(path[1:2])
+    several = next((top for top, inside in second.items() if len(inside) > 1), None)
+    nested = several is not None and all(len(path) > 1 for path in between)
+    if split is not None or nested:
+        found = "/".join(split) if split is not None else f"{several}/{min(second[str(several)])}"
+        raise SourceError(
+            f"{base.location} holds its images in folders of folders, such as {found}, so the first level may not be "
+            "the classes. Give the folder that holds the class folders, or those of the splits, with --source."
+        )
+
+
+def _refuse_broken_links(base: Folder) -> None:
+    """Refuse links to nothing, which a listing passes over.
+
+    Raises:
+        SourceError: how many, and the first.
+    """
+    if not base.is_local:
+        return
+    broken, folders = [], [base.path]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    broken.append(entry.path[len(base.path) + 1 :])
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    if broken:
+        raise SourceError(
+            f"{len(broken):,} links in {base.location} lead nowhere, such as {min(broken)}. Put back what they led "
+            "to, or remove them."
+        )
 
 
 def _has_folders(folder: Folder) -> bool:
@@ -67,22 +116,24 @@ def list_class_folders(
         source_format: what the layout is called.
 
     Raises:
-        SourceError: no images, or a folder that is no class of the mapping.
+        SourceError: no images, a folder that is no class of the mapping, folders of folders, or links to nothing.
     """
     base = root.folder(prefix.rstrip("/")) if prefix else root
-    folders, files, sizes, ignored = [], [], [], []
+    folders, files, sizes, ignored, hidden = [], [], [], [], []
     loose = 0
     for info in base.list(recursive=True):
         relative = info.path[len(base.path) :].lstrip("/")
         top, slash, rest = relative.partition("/")
-        if top.startswith((".", "__")):
-            continue
-        if info.type == fs.FileType.Directory and not slash:
+        if top.startswith(".") or top == _ARCHIVERS_FOLDER:
+            if slash and rest.lower().endswith(EXTENSIONS):
+                hidden.append(relative)
+        elif info.type == fs.FileType.Directory and not slash:
             folders.append(top)
         elif info.type == fs.FileType.File and not slash:
             loose += top.lower().endswith(EXTENSIONS)
         elif info.type == fs.FileType.File:
-            if rest.lower().endswith(EXTENSIONS):
+            # macOS keeps what it knows of a file beside it as `._NAME`.
+            if rest.lower().endswith(EXTENSIONS) and not info.base_name.startswith("."):
                 files.append(relative)
                 sizes.append(info.size)
             else:
@@ -100,7 +151,13 @@ def list_class_folders(
             f"{base.location} has no images in class folders (CLASS/IMAGE{EXTENSIONS[0].upper()}); folders there: "
             f"{', '.join(folders[:5]) or 'none'}"
         )
+    _refuse_nested(base, files)
+    _refuse_broken_links(base)
     notes = []
+    if loose:
+        notes.append(f"{loose:,} images beside the class folders were left out: they have no class")
+    if hidden:
+        notes.append(f"{len(hidden):,} images in hidden folders were left out ({hidden[0]}, …)")
     if ignored:
         notes.append(f"{len(ignored)} files that are no images by their name were left out ({ignored[0]}, …)")
     empty = sorted(set(folders) - {file.partition("/")[0] for file in files})

@@ -35,6 +35,7 @@ class Listing:
         offsets: int64; where the image begins in its file, in bytes, or its row in a parquet file.
         sizes: int64; bytes of the image (in parquet, the average of its row group).
         blocks: int32; in parquet the row group, counted over all files; None where each image can be read alone.
+        classes_found: whether the classes are those found in this split, not a list of all.
         notes: remarks for the user.
     """
 
@@ -49,6 +50,7 @@ class Listing:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     blocks: NDArray[np.int32] | None = None
+    classes_found: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

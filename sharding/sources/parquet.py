@@ -25,6 +25,8 @@ from sharding.sources.listing import Listing, sample_key
 from sharding.storage import Folder
 
 _SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_./]|$)")
+# train-00000-of-00294.parquet, or train-00000-of-00294-1c3b2a.parquet
+_NUMBERED = re.compile(r"^(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?\.parquet$")
 _WNID = re.compile(r"(?:^|_)(n\d{8})(?:\.[A-Za-z]+$|_\d)")
 _SPOOL_IN_MEMORY = 64 << 20
 _ROWS_AT_ONCE = 32
@@ -57,6 +59,7 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
     files = find_splits(root).get(split)
     if not files:
         raise SourceError(f"{root.location} has no parquet files of split {split!r} ({split}-00000-of-….parquet)")
+    _refuse_gaps(root, files)
     names: list[str] = []
     labels, sizes, rows, blocks, file_of = [], [], [], [], []
     class_names: list[str] | None = None
@@ -97,6 +100,26 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
         sizes=np.concatenate(sizes) if sizes else np.zeros(0, np.int64),
         blocks=np.concatenate(blocks) if blocks else np.zeros(0, np.int32),
     )
+
+
+def _refuse_gaps(root: Folder, files: list[str]) -> None:
+    """Refuse a split of which files are missing: their names say how many there are.
+
+    Raises:
+        SourceError: which are missing.
+    """
+    sets: dict[tuple[str, str], set[int]] = {}
+    for file in files:
+        match = _NUMBERED.match(file)
+        if match:
+            sets.setdefault((match["stem"], match["count"]), set()).add(int(match["number"]))
+    for (stem, count), numbers in sets.items():
+        missing = sorted(set(range(int(count))) - numbers)
+        if missing:
+            raise SourceError(
+                f"{root.location}: {len(missing)} of the {int(count)} files {stem}-…-of-{count}.parquet are missing, "
+                f"the first is {stem}-{missing[0]:05d}-of-{count}.parquet. Fetch them."
+            )
 
 
 def _open(root: Folder, file: str) -> pq.ParquetFile:

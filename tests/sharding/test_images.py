@@ -107,6 +107,38 @@ def test_good_exif_stays():
     assert pack_image(data, PLAIN).data is data
 
 
+def test_16_bits_become_the_upper_8():
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for form in ("PNG", "TIFF"):
+        packed = pack_image(encoded(Image.fromarray(ramp), form), PLAIN)
+        stored = np.asarray(Image.open(io.BytesIO(packed.data)).convert("L"), np.float32)
+        assert np.abs(stored - (ramp >> 8)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_without_a_range_are_refused(kind: type):
+    with pytest.raises(ImageError, match=r"pixels of kind [IF] \(32 bits\)"):
+        pack_image(encoded(Image.fromarray(np.ones((9, 9), kind)), "TIFF"), PLAIN)
+
+
+def test_orientation_is_never_applied_and_said_where_it_is_dropped():
+    """The trainer's decoders, as most, take the pixels as they lie: packing does not turn them either."""
+    sound = smooth(1, 400, 300)
+    turned = sound[:2] + exif_segment(GOOD_EXIF) + sound[2:]
+    assert pack_image(turned, PLAIN).data is turned
+    smaller, plain = (pack_image(data, ImagePolicy(shorter_side=100)) for data in (turned, sound))
+    assert (smaller.width, smaller.height, smaller.data) == (133, 100, plain.data)
+    assert (smaller.oddity, plain.oddity) == ("EXIF orientation 6 dropped", None)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert pack_image(encoded(picture(), "PNG", exif=exif), PLAIN).oddity == "PNG, EXIF orientation 3 dropped"
+
+
+def test_a_thousand_broken_exif_segments_are_cut_out():
+    sound = photograph(3)
+    assert pack_image(sound[:2] + exif_segment(b"XXXX") * 1500 + sound[2:], PLAIN).data == sound
+
+
 def huge_png() -> bytes:
     """A PNG of 10,000 x 10,000 pixels in a hundred bytes."""
     data = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))

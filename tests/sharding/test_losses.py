@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from sharding import ManifestError, OutputError, SourceError, load_manifest
+from sharding import ManifestError, OutputError, SourceError, load_index, load_manifest
+from sharding.build import BuildOptions, build
 from sharding.index import IndexOptions, index
 from sharding.parts import Part
 from sharding.sources import list_split
@@ -137,3 +138,134 @@ def test_archives_filled_up_to_a_record_are_whole(blocks: int, tmp_path: Path):
     tar.write_bytes(content.rstrip(b"\0") + bytes(-len(content.rstrip(b"\0")) % 512 + 512 * blocks))
     (manifest,) = index(IndexOptions(shards=str(tmp_path), workers=1))
     assert manifest.num_samples == 2
+
+
+def class_folders(root: Path, classes: dict[str, int]) -> Path:
+    """Folders of so many images each."""
+    for name, count in classes.items():
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.jpg").write_bytes(synthetic.photograph(len(str(folder)) + number))
+    return root
+
+
+def labels_of(output: Path, split: str) -> dict[str, int]:
+    table = load_index(str(output), load_manifest(str(output), split))
+    return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+
+def test_splits_agree_on_labels_before_either_is_published(tmp_path: Path):
+    root = class_folders(tmp_path / "source", {"train/a": 2, "train/b": 2, "train/c": 2, "val/b": 2, "val/c": 2})
+    for form in ("tasks", "validation first"):
+        output = tmp_path / form
+        if form == "tasks":  # the first ends its share of train, which is not published yet, and goes on to validation
+            assert not pack(root, output, split=None, task_index=1, task_count=2)
+            assert len(pack(root, output, split=None, task_index=0, task_count=2)) == 2
+        else:
+            pack(root, output, split="validation")
+            pack(root, output, split="train")
+        assert labels_of(output, "validation") == {"b_0": 1, "b_1": 1, "c_0": 2, "c_1": 2}
+        assert load_manifest(str(output), "train").classes == load_manifest(str(output), "validation").classes
+    class_folders(root / "val", {"d": 1})
+    with pytest.raises(SourceError, match=r"validation split has 1 classes that the train split does not have \(d\)"):
+        pack(root, tmp_path / "out", split=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_published_meanwhile_with_other_labels_is_not_joined(tmp_path: Path):
+    train = class_folders(tmp_path / "one", {"a": 2, "b": 2, "c": 2})
+    validation = class_folders(tmp_path / "two", {"b": 1, "c": 1})
+    output = tmp_path / "out"
+
+    def meanwhile(line: str) -> None:
+        if line.startswith("train:"):  # train has been listed, and has agreed with what is there
+            pack(validation, output, split="validation")
+
+    options = BuildOptions(source=str(train), output=str(output), split="train", shard_mb=1, workers=1)
+    with pytest.raises(OutputError, match=r"imagenet1k-validation was published .* meanwhile with 2 classes"):
+        build(options, say=meanwhile)
+    assert not (output / "imagenet1k-train.json").exists()
+
+
+def test_other_classes_of_the_same_images_are_other_settings(tmp_path: Path):
+    """The JSON beside each image names its class."""
+    root = class_folders(tmp_path / "source", {"a": 1})
+    (root / "a" / "0.jpg").rename(root / "a" / f"{WNIDS[0]}_1.JPEG")
+    pack(root, tmp_path / "out")
+    (root / "a").rename(root / "b")
+    with pytest.raises(OutputError, match="classes_sha256"):
+        pack(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("classes", "found"),
+    [
+        ({"imagenet/train/a": 2, "imagenet/val/a": 1}, "imagenet/train/a"),
+        ({"imagenet/a": 2, "imagenet/b": 2}, "imagenet/a"),
+        ({"training/0": 1, "training/1": 1, "testing/0": 1}, "training/0"),
+    ],
+)
+def test_a_folder_above_that_of_the_classes_is_refused(classes: dict[str, int], found: str, tmp_path: Path):
+    class_folders(tmp_path, classes)
+    with pytest.raises(SourceError, match=f"folders of folders, such as {found}"):
+        list_split(str(tmp_path), "train")
+
+
+def test_one_level_below_the_classes_is_fine(tmp_path: Path):
+    class_folders(tmp_path, {"a/images": 2, "b/images": 2})
+    assert [entry.wnid for entry in list_split(str(tmp_path), "train").classes] == ["a", "b"]
+
+
+def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path):
+    class_folders(tmp_path, {"a": 2, ".thumbs": 3, "__background__": 1, "x": 1, "__MACOSX/x": 1})
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a" / "._0.jpg").write_bytes(b"of a Mac")
+    listing = list_split(str(tmp_path), "train")
+    assert [entry.wnid for entry in listing.classes] == ["__background__", "a", "x"]
+    assert len(listing) == 4
+    assert [note.partition(" (")[0] for note in listing.notes] == [
+        "2 images beside the class folders were left out: they have no class",
+        "4 images in hidden folders were left out",
+        "1 files that are no images by their name were left out",
+    ]
+
+
+def test_links_to_nothing_are_refused(tmp_path: Path):
+    class_folders(tmp_path, {"a": 1})
+    (tmp_path / "b").symlink_to("a")
+    assert len(list_split(str(tmp_path), "train")) == 2
+    (tmp_path / "a" / "gone.jpg").symlink_to("/nowhere/x.jpg")
+    with pytest.raises(SourceError, match=r"1 links in .* lead nowhere, such as a/gone.jpg"):
+        list_split(str(tmp_path), "train")
+
+
+def test_a_parquet_file_that_is_missing_is_named(tmp_path: Path):
+    synthetic.write_parquet(tmp_path, train_images(1), validation_images(4))
+    (tmp_path / "data" / "train-00001-of-00002.parquet").unlink()
+    assert len(list_split(str(tmp_path), "validation")) == 4
+    with pytest.raises(SourceError, match=r"1 of the 2 files .* the first is data/train-00001-of-00002.parquet"):
+        list_split(str(tmp_path), "train")
+
+
+def test_neighbours_of_one_key_are_two_samples(source: str, tmp_path: Path):
+    """WebDataset's own writer puts them there, and its reader takes them for one."""
+    with tarfile.open(tmp_path / "x-train-0.tar", "w") as archive:
+        for key, label in (("k", 0), ("k", 1), ("m", 1)):
+            synthetic.add_member(archive, f"{key}.jpg", synthetic.photograph(label))
+            synthetic.add_member(archive, f"{key}.cls", str(label).encode())
+    for on_bad in ("stop", "skip"):
+        with pytest.raises(ManifestError, match=r"x-train-0.tar: the key 'k' comes more than once"):
+            index(IndexOptions(shards=str(tmp_path), workers=1, on_bad=on_bad))
+
+
+def test_a_manifest_under_another_name_is_refused(source: str, tmp_path: Path):
+    pack(source, tmp_path)
+    for name in ("imagenet1k-copy.json", "other-train.json"):
+        shutil.copy(tmp_path / "imagenet1k-train.json", tmp_path / name)
+        with pytest.raises(ManifestError, match=rf"{name} is the manifest of imagenet1k-train: its name must be"):
+            load_manifest(str(tmp_path), "train")
+        with pytest.raises(ManifestError, match="its name must be"):
+            load_manifest(str(tmp_path), "train", name="other")
+        (tmp_path / name).unlink()
