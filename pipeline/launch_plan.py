@@ -198,14 +198,40 @@ def check_weights(config: TrainConfig) -> None:
     """The weights that a new run starts from are there, as far as that shows without reading them.
 
     Raises:
-        LaunchError: the file or folder is missing.
+        LaunchError: the file or folder is missing, or the registry does not know the version.
     """
     source = config.initialise_from
-    if source is not None and not source.startswith("models:/") and not Path(source).exists():
+    if source is None:
+        return
+    if source.startswith("models:/"):
+        _check_version(source)
+    elif not Path(source).exists():
         raise LaunchError(
             f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, "
             "a .safetensors or a published .pth file"
         )
+
+
+def _check_version(uri: str) -> None:
+    from pipeline.tracking_client import local_database, mlflow_session, one_line, resolve_tracking_uri
+    from pipeline.tracking_secrets import mask_secrets
+
+    store = resolve_tracking_uri(Path.cwd())
+    database = local_database(store)
+    if database is not None and not database.exists():
+        raise LaunchError(
+            f"--train.initialise-from {uri}: there is no registry at {database}; MLFLOW_TRACKING_URI says where it is"
+        )
+    try:
+        with mlflow_session(store, timeout_s=20, retries=1):
+            from mlflow.models import get_model_info
+
+            get_model_info(uri)
+    except Exception as error:  # MLflow raises many kinds, and each means that the nodes would not find it either
+        raise LaunchError(
+            f"--train.initialise-from {uri}: {mask_secrets(store)} does not give it ({one_line(error)}); "
+            "MLFLOW_TRACKING_URI says where the registry is"
+        ) from error
 
 
 def check_shards(config: TrainConfig) -> Dataset:

@@ -52,6 +52,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
         (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
         (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
+        (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
     ],
 )
 def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
