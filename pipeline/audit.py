@@ -4,6 +4,7 @@ One file a rank and flush, published whole. Flushed where a checkpoint is saved,
 went on say each step once: what lies beyond the checkpoint it went on from is removed first.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from pipeline.data_source import Batch
 
+logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -57,7 +59,10 @@ class AuditWriter:
         self._rows.append((steps, batch.indices.numpy(), batch.epochs.numpy(), batch.substitutes.numpy()))
 
     def flush(self) -> None:
-        """Publish what was recorded since the last flush; call it before a checkpoint is published, and at the end."""
+        """Publish what was recorded since the last flush; call it before a checkpoint is published, and at the end.
+
+        What a full disk does not take is kept, with a warning, and written by the next flush.
+        """
         if not self._rows:
             return
         steps, samples, epochs, substitutes = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
@@ -66,8 +71,14 @@ class AuditWriter:
         table = pa.Table.from_arrays(
             [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
         )
-        _publish(table, self._folder / f"step_{steps[0]:08d}_rank_{self._rank:05d}.parquet")
-        self._rows = []
+        try:
+            _publish(table, self._folder / f"step_{steps[0]:08d}_rank_{self._rank:05d}.parquet")
+        except OSError as error:
+            logger.warning(
+                "rank %d: what was read since step %d is not in the audit yet: %s", self._rank, steps[0], error
+            )
+        else:
+            self._rows = []
 
 
 def read_audit(run_dir: str | Path) -> pa.Table:
@@ -91,5 +102,8 @@ def _truncate(folder: Path, start_step: int) -> None:
 def _publish(table: pa.Table, file: Path) -> None:
     """Write a file aside and rename it into place."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, aside)
-    os.replace(aside, file)
+    try:
+        pq.write_table(table, aside)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

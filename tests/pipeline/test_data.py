@@ -1,6 +1,7 @@
 """The loader: the same bytes whoever reads them, nothing lost, nothing twice, and damage that has a name."""
 
 import hashlib
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from pipeline.audit import AuditWriter, read_audit
 from pipeline.data import build_evaluation_loader, build_train_loader, dataset_info
 from pipeline.data_reader import DamagedSampleError, LoaderError
+from pipeline.data_source import Batch
 from pipeline.mixup import DeviceTransform
 from tests.pipeline.small_shards import CLASSES, config, pack
 
@@ -348,3 +350,19 @@ def test_what_the_device_does_depends_on_the_sample_and_the_step_alone(shards, c
         assert all(len(tops) == 1 for tops in weights.values())
         results.append((images, weights))
     assert results[0] == results[1]
+
+
+def test_an_audit_that_the_disk_does_not_take_is_written_by_the_next_flush(tmp_path: Path):
+    rows = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 1, 1), rows, rows, 0 * rows, 0 * rows - 1, step=7, micro_step=0)
+    audit = AuditWriter(tmp_path, 0, start_step=0, keys=lambda rows: [str(row) for row in rows])
+    audit.add(batch)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        audit.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "audit").iterdir())
+    audit.flush()
+    assert read_audit(tmp_path)["sample"].to_pylist() == rows.tolist()
