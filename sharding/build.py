@@ -148,8 +148,12 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     )
     packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan.digest(keys)))
     if packing.manifest is not None:
-        manifest = packing.manifest
+        named = packing.name_classes() if options.classes else None
+        manifest = named or packing.manifest
         say(f"{packing.stem}: complete already, {manifest.num_samples:,} images, digest {manifest.digest}")
+        if named:
+            say("  its classes have names now, and so it has another digest: runs that were begun with the former one,")
+            say(f"  {packing.manifest.digest}, do not go on with it")
         return manifest
     task_index, task_count = options.task_index or 0, options.task_count or 1
     mine = len(range(task_index, plan.num_shards, task_count))
@@ -165,8 +169,11 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
             task_count=task_count,
         )
         for part, was_there in run_jobs(pack_shard, jobs, workers):
-            progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
+            if part is not None:
+                progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
         manifest = packing.finish()
+    if manifest is not None:
+        packing.tidy()
     if manifest is None:
         say(
             f"{packing.stem}: task {task_index} of {task_count} is done; some shards are left to the other tasks; "

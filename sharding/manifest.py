@@ -300,6 +300,15 @@ def write_manifest(folder: Folder, manifest: Manifest, index: pa.Table, *, aside
     _write_info(folder, [*others, manifest], aside)
     folder.write(f"{manifest.stem}.json", manifest.to_json().encode(), aside=aside)
     # Another split may have been published meanwhile, and have written `_info.json` without this one.
+    write_info(folder, aside=aside)
+
+
+def write_info(folder: Folder, *, aside: Folder | None = None) -> None:
+    """Have `_info.json` describe all splits that are published in a folder; one that does is left alone.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     _write_info(folder, list(find_manifests(folder).values()), aside)
 
 

@@ -8,17 +8,20 @@ complete.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sharding.errors import OutputError, SourceError
+from sharding.errors import ManifestError, OutputError, SourceError
+from sharding.imagenet import audit
 from sharding.images import ImagePolicy
 from sharding.labels import check_published, class_ids
 from sharding.manifest import (
@@ -30,6 +33,7 @@ from sharding.manifest import (
     index_digest,
     load_index,
     shards_of,
+    write_info,
     write_manifest,
 )
 from sharding.parts import Part
@@ -77,21 +81,24 @@ class Packing:
     def _find_finished(self) -> Manifest | None:
         """The published manifest, if all its shards are there by size; else its records become parts again.
 
-        Where the index is lost there are no records, and all shards are written once more.
+        Where the index is lost or damaged there are no records, and all shards are written once more.
         """
         manifest = self._published()
         if manifest is None:
             return None
         self._refuse_other(self._claim(manifest.settings, manifest.classes), f"{self.stem}.json")
-        index_is_there = self.output.size(f"{self.stem}.parquet") is not None
-        if index_is_there and all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
-            self.output.remove_folder(self.parts.path.rpartition("/")[2])
+        try:
+            index = load_index(self.output.location, manifest)
+        except ManifestError:
+            index = None
+        if index is not None and all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
+            write_info(self.output)
+            self.tidy()
             return manifest
         self.parts.create()
         self.parts.write(SETTINGS, _to_json(self.claim))
-        if not index_is_there:
+        if index is None:
             return None
-        index = load_index(self.output.location, manifest)
         odd_of: dict[int, list[OddImage]] = {}
         owner = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
         for entry in manifest.odd:
@@ -121,7 +128,9 @@ class Packing:
     @staticmethod
     def _claim(settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> dict[str, Any]:
         """All that decides the bytes: the settings, and the ids of the classes, which each sample's JSON names."""
-        return {**settings, "classes_sha256": hashlib.sha256("\n".join(class_ids(classes)).encode()).hexdigest()}
+        claim = {**settings, "classes_sha256": hashlib.sha256("\n".join(class_ids(classes)).encode()).hexdigest()}
+        claim.pop("whole_imagenet", None)  # follows from the rest, and from what was left out
+        return claim
 
     def _refuse_other(self, there: dict[str, Any], where: str) -> None:
         differences = [
@@ -130,9 +139,15 @@ class Packing:
             if there.get(key) != self.claim.get(key)
         ]
         if differences:
+            changed = there.get("listing_sha256") != self.claim["listing_sha256"]
+            advice = (
+                "The source has changed, or is another one: give another --output or --name, or remove "
+                f"{self.stem}-*.tar, {self.stem}.json and {self.parts.path.rpartition('/')[2]} there to pack it anew."
+                if changed
+                else "Give the same settings, or another --output or --name."
+            )
             raise OutputError(
-                f"{self.output.location} belongs to other settings ({where}): {'; '.join(differences)}. "
-                "Give the same settings, or another --output or --name."
+                f"{self.output.location} belongs to other settings ({where}): {'; '.join(differences)}. {advice}"
             )
 
     @contextlib.contextmanager
@@ -145,26 +160,43 @@ class Packing:
         if not self.output.is_local or self.manifest is not None:
             yield
             return
-        path = self.parts.join(f"task-{task_index}-of-{task_count}.lock")
-        with open(path, "w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        self.parts.create()  # another build may have published and tidied up just now
+        task = self.parts.join(f"task-{task_index}-of-{task_count}.lock")
+        with open(task, "w") as own, open(self.parts.join("build.lock"), "w") as shared:
+            if _flock(own, fcntl.LOCK_EX) is False:
                 raise OutputError(
                     f"another build is writing {self.stem} to {self.output.location}. Wait for it, or end it; "
                     "then the same command goes on where it was."
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            self._remove_leftovers(task_index, task_count)
+                )
+            # Every task holds the shared lock while it writes: who gets it alone finds only what killed builds left.
+            if _flock(shared, fcntl.LOCK_EX):
+                self._remove_leftovers()
+            with contextlib.suppress(OSError):
+                fcntl.flock(shared, fcntl.LOCK_SH)
             yield
 
-    def _remove_leftovers(self, task_index: int, task_count: int) -> None:
-        """Remove what a killed build of this task was writing."""
-        mine = {f".{self.shard_name(number)}" for number in range(task_index, self.plan.num_shards, task_count)}
+    def _remove_leftovers(self) -> None:
+        """Remove the shards that killed builds were writing."""
         for file in self.parts.names():
-            if file.endswith(".tmp") and file.rsplit(".", 2)[0] in mine:
+            if re.fullmatch(rf"\.{re.escape(self.stem)}-[0-9]+\.tar\.[0-9a-f]+\.tmp", file):
                 self.parts.remove(file)
+
+    def tidy(self) -> None:
+        """Remove the records, once the manifest is published and the lock is released."""
+        self.output.remove_folder(self.parts.path.rpartition("/")[2])
+
+    def name_classes(self) -> Manifest | None:
+        """Give the classes of a finished split the names of the listing, where they have only their ids.
+
+        Returns:
+            The manifest anew, with another digest; None if there was nothing to do.
+        """
+        old, new = self.manifest, self.listing.classes
+        if old is None or old.classes == new or any(entry.name != entry.wnid for entry in old.classes):
+            return None
+        manifest = dataclasses.replace(old, classes=new)
+        self.output.write(f"{self.stem}.json", manifest.to_json().encode())
+        return manifest
 
     def jobs(
         self, source: Folder, policy: ImagePolicy, *, skip_bad: bool, task_index: int, task_count: int
@@ -179,6 +211,7 @@ class Packing:
                 source=source,
                 output=self.output,
                 parts=self.parts,
+                manifest=f"{self.stem}.json",
                 samples=samples,
                 wnids=[self.listing.classes[label].wnid for label in samples.labels],
                 policy=policy,
@@ -224,13 +257,16 @@ class Packing:
         if not index.num_rows:
             raise SourceError(f"no readable image in split {self.listing.split!r}")
         self._check_counts(index, sum(entry.action == "skipped" for part in parts for entry in part.odd))
+        whole = bool(self.settings.get("whole_imagenet")) and not audit(
+            self.listing.split, index["label"].to_numpy(), self.listing.classes
+        )
         manifest = Manifest(
             name=self.name,
             split=self.listing.split,
             classes=self.listing.classes,
             shards=tuple(part.shard for part in parts),
             index_sha256=index_digest(index),
-            settings=self.settings,
+            settings={**self.settings, "whole_imagenet": whole},
             odd=tuple(entry for part in parts for entry in part.odd),
         )
         check_published(self.output, self.name, self.listing, self.parts.location)
@@ -240,7 +276,6 @@ class Packing:
         except OutputError:  # the other came between the check and the writing, and sees this one too
             self.output.remove(f"{self.stem}.json")
             raise
-        self.output.remove_folder(self.parts.path.rpartition("/")[2])
         return manifest
 
     def _check_counts(self, index: pa.Table, skipped: int) -> None:
@@ -258,6 +293,17 @@ class Packing:
                 f"the shards of {self.stem} do not hold what was listed: {'; '.join(wrong)}. Nothing was published. "
                 f"Remove {self.parts.location} and the shards, and pack anew."
             )
+
+
+def _flock(stream: IO[str], kind: int) -> bool | None:
+    """Try to lock a file: whether that went, None where the file system has no locks."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _to_json(settings: Mapping[str, Any]) -> bytes:

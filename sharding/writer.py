@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sharding.errors import ImageError, SourceError
+from sharding.errors import ImageError, OutputError, SourceError
 from sharding.images import ImagePolicy, PackedImage, one_thread, pack_image
 from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
 from sharding.parts import Part
@@ -20,6 +20,7 @@ from sharding.sources.images import iter_images
 from sharding.sources.listing import Listing
 from sharding.storage import Folder, Sink
 from sharding.tarfiles import BLOCK, END, header, padding
+from sharding.unfinished import SETTINGS
 
 _FLUSH_BYTES = 4 << 20
 _quote = json.encoder.encode_basestring_ascii
@@ -38,6 +39,7 @@ class ShardJob:
         source: folder of the images.
         output: folder of the shards.
         parts: folder for what is not yet published.
+        manifest: name of the manifest that will be.
         samples: the images of this shard, in order.
         wnids: of each sample.
         policy: what happens to each image.
@@ -50,25 +52,41 @@ class ShardJob:
     source: Folder
     output: Folder
     parts: Folder
+    manifest: str
     samples: Listing
     wnids: Sequence[str]
     policy: ImagePolicy
     skip_bad: bool
 
 
-def pack_shard(job: ShardJob) -> tuple[Part, bool]:
+def pack_shard(job: ShardJob) -> tuple[Part | None, bool]:
     """Write one shard, or find it finished.
 
     Returns:
-        What was written, and whether it was there already: same plan, and the tar has its digest.
+        What was written, and whether it was there already: same plan, and the tar has its digest. None, and True, if
+        another build has published all meanwhile.
 
     Raises:
         SourceError: the source cannot be read, or images in it are unreadable and may not be skipped.
         OutputError: the shard cannot be written.
     """
-    finished = _finished(job)
-    if finished is not None:
-        return finished, True
+    try:
+        if _is_published(job):
+            return None, True
+        finished = _finished(job)
+        return (finished, True) if finished is not None else (_write(job), False)
+    except (OutputError, FileNotFoundError):
+        if not _is_published(job):  # and with it has removed the folder this one was writing to
+            raise
+        return None, True
+
+
+def _is_published(job: ShardJob) -> bool:
+    """Whether the manifest is there and the records are gone; a shard that is written again has both."""
+    return job.parts.size(SETTINGS) is None and job.output.size(job.manifest) is not None
+
+
+def _write(job: ShardJob) -> Part:
     odd: list[OddImage] = []
     bad: list[str] = []
     with job.output.publish(job.file_name, aside=job.parts) as sink:
@@ -82,7 +100,7 @@ def pack_shard(job: ShardJob) -> tuple[Part, bool]:
     shard = ShardInfo(job.file_name, len(tar.rows), tar.position, tar.sha256.hexdigest())
     part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(tar.rows, job.number))
     job.parts.write(Part.file_name(job.number), part.to_bytes(), durable=False)
-    return part, False
+    return part
 
 
 class _ShardStream:
@@ -201,7 +219,10 @@ def _index_rows(rows: list[IndexRow], shard: int) -> pa.Table:
 
 def _name_bad(bad: list[str]) -> str:
     listed = "\n  ".join(bad)
-    return f"{len(bad)} unreadable images:\n  {listed}\nReplace them, or leave them out with --on-bad skip."
+    return (
+        f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}:\n  {listed}\nLeave them out with --on-bad skip; or "
+        "replace them, and pack into another --output, since the source is then another one."
+    )
 
 
 def cut(listing: Listing, samples: NDArray[np.int64]) -> Listing:
