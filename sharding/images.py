@@ -18,6 +18,8 @@ from sharding.errors import ImageError
 
 # ImageNet's largest image has 61 million pixels. Bounds the memory of one decode to about 400 MB.
 MAX_PIXELS = 1 << 26
+# As many pixels without compression, and some more.
+MAX_IMAGE_BYTES = 1 << 28
 # Pillow holds several copies of a whole image.
 _MAX_CONVERTED_PIXELS = 1 << 24
 

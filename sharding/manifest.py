@@ -21,6 +21,7 @@ from sharding.storage import Folder
 from sharding.unfinished import is_unfinished
 
 SCHEMA_VERSION = 1
+MAX_CLASSES = 1_000_000  # ImageNet-21k has 21,841
 # imagenet1k-train-0000.tar
 SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>[0-9]+)\.tar$")
 _MARK = b'"index_sha256"'  # in every manifest, and in hardly any other JSON file
@@ -158,7 +159,7 @@ class Manifest:
             digest = content["digest"]
         except ManifestError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{where} is not a manifest of shards: {error!r}") from error
         if where.rpartition("/")[2] != f"{manifest.stem}.json":
             raise ManifestError(

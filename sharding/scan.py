@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ import pyarrow as pa
 import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
-from sharding.images import ImagePolicy, pack_image
-from sharding.manifest import INDEX_SCHEMA
+from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, pack_image
+from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
@@ -163,7 +164,11 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
         if member is None:
             break
         folder, _, file = member.name.rpartition("/")
-        stem, _, extension = file.partition(".")
+        stem, dot, extension = file.partition(".")
+        if not stem or not dot:  # `._x.jpg` of macOS, README: no samples for WebDataset either
+            continue
+        if member.size > MAX_IMAGE_BYTES:
+            raise SourceError(f"{name} holds {member.name} of {member.size:,} bytes; {MAX_IMAGE_BYTES:,} are allowed")
         key = f"{folder}/{stem}" if folder else stem
         # A field that comes again begins another sample of the same key.
         if sample is None or sample.key != key or extension.lower() in sample.fields:
@@ -191,11 +196,13 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         raise SourceError(f"no image among its fields ({', '.join(sample.fields)})")
     try:
         facts = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
-        label = int(sample.fields["cls"]) if "cls" in sample.fields else int(facts["label"])
-    except (ValueError, KeyError, TypeError) as error:
+        label = int(sample.fields["cls"]) if "cls" in sample.fields else operator.index(facts["label"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"no label: neither KEY.cls nor `label` in KEY.json is a whole number ({error!r})") from error
     if not isinstance(facts, dict):
         raise SourceError("KEY.json is no object")
+    if not 0 <= label < MAX_CLASSES:
+        raise SourceError(f"label {label} is not from 0 to {MAX_CLASSES - 1:,}")
     if facts.get("label", label) != label:
         raise SourceError(f"KEY.cls says label {label}, KEY.json {facts['label']}")
     packed = pack_image(sample.data, policy)
@@ -208,7 +215,8 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         "height": packed.height,
         "xxh64": xxhash.xxh64_intdigest(sample.data),
     }
-    return row, facts.get("class")
+    wnid = facts.get("class")
+    return row, wnid if isinstance(wnid, str) else None
 
 
 @dataclass(frozen=True)

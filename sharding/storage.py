@@ -31,7 +31,13 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
         ShardingError: pyarrow cannot open such a URI.
     """
     if "://" not in location:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+        location = os.path.abspath(os.path.expanduser(location))
+    try:
+        location.encode()
+    except UnicodeEncodeError as error:
+        raise ShardingError(f"the path {location!r} is not UTF-8. Rename it, or give a link to it.") from error
+    if "://" not in location:
+        return fs.LocalFileSystem(), location
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
@@ -113,7 +119,8 @@ class Folder:
         """The folder that holds a file, and the file's name."""
         whole = cls.open(location)
         path, _, name = whole.path.rpartition("/")
-        return cls(location, whole.filesystem, path), name
+        head, mark, query = location.partition("?") if "://" in location else (location, "", "")
+        return cls((os.path.dirname(head.rstrip("/")) or ".") + mark + query, whole.filesystem, path), name
 
     @property
     def is_local(self) -> bool:

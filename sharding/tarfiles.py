@@ -14,6 +14,7 @@ from sharding.errors import SourceError
 BLOCK = 512
 # tar fills its archives up to a whole record with zeros: 10 KiB, or whatever `-b` said.
 _LONGEST_END = 1 << 20
+_LONGEST_HEADER = 1 << 20
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
 _NOT_UTF8 = "backslashreplace"  # names are for reading: in keys, messages and the index
@@ -100,17 +101,23 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
                 f"{archive} is damaged or no tar at byte {position - start:,} ({error}), after {last}"
             ) from error
         content = position + BLOCK
+        if info.size < 0:
+            raise SourceError(f"{archive} is damaged at byte {position - start:,} (a size below 0), after {last}")
         position = content + info.size + -info.size % BLOCK
         if content + info.size > end:
             raise SourceError(
                 f"{archive} is truncated: {info.name} needs {info.size:,} bytes, "
                 f"{max(0, end - content):,} are left. Fetch it again."
             )
-        if info.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = read_at(content, info.size).rstrip(b"\0").decode("utf-8", _NOT_UTF8)
-            continue
-        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
-            long_name = _pax_path(read_at(content, info.size)) or long_name
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+            where = f"{archive} is damaged: the extended header after {last}"
+            if info.size > _LONGEST_HEADER:
+                raise SourceError(f"{where} has {info.size:,} bytes, more than the {_LONGEST_HEADER:,} allowed")
+            records = read_at(content, info.size)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = records.rstrip(b"\0").decode("utf-8", _NOT_UTF8)
+            else:
+                long_name = _pax_path(records, where) or long_name
             continue
         name, long_name = long_name or info.name, None
         if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not name.endswith("/"):
@@ -140,15 +147,21 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
         name = block[:MAX_NAME].partition(b"\0")[0].decode()
     except ValueError:
         return None
-    if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" ") or name.endswith("/"):
+    if size < 0 or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" ") or name.endswith("/"):
         return None
     return name, size
 
 
-def _pax_path(records: bytes) -> str | None:
-    """The `path` record of a pax header, where there is one."""
+def _pax_path(records: bytes, where: str) -> str | None:
+    """The `path` record of a pax header, where there is one.
+
+    Raises:
+        SourceError: a record does not begin with its length.
+    """
     while records:
         length, _, _ = records.partition(b" ")
+        if not length.isdigit() or not len(length) < int(length[:20]) <= len(records):
+            raise SourceError(f"{where} holds a record of length {length[:20]!r}")
         record, records = records[: int(length)], records[int(length) :]
         keyword, _, value = record[len(length) + 1 :].partition(b"=")
         if keyword == b"path":

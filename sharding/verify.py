@@ -124,7 +124,7 @@ def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:
     try:
         splits = json.loads(folder.read("_info.json"))["splits"].values()
         described = {tuple(split["filenames"]): split["shard_lengths"] for split in splits}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [Fault("_info.json", "", f"is missing or damaged ({error!r})")]
     return [
         Fault("_info.json", "", f"does not describe {manifest.stem} as its manifest does")

@@ -26,12 +26,17 @@ def open_source(location: str) -> Folder:
     """Open the folder of a source; an archive's own path stands for the folder it is in.
 
     Raises:
-        SourceError: there is nothing at this place.
+        SourceError: there is nothing at this place, or a file that no form of ImageNet has.
     """
     root = Folder.open(location)
     kind = root.filesystem.get_file_info(root.path).type
     if kind == fs.FileType.File:
-        root, _ = Folder.holding(location)
+        root, name = Folder.holding(location)
+        if name not in ilsvrc.ARCHIVES.values() and not name.endswith(".parquet"):
+            raise SourceError(
+                f"the source {location!r} is a file that is none of ImageNet's archives "
+                f"({', '.join(ilsvrc.ARCHIVES.values())}). Give the folder that holds the images."
+            )
     elif kind != fs.FileType.Directory:
         raise SourceError(f"the source {location!r} does not exist. Give the folder that holds ImageNet with --source.")
     return root
@@ -60,6 +65,10 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
     """
     root = open_source(location)
     found = find_splits(root, source_format)
+    archives = {archive: split for split, archive in ilsvrc.ARCHIVES.items()}
+    name = location.partition("?")[0].rpartition("/")[2]
+    if name in archives and archives[name] in found:
+        return [archives[name]]
     if not found and source_format is not None:
         raise SourceError(
             f"{location!r} holds no split in the form {source_format!r}. Give another --source or --source-format, or "

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sharding.errors import SourceError
+from sharding.images import MAX_IMAGE_BYTES
 from sharding.manifest import ClassInfo
 from sharding.tarfiles import MAX_NAME
 
@@ -67,20 +68,27 @@ class Listing:
         return name if file == name else f"{file}: {name}"
 
     def check(self) -> None:
-        """Refuse an empty listing and keys that are not unique.
+        """Refuse an empty listing, keys that are not unique, and files too large to be images.
 
         Raises:
             SourceError: which files contradict one another.
         """
         if not len(self):
             raise SourceError(f"split {self.split!r} has no images")
+        large = np.flatnonzero(self.sizes > MAX_IMAGE_BYTES)
+        if self.blocks is None and len(large):
+            raise SourceError(
+                f"{self.describe(int(large[0]))} has {int(self.sizes[large[0]]):,} bytes; an image may have "
+                f"{MAX_IMAGE_BYTES:,}. Remove it."
+            )
         order = np.argsort(self.keys.to_numpy(zero_copy_only=False), kind="stable")
         ordered = self.keys.take(pa.array(order)).to_pylist()
         for position in range(1, len(ordered)):
             if ordered[position] == ordered[position - 1]:
                 first, second = self.describe(int(order[position - 1])), self.describe(int(order[position]))
                 raise SourceError(
-                    f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one."
+                    f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one; "
+                    "in a key all but A-Z, a-z, 0-9, - and _ becomes _."
                 )
 
     def digest(self) -> str:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sharding.errors import SourceError
-from sharding.manifest import ClassInfo
+from sharding.errors import OutputError, SourceError
+from sharding.manifest import MAX_CLASSES, ClassInfo
 from sharding.sources.classes import ClassList
 from sharding.sources.folder import SPLIT_FOLDERS
 from sharding.sources.listing import Listing, sample_key
@@ -70,8 +70,11 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
             table = parquet.read(columns=["image.path", "label"], use_threads=False)
             paths = table["image"].combine_chunks().field("path").to_pylist()
             label = table["label"].to_numpy()
-            if label.size and (label.dtype.kind not in "iu" or label.min() < 0):
-                raise SourceError(f"{root.location}/{file}: labels must be whole numbers from 0; this split has none")
+            if label.size and (label.dtype.kind not in "iu" or label.min() < 0 or label.max() >= MAX_CLASSES):
+                raise SourceError(
+                    f"{root.location}/{file}: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}; this split "
+                    "has others, or none"
+                )
             names += [path or f"{split}_{len(names) + row:08d}.JPEG" for row, path in enumerate(paths)]
             labels.append(label.astype(np.int32))
             rows.append(np.arange(len(label), dtype=np.int64))
@@ -148,7 +151,7 @@ def _class_names(parquet: pq.ParquetFile) -> list[str] | None:
     try:
         features = json.loads((parquet.schema_arrow.metadata or {})[b"huggingface"])
         return list(features["info"]["features"]["label"]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -201,6 +204,15 @@ def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
             yield index, spool.read(size)
 
 
+def _put_aside(spool: Any, data: bytes) -> None:
+    try:
+        spool.write(data)
+    except OSError as error:
+        raise OutputError(
+            f"the images of a shard could not be put into a temporary file: {error}. Set TMPDIR to a folder with room."
+        ) from error
+
+
 def _spool_file(
     root: Folder, file: str, wanted: dict[int, int], spool: Any, places: dict[int, tuple[int, int]]
 ) -> None:
@@ -223,7 +235,7 @@ def _spool_file(
                             if data is None:
                                 raise SourceError(f"{root.location}/{file}, row {position - 1}: the image has no bytes")
                             places[index] = (spool.tell(), len(data))
-                            spool.write(data)
+                            _put_aside(spool, data)
                 except (pa.ArrowException, OSError) as error:
                     raise SourceError(f"{root.location}/{file}, row group {group} is damaged: {error}") from error
             row += count
