@@ -194,7 +194,7 @@ def build_train_loader(
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
     if rank == 0 and not jpeg_region.is_built():
-        logger.warning("images load a third slower: no C compiler was there when this package was installed")
+        logger.warning("images load a quarter slower: no C compiler was there when this package was installed")
     data, global_batch_size = config.data, config.global_batch_size
     split = _open(config, data.shards, data.train_split, training=True)
     order = SampleOrder(split.shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)

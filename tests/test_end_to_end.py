@@ -41,7 +41,7 @@ class Workplace:
 
     def run(self, module: str, *arguments: str, status: int = 0) -> str:
         process = self.start(module, *arguments)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1000)
         assert process.returncode == status, output + self.logs()
         return output
 
@@ -142,13 +142,16 @@ def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, uninterru
 
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace, uninterrupted: str):
-    """1, then 2, then 4 processes, ZeRO 1, 0, 3; killed between; each epoch is read exactly once."""
+    """1, then 2, then 4 processes, ZeRO 1, 0, 3; killed between; each epoch is read exactly once, as by one process."""
     from pipeline.audit import read_audit
 
     run = workplace.folder / "elastic"
     steps, batch = 24, 64
-    common = ["--recipe", "demo", "--run-dir", str(run), "--train.audit-samples", "--train.steps", str(steps)]
-    common += ["--train.save-every-steps", "5"]
+    training = ["--recipe", "demo", "--train.steps", str(steps), "--train.micro-batch-size", "16"]
+    training += ["--train.save-every-steps", "5", "--train.audit-samples"]
+    alone = ["--tasks-per-node", "1", "--run-dir", str(workplace.folder / "alone")]
+    workplace.run("pipeline.launch", *training, *alone)
+    common = [*training, "--run-dir", str(run)]
     for processes, stage, until in ((1, 1, 7), (2, 0, 14)):
         arguments = ["--tasks-per-node", str(processes), "--train.zero-stage", str(stage)]
         workplace.start("pipeline.launch", *common, *arguments)
@@ -156,7 +159,11 @@ def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace
         kill_everything_of(run)
     workplace.run("pipeline.launch", *common, "--tasks-per-node", "4", "--train.zero-stage", "3")
 
-    assert [r["step"] for r in workplace.records("elastic")] == list(range(1, steps + 1))
+    records = workplace.records("elastic")
+    assert [r["step"] for r in records] == list(range(1, steps + 1))
+    losses = [r["loss"] for r in workplace.records("alone")]
+    # The same 16 images share a BatchNorm, so that only orders of sums differ.
+    assert [r["loss"] for r in records] == pytest.approx(losses, rel=1e-4)
     audit = read_audit(run)
     order = audit.sort_by([("step", "ascending")])["sample"].to_pylist()
     assert len(order) == steps * batch
@@ -165,6 +172,19 @@ def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace
     assert sorted(samples[epochs == 0]) == list(range(1437)), "the epoch was not read exactly once"
     assert len(set(samples[epochs == 1])) == (epochs == 1).sum() == steps * batch - 1437
     assert len(set(audit["rank"].to_pylist())) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_compiled_training_follows_the_plain_one(workplace: Workplace):
+    """On a CPU, compiling takes minutes; the result is exported and registered like any other."""
+    training = ["--recipe", "demo", "--train.steps", "3", "--tasks-per-node", "1"]
+    for name, flags in (("plain", []), ("compiled", ["--train.compile"])):
+        workplace.run("pipeline.launch", *training, *flags, "--run-dir", str(workplace.folder / name))
+    for value in ("loss", "grad_norm"):
+        plain, compiled = ([r[value] for r in workplace.records(name)] for name in ("plain", "compiled"))
+        assert compiled == pytest.approx(plain, rel=1e-3), value
+    assert (workplace.folder / "compiled" / "registered.json").exists()
 
 
 def test_a_run_directory_of_another_training_is_refused(workplace: Workplace, uninterrupted: str):

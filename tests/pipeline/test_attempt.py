@@ -66,11 +66,13 @@ def rank_process(parent: int, rank: int) -> int:
 def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
     run_dir = tmp_path / "run"
     process = start(run_dir, digits, collective_timeout_s=15.0)
+    groups = [process.pid]
     try:
         limit = time.monotonic() + 300
         while len(read_records(run_dir)) < 5 and time.monotonic() < limit:
             time.sleep(0.2)
-        os.kill(rank_process(process.pid, 1), signal.SIGSTOP)
+        groups.append(rank_process(process.pid, 1))  # torchrun gives each rank a group of its own
+        os.kill(groups[1], signal.SIGSTOP)
         assert process.stdout is not None
         output = ""
         for line in process.stdout:
@@ -78,8 +80,9 @@ def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
             if "hangs or was lost" in line:
                 break
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
     assert "rank 1 of 2 hangs or was lost" in output, output[-3000:]
 
 
