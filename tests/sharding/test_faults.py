@@ -1,5 +1,6 @@
 """Builds that are killed, interrupted, or run out of disk: nothing half-published, and a second run completes."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sharding.packing import command, contents, flags, start
+from sharding.pool import prepare_workers
+from tests.sharding.packing import command, contents, flags, pack, start
 
 MANIFEST = "imagenet1k-train.json"
 
@@ -60,6 +62,73 @@ def test_killed_at_random_moments_it_goes_on(kills: int, source: str, reference:
     done = command(*flags(source, output))
     assert done.returncode == 0, done.stderr
     assert contents(output) == reference
+
+
+def writing(output: Path) -> list[str]:
+    """Shards that are open for writing, or were when their writer was killed."""
+    return [path.name for path in output.glob(".*.parts/.*.tar.*.tmp")]
+
+
+def test_killed_twenty_times_within_writes_and_elsewhere(source: str, reference: dict[str, str], tmp_path: Path):
+    """Builds without workers, each forked from a process that has imported everything, so that a kill costs little.
+
+    Every second one is killed as soon as it writes a shard, the others at random moments.
+    """
+    chance = random.Random(0)
+    prepare_workers("sharding.writer")
+    context = multiprocessing.get_context("forkserver")
+    output, seconds, kills, within = tmp_path / "0", [], 0, 0
+    for attempt in range(60):
+        build = context.Process(target=pack, args=(source, output))
+        begun = time.monotonic()
+        build.start()
+        if attempt < 2:  # the second one tells how long a quiet build takes
+            build.join()
+            seconds.append(time.monotonic() - begun)
+        elif attempt % 2:
+            before = set(writing(output))
+            while build.is_alive() and set(writing(output)) <= before:
+                time.sleep(0.001)
+        else:
+            build.join(chance.uniform(0.1, 1.0) * seconds[1])
+        build.kill()
+        build.join()
+        if build.exitcode == -signal.SIGKILL:
+            kills += 1
+            within += bool(writing(output))
+        assert len(writing(output)) <= 1  # each build removes what the one before it left
+        check_nothing_half_published(output, reference)
+        if (output / MANIFEST).exists():
+            output = tmp_path / str(attempt + 1)
+        if kills == 20:
+            break
+    assert kills == 20
+    assert within >= 8
+    pack(source, output)
+    assert contents(output) == reference
+
+
+def test_what_is_published_is_on_the_disk_first(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fsync, replace, done = os.fsync, os.replace, []
+
+    def logged_fsync(descriptor: int) -> None:
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def logged_replace(old: str, new: str) -> None:
+        done.append(("replace", old))
+        replace(old, new)
+        done.append(("appeared", new))
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(os, "replace", logged_replace)
+    pack(source, tmp_path)
+    published = [position for position, (what, path) in enumerate(done) if what == "appeared" and ".parts" not in path]
+    assert len(published) == len(contents(tmp_path))
+    for position in published:
+        aside = done[position - 1][1]
+        assert done[position - 2] == ("fsync", aside)
+        assert done[position + 1] == ("fsync", str(tmp_path))
 
 
 def test_ctrl_c_is_one_line_and_the_next_run_completes(source: str, reference: dict[str, str], tmp_path: Path):

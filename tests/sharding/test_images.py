@@ -255,6 +255,19 @@ def test_skipped_and_converted_images_are_listed(spoiled: Path, tmp_path: Path):
     assert members["a_png.jpg"][:3] == b"\xff\xd8\xff"
 
 
+def test_quality_is_that_of_what_is_written(tmp_path: Path):
+    root = tmp_path / "large"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "a_0.JPEG").write_bytes(smooth(0, 300, 300))
+    for quality in (40, 95):
+        (manifest,) = pack(root, tmp_path / str(quality), shorter_side=64, quality=quality)
+        assert manifest.settings["quality"] == quality
+        with tarfile.open(tmp_path / str(quality) / "imagenet1k-train-0000.tar") as archive:
+            stored = Image.open(io.BytesIO(archive.extractfile("a_0.jpg").read()))
+        plain = Image.open(io.BytesIO(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8), quality=quality)))
+        assert stored.quantization == plain.quantization
+
+
 def test_reencoded_shards_are_smaller_and_verified(tmp_path: Path):
     from sharding.verify import VerifyOptions, verify
 

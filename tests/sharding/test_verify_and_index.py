@@ -1,5 +1,6 @@
 """Every fault is named by shard and key; tars of others get a manifest without being touched."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -7,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
@@ -14,7 +16,8 @@ from sharding import ManifestError, load_index, load_manifest
 from sharding.build import BuildOptions, build
 from sharding.imagenet import NUM_IMAGES, audit, is_imagenet
 from sharding.index import IndexOptions, index
-from sharding.manifest import ClassInfo
+from sharding.manifest import ClassInfo, index_digest, write_manifest
+from sharding.storage import Folder
 from sharding.verify import VerifyOptions, main, verify
 from tests.sharding.synthetic import WNIDS, photograph, train_images, validation_images, write_folders
 
@@ -68,6 +71,33 @@ def test_changed_label_is_named(shards: Path):
         offset = archive.getmember(f"{entry['key']}.cls").offset_data
     overwrite(tar, offset, str((entry["label"] + 1) % 10).encode())
     assert any(f"{entry['key']}: KEY.cls says label" in text for text in faults_of(shards))
+
+
+def test_an_index_that_contradicts_its_manifest_is_named(shards: Path):
+    """Both have their digests: whoever wrote them was wrong."""
+    manifest = load_manifest(str(shards), "train")
+    table = load_index(str(shards), manifest)
+    keys, labels = table["key"].to_pylist(), table["label"].to_pylist()
+    keys[5], labels[6] = keys[4], 10
+    wrong = pa.table({"key": keys, "label": pa.array(labels, pa.int32())}).combine_chunks()
+    wrong = pa.table([*wrong.columns, *table.columns[2:]], schema=table.schema).slice(0, 59)
+    folder = Folder.open(str(shards))
+    write_manifest(folder, dataclasses.replace(manifest, index_sha256=index_digest(wrong)), wrong)
+    found = faults_of(shards, split="train")
+    file = "imagenet1k-train.parquet"
+    assert f"{file}: {keys[4]}: comes more than once" in found
+    assert f"{file}: {keys[6]}: label 10 of 10 classes" in found
+    assert f"{file}: has 59 rows for imagenet1k-train-0000.tar, the manifest 60 samples" in found
+
+
+def test_a_header_that_does_not_fit_its_checksum_is_named(tmp_path: Path):
+    pack_as_others_do(tmp_path, ["x-train-0.tar"])
+    tar = tmp_path / "x-train-0.tar"
+    with tarfile.open(tar) as archive:
+        header = [member for member in archive if member.name.endswith(".jpg")][1].offset_data - 512
+    overwrite(tar, header + 1, b"x")
+    with pytest.raises(ManifestError, match=rf"x-train-0.tar: is damaged or no tar at byte {header:,} \(bad"):
+        index(IndexOptions(shards=str(tmp_path), workers=1))
 
 
 def test_truncated_missing_and_additional_shards_are_named(shards: Path):
