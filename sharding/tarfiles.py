@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sharding.errors import SourceError
 
 BLOCK = 512
-# tar fills its archives up to a whole record with zeros: 10 KiB, or whatever `-b` said.
-_LONGEST_END = 1 << 20
+_RECORD = 20 * BLOCK  # of tar, unless `-b` says another
+_LONGEST_RECORD = 1 << 20
 _LONGEST_HEADER = 1 << 20
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
@@ -86,7 +86,9 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
                 "Fetch it again."
             )
         if not any(block):
-            _check_end(read_at, position, end, f"{archive} is truncated: at byte {position - start:,}, after {last}")
+            _check_end(
+                read_at, start, position, end, f"{archive} is truncated: at byte {position - start:,}, after {last}"
+            )
             return
         plain = _plain_file(block) if long_name is None else None
         if plain is not None and position + BLOCK + plain[1] <= end:
@@ -125,15 +127,20 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
             yield Member(name, content, info.size)
 
 
-def _check_end(read_at: Callable[[int, int], bytes], position: int, end: int, where: str) -> None:
+def _check_end(read_at: Callable[[int, int], bytes], start: int, position: int, end: int, where: str) -> None:
     """Refuse an end mark that is a hole: zeros where a copy was cut short of its content look the same.
+
+    An archive is filled up with zeros to a whole number of records: of 10 KiB, or larger ones that divide its size.
 
     Raises:
         SourceError: what follows is not zero, or is more than an archive is filled up with.
     """
-    if end - position > _LONGEST_END or any(read_at(position + BLOCK, end - position - BLOCK)):
+    zeros = end - position
+    record = max(_RECORD, 1 << max(0, zeros - 2 * BLOCK - 1).bit_length())
+    filled_up = zeros <= _RECORD + 2 * BLOCK or (record <= _LONGEST_RECORD and (end - start) % record == 0)
+    if not filled_up or any(read_at(position + BLOCK, zeros - BLOCK)):
         raise SourceError(
-            f"{where}, it has zeros instead of its content, {end - position:,} bytes before its end. Fetch it again."
+            f"{where}, it has zeros instead of its content, {zeros:,} bytes before its end. Fetch it again."
         )
 
 
