@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,7 @@ from sharding.tasks import slurm_task
 
 if TYPE_CHECKING:
     from sharding.manifest import Manifest
+    from sharding.plan import Plan
     from sharding.sources import Listing
 
 _AUDIT_LINES = 5
@@ -146,7 +147,7 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
         shard_bytes=options.shard_mb * 10**6,
         blocks=listing.blocks,
     )
-    packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan.digest(keys)))
+    packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan, keys))
     if packing.manifest is not None:
         named = packing.name_classes() if options.classes else None
         manifest = named or packing.manifest
@@ -184,7 +185,7 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     return manifest
 
 
-def _settings(options: BuildOptions, listing: Listing, plan_sha256: str) -> dict[str, object]:
+def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequence[str]) -> dict[str, object]:
     """What decides the bytes of the shards."""
     from sharding.imagenet import audit, is_imagenet
 
@@ -199,7 +200,7 @@ def _settings(options: BuildOptions, listing: Listing, plan_sha256: str) -> dict
         "quality": options.quality if options.shorter_side else None,
         "decode_check": options.decode_check,
         # Row groups and their sizes decide the plan too; elsewhere it follows from the listing, the seed and the size.
-        **({} if listing.blocks is None else {"plan_sha256": plan_sha256}),
+        **({} if listing.blocks is None else {"plan_sha256": plan.digest(keys)}),
     }
 
 

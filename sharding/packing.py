@@ -13,10 +13,10 @@ import fcntl
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -284,8 +284,10 @@ class Packing:
         Raises:
             OutputError: samples are missing or come twice: the source changed under the build in a way nothing told.
         """
-        keys, repeats = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
-        wrong = [f"{keys[repeats > 1][0]!r} comes more than once"] if (repeats > 1).any() else []
+        wrong = []
+        keys = index["key"].to_pylist()
+        if len(set(keys)) != len(keys):
+            wrong.append(f"{Counter(keys).most_common(1)[0][0]!r} comes more than once")
         if len(index) + skipped != len(self.listing):
             wrong.append(f"{len(index):,} samples and {skipped:,} left out of {len(self.listing):,} listed")
         if wrong:
