@@ -4,11 +4,13 @@ A fresh interpreter without torch starts in a fifth of a second and shares no lo
 training, as a forked one would.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -28,15 +30,21 @@ def start_helper(module: str, arguments: list[str], descriptors: tuple[int, ...]
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # A child inherits the mask: no signal can end it before it has chosen to ignore them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
-    try:
+    with preemption_blocked():  # no signal can end it before it has chosen to ignore them
         return subprocess.Popen(
             [sys.executable, "-c", f"from {module} import main; main()", str(os.getpid()), *arguments],
             env={**os.environ, **threads, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
         )
+
+
+@contextlib.contextmanager
+def preemption_blocked() -> Iterator[None]:
+    """Start processes that block preemption signals: they inherit the mask, and only `kill -9` ends them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
+    try:
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

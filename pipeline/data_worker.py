@@ -4,6 +4,7 @@ It takes chunks of a batch from a socket, writes their pixels into shared memory
 so on another.
 """
 
+import gc
 import os
 import pickle
 import socket
@@ -57,6 +58,14 @@ class Report:
     message: str = ""
 
 
+def _open_reader(spec: ReaderSpec) -> SampleReader:
+    """A reader, with all that is imported by then set aside from Python's collector, which takes 3 % of the time."""
+    reader = SampleReader(spec)
+    gc.collect()
+    gc.freeze()
+    return reader
+
+
 def main() -> None:
     """Read chunks until the training closes its end or dies."""
     spec_fd, slots_fd, tasks_fd, reports_fd = (int(text) for text in become_helper())
@@ -69,7 +78,7 @@ def main() -> None:
             index, first, count = TASK.unpack(task)
             slot, chunk = slots[index], slice(first, first + count)
             try:
-                reader = reader or SampleReader(spec.reader)
+                reader = reader or _open_reader(spec.reader)
                 replaced = reader.fill(slot.rows[chunk], slot.epochs[chunk], slot.pixels[chunk], slot.labels[chunk])
                 report = Report(index, count, tuple(replaced))
             except DamagedSampleError as error:

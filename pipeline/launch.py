@@ -43,7 +43,10 @@ def launch(options: LaunchOptions) -> int:
 
 
 def conclude(run_dir: Path) -> int:
-    """Register a run that was exported and is not registered yet, and say where everything is."""
+    """Register a run that was exported and is not registered yet, and say where everything is.
+
+    Its job may have had no time left for that, or no way to the server.
+    """
     from pipeline.follow import closing_words
     from pipeline.launch_run import is_registered
 
@@ -58,16 +61,15 @@ def conclude(run_dir: Path) -> int:
 def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
     """Show the job's progress to its end and say what came of it; returns the exit status."""
     from pipeline.follow import Progress, closing_words
-    from pipeline.launch_run import is_registered
 
     with contextlib.closing(Progress({"": run_dir}, total_steps)) as progress:
         outcome = submission.wait(poll_s=1.0, on_update=lambda update: progress.show("", update))
+    if outcome is Outcome.FINISHED:
+        return conclude(run_dir)
     print(closing_words(run_dir, outcome))
     if outcome is Outcome.FAILED:
         print(f"error: {submission.failure()}", file=sys.stderr)
-    if outcome is Outcome.DETACHED:
-        return 0
-    return 0 if outcome is Outcome.FINISHED and is_registered(run_dir) else 1
+    return 0 if outcome is Outcome.DETACHED else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

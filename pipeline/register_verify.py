@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data_process import preemption_blocked
 from pipeline.model_card import ModelCard
 from pipeline.tracking_client import TrackingError, bound_requests
 from pipeline.tracking_secrets import mask_secrets
@@ -112,14 +113,19 @@ def _run_check(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str
         environment.pop(name, None)
     # -P: the script's own folder is not searched for modules.
     command = [sys.executable, "-P", str(script), model_uri, str(folder)]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
+    with preemption_blocked():  # a job that is asked to stop sends the signal to all its processes
+        check = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+    try:
+        _, said = check.communicate(timeout=CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise TrackingError(f"{model_uri} did not answer within {CHECK_TIMEOUT_S} s in a clean process") from error
-    if done.returncode != 0:
-        last = mask_secrets(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"code {done.returncode}")
+    finally:
+        check.kill()
+        check.wait()
+    if check.returncode != 0:
+        last = mask_secrets(said.strip().splitlines()[-1] if said.strip() else f"code {check.returncode}")
         raise TrackingError(f"{model_uri} does not load and answer in a clean process: {last}")
     result = json.loads((folder / "answers.json").read_text())
     if Path(result["code"]).is_relative_to(root):

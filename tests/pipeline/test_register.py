@@ -1,16 +1,20 @@
 """The registered model: proven before it counts, loaded by strangers, and the right one is champion."""
 
+import contextlib
 import dataclasses
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.evaluate import evaluate, main
@@ -31,13 +35,40 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Send the process that checks a model what a preemption sends to all processes of a job; those that got it."""
+    told: list[int] = []
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(0.02):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if child.pid not in told and any("register_check" in word for word in child.cmdline()):
+                        child.send_signal(signal.SIGUSR2)
+                        child.terminate()
+                        told.append(child.pid)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    yield told
+    over.set()
+    thread.join()
+
+
 @pytest.fixture(scope="module")
 def registered(home, digits):
-    """A run that was better at step 20 than at its end, the card of what must be registered, and the version."""
+    """A run that was better at step 20 than at its end, the card of what must be registered, and the version.
+
+    It is registered although its job is asked to stop meanwhile.
+    """
     last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
     best = digits_network(digits)[1]
     assert best.top1 > last.top1
-    version = register(home / "runs/first")
+    with asked_to_stop() as told:
+        version = register(home / "runs/first")
+    assert told
     return dataclasses.replace(last, step=20, top1=best.top1, top5=best.top5), version
 
 
