@@ -36,6 +36,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
+_TURNED = range(2, 9)  # 1 is upright, and some cameras write 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +192,7 @@ def _convert(data: bytes) -> PackedImage:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_pixels(*image.size, _MAX_CONVERTED_PIXELS)
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
-                turned = image.getexif().get(_ORIENTATION, 1)
-                oddity += "" if turned == 1 else f", EXIF orientation {turned} dropped"
+                oddity = ", ".join(filter(None, (oddity, _turned(image))))
                 pixels = np.asarray(_flatten(image))
     except ImageError:
         raise
@@ -262,9 +262,19 @@ def _orientation_note(data: bytes) -> str | None:
 
     if not any(True for _ in _exif_segments(data)):
         return None
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        turned = image.getexif().get(_ORIENTATION, 1)
-    return None if turned == 1 else f"EXIF orientation {turned} dropped"
+    with contextlib.suppress(OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _turned(image)
+    return None
+
+
+def _turned(image) -> str | None:  # noqa: ANN001 - Pillow stays an import of the odd case
+    try:
+        turned = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's reader of EXIF raises many kinds on broken ones
+        return None
+    return f"EXIF orientation {turned} dropped" if turned in _TURNED else None
 
 
 def _is_exif(tiff: bytes) -> bool:

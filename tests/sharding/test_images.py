@@ -126,6 +126,8 @@ def test_orientation_is_never_applied_and_said_where_it_is_dropped():
     sound = smooth(1, 400, 300)
     turned = sound[:2] + exif_segment(GOOD_EXIF) + sound[2:]
     assert pack_image(turned, PLAIN).data is turned
+    unknown = turned.replace(GOOD_EXIF, GOOD_EXIF[:18] + bytes(1) + GOOD_EXIF[19:])
+    assert pack_image(unknown, ImagePolicy(shorter_side=100)).oddity is None
     smaller, plain = (pack_image(data, ImagePolicy(shorter_side=100)) for data in (turned, sound))
     assert (smaller.width, smaller.height, smaller.data) == (133, 100, plain.data)
     assert (smaller.oddity, plain.oddity) == ("EXIF orientation 6 dropped", None)
