@@ -104,6 +104,8 @@ class Packing:
         for entry in manifest.odd:
             odd_of.setdefault(owner[entry.key], []).append(entry)
         for number, shard in enumerate(manifest.shards):
+            if self.output.size(shard.name) != shard.bytes:
+                continue
             rows = index.filter(pc.field("shard") == number)
             part = Part(number=number, plan=self.plan_digest, shard=shard, odd=tuple(odd_of.get(number, ())), rows=rows)
             self.parts.write(Part.file_name(number), part.to_bytes(), durable=False)
@@ -182,7 +184,9 @@ class Packing:
                 self.parts.remove(file)
 
     def tidy(self) -> None:
-        """Remove the records, once the manifest is published and the lock is released."""
+        """Remove the records, once the manifest is published and the lock is released; first what says they count."""
+        with contextlib.suppress(OSError):
+            self.parts.remove(SETTINGS)
         self.output.remove_folder(self.parts.path.rpartition("/")[2])
 
     def name_classes(self) -> Manifest | None:
@@ -230,11 +234,15 @@ class Packing:
                 return self.publish()
         except (FileNotFoundError, OutputError):
             # Another task may have finished at the same time, and have published and tidied up.
-            published = self._published()
+            published = self._ended()
             if published is None:
                 raise
             return published
-        return self._published()
+        return self._ended()
+
+    def _ended(self) -> Manifest | None:
+        """The manifest, if it is published and nothing is being written again."""
+        return None if is_unfinished(self.output, self.stem) else self._published()
 
     def _published(self) -> Manifest | None:
         return find_manifests(self.output).get((self.name, self.listing.split))
@@ -245,11 +253,14 @@ class Packing:
         Raises:
             OutputError: the folder cannot be written, or a record is damaged.
         """
+        sizes = {info.base_name: info.size for info in self.output.list()}
         parts = []
         for number in range(self.plan.num_shards):
             part = Part.from_bytes(number, self.parts.read(Part.file_name(number)))
             if part is None or part.plan != self.plan_digest:
                 raise OutputError(f"the record of {self.shard_name(number)} is damaged. Give the same command again.")
+            if sizes.get(part.shard.name) != part.shard.bytes:
+                raise OutputError(f"{part.shard.name} is not what was packed any more. Give the same command again.")
             parts.append(part)
         index = (
             pa.concat_tables([part.rows for part in parts]).combine_chunks() if parts else INDEX_SCHEMA.empty_table()

@@ -118,6 +118,26 @@ def test_a_finished_build_mends_what_is_beside_the_shards(
     assert contents(tmp_path) == reference
 
 
+def test_a_shard_is_written_again_by_its_task_and_the_others_wait(
+    source: str, reference: dict[str, str], tmp_path: Path
+):
+    pack(source, tmp_path)
+    (tmp_path / "imagenet1k-train-0000.tar").unlink()
+    assert not pack(source, tmp_path, task_index=1, task_count=2)
+    assert pack(source, tmp_path, task_index=0, task_count=2)
+    assert contents(tmp_path) == reference
+
+
+def test_a_shard_that_goes_while_others_are_packed_is_missed(source: str, reference: dict[str, str], tmp_path: Path):
+    pack(source, tmp_path, task_index=0, task_count=2)
+    (tmp_path / "imagenet1k-train-0000.tar").unlink()
+    with pytest.raises(OutputError, match=r"imagenet1k-train-0000.tar is not what was packed any more"):
+        pack(source, tmp_path, task_index=1, task_count=2)
+    assert not (tmp_path / "imagenet1k-train.json").exists()
+    pack(source, tmp_path)
+    assert contents(tmp_path) == reference
+
+
 def nameless(root: Path) -> Path:
     for image in train_images(1):
         (root / "train" / image.wnid).mkdir(parents=True)
