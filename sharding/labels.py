@@ -81,11 +81,15 @@ def check_published(output: Folder, name: str, listing: Listing, parts: str) -> 
     """
     for split, theirs in _published_classes(output, name, listing.split):
         if class_ids(theirs) != class_ids(listing.classes):
+            advice = (
+                "Pack both into another --output, from one source that holds both or with the same --classes."
+                if _missing(listing.classes, theirs)
+                else f"Remove {parts} and the shards of {name}-{listing.split}, and give this command again."
+            )
             raise OutputError(
                 f"{name}-{split} was published in {output.location} meanwhile with {len(theirs)} classes, and this "
                 f"{listing.split} split has {len(listing.classes)}: their labels contradict. Nothing was published. "
-                f"Remove {parts} and the shards of {name}-{listing.split}, and give this command again, "
-                "or pack both with the same --classes."
+                f"{advice}"
             )
 
 
