@@ -256,9 +256,9 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
     folder = Folder.open(location)
     file = f"{manifest.stem}.parquet"
     hint = (
-        f"Make it again: python -m sharding.index --shards {location} --split {manifest.split}"
-        if manifest.settings.get("packed_by") == "others"
-        else "Make it again: give the build's command once more (python -m sharding.build)."
+        "Make it again: give the build's command once more (python -m sharding.build)."
+        if "listing_sha256" in manifest.settings
+        else f"Make it again: python -m sharding.index --shards {location} --split {manifest.split}"
     )
     if folder.size(file) is None:
         raise ManifestError(f"{location}/{file} is missing. {hint}")
