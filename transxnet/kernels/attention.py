@@ -4,9 +4,9 @@
 
     out = softmax(q^T k / sqrt(D) + bias) v      per sample and head; L queries, M keys, D channels a head
 
-The keys of a head fit one block (49 at 224 px), so the softmax needs no running maximum. Library kernels serve neither
-a bias that takes a gradient nor head widths such as 19 or 28. The bias's gradient is summed over the batch by programs
-that walk through the samples, so there are no atomics and two runs give the same bits.
+The keys of a head fit one block (49 at 224 px), so the softmax needs no running maximum, and the backward no output.
+Library kernels serve neither a bias that takes a gradient nor head widths such as 19 or 28. The bias's gradient is
+summed over the batch by programs that walk through the samples: no atomics, and two runs give the same bits.
 """
 
 from typing import Any
@@ -74,18 +74,17 @@ def _attention_fwd_kernel(
 
 @triton.jit
 def _logit_gradients(
-    q, k, v, out, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M: tl.constexpr,
+    q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # (Probabilities, gradient of the logits), both [BLOCK_L, BLOCK_M] fp32.
     p = _probabilities(q, k, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 0)
     dp = tl.dot(tl.trans(grad), v, input_precision="ieee")
-    return p, p * (dp - delta[:, None])
+    return p, p * (dp - tl.sum(p * dp, 1)[:, None])
 
 
 @triton.jit
 def _attention_bwd_kernel(
-    q_ptr, kv_ptr, bias_ptr, out_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, lines_per_split,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, lines_per_split,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (sample and head, split of the queries): dq of its queries, and its part of dk and dv, fp32.
@@ -109,8 +108,7 @@ def _attention_bwd_kernel(
         offsets = q_base + d[:, None] * L + lines[None, :]
         q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
         grad = tl.load(grad_ptr + offsets, mask=line_mask, other=0.0)
-        out = tl.load(out_ptr + offsets, mask=line_mask, other=0.0)
-        p, ds = _logit_gradients(q, k, v, out, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+        p, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
         ds = (ds * scale).to(q.dtype)
         dv += tl.dot(grad, p.to(grad.dtype), input_precision="ieee")
         dk += tl.dot(q, ds, input_precision="ieee")
@@ -123,7 +121,7 @@ def _attention_bwd_kernel(
 
 @triton.jit
 def _bias_gradient_kernel(
-    q_ptr, kv_ptr, bias_ptr, out_ptr, grad_ptr, partial_ptr, N, L, M, scale, samples,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, partial_ptr, N, L, M, scale, samples,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (block of queries, head, split of the batch): sum of the logits' gradient over `samples` samples.
@@ -141,10 +139,9 @@ def _bias_gradient_kernel(
         k_offsets = (row * 2 * HEADS + head) * D * M + d[:, None] * M + keys[None, :]
         q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
         grad = tl.load(grad_ptr + offsets, mask=line_mask, other=0.0)
-        out = tl.load(out_ptr + offsets, mask=line_mask, other=0.0)
         k = tl.load(kv_ptr + k_offsets, mask=key_mask, other=0.0)
         v = tl.load(kv_ptr + k_offsets + HEADS * D * M, mask=key_mask, other=0.0)
-        _, ds = _logit_gradients(q, k, v, out, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+        _, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
         total += ds
     where = (lines < L)[:, None] & (keys < M)[None, :]
     base = partial_ptr + (split * HEADS + head).to(tl.int64) * L * M
@@ -169,12 +166,12 @@ class _AttentionFunction(torch.autograd.Function):
         _attention_fwd_kernel[(triton.cdiv(lines, blocks["BLOCK_L"]), n * heads)](
             q, kv, bias, out, lines, keys, (c // heads) ** -0.5, HEADS=heads, D=c // heads, **blocks
         )
-        ctx.save_for_backward(q, kv, bias, out)
+        ctx.save_for_backward(q, kv, bias)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, bias, out = ctx.saved_tensors
+        q, kv, bias = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
         n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
         scale = (c // heads) ** -0.5
@@ -186,7 +183,7 @@ class _AttentionFunction(torch.autograd.Function):
         dq = torch.empty_like(q)
         partial = torch.empty((splits, *kv.shape), dtype=torch.float32, device=q.device)
         _attention_bwd_kernel[(n * heads, splits)](
-            q, kv, bias, out, grad, dq, partial, n, lines, keys, scale, each, HEADS=heads, D=c // heads, **blocks
+            q, kv, bias, grad, dq, partial, n, lines, keys, scale, each, HEADS=heads, D=c // heads, **blocks
         )
         dkv = partial.sum(0).to(kv.dtype)
 
@@ -198,7 +195,7 @@ class _AttentionFunction(torch.autograd.Function):
             splits = triton.cdiv(n, samples)
             partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
             _bias_gradient_kernel[(steps, heads, splits)](
-                q, kv, bias, out, grad, partial, n, lines, keys, scale, samples, HEADS=heads, D=c // heads, **blocks
+                q, kv, bias, grad, partial, n, lines, keys, scale, samples, HEADS=heads, D=c // heads, **blocks
             )
             dbias = partial.sum(0).to(bias.dtype)
         return dq, dkv, dbias
