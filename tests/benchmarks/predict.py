@@ -9,13 +9,11 @@ schedulers at 1.755 GHz. Neither waits, nor caches that miss, nor tails are in i
 """
 
 import argparse
-import re
 from collections import Counter, defaultdict
 from typing import Any
 
 BYTES_A_SECOND = 4.3e12
 WARP_INSTRUCTIONS_A_SECOND = 4 * 132 * 1.755e9
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);")
 
 
 def main() -> None:
@@ -58,6 +56,7 @@ def _key(kernel: Any, given: dict[str, Any]) -> tuple[Any, ...]:
 
 def _instructions(kernel: Any, given: dict[str, Any]) -> float:
     """Warp instructions of one launch."""
+    from tests.benchmarks import machine_code
     from tests.transxnet.kernels.aot import build, cuobjdump
 
     constants = {parameter.name: given[parameter.name] for parameter in kernel.params if parameter.is_constexpr}
@@ -75,13 +74,14 @@ def _instructions(kernel: Any, given: dict[str, Any]) -> float:
     programs = 1
     for side in given["grid"]:
         programs *= side
-    return _weighted(text, _trips(kernel.fn.__name__, given)) * warps * programs
+    code = machine_code.parse(text)
+    if kernel.fn.__name__ == "_middle_kernel":
+        return machine_code.executed_branches(code, _scales(given)) * warps * programs
+    return machine_code.executed(code, _trips(kernel.fn.__name__, given)) * warps * programs
 
 
-def _trips(name: str, given: dict[str, Any]) -> list[float] | None:
-    """How often the kernel's nested loops run, the outermost first; None for the multi-scale kernel."""
-    if name == "_middle_kernel":
-        return None
+def _trips(name: str, given: dict[str, Any]) -> list[float]:
+    """How often the kernel's nested loops run, the outermost first."""
 
     def over(size: str, block: str) -> float:
         return -(-given[size] // given[block])
@@ -91,7 +91,7 @@ def _trips(name: str, given: dict[str, Any]) -> list[float] | None:
     if name in ("_input_gradient_kernel", "_expand_gradient_kernel", "_finish_kernel"):
         return [over("OUT", "BLOCK_O"), *([given["splits"]] if name == "_finish_kernel" else [])]
     if name == "_matrix_gradient_kernel":
-        return [given["samples"], over("HW", "BLOCK_P")]
+        return [over("length", "BLOCK_P")]
     if name in ("_residual_sums_kernel", "_pieces_kernel") and "samples" in given:
         return [over("samples", "BLOCK_N"), over("HW", "BLOCK_P")]
     if name == "_gradient_sums_kernel":
@@ -105,39 +105,15 @@ def _trips(name: str, given: dict[str, Any]) -> list[float] | None:
     if name == "_attention_bwd_kernel":
         return [min(given["lines_per_split"], given["L"]) / given["BLOCK_L"]]
     if name == "_conv_kernel":
-        return [given["K"]] * 2
+        return [-(-given["H"] // (2 * given["DOWN"])), -(-given["W"] // (8 * given["ACROSS"]))]
     return []
 
 
-def _weighted(text: str, trips: list[float] | None) -> float:
-    """Instructions in the machine code, each as often as the loops around it run.
-
-    Without `trips` it is the multi-scale kernel, of whose programs a quarter takes each branch. Its loops go over 3, 5
-    and 7 rows of taps, the longer the code the more taps; what lies between them is one branch's.
-    """
-    found = [(int(at, 16), name, rest) for at, name, rest in INSTRUCTION.findall(text) if not name.startswith("NOP")]
-    loops = []
-    for at, name, rest in found:
-        target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
-        if target and int(target[1], 16) < at:
-            loops.append((int(target[1], 16), at))
-    if trips is None:
-        outer = [loop for loop in loops if not any(a <= loop[0] and loop[1] <= b and (a, b) != loop for a, b in loops)]
-        assert len(outer) == 3, f"{len(outer)} loops in place of one each for 3, 5 and 7 rows"
-        rows = dict(zip(sorted(outer, key=lambda loop: loop[1] - loop[0]), (3, 5, 7), strict=True))
-        start, end = min(outer)[0], max(last for _, last in outer)
-    total = 0.0
-    for at, _, _ in found:
-        depth = sum(first <= at <= last for first, last in loops)
-        if trips is None:
-            count = next((count for (first, last), count in rows.items() if first <= at <= last), 1)
-            total += count**depth / 4 if start <= at <= end else 1
-            continue
-        weight = 1.0
-        for trip in trips[:depth]:
-            weight *= trip
-        total += weight
-    return total
+def _scales(given: dict[str, Any]) -> dict[float, float]:
+    """Of the multi-scale kernel's four branches: operations of an iteration of the loop, and how often it runs."""
+    products = 2 * given["SAMPLES"] * given["ACROSS"] * (2 if given["BACKWARD"] else 1)
+    halves, quarters = -(-given["H"] // 2), -(-given["H"] // 4)
+    return {0.0: halves, products * 64.0 * 16: halves, products * 128.0 * 32: quarters, products * 128.0 * 16: halves}
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ FP32_POINTERS = (
     "doffset",
     "dmatrix",
     "w3",
+    "b1",
+    "b3",
+    "b5",
+    "b7",
     "w5",
     "w7",
 )
@@ -46,8 +50,17 @@ FLOATS = ("scale", "momentum", "eps", "inverse_count", "count")
 HEADS = {"HEADS": 1, "D": 24, "BLOCK_D": 32, "BLOCK_M": 64}
 
 
-def _rows(rows: int, width: int, backward: bool) -> dict[str, int]:
-    return dict(zip(("BLOCK_R", "BLOCK_W"), depthwise_conv.row_block(rows, width, backward=backward), strict=True))
+def _tiles(side: int, *, per_sample: bool = False) -> depthwise_conv.Tiling:
+    return depthwise_conv.tiling(128, side, side, per_sample=per_sample)
+
+
+def _middle_tiles(side: int, backward: bool) -> depthwise_conv.Tiling:
+    most = multiscale_ffn.BACKWARD_TILES if backward else depthwise_conv.TILES
+    return depthwise_conv.tiling(128, side, side, most=most)
+
+
+def _without_warps(tiles: depthwise_conv.Tiling) -> dict[str, int]:
+    return {name: value for name, value in tiles.options().items() if name != "num_warps"}
 
 
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
@@ -76,15 +89,15 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ),
     *(
         (
-            f"matrix gradient {c} to {out}{', normalised' if norm else ''}",
+            f"matrix gradient {c} to {out}{', normalised' if norm else ''} at {side}",
             linear._matrix_gradient_kernel,
             {
-                "HW": 49, "NORM": norm, "BLOCK_O": linear._block(out, linear.ROWS),
+                "HW": side * side, "NORM": norm, "BLOCK_O": linear._gradient_rows(out, side * side, normalised=norm),
                 "BLOCK_C": linear._block(c, linear.COLUMNS), "BLOCK_P": linear.DEPTH,
             },
             linear.WARPS,
         )
-        for c, out, norm in ((48, 192, False), (192, 48, True), (1792, 448, True))
+        for side, c, out, norm in ((7, 48, 192, False), (56, 192, 48, True), (14, 896, 224, True), (7, 1792, 448, True))
     ),
     ("matrix gradient's end", linear._finish_kernel, {"BLOCK_O": 32, "BLOCK_C": 16}, 4),
     *(
@@ -141,22 +154,23 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             depthwise_conv._conv_kernel,
             {
                 "H": side, "W": side, "K": 7, "BACKWARD": backward, "RESIDUAL": not per_sample,
-                "PER_SAMPLE": per_sample, **_rows(side if per_sample else 128 * side, side, backward),
+                "PER_SAMPLE": per_sample, **_without_warps(_tiles(side, per_sample=per_sample)),
             },
-            depthwise_conv.LAUNCH["num_warps"],
+            _tiles(side, per_sample=per_sample).warps,
         )
-        for side, backward, per_sample in (
-            (56, False, False), (56, True, False), (28, False, True), (14, True, True), (7, True, False),
-        )
+        for side in (56, 28, 14, 7) for backward in (False, True) for per_sample in (False, True)
     ),
     *(
         (
             f"multi-scale {'gradient ' if backward else ''}at {side}",
             multiscale_ffn._middle_kernel,
-            {"H": side, "W": side, "BACKWARD": backward, **_rows(128 * side, side, backward)},
-            depthwise_conv.LAUNCH["num_warps"],
+            {
+                "H": side, "W": side, "BACKWARD": backward, "SAMPLES": _middle_tiles(side, backward).samples,
+                "ACROSS": _middle_tiles(side, backward).across,
+            },
+            _middle_tiles(side, backward).warps,
         )
-        for side, backward in ((56, False), (56, True), (28, True), (14, True), (7, False), (7, True))
+        for side in (56, 28, 14, 7) for backward in (False, True)
     ),
     ("attention", attention._attention_fwd_kernel, {**HEADS, "BLOCK_L": attention.FORWARD[0]}, attention.FORWARD[1]),
     (
@@ -206,7 +220,7 @@ def _types(kernel: Any) -> dict[str, str]:
 def test_no_spills_and_shared_memory_in_bounds(launch, capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name, kernel, constants, warps = launch
-    stages = depthwise_conv.LAUNCH["num_stages"] if "BLOCK_R" in constants else 3
+    stages = 1 if "ACROSS" in constants else 3
     usage = compile_kernel(kernel, _types(kernel), constants, capability, warps=warps, stages=stages)
     assert usage.stack_bytes == 0, f"{name} spills on sm_{capability}: {usage}"
     assert usage.registers * 32 * warps <= 65536, f"{name} does not fit a multiprocessor: {usage}"

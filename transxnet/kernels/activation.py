@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transxnet.kernels.statistics import Pieces, Statistics, check_batch, merge, running_statistics
 
-__all__ = ["BLOCK", "batch_statistics", "cut", "gelu", "gelu_gradient"]
+__all__ = ["BLOCK", "batch_statistics", "cut", "gelu", "gelu_with_gradient"]
 
 BLOCK = 1024
 # Programs a reduction is cut into at least: a few for each multiprocessor of the largest GPU.
@@ -17,15 +17,35 @@ PROGRAMS = 528
 
 
 @triton.jit
-def gelu(x):
-    """Exact GELU of fp32 `x`."""
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+def _upper_tail(x):
+    # Probability that a standard normal variable exceeds |x|, fp32: 2 to the power of a polynomial. A least-squares fit
+    # to its logarithm, weighted for the smallest largest error of gelu: 6e-8, and 8e-8 of the probability itself. It
+    # takes a third of the instructions of erf. The polynomial falls for ever, so far out this is 0.
+    a = tl.abs(x)
+    power = -1.9919751e-06
+    power = power * a + 2.9273055e-05
+    power = power * a - 1.3809411e-04
+    power = power * a - 2.5341942e-04
+    power = power * a + 7.2163618e-03
+    power = power * a - 5.2603025e-02
+    power = power * a - 4.5917222e-01
+    power = power * a - 1.1511097
+    power = power * a - 0.9999999
+    return tl.exp2(power)
 
 
 @triton.jit
-def gelu_gradient(x):
-    """Derivative of the exact GELU at fp32 `x`."""
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+def gelu(x):
+    """GELU of fp32 `x`, to 6e-8."""
+    return tl.maximum(x, 0.0) - tl.abs(x) * _upper_tail(x)
+
+
+@triton.jit
+def gelu_with_gradient(x):
+    """GELU of fp32 `x`, and its derivative."""
+    tail = _upper_tail(x)
+    value = tl.maximum(x, 0.0) - tl.abs(x) * tail
+    return value, tl.where(x > 0.0, 1.0 - tail, tail) + x * 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
 
 
 @triton.jit

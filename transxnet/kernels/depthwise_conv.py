@@ -1,20 +1,22 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 """Depthwise convolutions at stride 1 over `[N, C, H, W]`: shared kernels with a residual, and kernels per sample.
 
     y[n, c] = sum over taps (i, j) of weight[., i, j] * x[n, c, h + i - K // 2, w + j - K // 2] + bias[.]   (+ x[n, c])
 
-`.` is the channel, or sample and channel for IDConv. A program takes many rows of one channel, [rows, W]. A row of taps
-is a band matrix [W, W] with the taps along its diagonals, so that row's part of the convolution is a matrix product on
-tensor cores: a load for each tap and pixel would cost tens of instructions where this costs a few.
+`.` is the channel, or sample and channel for IDConv. The map is cut into tiles of 8 columns and ROWS rows. All that a
+tile's outputs depend on is a patch of 16 columns, from 4 to the left of the tile on, and RANGE rows. So the outputs of
+many tiles, [tiles, 8 ROWS], are one product of their patches, [tiles, 16 RANGE], with a band matrix that holds the
+channel's taps: on tensor cores, one to two instructions for each output where a load for each tap would take dozens.
 
-Backward is one launch of the same kernel with the taps turned round. The output's gradient, shifted by a row of taps
-and loaded for the input's gradient, times the input at its own place, is [W, W]; the sums along its diagonals are that
-row's weight gradients. Each block of rows has its sums, added afterwards in a fixed order.
+Backward is one launch of the same kernel with the taps turned round. The patches of the output's gradient, loaded for
+the input's gradient, times the input's tiles, [16 RANGE, 8 ROWS], hold every tap's gradient along their diagonals; a
+program adds them up over its tiles and sums the diagonals once. The programs' sums are added in a fixed order.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,19 +25,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
-    "LAUNCH",
-    "convolve_rows",
+    "Tiling",
+    "band_matrix",
     "depthwise_conv",
     "depthwise_conv_reference",
     "dynamic_conv",
     "dynamic_conv_reference",
+    "load_patches",
     "multiscale_conv_reference",
-    "row_block",
+    "place_tiles",
+    "place_values",
+    "tap_sums",
+    "tiling",
 ]
 
-# Values of a block of rows, and how it is launched: the largest that spill no registers on sm_80 and sm_90.
-FORWARD_TILE, BACKWARD_TILE, LEAST_WIDTH = 8192, 4096, 32
-LAUNCH = {"num_warps": 8, "num_stages": 1}
+# Tiles that a program works on at a time: the most that spill no registers on sm_80 and sm_90. Half as many where rows
+# are of an odd length: their values are loaded one by one, which takes more registers.
+TILES, SAMPLE_TILES = 128, 64
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -59,106 +65,137 @@ def multiscale_conv_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequ
 
 
 @triton.jit
-def convolve_rows(
-    x_ptr,
-    weight_ptr,
-    taken_ptr,
-    given,
-    acc,
-    rows,
-    h,
-    live,
-    scale,
-    shift,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    AFFINE: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """`acc` [BLOCK_R, BLOCK_W], fp32, plus the convolution of the rows at offsets `rows` of x, which are at height `h`.
+def place_tiles(group, N, C, c, HW: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Of a program's tiles: whether their sample is there, its channel's first value, and the tile's row and column."""
+    m = tl.arange(0, SAMPLES * DOWN * ACROSS)
+    sample = group * SAMPLES + m // (DOWN * ACROSS)
+    return sample < N, (sample.to(tl.int64) * C + c) * HW, m // ACROSS % DOWN, m % ACROSS
 
-    AFFINE: of x * scale + shift. BACKWARD: with the taps turned round, and the taps' gradients from `given`, in x's
-    dtype and zero outside, go to taken[0 : K * K].
-    """
-    w = tl.arange(0, BLOCK_W)
-    # The tap that takes column v of the input to column w of the output.
-    column = w[:, None] - w[None, :] + K // 2
-    for i in range(K):
-        dh = i - K // 2
-        mask = (live & (h + dh >= 0) & (h + dh < H))[:, None] & (w < W)[None, :]
-        x = tl.load(x_ptr + (rows + dh * W)[:, None] + w[None, :], mask=mask, other=0.0)
-        if AFFINE:
-            x = tl.where(mask, x.to(tl.float32) * scale + shift, 0.0).to(x.dtype)
-        tap = (K - 1 - i) * K + (K - 1 - column) if BACKWARD else i * K + column
-        band = tl.load(weight_ptr + tap, mask=(column >= 0) & (column < K), other=0.0).to(x.dtype)
-        acc = tl.dot(x, band, acc, input_precision="ieee")
-        if BACKWARD:
-            products = tl.dot(tl.trans(x), given, input_precision="ieee")
-            for j in range(K):
-                total = tl.sum(tl.sum(tl.where(column == j, products, 0.0), 1), 0)
-                tl.store(taken_ptr + (K - 1 - i) * K + (K - 1 - j), total)
-    return acc
+
+@triton.jit
+def load_patches(x_ptr, at, live, h, w, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, RANGE: tl.constexpr):
+    """The patches [tiles, 16 RANGE] of tiles at `x_ptr + at`, row `h`, column `w`; and where they are on the map."""
+    k = tl.arange(0, 16 * RANGE)
+    down, right = k // 16 - K // 2, k % 16 - 4
+    row, column = h[:, None] + down[None, :], w[:, None] + right[None, :]
+    inside = live[:, None] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    return tl.load(x_ptr + (at[:, None] + (down * W + right)[None, :]), mask=inside, other=0.0), inside
+
+
+@triton.jit
+def place_values(at, live, h, w, H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):
+    """Offsets of the tiles' own values, [tiles, 8 ROWS], and which of them are on the map."""
+    n = tl.arange(0, 8 * ROWS)
+    down, right = n // 8, n % 8
+    inside = live[:, None] & (h[:, None] + down[None, :] < H) & (w[:, None] + right[None, :] < W)
+    return at[:, None] + (down * W + right)[None, :], inside
+
+
+@triton.jit
+def band_matrix(
+    weight_ptr, dtype: tl.constexpr, K: tl.constexpr, TURNED: tl.constexpr, ROWS: tl.constexpr, RANGE: tl.constexpr
+):
+    """The matrix [16 RANGE, 8 ROWS] that takes a patch to its tile's convolution; TURNED: the taps turned round."""
+    k = tl.arange(0, 16 * RANGE)[:, None]
+    n = tl.arange(0, 8 * ROWS)[None, :]
+    i, j = k // 16 - n // 8, k % 16 - n % 8 + (K // 2 - 4)
+    tap = i * K + j
+    if TURNED:
+        tap = K * K - 1 - tap
+    return tl.load(weight_ptr + tap, mask=(i >= 0) & (i < K) & (j >= 0) & (j < K), other=0.0).to(dtype)
+
+
+@triton.jit
+def tap_sums(to_ptr, products, K: tl.constexpr, ROWS: tl.constexpr, RANGE: tl.constexpr):
+    """Store the taps' gradients, K * K of them, from the products [16 RANGE, 8 ROWS] of turned patches and tiles."""
+    lines = tl.reshape(products, [RANGE, 16, ROWS, 8])
+    i = tl.arange(0, 8)
+    row = tl.minimum(i[:, None, None, None] + tl.arange(0, ROWS)[None, None, :, None], RANGE - 1)
+    by_row = tl.sum(tl.gather(lines, tl.broadcast_to(row, [8, 16, ROWS, 8]), axis=0), axis=2)
+    column = tl.minimum(i[None, :, None] + i[None, None, :] + (4 - K // 2), 15)
+    taps = tl.sum(tl.gather(by_row, tl.broadcast_to(column, [8, 8, 8]), axis=1), axis=2)
+    where = K * K - 1 - (i[:, None] * K + i[None, :])
+    tl.store(to_ptr + where, taps, mask=(i < K)[:, None] & (i < K)[None, :])
 
 
 @triton.jit
 def _conv_kernel(
     x_ptr, weight_ptr, bias_ptr, input_ptr, y_ptr, partial_ptr, N, C,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
-    PER_SAMPLE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+    PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of rows, channel, sample if PER_SAMPLE). Rows are those of the channel in all samples, or in one.
-    # Backward: x is the output's gradient, y the input's; gradients of the taps and of the bias to
-    # partial[sample, block, channel, 0 : K * K + 1].
-    c = tl.program_id(1)
-    sample = tl.program_id(2)
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    live = r < (H if PER_SAMPLE else N * H)
-    h = r % H
-    rows = ((sample + r // H).to(tl.int64) * C + c) * (H * W) + h * W
-    w = tl.arange(0, BLOCK_W)
-    mask = live[:, None] & (w < W)[None, :]
-    plane = sample * C + c if PER_SAMPLE else c
-    taken = partial_ptr + ((sample.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * C + c) * (K * K + 1)
-    given = tl.load(input_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0)
-    acc = tl.zeros([BLOCK_R, BLOCK_W], dtype=tl.float32)
+    # Program (group of samples, or one if PER_SAMPLE; channel). Backward: x is the output's gradient, y the input's;
+    # gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1].
+    ROWS: tl.constexpr = 4 if K == 5 else 2
+    RANGE: tl.constexpr = 4 if K <= 3 else 8
+    group, c = tl.program_id(0), tl.program_id(1)
+    live, base, down, across = place_tiles(group, N, C, c, H * W, SAMPLES, DOWN, ACROSS)
+    plane = group * C + c if PER_SAMPLE else c
+    band = band_matrix(weight_ptr + plane * (K * K), x_ptr.dtype.element_ty, K, BACKWARD, ROWS, RANGE)
+    bias = 0.0 if BACKWARD else tl.load(bias_ptr + plane).to(tl.float32)
+    products = tl.zeros([16 * RANGE, 8 * ROWS], dtype=tl.float32)
+    total = tl.zeros([SAMPLES * DOWN * ACROSS, 8 * ROWS], dtype=tl.float32)
+    for top in range(0, H, DOWN * ROWS):
+        for left in range(0, W, ACROSS * 8):
+            h, w = top + down * ROWS, left + across * 8
+            at = base + h * W + w
+            patches, _ = load_patches(x_ptr, at, live, h, w, H, W, K, RANGE)
+            here, inside = place_values(at, live, h, w, H, W, ROWS)
+            given = tl.load(input_ptr + here, mask=inside, other=0.0)
+            acc = tl.dot(patches, band, input_precision="ieee")
+            if BACKWARD:
+                grad = tl.load(x_ptr + here, mask=inside, other=0.0).to(tl.float32)
+                total += grad
+                products = tl.dot(tl.trans(patches), given, products, input_precision="ieee")
+                if RESIDUAL:
+                    acc += grad
+            else:
+                acc += bias
+                if RESIDUAL:
+                    acc += given.to(tl.float32)
+            tl.store(y_ptr + here, acc.to(y_ptr.dtype.element_ty), mask=inside)
     if BACKWARD:
-        grad = tl.load(x_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(taken + K * K, tl.sum(tl.sum(grad, 1), 0))
-        if RESIDUAL:
-            acc += grad
-    else:
-        acc += tl.load(bias_ptr + plane).to(tl.float32)
-        if RESIDUAL:
-            acc += given.to(tl.float32)
-    acc = convolve_rows(
-        x_ptr, weight_ptr + plane * (K * K), taken, given, acc, rows, h, live, 1.0, 0.0,
-        H, W, K, False, BACKWARD, BLOCK_W,
-    )  # fmt: skip
-    tl.store(y_ptr + rows[:, None] + w[None, :], acc.to(y_ptr.dtype.element_ty), mask=mask)
+        taken = partial_ptr + (group.to(tl.int64) * C + c) * (K * K + 1)
+        tap_sums(taken, products, K, ROWS, RANGE)
+        tl.store(taken + K * K, tl.sum(tl.sum(total, 1), 0))
 
 
-def row_block(rows: int, width: int, *, backward: bool) -> tuple[int, int]:
-    """(Rows, columns) that a program works on."""
-    block_w = max(16, triton.next_power_of_2(width))
-    tile = BACKWARD_TILE if backward else FORWARD_TILE
-    return max(16, min(triton.next_power_of_2(rows), tile // max(block_w, LEAST_WIDTH))), block_w
+class Tiling(NamedTuple):
+    """Tiles that a program works on at a time, and its warps."""
+
+    samples: int
+    down: int
+    across: int
+    warps: int
+
+    def options(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {"SAMPLES": self.samples, "DOWN": self.down, "ACROSS": self.across, "num_warps": self.warps}
+
+
+def tiling(n: int, height: int, width: int, *, most: int = TILES, per_sample: bool = False) -> Tiling:
+    """How a map's tiles are shared out: at most `most` to a program, and 16 at the least, which products need."""
+    most = min(most, SAMPLE_TILES) if per_sample else most if width % 2 == 0 else most // 2
+    across = min(triton.next_power_of_2(triton.cdiv(width, 8)), most)
+    if per_sample:
+        down = max(16 // across, min(triton.next_power_of_2(triton.cdiv(height, 2)), most // across))
+        return Tiling(1, down, across, down * across // 16)
+    samples = max(16 // across, min(triton.next_power_of_2(n), most // across))
+    return Tiling(samples, 1, across, min(8, samples * across // 4))
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None, *, residual: bool) -> tuple[Tensor, Tensor]:
-    """`x` convolved; with the forward's input `given`, the gradients of input, and of the taps and bias by block."""
+    """`x` convolved; with the forward's input `given`, the gradients of input, and of the taps and bias by group."""
     n, c, h, w = x.shape
     per_sample, kernel, backward = weight.shape[1] != 1, weight.shape[-1], given is not None
-    rows, samples = (h, n) if per_sample else (n * h, 1)
-    block_r, block_w = row_block(rows, w, backward=backward)
-    blocks = triton.cdiv(rows, block_r)
+    tiles = tiling(n, h, w, per_sample=per_sample)
+    groups = triton.cdiv(n, tiles.samples)
     y = torch.empty_like(x)
-    sums = (samples, blocks, c, kernel * kernel + 1)
+    sums = (groups, c, kernel * kernel + 1)
     partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
-    _conv_kernel[(blocks, c, samples)](
+    _conv_kernel[(groups, c)](
         x, weight, bias, x if given is None else given, y, partial, n, c, H=h, W=w, K=kernel, BACKWARD=backward,
-        RESIDUAL=residual, PER_SAMPLE=per_sample, BLOCK_R=block_r, BLOCK_W=block_w, **LAUNCH,
+        RESIDUAL=residual, PER_SAMPLE=per_sample, **tiles.options(), num_stages=1,
     )  # fmt: skip
     return y, partial
 
@@ -174,7 +211,7 @@ class _ConvFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx, partial = _launch(grad_outputs[0].contiguous(), weight, weight, x, residual=ctx.residual)
-        total = partial.sum((0, 1) if weight.shape[1] == 1 else 1)
+        total = partial.sum(0) if weight.shape[1] == 1 else partial
         dweight = total[..., :-1].reshape(weight.shape)
         return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None
 

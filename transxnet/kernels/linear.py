@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.kernels.activation import batch_statistics, gelu, gelu_gradient
+from transxnet.kernels.activation import batch_statistics, gelu, gelu_with_gradient
 from transxnet.kernels.statistics import Pieces
 
 __all__ = ["expand_gelu", "expand_gelu_gradient", "gelu_norm_linear", "gelu_norm_linear_reference"]
@@ -38,22 +38,28 @@ def gelu_norm_linear_reference(x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, 
 
 
 @triton.jit
+def _first_channel(pixels, C, HW: tl.constexpr):
+    # Offsets in [N, C, HW] of the first channel at pixels counted through all samples.
+    return (pixels // HW).to(tl.int64) * C * HW + pixels % HW
+
+
+@triton.jit
 def _linear_kernel(
-    x_ptr, matrix_ptr, offset_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr, gelu_ptr, partial_ptr, C, OUT,
+    x_ptr, matrix_ptr, offset_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr, gelu_ptr, partial_ptr, N, C, OUT,
     HW: tl.constexpr, NORM: tl.constexpr, HAS_OFFSET: tl.constexpr, KEEP: tl.constexpr, PIECES: tl.constexpr,
     GELU: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of pixels, block of outputs, sample). NORM: x is normalised on load. PIECES: of the output, or with
-    # GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well.
-    n = tl.program_id(2).to(tl.int64)
-    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    inside = (pixels < HW)[None, :]
+    # Program (block of outputs, block of all samples' pixels). NORM: x is normalised on load. PIECES: of the output, or
+    # with GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well.
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = (pixels < N * HW)[None, :]
+    at = _first_channel(pixels, C, HW)[None, :]
     acc = tl.zeros([BLOCK_O, BLOCK_P], dtype=tl.float32)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         live = c < C
-        x = tl.load(x_ptr + n * C * HW + ((c * HW)[:, None] + pixels[None, :]), mask=live[:, None] & inside, other=0.0)
+        x = tl.load(x_ptr + (at + (c * HW)[:, None]), mask=live[:, None] & inside, other=0.0)
         if NORM:
             scale = tl.load(rstd_ptr + c, mask=live, other=0.0) * tl.load(weight_ptr + c, mask=live, other=0.0)
             shift = tl.load(bias_ptr + c, mask=live, other=0.0) - tl.load(mean_ptr + c, mask=live, other=0.0) * scale
@@ -63,59 +69,51 @@ def _linear_kernel(
     if HAS_OFFSET:
         acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
     mask = (o < OUT)[:, None] & inside
-    base, where = n * OUT * HW, (o * HW)[:, None] + pixels[None, :]
-    tl.store(out_ptr + base + where, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    where = _first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None]
+    tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=mask)
     if GELU:
         acc = gelu(acc)
     if KEEP:
-        tl.store(gelu_ptr + base + where, acc.to(gelu_ptr.dtype.element_ty), mask=mask)
+        tl.store(gelu_ptr + where, acc.to(gelu_ptr.dtype.element_ty), mask=mask)
     if PIECES:
-        size = tl.minimum(HW - tl.program_id(0) * BLOCK_P, BLOCK_P)
+        size = tl.minimum(N * HW - tl.program_id(1) * BLOCK_P, BLOCK_P)
         total = tl.sum(tl.where(mask, acc, 0.0), 1)
         away = tl.where(mask, acc - (total / size)[:, None], 0.0)
-        here = partial_ptr + ((n * tl.num_programs(0) + tl.program_id(0)) * 2) * OUT + o
+        here = partial_ptr + (tl.program_id(1).to(tl.int64) * 2) * OUT + o
         tl.store(here, total, mask=o < OUT)
         tl.store(here + OUT, tl.sum(away * away, 1), mask=o < OUT)
 
 
 @triton.jit
 def _matrix_gradient_kernel(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, partial_total_ptr, N, C, OUT, samples,
+    grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, partial_total_ptr, N, C, OUT, length,
     HW: tl.constexpr, NORM: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of outputs, block of inputs, split of the samples): V of its samples into partial[split, o, c], or
-    # without NORM grad x^T; and G into partial_total[split, o].
+    # Program (block of outputs, block of inputs, split): over `length` of all samples' pixels, V into
+    # partial[split, o, c] and G, a product with ones, into partial_total[split, o]; without NORM grad x^T alone.
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(2)
-    mean = tl.zeros([BLOCK_C], dtype=tl.float32)
-    rstd = tl.zeros([BLOCK_C], dtype=tl.float32)
-    if NORM:
-        mean = tl.load(mean_ptr + c, mask=c < C, other=0.0)
-        rstd = tl.load(rstd_ptr + c, mask=c < C, other=0.0)
+    rstd = tl.load(rstd_ptr + c, mask=c < C, other=0.0)
+    shift = tl.load(mean_ptr + c, mask=c < C, other=0.0) * rstd
     acc = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
-    total = tl.zeros([BLOCK_O], dtype=tl.float32)
-    for n in range(split * samples, tl.minimum((split + 1) * samples, N)):
-        row = tl.cast(n, tl.int64)
-        for p in range(0, HW, BLOCK_P):
-            pixels = p + tl.arange(0, BLOCK_P)
-            inside = (pixels < HW)[None, :]
-            grad = tl.load(
-                grad_ptr + row * OUT * HW + ((o * HW)[:, None] + pixels[None, :]),
-                mask=(o < OUT)[:, None] & inside,
-                other=0.0,
-            )
-            x = tl.load(
-                x_ptr + row * C * HW + ((c * HW)[:, None] + pixels[None, :]), mask=(c < C)[:, None] & inside, other=0.0
-            )
-            if NORM:
-                x = ((gelu(x.to(tl.float32)) - mean[:, None]) * rstd[:, None]).to(x.dtype)
-            acc = tl.dot(grad, tl.trans(x), acc, input_precision="ieee")
-            total += tl.sum(grad.to(tl.float32), 1)
+    ones = tl.full([BLOCK_P, 16], 1.0, grad_ptr.dtype.element_ty)
+    total = tl.zeros([BLOCK_O, 16], dtype=tl.float32)
+    for start in range(split * length, tl.minimum((split + 1) * length, N * HW), BLOCK_P):
+        pixels = start + tl.arange(0, BLOCK_P)
+        inside = (pixels < N * HW)[None, :]
+        from_grad = grad_ptr + (_first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None])
+        grad = tl.load(from_grad, mask=(o < OUT)[:, None] & inside, other=0.0)
+        from_x = x_ptr + (_first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None])
+        x = tl.load(from_x, mask=(c < C)[:, None] & inside, other=0.0)
+        if NORM:
+            x = (gelu(x.to(tl.float32)) * rstd[:, None] - shift[:, None]).to(x.dtype)
+            total = tl.dot(grad, ones, total, input_precision="ieee")
+        acc = tl.dot(grad, tl.trans(x), acc, input_precision="ieee")
     rows = split.to(tl.int64) * OUT + o
     tl.store(partial_ptr + rows[:, None] * C + c[None, :], acc, mask=(o < OUT)[:, None] & (c < C)[None, :])
     if tl.program_id(1) == 0:
-        tl.store(partial_total_ptr + rows, total, mask=o < OUT)
+        tl.store(partial_total_ptr + rows, tl.max(total, 1), mask=o < OUT)
 
 
 @triton.jit
@@ -154,66 +152,67 @@ def _norm_gradient(x, grad, c, live, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, i
     # Gradient of x from that of norm(gelu(x)), both [channels, pixels] fp32.
     rstd = tl.load(rstd_ptr + c, mask=live, other=0.0)
     scale = rstd * tl.load(weight_ptr + c, mask=live, other=0.0)
+    value, slope = gelu_with_gradient(x)
     if BATCH:
-        vhat = (gelu(x) - tl.load(mean_ptr + c, mask=live, other=0.0)[:, None]) * rstd[:, None]
+        two = tl.load(sums_ptr + C + c, mask=live, other=0.0) * inverse_count * rstd
         one = tl.load(sums_ptr + c, mask=live, other=0.0) * inverse_count
-        two = tl.load(sums_ptr + C + c, mask=live, other=0.0) * inverse_count
-        grad -= one[:, None] + vhat * two[:, None]
-    return gelu_gradient(x) * scale[:, None] * grad
+        one -= tl.load(mean_ptr + c, mask=live, other=0.0) * two
+        grad -= one[:, None] + value * two[:, None]
+    return slope * (grad * scale[:, None])
 
 
 @triton.jit
 def _input_gradient_kernel(
-    grad_ptr, matrix_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dx_ptr, inverse_count, C, OUT,
+    grad_ptr, matrix_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dx_ptr, inverse_count, N, C, OUT,
     HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of pixels, block of inputs, sample): M^T g, then back through the norm and GELU.
-    n = tl.program_id(2).to(tl.int64)
-    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (pixels < HW)[None, :]
+    # Program (block of inputs, block of all samples' pixels): M^T g, then back through the norm and GELU.
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = (pixels < N * HW)[None, :]
+    at = _first_channel(pixels, OUT, HW)[None, :]
     acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
     for start in range(0, OUT, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O)
         live = (o < OUT)[:, None]
-        grad = tl.load(grad_ptr + n * OUT * HW + ((o * HW)[:, None] + pixels[None, :]), mask=live & inside, other=0.0)
+        grad = tl.load(grad_ptr + (at + (o * HW)[:, None]), mask=live & inside, other=0.0)
         matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=live & (c < C)[None, :], other=0.0)
         acc = tl.dot(tl.trans(matrix), grad, acc, input_precision="ieee")
     mask = (c < C)[:, None] & inside
-    base, where = n * C * HW, (c * HW)[:, None] + pixels[None, :]
-    x = tl.load(x_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
+    where = _first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
+    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
     dx = _norm_gradient(x, acc, c, c < C, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH)
-    tl.store(dx_ptr + base + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _expand_gradient_kernel(
-    grad_ptr, matrix_ptr, h_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dh_ptr, dx_ptr, inverse_count, C, OUT,
+    grad_ptr, matrix_ptr, h_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dh_ptr, dx_ptr, inverse_count, N, C, OUT,
     HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of pixels, block of inputs, sample): grad back through norm and GELU on load, stored as dh, then
-    # dx = M^T dh.
-    n = tl.program_id(2).to(tl.int64)
-    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (pixels < HW)[None, :]
+    # Program (block of inputs, block of all samples' pixels): grad back through norm and GELU on load, stored as dh,
+    # then dx = M^T dh.
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = (pixels < N * HW)[None, :]
+    at = _first_channel(pixels, OUT, HW)[None, :]
     acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
     for start in range(0, OUT, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O)
         mask = (o < OUT)[:, None] & inside
-        base, where = n * OUT * HW, (o * HW)[:, None] + pixels[None, :]
-        h = tl.load(h_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + base + where, mask=mask, other=0.0).to(tl.float32)
+        where = at + (o * HW)[:, None]
+        h = tl.load(h_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + where, mask=mask, other=0.0).to(tl.float32)
         dh = _norm_gradient(h, grad, o, o < OUT, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, OUT, BATCH)
         dh = tl.where(mask, dh, 0.0).to(dh_ptr.dtype.element_ty)
-        if tl.program_id(1) == 0:
-            tl.store(dh_ptr + base + where, dh, mask=mask)
+        if tl.program_id(0) == 0:
+            tl.store(dh_ptr + where, dh, mask=mask)
         matrix = tl.load(
             matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & (c < C)[None, :], other=0.0
         )
         acc = tl.dot(tl.trans(matrix), dh, acc, input_precision="ieee")
-    base, where = n * C * HW, (c * HW)[:, None] + pixels[None, :]
-    tl.store(dx_ptr + base + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
+    where = _first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
+    tl.store(dx_ptr + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
 
 
 def _block(size: int, limit: int) -> int:
@@ -229,29 +228,34 @@ def _linear(
     hw = height * width
     out = torch.empty((n, o, height, width), dtype=x.dtype, device=x.device)
     # One block of outputs where it fits: each block evaluates GELU anew.
-    block_o, block_p = _block(o, ROWS if norm is None else WIDE_ROWS), _block(hw, COLUMNS)
-    blocks = triton.cdiv(hw, block_p)
-    partial = torch.empty((n * blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
-    _linear_kernel[(blocks, triton.cdiv(o, block_o), n)](
+    block_o, block_p = _block(o, ROWS if norm is None else WIDE_ROWS), _block(n * hw, COLUMNS)
+    blocks = triton.cdiv(n * hw, block_p)
+    partial = torch.empty((blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
+    _linear_kernel[(triton.cdiv(o, block_o), blocks)](
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
-        partial, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
+        partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
         PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH), BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
-    return out, Pieces(partial, block_p, hw, n * hw) if pieces else None
+    return out, Pieces(partial, block_p, n * hw, n * hw) if pieces else None
+
+
+def _gradient_rows(size: int, hw: int, *, normalised: bool) -> int:
+    # One block of outputs where it fits: each evaluates GELU anew. Values loaded one by one take more registers.
+    return _block(size, WIDE_ROWS if normalised and hw % 2 == 0 else ROWS)
 
 
 def _matrix_gradient(grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Partial sums of V `[splits, O, C]`, or of `grad x^T` without `stats`, and of G `[splits, O]`; fp32."""
     n, c, hw, o = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], grad.shape[1]
-    block_o, block_c = _block(o, ROWS), _block(c, COLUMNS)
+    block_o, block_c, block_p = _gradient_rows(o, hw, normalised=stats is not None), _block(c, COLUMNS), DEPTH
     tiles = triton.cdiv(o, block_o) * triton.cdiv(c, block_c)
-    samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, tiles)))
-    splits = triton.cdiv(n, samples)
+    length = triton.cdiv(triton.cdiv(n * hw, triton.cdiv(PROGRAMS, tiles)), block_p) * block_p
+    splits = triton.cdiv(n * hw, length)
     partial = torch.empty((splits, o, c), dtype=torch.float32, device=x.device)
     total = torch.empty((splits, o), dtype=torch.float32, device=x.device)
     _matrix_gradient_kernel[(triton.cdiv(o, block_o), triton.cdiv(c, block_c), splits)](
-        grad, x, *(stats or (x, x)), partial, total, n, c, o, samples, HW=hw, NORM=stats is not None,
-        BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=_block(hw, DEPTH), num_warps=WARPS,
+        grad, x, *(stats or (x, x)), partial, total, n, c, o, length, HW=hw, NORM=stats is not None,
+        BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
     return partial, total
 
@@ -290,15 +294,14 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         )  # fmt: skip
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
-        block_c, block_p = _block(c, COLUMNS), _block(hw, COLUMNS)
-        _input_gradient_kernel[(triton.cdiv(hw, block_p), triton.cdiv(c, block_c), len(x))](
-            grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, c, o, HW=hw,
+        block_c, block_p, n = _block(c, COLUMNS), _block(len(x) * hw, COLUMNS), len(x)
+        _input_gradient_kernel[(triton.cdiv(c, block_c), triton.cdiv(n * hw, block_p))](
+            grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
             BATCH=stats.of_batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
         )  # fmt: skip
-        shape, dtype = ctx.matrix
         offset = None if ctx.offset_dtype is None else doffset.to(ctx.offset_dtype)
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
-        return dx, *affine, dmatrix.view(shape).to(dtype), offset, None, None, None, None
+        return dx, *affine, dmatrix.view(ctx.matrix[0]).to(ctx.matrix[1]), offset, None, None, None, None
 
 
 def expand_gelu(x: Tensor, matrix: Tensor, *, pieces: bool) -> tuple[Tensor, Tensor, Pieces | None]:
@@ -317,11 +320,11 @@ def expand_gelu_gradient(
     `norm` is mean, rstd and weight; `shared` and `inverse_count` are what `Statistics.shared` gives; `batch` says
     whether the norm's statistics are the batch's.
     """
-    (o, c), hw = matrix.shape, x.shape[2] * x.shape[3]
+    (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
-    block_c, block_p = _block(c, WIDE_ROWS), _block(hw, COLUMNS)
-    _expand_gradient_kernel[(triton.cdiv(hw, block_p), triton.cdiv(c, block_c), len(x))](
-        grad, matrix, h, *norm, shared, dh, dx, inverse_count, c, o, HW=hw,
+    block_c, block_p = _block(c, WIDE_ROWS), _block(n * hw, COLUMNS)
+    _expand_gradient_kernel[(triton.cdiv(c, block_c), triton.cdiv(n * hw, block_p))](
+        grad, matrix, h, *norm, shared, dh, dx, inverse_count, n, c, o, HW=hw,
         BATCH=batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
     return dx, _matrix_gradient(dh, x, None)[0].sum(0)
@@ -344,5 +347,4 @@ def gelu_norm_linear(
     )
     if partial is None:
         return out, None
-    hw = x.shape[2] * x.shape[3]
-    return out, Pieces(partial, _block(hw, COLUMNS), hw, len(x) * hw)
+    return out, Pieces(partial, _block(values := out.numel() // out.shape[1], COLUMNS), values, values)

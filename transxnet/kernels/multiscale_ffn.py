@@ -1,5 +1,6 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 """MS-FFN up to its second norm, over `[N, C, H, W]`.
 
     h = M x   e = norm1(gelu(h))   d = e + depthwise convolutions of 1, 3, 5, 7 taps a side on quarters of e
@@ -21,11 +22,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transxnet.kernels.activation import batch_statistics, gelu
-from transxnet.kernels.depthwise_conv import LAUNCH, convolve_rows, multiscale_conv_reference, row_block
+from transxnet.kernels.depthwise_conv import (
+    TILES,
+    band_matrix,
+    load_patches,
+    multiscale_conv_reference,
+    place_tiles,
+    place_values,
+    tap_sums,
+    tiling,
+)
 from transxnet.kernels.linear import expand_gelu, expand_gelu_gradient
 from transxnet.kernels.statistics import Pieces, Statistics
 
 __all__ = ["expand_norm_multiscale", "expand_norm_multiscale_reference"]
+
+BACKWARD_TILES = TILES // 2
 
 
 def expand_norm_multiscale_reference(
@@ -36,108 +48,152 @@ def expand_norm_multiscale_reference(
 
 
 @triton.jit
+def _near_mean(x_ptr, inside, taps_ptr, scale, shift, offset, K: tl.constexpr):
+    # A value near the mean of the channel's gelu(d), so that a large mean does not cancel in the sum of squares about
+    # it: gelu of what d is where e is its mean over the first tiles.
+    e = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) * scale + shift
+    mean = tl.sum(tl.sum(tl.where(inside, e, 0.0), 1), 0) / tl.sum(tl.sum(inside.to(tl.float32), 1), 0)
+    taps = tl.arange(0, 64)
+    weight = tl.sum(tl.load(taps_ptr + taps, mask=taps < K * K, other=0.0).to(tl.float32), 0)
+    return gelu(mean * (1.0 + weight) + offset)
+
+
+@triton.jit
+def _one_scale(
+    x_ptr, h_ptr, taps_ptr, offset_ptr, taken_ptr, y_ptr, group, N, C, c, mean, rstd, scale, shift,
+    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr,
+    SAMPLES: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    # `_middle_kernel` for a channel of one scale: the two sums of the program, here still over [tiles, 8 ROWS], and for
+    # the forward what the first was taken less of.
+    ROWS: tl.constexpr = 4 if K == 5 else 2
+    RANGE: tl.constexpr = 4 if K <= 3 else 8
+    dtype = x_ptr.dtype.element_ty
+    size: tl.constexpr = SAMPLES * ACROSS
+    live, base, down, across = place_tiles(group, N, C, c, H * W, SAMPLES, 1, ACROSS)
+    products = tl.zeros([16 * RANGE, 8 * ROWS], dtype=tl.float32)
+    if K == 1:
+        band = tl.load(taps_ptr).to(tl.float32)
+    else:
+        band = band_matrix(taps_ptr, dtype, K, BACKWARD, ROWS, RANGE)
+    offset = 0.0 if BACKWARD else tl.load(offset_ptr).to(tl.float32)
+    first = tl.zeros([size, 8 * ROWS], dtype=tl.float32)
+    second = tl.zeros([size, 8 * ROWS], dtype=tl.float32)
+    dbias = tl.zeros([size, 8 * ROWS], dtype=tl.float32)
+    dtap = tl.zeros([size, 8 * ROWS], dtype=tl.float32)
+    less = 0.0
+    if not BACKWARD:
+        first_tiles, known = place_values(base + across * 8, live, down, across * 8, H, W, ROWS)
+        less = _near_mean(x_ptr + first_tiles, known, taps_ptr, scale, shift, offset, K)
+    for top in range(0, H, ROWS):
+        for left in range(0, W, ACROSS * 8):
+            h, w = top + down, left + across * 8
+            at = base + h * W + w
+            here, inside = place_values(at, live, h, w, H, W, ROWS)
+            own = tl.load(x_ptr + here, mask=inside, other=0.0).to(tl.float32)
+            g = own
+            e = own.to(dtype)
+            if BACKWARD:
+                g = gelu(tl.load(h_ptr + here, mask=inside, other=0.0).to(tl.float32))
+                e = (g * scale + tl.where(inside, shift, 0.0)).to(dtype)
+                acc = own
+                dbias += own
+            else:
+                acc = own * scale + shift + offset
+            if K == 1:
+                if BACKWARD:
+                    dtap += own * e.to(tl.float32)
+                    acc += own * band
+                else:
+                    acc += (own * scale + shift) * band
+            else:
+                patches, on_map = load_patches(x_ptr, at, live, h, w, H, W, K, RANGE)
+                if BACKWARD:
+                    products = tl.dot(tl.trans(patches), e, products, input_precision="ieee")
+                else:
+                    patches = (patches.to(tl.float32) * scale + tl.where(on_map, shift, 0.0)).to(dtype)
+                acc += tl.dot(patches, band, input_precision="ieee")
+            tl.store(y_ptr + here, acc.to(dtype), mask=inside)
+            if BACKWARD:
+                acc = tl.where(inside, acc, 0.0)
+                second += acc * (g - mean) * rstd
+            else:
+                acc = tl.where(inside, gelu(acc), 0.0)
+                acc = tl.where(inside, acc - less, 0.0)
+                second += acc * acc
+            first += acc
+    if BACKWARD:
+        if K == 1:
+            tl.store(taken_ptr, tl.sum(tl.sum(dtap, 1), 0))
+        else:
+            tap_sums(taken_ptr, products, K, ROWS, RANGE)
+        tl.store(taken_ptr + K * K, tl.sum(tl.sum(dbias, 1), 0))
+    return tl.sum(tl.sum(first, 1), 0), tl.sum(tl.sum(second, 1), 0), less
+
+
+@triton.jit
 def _middle_kernel(
     x_ptr, h_ptr, w1_ptr, w3_ptr, w5_ptr, w7_ptr, b1_ptr, b3_ptr, b5_ptr, b7_ptr,
     mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, partial_ptr, partial_taps_ptr, N, C, quarter,
-    H: tl.constexpr, W: tl.constexpr, BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, BACKWARD: tl.constexpr, SAMPLES: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of the channel's rows in all samples, channel).
-    # Forward: x is g, normalised on load; of the block the sum of gelu(y), and the squares about its mean.
+    # Program (group of samples, channel).
+    # Forward: x is g, normalised on load; of the group the sum of gelu(y), and the squares about its mean.
     # Backward: x is d's gradient, y is e's; with g = gelu(h) the sums of y and of y * (g - mean) * rstd, and the taps'
-    # gradients: a row of partial_taps for each block, [window, K * K + 1] of one scale after the other.
-    c = tl.program_id(1)
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    live = r < N * H
-    h = r % H
-    rows = ((r // H).to(tl.int64) * C + c) * (H * W) + h * W
-    w = tl.arange(0, BLOCK_W)
-    mask = live[:, None] & (w < W)[None, :]
+    # gradients: a row of partial_taps for each group, [window, K * K + 1] of one scale after the other.
+    group, c = tl.program_id(0), tl.program_id(1)
     mean = tl.load(mean_ptr + c)
     rstd = tl.load(rstd_ptr + c)
     scale = rstd * tl.load(weight_ptr + c).to(tl.float32)
     shift = tl.load(bias_ptr + c).to(tl.float32) - mean * scale
-    here = tl.load(x_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0)
-    acc = here.to(tl.float32)
-    g = acc
-    e = here
-    bias = tl.sum(tl.sum(acc, 1), 0)
-    if BACKWARD:
-        g = gelu(tl.load(h_ptr + rows[:, None] + w[None, :], mask=mask, other=0.0).to(tl.float32))
-        e = tl.where(mask, g * scale + shift, 0.0).to(here.dtype)
+    window = C - 3 * quarter
+    taken = partial_taps_ptr + group.to(tl.int64) * (2 * C + 80 * quarter)
+    if c < window:
+        one, two, less = _one_scale(
+            x_ptr, h_ptr, w1_ptr + c, b1_ptr + c, taken + c * 2, y_ptr, group, N, C, c, mean, rstd, scale, shift,
+            H, W, 1, BACKWARD, SAMPLES, ACROSS,
+        )  # fmt: skip
+    elif c < window + quarter:
+        row = c - window
+        one, two, less = _one_scale(
+            x_ptr, h_ptr, w3_ptr + row * 9, b3_ptr + row, taken + 2 * window + row * 10, y_ptr,
+            group, N, C, c, mean, rstd, scale, shift, H, W, 3, BACKWARD, SAMPLES, ACROSS,
+        )  # fmt: skip
+    elif c < window + 2 * quarter:
+        row = c - window - quarter
+        one, two, less = _one_scale(
+            x_ptr, h_ptr, w5_ptr + row * 25, b5_ptr + row, taken + 2 * window + 10 * quarter + row * 26, y_ptr,
+            group, N, C, c, mean, rstd, scale, shift, H, W, 5, BACKWARD, SAMPLES, ACROSS,
+        )  # fmt: skip
     else:
-        acc = acc * scale + shift
-    first = C - 3 * quarter
-    taken = partial_taps_ptr + tl.program_id(0).to(tl.int64) * (2 * C + 80 * quarter)
-    if c < first:
-        row = c
-        to = taken + row * 2
-        if BACKWARD:
-            tl.store(to + 1, bias)
-        else:
-            acc += tl.load(b1_ptr + row).to(tl.float32)
-        acc = convolve_rows(
-            x_ptr, w1_ptr + row, to, e, acc, rows, h, live, scale, shift, H, W, 1, not BACKWARD, BACKWARD, BLOCK_W
-        )
-    elif c < first + quarter:
-        row = c - first
-        to = taken + 2 * first + row * 10
-        if BACKWARD:
-            tl.store(to + 9, bias)
-        else:
-            acc += tl.load(b3_ptr + row).to(tl.float32)
-        acc = convolve_rows(
-            x_ptr, w3_ptr + row * 9, to, e, acc, rows, h, live, scale, shift, H, W, 3, not BACKWARD, BACKWARD, BLOCK_W
-        )
-    elif c < first + 2 * quarter:
-        row = c - first - quarter
-        to = taken + 2 * first + 10 * quarter + row * 26
-        if BACKWARD:
-            tl.store(to + 25, bias)
-        else:
-            acc += tl.load(b5_ptr + row).to(tl.float32)
-        acc = convolve_rows(
-            x_ptr, w5_ptr + row * 25, to, e, acc, rows, h, live, scale, shift, H, W, 5, not BACKWARD, BACKWARD, BLOCK_W
-        )
-    else:
-        row = c - first - 2 * quarter
-        to = taken + 2 * first + 36 * quarter + row * 50
-        if BACKWARD:
-            tl.store(to + 49, bias)
-        else:
-            acc += tl.load(b7_ptr + row).to(tl.float32)
-        acc = convolve_rows(
-            x_ptr, w7_ptr + row * 49, to, e, acc, rows, h, live, scale, shift, H, W, 7, not BACKWARD, BACKWARD, BLOCK_W
-        )
-    tl.store(y_ptr + rows[:, None] + w[None, :], acc.to(y_ptr.dtype.element_ty), mask=mask)
-    if BACKWARD:
-        one = tl.where(mask, acc, 0.0)
-        two = one * (g - mean) * rstd
-        total = tl.sum(tl.sum(one, 1), 0)
-    else:
-        one = tl.where(mask, gelu(acc), 0.0)
-        total = tl.sum(tl.sum(one, 1), 0)
-        size = (tl.minimum(N * H - tl.program_id(0) * BLOCK_R, BLOCK_R) * W).to(tl.float32)
-        two = tl.where(mask, one - total / size, 0.0)
-        two *= two
-    sums = partial_ptr + tl.program_id(0) * 2 * C + c
-    tl.store(sums, total)
-    tl.store(sums + C, tl.sum(tl.sum(two, 1), 0))
+        row = c - window - 2 * quarter
+        one, two, less = _one_scale(
+            x_ptr, h_ptr, w7_ptr + row * 49, b7_ptr + row, taken + 2 * window + 36 * quarter + row * 50, y_ptr,
+            group, N, C, c, mean, rstd, scale, shift, H, W, 7, BACKWARD, SAMPLES, ACROSS,
+        )  # fmt: skip
+    if not BACKWARD:
+        size = (tl.minimum(N - group * SAMPLES, SAMPLES) * (H * W)).to(tl.float32)
+        two = tl.maximum(two - one * one / size, 0.0)
+        one += less * size
+    sums = partial_ptr + group * 2 * C + c
+    tl.store(sums, one)
+    tl.store(sums + C, two)
 
 
 def _launch(
     x: Tensor, h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stats: Statistics,
     affine: tuple[Tensor, Tensor], *, backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`_middle_kernel`'s output, its partial sums `[blocks, 2, C]`, and those of the taps, a row each block."""
+    """`_middle_kernel`'s output, its partial sums `[groups, 2, C]`, and those of the taps, a row each group."""
     n, c, height, width = x.shape
-    block_r, block_w = row_block(n * height, width, backward=backward)
-    quarter, blocks = c // 4, triton.cdiv(n * height, block_r)
+    tiles = tiling(n, height, width, most=BACKWARD_TILES if backward else TILES)
+    quarter, groups = c // 4, triton.cdiv(n, tiles.samples)
     y = torch.empty_like(x)
-    partial = torch.empty((blocks, 2, c), dtype=torch.float32, device=x.device)
-    taps = torch.empty((blocks, 2 * c + 80 * quarter) if backward else 1, dtype=torch.float32, device=x.device)
-    _middle_kernel[(blocks, c)](
-        x, h, *weights, *biases, stats.mean, stats.rstd, *affine, y, partial, taps, n, c, quarter,
-        H=height, W=width, BACKWARD=backward, BLOCK_R=block_r, BLOCK_W=block_w, **LAUNCH,
+    partial = torch.empty((groups, 2, c), dtype=torch.float32, device=x.device)
+    taps = torch.empty((groups, 2 * c + 80 * quarter) if backward else 1, dtype=torch.float32, device=x.device)
+    _middle_kernel[(groups, c)](
+        x, h, *weights, *biases, stats.mean, stats.rstd, *affine, y, partial, taps, n, c, quarter, H=height, W=width,
+        BACKWARD=backward, SAMPLES=tiles.samples, ACROSS=tiles.across, num_warps=tiles.warps, num_stages=1,
     )  # fmt: skip
     return y, partial, taps
 
@@ -197,4 +253,4 @@ def expand_norm_multiscale(
     d, partial = _ExpandFunction.apply(x.contiguous(), matrix, norm, norm.weight, norm.bias, *weights, *biases)
     n, _, height, width = d.shape
     values = n * height * width
-    return d, Pieces(partial, row_block(n * height, width, backward=False)[0] * width, values, values)
+    return d, Pieces(partial, tiling(n, height, width).samples * height * width, values, values)
