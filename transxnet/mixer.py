@@ -121,15 +121,17 @@ class TokenEnhancement(nn.Module):
 
     def forward(self, x: Tensor) -> Branch:
         """The branch, not yet normalised, and `x` `[N, C, H, W]` itself, to be added to it."""
-        hidden = self.depthwise(x)
-        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, hidden):
+        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
+            from transxnet.kernels.depthwise_conv import fork_depthwise_conv
             from transxnet.kernels.linear import gelu_norm_linear
 
             squeeze, expand = self.squeeze, self.expand
+            assert self.depthwise.bias is not None
+            hidden, x = fork_depthwise_conv(in_autocast_dtype(x), self.depthwise.weight, self.depthwise.bias)
             hidden, pieces = gelu_norm_linear(hidden, self.norm1, squeeze.weight, squeeze.bias, out_gelu=True)
             hidden, pieces = gelu_norm_linear(hidden, self.norm2, expand.weight, expand.bias, pieces)
             return Branch(hidden, x, pieces)
-        hidden = self.squeeze(self.norm1(F.gelu(hidden)))
+        hidden = self.squeeze(self.norm1(F.gelu(self.depthwise(x))))
         return Branch(self.expand(self.norm2(F.gelu(hidden))), x)
 
 

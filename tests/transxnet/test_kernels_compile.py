@@ -153,12 +153,24 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             f"depthwise{' gradient' if backward else ''}{' per sample' if per_sample else ''} at {side}",
             depthwise_conv._conv_kernel,
             {
-                "H": side, "W": side, "K": 7, "BACKWARD": backward, "RESIDUAL": not per_sample,
+                "H": side, "W": side, "K": 7, "BACKWARD": backward, "RESIDUAL": not per_sample, "FORK": False,
                 "PER_SAMPLE": per_sample, **_without_warps(_tiles(side, per_sample=per_sample)),
             },
             _tiles(side, per_sample=per_sample).warps,
         )
         for side in (56, 28, 14, 7) for backward in (False, True) for per_sample in (False, True)
+    ),
+    *(
+        (
+            f"depthwise gradient at a fork at {side}",
+            depthwise_conv._conv_kernel,
+            {
+                "H": side, "W": side, "K": 3, "BACKWARD": True, "RESIDUAL": False, "FORK": True, "PER_SAMPLE": False,
+                **_without_warps(_tiles(side)),
+            },
+            _tiles(side).warps,
+        )
+        for side in (56, 7)
     ),
     *(
         (

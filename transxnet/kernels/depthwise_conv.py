@@ -31,6 +31,8 @@ __all__ = [
     "depthwise_conv_reference",
     "dynamic_conv",
     "dynamic_conv_reference",
+    "fork_depthwise_conv",
+    "fork_depthwise_conv_reference",
     "load_patches",
     "multiscale_conv_reference",
     "place_tiles",
@@ -47,6 +49,11 @@ TILES, SAMPLE_TILES = 128, 64
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x` plus its depthwise convolution, in plain PyTorch."""
     return x + F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def fork_depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The depthwise convolution of `x`, and `x`, in plain PyTorch."""
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1]), x
 
 
 def dynamic_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -120,12 +127,13 @@ def tap_sums(to_ptr, products, K: tl.constexpr, ROWS: tl.constexpr, RANGE: tl.co
 
 @triton.jit
 def _conv_kernel(
-    x_ptr, weight_ptr, bias_ptr, input_ptr, y_ptr, partial_ptr, N, C,
+    x_ptr, weight_ptr, bias_ptr, input_ptr, around_ptr, y_ptr, partial_ptr, N, C,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
-    PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
+    FORK: tl.constexpr, PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     # Program (group of samples, or one if PER_SAMPLE; channel). Backward: x is the output's gradient, y the input's;
-    # gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1].
+    # gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1]. FORK: what comes round the
+    # convolution is added to the input's gradient.
     ROWS: tl.constexpr = 4 if K == 5 else 2
     RANGE: tl.constexpr = 4 if K <= 3 else 8
     group, c = tl.program_id(0), tl.program_id(1)
@@ -149,6 +157,8 @@ def _conv_kernel(
                 products = tl.dot(tl.trans(patches), given, products, input_precision="ieee")
                 if RESIDUAL:
                     acc += grad
+                if FORK:
+                    acc += tl.load(around_ptr + here, mask=inside, other=0.0).to(tl.float32)
             else:
                 acc += bias
                 if RESIDUAL:
@@ -184,7 +194,10 @@ def tiling(n: int, height: int, width: int, *, most: int = TILES, per_sample: bo
     return Tiling(samples, 1, across, min(8, samples * across // 4))
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None, *, residual: bool) -> tuple[Tensor, Tensor]:
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None = None, around: Tensor | None = None,
+    *, residual: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`x` convolved; with the forward's input `given`, the gradients of input, and of the taps and bias by group."""
     n, c, h, w = x.shape
     per_sample, kernel, backward = weight.shape[1] != 1, weight.shape[-1], given is not None
@@ -194,26 +207,29 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None, *, re
     sums = (groups, c, kernel * kernel + 1)
     partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
     _conv_kernel[(groups, c)](
-        x, weight, bias, x if given is None else given, y, partial, n, c, H=h, W=w, K=kernel, BACKWARD=backward,
-        RESIDUAL=residual, PER_SAMPLE=per_sample, **tiles.options(), num_stages=1,
+        x, weight, bias, x if given is None else given, x if around is None else around, y, partial, n, c,
+        H=h, W=w, K=kernel, BACKWARD=backward, RESIDUAL=residual, FORK=around is not None, PER_SAMPLE=per_sample,
+        **tiles.options(), num_stages=1,
     )  # fmt: skip
     return y, partial
 
 
 class _ConvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: bool, fork: bool) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.residual, ctx.bias_dtype = residual, bias.dtype
-        return _launch(x, weight, bias, None, residual=residual)[0]
+        y = _launch(x, weight, bias, residual=residual)[0]
+        return (y, x.view_as(x)) if fork else y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx, partial = _launch(grad_outputs[0].contiguous(), weight, weight, x, residual=ctx.residual)
+        grad, *around = (grad.contiguous() for grad in grad_outputs)
+        dx, partial = _launch(grad, weight, weight, x, *around, residual=ctx.residual)
         total = partial.sum(0) if weight.shape[1] == 1 else partial
         dweight = total[..., :-1].reshape(weight.shape)
-        return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None
+        return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None, None
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -223,10 +239,15 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     `x` in fp32, bf16 or fp16; weights in any of them, with gradients in their own dtype; sums in fp32.
     """
-    return _ConvFunction.apply(x.contiguous(), weight, bias, True)
+    return _ConvFunction.apply(x.contiguous(), weight, bias, True, False)
+
+
+def fork_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The depthwise convolution of `x`, and `x`, whose two gradients become one in passing; see `depthwise_conv`."""
+    return _ConvFunction.apply(x.contiguous(), weight, bias, False, True)
 
 
 def dynamic_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Each sample convolved with kernels of its own: `weight` `[N, C, K, K]`, `bias` `[N, C]`, K odd and at most 7."""
     assert weight.shape[1] > 1, "one channel cannot be told from a shared weight"
-    return _ConvFunction.apply(x.contiguous(), weight.contiguous(), bias.contiguous(), False)
+    return _ConvFunction.apply(x.contiguous(), weight.contiguous(), bias.contiguous(), False, False)

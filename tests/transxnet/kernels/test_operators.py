@@ -17,6 +17,8 @@ from transxnet.kernels.depthwise_conv import (
     depthwise_conv_reference,
     dynamic_conv,
     dynamic_conv_reference,
+    fork_depthwise_conv,
+    fork_depthwise_conv_reference,
 )
 from transxnet.kernels.group_norm import fork_group_norm, fork_group_norm_reference
 from transxnet.kernels.linear import gelu_norm_linear, gelu_norm_linear_reference
@@ -187,6 +189,23 @@ def test_depthwise_conv(shape, kernel, dtype):
         inputs,
         shape,
     )
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 3, 7, 9), LOW), pytest.param((2, 19, 14, 14), FP32, marks=extra)])
+def test_fork_depthwise_conv(shape, dtype):
+    torch.manual_seed(0)
+    c = shape[1]
+    inputs = {
+        "x": torch.randn(shape).to(dtype),
+        "weight": (torch.randn(c, 1, 3, 3) / 3).to(dtype),
+        "bias": torch.randn(c).to(dtype),
+    }
+
+    def call(operator):
+        return lambda t: torch.cat(operator(t["x"], t["weight"], t["bias"]))
+
+    ours, theirs = call(fork_depthwise_conv), call(fork_depthwise_conv_reference)
+    assert_as_exact_as_pytorch(ours, theirs, inputs, (2 * shape[0], *shape[1:]))
 
 
 @pytest.mark.parametrize(
