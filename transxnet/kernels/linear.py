@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transxnet.kernels.activation import batch_statistics, gelu, gelu_with_gradient
+from transxnet.kernels.pixels import first_channel, place_block
 from transxnet.kernels.statistics import Pieces
 
 __all__ = ["expand_gelu", "expand_gelu_gradient", "gelu_norm_linear", "gelu_norm_linear_reference"]
@@ -38,12 +39,6 @@ def gelu_norm_linear_reference(x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, 
 
 
 @triton.jit
-def _first_channel(pixels, C, HW: tl.constexpr):
-    # Offsets in [N, C, HW] of the first channel at pixels counted through all samples.
-    return (pixels // HW).to(tl.int64) * C * HW + pixels % HW
-
-
-@triton.jit
 def _linear_kernel(
     x_ptr, matrix_ptr, offset_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr, gelu_ptr, partial_ptr, N, C, OUT,
     HW: tl.constexpr, NORM: tl.constexpr, HAS_OFFSET: tl.constexpr, KEEP: tl.constexpr, PIECES: tl.constexpr,
@@ -51,10 +46,11 @@ def _linear_kernel(
 ):  # fmt: skip
     # Program (block of outputs, block of all samples' pixels). NORM: x is normalised on load. PIECES: of the output, or
     # with GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well.
-    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, column = place_block(OUT, BLOCK_O)
+    o = row * BLOCK_O + tl.arange(0, BLOCK_O)
+    pixels = column * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (pixels < N * HW)[None, :]
-    at = _first_channel(pixels, C, HW)[None, :]
+    at = first_channel(pixels, C, HW)[None, :]
     acc = tl.zeros([BLOCK_O, BLOCK_P], dtype=tl.float32)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
@@ -69,17 +65,17 @@ def _linear_kernel(
     if HAS_OFFSET:
         acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
     mask = (o < OUT)[:, None] & inside
-    where = _first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None]
+    where = first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None]
     tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=mask)
     if GELU:
         acc = gelu(acc)
     if KEEP:
         tl.store(gelu_ptr + where, acc.to(gelu_ptr.dtype.element_ty), mask=mask)
     if PIECES:
-        size = tl.minimum(N * HW - tl.program_id(1) * BLOCK_P, BLOCK_P)
+        size = tl.minimum(N * HW - column * BLOCK_P, BLOCK_P)
         total = tl.sum(tl.where(mask, acc, 0.0), 1)
         away = tl.where(mask, acc - (total / size)[:, None], 0.0)
-        here = partial_ptr + (tl.program_id(1).to(tl.int64) * 2) * OUT + o
+        here = partial_ptr + (column.to(tl.int64) * 2) * OUT + o
         tl.store(here, total, mask=o < OUT)
         tl.store(here + OUT, tl.sum(away * away, 1), mask=o < OUT)
 
@@ -102,9 +98,9 @@ def _matrix_gradient_kernel(
     for start in range(split * length, tl.minimum((split + 1) * length, N * HW), BLOCK_P):
         pixels = start + tl.arange(0, BLOCK_P)
         inside = (pixels < N * HW)[None, :]
-        from_grad = grad_ptr + (_first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None])
+        from_grad = grad_ptr + (first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None])
         grad = tl.load(from_grad, mask=(o < OUT)[:, None] & inside, other=0.0)
-        from_x = x_ptr + (_first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None])
+        from_x = x_ptr + (first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None])
         x = tl.load(from_x, mask=(c < C)[:, None] & inside, other=0.0)
         if NORM:
             x = (gelu(x.to(tl.float32)) * rstd[:, None] - shift[:, None]).to(x.dtype)
@@ -167,10 +163,11 @@ def _input_gradient_kernel(
     HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     # Program (block of inputs, block of all samples' pixels): M^T g, then back through the norm and GELU.
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, column = place_block(C, BLOCK_C)
+    c = row * BLOCK_C + tl.arange(0, BLOCK_C)
+    pixels = column * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (pixels < N * HW)[None, :]
-    at = _first_channel(pixels, OUT, HW)[None, :]
+    at = first_channel(pixels, OUT, HW)[None, :]
     acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
     for start in range(0, OUT, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O)
@@ -179,7 +176,7 @@ def _input_gradient_kernel(
         matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=live & (c < C)[None, :], other=0.0)
         acc = tl.dot(tl.trans(matrix), grad, acc, input_precision="ieee")
     mask = (c < C)[:, None] & inside
-    where = _first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
+    where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
     x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
     dx = _norm_gradient(x, acc, c, c < C, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH)
     tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
@@ -192,10 +189,11 @@ def _expand_gradient_kernel(
 ):  # fmt: skip
     # Program (block of inputs, block of all samples' pixels): grad back through norm and GELU on load, stored as dh,
     # then dx = M^T dh.
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, column = place_block(C, BLOCK_C)
+    c = row * BLOCK_C + tl.arange(0, BLOCK_C)
+    pixels = column * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (pixels < N * HW)[None, :]
-    at = _first_channel(pixels, OUT, HW)[None, :]
+    at = first_channel(pixels, OUT, HW)[None, :]
     acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
     for start in range(0, OUT, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O)
@@ -205,13 +203,13 @@ def _expand_gradient_kernel(
         grad = tl.load(grad_ptr + where, mask=mask, other=0.0).to(tl.float32)
         dh = _norm_gradient(h, grad, o, o < OUT, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, OUT, BATCH)
         dh = tl.where(mask, dh, 0.0).to(dh_ptr.dtype.element_ty)
-        if tl.program_id(0) == 0:
+        if row == 0:
             tl.store(dh_ptr + where, dh, mask=mask)
         matrix = tl.load(
             matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & (c < C)[None, :], other=0.0
         )
         acc = tl.dot(tl.trans(matrix), dh, acc, input_precision="ieee")
-    where = _first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
+    where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
     tl.store(dx_ptr + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
 
 
@@ -231,7 +229,7 @@ def _linear(
     block_o, block_p = _block(o, ROWS if norm is None else WIDE_ROWS), _block(n * hw, COLUMNS)
     blocks = triton.cdiv(n * hw, block_p)
     partial = torch.empty((blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
-    _linear_kernel[(triton.cdiv(o, block_o), blocks)](
+    _linear_kernel[(triton.cdiv(o, block_o) * blocks,)](
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
         partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
         PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH), BLOCK_P=block_p, num_warps=WARPS,
@@ -295,7 +293,7 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
         block_c, block_p, n = _block(c, COLUMNS), _block(len(x) * hw, COLUMNS), len(x)
-        _input_gradient_kernel[(triton.cdiv(c, block_c), triton.cdiv(n * hw, block_p))](
+        _input_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
             grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
             BATCH=stats.of_batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
         )  # fmt: skip
@@ -323,7 +321,7 @@ def expand_gelu_gradient(
     (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
     block_c, block_p = _block(c, WIDE_ROWS), _block(n * hw, COLUMNS)
-    _expand_gradient_kernel[(triton.cdiv(c, block_c), triton.cdiv(n * hw, block_p))](
+    _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
         grad, matrix, h, *norm, shared, dh, dx, inverse_count, n, c, o, HW=hw,
         BATCH=batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip

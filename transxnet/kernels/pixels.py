@@ -1,0 +1,24 @@
+# ruff: noqa: ANN001, ANN201 - a kernel's arguments are pointers and scalars that the launch types.
+"""Blocks of channels by pixels of `[N, C, HW]`, the pixels counted through all samples."""
+
+import triton
+import triton.language as tl
+
+__all__ = ["first_channel", "place_block"]
+
+
+@triton.jit
+def place_block(channels, BLOCK_C: tl.constexpr):
+    """The program's block of `channels`, and of pixels.
+
+    Blocks of the same pixels follow one another, so that what they read lies in a cache. The grid has one axis: the
+    others end at 65,535.
+    """
+    blocks = tl.cdiv(channels, BLOCK_C)
+    return tl.program_id(0) % blocks, tl.program_id(0) // blocks
+
+
+@triton.jit
+def first_channel(pixels, C, HW: tl.constexpr):
+    """Offsets of the first channel at `pixels`, as int64."""
+    return (pixels // HW).to(tl.int64) * C * HW + pixels % HW
