@@ -80,8 +80,8 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             linear._linear_kernel,
             {
                 "NORM": norm, "HAS_OFFSET": norm, "KEEP": not norm, "PIECES": True, "GELU": not norm, "HW": side * side,
-                "BLOCK_O": linear._block(out, linear.WIDE_ROWS if norm else linear.ROWS),
-                "BLOCK_C": linear._block(c, linear.DEPTH), "BLOCK_P": 64,
+                "BLOCK_O": linear._block(out, linear.WIDE_ROWS if norm else linear.ROWS), "BLOCK_P": 64,
+                "BLOCK_C": linear._block(c, linear.DEPTH // 2 if norm and out > 128 else linear.DEPTH),
             },
             linear.WARPS,
         )

@@ -232,7 +232,8 @@ def _linear(
     _linear_kernel[(triton.cdiv(o, block_o) * blocks,)](
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
         partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
-        PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH), BLOCK_P=block_p, num_warps=WARPS,
+        PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH * ROWS // max(block_o, ROWS)),
+        BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
     return out, Pieces(partial, block_p, n * hw, n * hw) if pieces else None
 
