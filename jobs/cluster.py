@@ -46,9 +46,9 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
         JobError: an unknown name, or "slurm" where no Slurm answers.
     """
     if wanted == "local":
-        return "local", "cluster local: processes on this machine"
+        return "local", "processes on this machine"
     if wanted == "debug":
-        return "debug", "cluster debug: one process, this one"
+        return "debug", "one process, this one"
     if wanted not in ("auto", "slurm"):
         raise JobError(f"--cluster {wanted} does not exist; there are: auto, slurm, local, debug")
     try:
@@ -58,8 +58,8 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
     except JobError as error:
         if wanted == "slurm":
             raise JobError(f"--cluster slurm: {error}; use --cluster local to run on this machine") from None
-        return "local", f"cluster local: processes on this machine ({error})"
-    return "slurm", f"cluster slurm: sinfo answers, partitions {', '.join(sorted(set(partitions)))}"
+        return "local", f"processes on this machine, because {error}"
+    return "slurm", f"sinfo answers, partitions {', '.join(sorted(set(partitions)))}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome, Update
 from pipeline.journal import FILE_NAME
-from pipeline.tracking_state import load_state
+from pipeline.tracking_client import local_database
+from pipeline.tracking_state import load_state, tracking_uri_of
 from pipeline.words import duration
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     card = _json(run_dir / "export" / "model.json")
     record = newest_record(run_dir)
     document = _json(run_dir / "config.json") or {}
-    tracking, data = document.get("tracking_uri"), document.get("train", {}).get("data", {})
+    data = document.get("train", {}).get("data", {})
+    tracking, state = _local_store(run_dir), load_state(run_dir)
     if outcome is Outcome.FINISHED and card:
         lines.append(
             f"trained {card['name']}: top-1 {card['top1']:.4f}, top-5 {card['top5']:.4f} "
@@ -145,10 +147,25 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
             f"    python -m pipeline.evaluate {uri} --shards {shlex.quote(shards)}",
             f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"{uri}\")'",
         ]
+        if "champion" not in registered["aliases"]:
+            lines.append("    # not @champion, which is better, or was measured on other images; to move it there:")
+            lines.append(f"    python -m pipeline.register {run_dir} --alias champion")
     elif outcome is Outcome.FINISHED:
         lines.append("the model is not registered yet; when the tracking server answers:")
         lines.append(f"    python -m pipeline.register {run_dir}")
+    if outcome is not Outcome.DETACHED and state is not None and state.sent_status != state.status:
+        lines.append(f"MLflow at {state.tracking_uri} has not taken everything; when it answers:")
+        lines.append(f"    python -m pipeline.status --sync {run_dir}")
     return "\n".join(lines)
+
+
+def _local_store(run_dir: Path) -> str | None:
+    """The database that a run is tracked in; None where it is a server's matter."""
+    try:
+        uri = tracking_uri_of(run_dir)
+    except ValueError:
+        return None
+    return uri if local_database(uri) is not None else None
 
 
 def _page(run_dir: Path) -> list[str]:

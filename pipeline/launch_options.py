@@ -87,6 +87,8 @@ def _gathered(arguments: list[str]) -> list[str]:
 
 
 def _recipe_name(arguments: list[str]) -> str:
+    if sum(word.partition("=")[0] == "--recipe" for word in arguments) > 1:
+        raise LaunchError("--recipe is given twice: leave one of them out")
     for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = here.partition("=")
         if flag == "--recipe":

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -93,6 +94,9 @@ def build_plan(options: LaunchOptions) -> Plan:
     else:
         cluster, why = choose_cluster(options.cluster)
     resources = _settled(options.resources, cluster, options.dry_run)
+    if cluster != "slurm":
+        _refuse_slurms_own(resources, f"--cluster {cluster} ({why})")
+    check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))
     config = options.train
     if options.recipe == "demo" and config.data.shards == TrainConfig().data.shards:
         shards = str(Path("runs/digits").absolute())
@@ -108,6 +112,31 @@ def build_plan(options: LaunchOptions) -> Plan:
     for run in runs:
         _check(run, resources.world_size, swept=bool(options.sweep))
     return Plan(cluster=cluster, why=why, resources=resources, run_dir=run_dir, runs=tuple(runs), options=options)
+
+
+def _refuse_slurms_own(resources: Resources, where: str) -> None:
+    """Refuse flags that only Slurm has a use for: who gives them does not mean to train on a login node."""
+    for field in ("partition", "account", "qos", "constraint", "container_image", "slurm"):
+        if getattr(resources, field):
+            flag = f"--{field.replace('_', '-')}"
+            raise LaunchError(
+                f"{flag} is for Slurm, and this would be {where}: leave it out, or mend what keeps Slurm off"
+            )
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse an address that MLflow cannot have; empty is none.
+
+    Raises:
+        LaunchError: what is wrong, and what addresses look like.
+    """
+    from pipeline.tracking_secrets import mask_secrets
+
+    if uri and not re.match(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://|file:|databricks|/)", uri):
+        raise LaunchError(
+            f"MLFLOW_TRACKING_URI {mask_secrets(uri)} is no address of MLflow's: write http://HOST:PORT, "
+            "sqlite:////PATH/mlflow.db or postgresql://…"
+        )
 
 
 def _settled(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:
@@ -155,22 +184,23 @@ def show(plan: Plan) -> None:
     """Print the sbatch script, and of each run the configuration and the DeepSpeed JSON; nothing is written."""
     from jobs import dry_run
     from pipeline.engine_config import deepspeed_config
+    from pipeline.tracking_secrets import mask_secrets
 
     print(f"# cluster: {plan.cluster} ({plan.why})\n")
     code = plan.code(copy=False)
-    print(
-        dry_run(
-            cluster=plan.cluster,
-            folder=plan.logs,
-            resources=plan.resources,
-            name=plan.name,
-            code=code,
-            elements=len(plan.runs),
-        )
+    script = dry_run(
+        cluster=plan.cluster,
+        folder=plan.logs,
+        resources=plan.resources,
+        name=plan.name,
+        code=code,
+        elements=len(plan.runs),
     )
+    print(mask_secrets(script))
     for run in plan.runs:
         print(f"# {run.run_dir / 'config.json'}")
-        print(json.dumps({"train": dataclasses.asdict(run.config), **plan.extra()}, indent=1))
+        content = {"train": dataclasses.asdict(run.config), **plan.extra()}
+        print(mask_secrets(json.dumps(content, indent=1)))
         print("\n# DeepSpeed")
         print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from jobs import Submission, local_words, notices, submit
 from pipeline import run_dir as run_directory
 from pipeline.digits import prepare_digits
+from pipeline.launch_options import LaunchError
 from pipeline.launch_plan import Dataset, Plan, PlannedRun, check_shards, check_weights
 from pipeline.notice import Needs, warnings
 from pipeline.schedule import build_schedule
 from pipeline.task import TrainTask
+from pipeline.tracking_state import tracking_uri_of
 from pipeline.uncommitted import keep_changes
 
 
@@ -22,6 +24,11 @@ def prepare_run(plan: Plan, run: PlannedRun) -> tuple[Dataset, int]:
     """
     if not (run.run_dir / "config.json").exists():
         check_weights(run.config)
+    else:
+        try:
+            tracking_uri_of(run.run_dir)
+        except ValueError as error:
+            raise LaunchError(str(error)) from error
     if plan.options.recipe == "demo":
         prepare_digits(Path(run.config.data.shards))
     dataset = check_shards(run.config)

@@ -45,6 +45,8 @@ class Saver:
         self._current: tuple[int, float, dict[str, Any]] | None = None
         self.durable_step = 0
         """Step of the newest published checkpoint of this attempt, or the one it started from."""
+        self.problem = ""
+        """Why the last save failed; empty where it did not."""
         self._failed_step: int | None = None
 
     def restore(self) -> int:
@@ -118,6 +120,7 @@ class Saver:
             problem = f"rank {self._world.rank}: {error}"
         problems = [str(p) for p in everyones(problem) if p]
         self._failed_step = step if problems else None
+        self.problem = problems[0] if problems else ""
         if problems:
             if self._world.is_main:
                 self._store.remove_leftovers()

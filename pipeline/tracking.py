@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pipeline.tracking_client import bound_requests, resolve_tracking_uri
-from pipeline.tracking_state import load_state
+from pipeline.tracking_state import load_state, tracking_uri_of
 
 __all__ = ["EndStatus", "Tracker", "resolve_tracking_uri"]
 
@@ -59,8 +59,8 @@ class Tracker:
             tags: more of them, such as job ids.
         """
         folder = Path(run_dir).resolve()
-        uri = config_json.get("tracking_uri") or resolve_tracking_uri(Path.cwd())
         try:
+            uri = tracking_uri_of(folder)
             worker = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.tracking_worker", str(folder)],
                 stdin=subprocess.PIPE,
@@ -68,7 +68,7 @@ class Tracker:
                 env=_environment(uri),
                 close_fds=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             _log.warning("Tracking in MLflow could not be started (%s); the training goes on without it", error)
             worker = None
         tracker = cls(folder, worker)

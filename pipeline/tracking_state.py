@@ -131,7 +131,22 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
 
 
 def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
-    """Where a run is tracked: as its configuration says, else `MLFLOW_TRACKING_URI`, else the default below `cwd`."""
-    from pipeline.tracking_client import resolve_tracking_uri
+    """Where a run is tracked: where it began; else as its configuration says, `MLFLOW_TRACKING_URI`, or below `cwd`.
 
-    return read_config(run_dir).get("tracking_uri") or resolve_tracking_uri(cwd)
+    Raises:
+        ValueError: it began on a server, whose address (kept without passwords) must be given again.
+    """
+    from pipeline.tracking_client import local_database, resolve_tracking_uri
+    from pipeline.tracking_secrets import mask_secrets
+
+    configured = read_config(run_dir).get("tracking_uri") or resolve_tracking_uri(cwd)
+    state = load_state(run_dir)
+    began = state.tracking_uri if state is not None and state.run_id is not None else None
+    if began is None or began == mask_secrets(configured):
+        return configured
+    database = local_database(began)
+    if database is not None:
+        return began if database.exists() else configured
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ValueError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address")
+    return configured

@@ -174,7 +174,10 @@ class Training:
         if step < total:
             recorder.say(f"asked to stop: saved step {saver.durable_step} of {total}")
         elif saver.durable_step < total:
-            raise TrainingError(f"the last step is computed but could not be saved; see the warnings in {self.run_dir}")
+            raise TrainingError(
+                f"the last step is computed but could not be saved ({saver.problem}): make room there; the same "
+                f"command goes on from step {saver.durable_step}"
+            )
         return step >= total
 
     def _prepared(self, batches: Iterable[Batch], seen: list[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -46,7 +46,7 @@ def test_auto_is_slurm_where_sinfo_answers(fake):
 def test_auto_is_local_without_slurm_and_says_why(fake):
     assert jobs.choose_cluster("auto") == (
         "local",
-        "cluster local: processes on this machine (sinfo is not installed on this machine)",
+        "processes on this machine, because sinfo is not installed on this machine",
     )
 
 

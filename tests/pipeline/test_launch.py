@@ -1,5 +1,6 @@
 """What a launch shows and refuses before anything is queued."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,8 +12,10 @@ from jobs import Outcome
 from pipeline.config import TrainConfig
 from pipeline.follow import closing_words
 from pipeline.launch import main
-from pipeline.launch_plan import PACKAGES
+from pipeline.launch_options import LaunchError
+from pipeline.launch_plan import PACKAGES, check_tracking_uri
 from pipeline.run_dir import RunDirectoryError, prepare
+from pipeline.tracking_state import TrackingState, save_state, tracking_uri_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -50,6 +53,8 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
     [
         (["--no-wait", "--sweep", "train.seed=1,2"], "without SLURM a sweep trains one run after the other"),
         (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
+        (["--cluster", "local", "--partition", "gpu"], "--partition is for Slurm, and this would be --cluster local"),
+        (["--recipe", "tiny"], "--recipe is given twice"),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
         (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
         (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
@@ -80,3 +85,30 @@ def test_a_run_directory_of_somebody_else_is_refused(tmp_path):
     with pytest.raises(RunDirectoryError, match="belongs to another user"):
         prepare(tmp_path, TrainConfig(), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_address_that_mlflow_cannot_have_is_refused():
+    for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
+        with pytest.raises(LaunchError, match="is no address of MLflow's"):
+            check_tracking_uri(uri)
+    for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
+        check_tracking_uri(uri)
+
+
+def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first, here = tmp_path / "first.db", f"sqlite:///{tmp_path}/other.db"
+    first.touch()
+    run = tmp_path / "run"
+    prepare(run, TrainConfig(), {"tracking_uri": here})
+    state = TrackingState(key="k", run_id="r", tracking_uri=f"sqlite:///{first}")
+    save_state(run, state)
+    assert tracking_uri_of(run) == f"sqlite:///{first}"
+    first.unlink()
+    assert tracking_uri_of(run) == here
+    save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
+    with pytest.raises(ValueError, match=r"tracked in MLflow at http://bob:\*\*\*@host: set MLFLOW_TRACKING_URI"):
+        tracking_uri_of(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
+    prepare(run, TrainConfig(), {"tracking_uri": None})
+    assert tracking_uri_of(run) == "http://bob:pw@host"
