@@ -1,10 +1,11 @@
 """What the launcher shows while a job runs, read from the run's own files: a bar on a terminal, lines in a log."""
 
+import contextlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +25,20 @@ TAIL_BYTES = 4096
 
 def newest_record(run_dir: Path) -> dict[str, Any] | None:
     """The last whole record of the journal, from its last bytes alone."""
+    return next(recent_records(run_dir), None)
+
+
+def recent_records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the last whole records of the journal, newest first, from its last bytes alone."""
     try:
         with (run_dir / FILE_NAME).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
-        return None
+        return
     for line in reversed(lines[:-1]):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return None
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def loss_words(record: dict[str, Any]) -> str:
@@ -51,6 +54,7 @@ class Progress:
         self._runs = runs
         self._total = total_steps
         self._states: dict[str, str] = {}
+        self._evaluated: dict[str, int] = {}
         self._bar: Any = None
         self._shown = (0.0, -1)
         self._first: tuple[float, int] | None = None
@@ -60,6 +64,7 @@ class Progress:
         if str(update) != self._states.get(name):
             self._states[name] = str(update)
             self._print(f"{name or 'job'} is {update}")
+        self._show_evaluation(name)
         records = [record for run_dir in self._runs.values() if (record := newest_record(run_dir)) is not None]
         if not records:
             return
@@ -79,6 +84,13 @@ class Progress:
                 remaining = f"  remaining {duration(seconds)}"
             words = "  ".join(f"{key} {value}" for key, value in facts.items())
             print(f"step {step}/{self._total}  {words}{remaining}", flush=True)
+
+    def _show_evaluation(self, name: str) -> None:
+        evaluated = (record for record in recent_records(self._runs[name]) if "eval_top1" in record)
+        newest = next(evaluated, None)
+        if newest is not None and newest["step"] > self._evaluated.get(name, 0):
+            self._evaluated[name] = newest["step"]
+            self._print(f"{name}{': ' if name else ''}step {newest['step']}: top-1 {newest['eval_top1']:.4f}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
