@@ -78,7 +78,7 @@ def evaluate(
     precision: Literal["fp32", "bf16"] = "fp32",
     workers: int = 2,
 ) -> "tuple[Report, ClassMap, Manifest]":
-    """Measure a model on every image of a split.
+    """Measure a model on every image of a split; how far it is goes to stderr.
 
     Raises:
         ConfigError: the classes do not fit.
@@ -88,6 +88,7 @@ def evaluate(
 
     from pipeline.data import build_evaluation_loader
     from pipeline.evaluate_measure import Measurement
+    from pipeline.evaluate_progress import shown
     from pipeline.mixup import Normalise
     from sharding import load_manifest
 
@@ -110,7 +111,7 @@ def evaluate(
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
         build_evaluation_loader(config, world_size=1, rank=0, device=device) as loader,
     ):
-        for batch in loader:
+        for batch in shown(loader, manifest.num_samples):
             logits = network(normalise(batch.images, device))
             measured.add(logits.index_select(1, outputs), labels[batch.labels.to(device)])
     report = measured.result(time.monotonic() - began)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import evaluate_progress
 from pipeline.config import ConfigError
 from pipeline.digits import write_class_folders
 from pipeline.evaluate import main, match_classes
@@ -77,8 +79,9 @@ def test_calibration_and_confusion_by_hand():
     assert report.images_per_s == 5
 
 
-def test_other_shards_are_scored_among_their_own_classes(home, card, capsys):
-    """As ImageNet-A and -R are: packed from class folders, fewer classes, other labels."""
+def test_other_shards_are_scored_among_their_own_classes(home, card, capsys, monkeypatch):
+    """As ImageNet-A and -R are: packed from class folders, fewer classes, other labels. Progress goes to a log."""
+    monkeypatch.setattr(evaluate_progress, "LINE_EVERY_S", 0)
     write_class_folders(home / "folders")
     (home / "few").mkdir()
     for name in ("2", "7", "8"):
@@ -92,7 +95,10 @@ def test_other_shards_are_scored_among_their_own_classes(home, card, capsys):
         arguments = {"shards": str(home / "a"), "subset": subset, "workers": 0, "output": home / "out.json"}
         assert main(str(home / "runs/first"), **arguments, no_log=True) == 0
         answers[subset] = json.loads((home / "out.json").read_text())
-        assert ("imagenet-a-validation, 88 images among 3 classes" in capsys.readouterr().out) == subset
+        said = capsys.readouterr()
+        assert ("imagenet-a-validation, 88 images among 3 classes" in said.out) == subset
+        lines = [line for line in said.err.splitlines() if line.startswith("image ")]
+        assert re.fullmatch(r"image 88/88  images/s \d+  remaining 0:00", lines[-1])
     assert {entry["wnid"] for entry in answers[True]["classes"]} == {"2", "7", "8"}
     assert len(answers[False]["classes"]) == 10
     assert answers[True]["top1"] > answers[False]["top1"] > 0.5
