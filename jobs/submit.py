@@ -94,7 +94,8 @@ def submit_privately(hand_over: Callable[[], Submitted]) -> Submitted:
     except FileNotFoundError as error:
         raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
     except (FailedSubmissionError, FailedJobError) as error:
-        words = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()[-1:]
+        lines = str(error).splitlines()
+        words = [line for line in lines if "error:" in line or line.startswith("sbatch:")] or lines[-1:]
         raise JobError("sbatch refuses the job: " + "; ".join(words)) from None
     finally:
         os.umask(former)

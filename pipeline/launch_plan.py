@@ -111,6 +111,8 @@ def build_plan(options: LaunchOptions) -> Plan:
         runs = [PlannedRun(run_dir=run_dir, config=config)]
     for run in runs:
         _check(run, resources.world_size, swept=bool(options.sweep))
+        if resources.container_image and not resources.container_mounts:
+            _refuse_unseen(run)
     return Plan(cluster=cluster, why=why, resources=resources, run_dir=run_dir, runs=tuple(runs), options=options)
 
 
@@ -121,6 +123,22 @@ def _refuse_slurms_own(resources: Resources, where: str) -> None:
             flag = f"--{field.replace('_', '-')}"
             raise LaunchError(
                 f"{flag} is for Slurm, and this would be {where}: leave it out, or mend what keeps Slurm off"
+            )
+
+
+def _refuse_unseen(run: PlannedRun) -> None:
+    """Refuse shards that a container would not see by what is mounted without being told."""
+    for flag, shards in (
+        ("--train.data.shards", run.config.data.shards),
+        ("--train.data.validation-shards", run.config.data.validation_shards),
+    ):
+        if shards is None or "://" in shards:
+            continue
+        path = Path(os.path.abspath(shards))
+        if not any(path.is_relative_to(seen) for seen in (Path.cwd(), run.run_dir)):
+            raise LaunchError(
+                f"{flag} {shards} is not seen in the container, which sees the run's folder, the code and this folder: "
+                f"give --container-mounts with all of them and {path}"
             )
 
 

@@ -55,6 +55,10 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
         (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
         (["--cluster", "local", "--partition", "gpu"], "--partition is for Slurm, and this would be --cluster local"),
         (["--recipe", "tiny"], "--recipe is given twice"),
+        (
+            ["--cluster", "slurm", "--dry-run", "--container-image", "a.sqsh", "--train.data.shards", "/data/shards"],
+            "--train.data.shards /data/shards is not seen in the container",
+        ),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
         (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
         (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
