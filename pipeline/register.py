@@ -156,7 +156,7 @@ def _create(
         f"models:/{model_id}",
         run_id=card.mlflow_run_id,
         tags=tags,
-        description=describe(card, train),
+        description=describe(card, train, uri),
         model_id=model_id,
     )
     number = str(version.version)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.model_card import CARD_NAME, WEIGHTS_NAME, ModelCard
 from pipeline.tracking_details import evaluation_metrics
+from pipeline.tracking_secrets import mask_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +125,8 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def describe(card: ModelCard, train: Mapping[str, Any]) -> str:
-    """The version's page in the registry: results, origin, and how to load it."""
+def describe(card: ModelCard, train: Mapping[str, Any], tracking_uri: str) -> str:
+    """The version's page in the registry: results, origin, and how to load it from there."""
 
     def percent(value: float | None) -> str:
         return "not evaluated" if value is None else f"{100 * value:.2f} %"
@@ -148,7 +149,7 @@ def describe(card: ModelCard, train: Mapping[str, Any]) -> str:
     table = "\n".join(f"| {name}&emsp; | {value} |" for name, value in rows.items())
     return f"""{card.name}, an image classifier.
 
-| | |
+| model&emsp; | {card.name} |
 |---|---|
 {table}
 
@@ -157,6 +158,7 @@ How to load it:
 ```python
 import mlflow
 
+mlflow.set_tracking_uri("{mask_secrets(tracking_uri)}")  # or MLFLOW_TRACKING_URI
 model = mlflow.pyfunc.load_model("models:/{card.name}@champion")
 model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
 network = model.unwrap_python_model().network  # the torch.nn.Module

@@ -69,22 +69,22 @@ def markdown(
     evaluated = [record for record in records if "eval_top1" in record]
     best = max(evaluated, key=lambda record: record["eval_top1"], default=None)
     rows = {
-        "model": f"{status.model}, {train['model']['image_size']} px",
         "state": status.state,
         "steps": f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""),
-        "batch": f"{train['global_batch_size']:,} images",
-        "precision, ZeRO stage": f"{train['precision']}, {train['zero_stage']}",
         "last loss": _number(last.get("loss"), "{:.4f}"),
         "top-1, top-5": _accuracies(evaluated[-1] if evaluated else None),
         "best top-1": _accuracies(best) + (f" (step {best['step']:,})" if best else ""),
         "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
         "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
-        "where it went": status.spent.words() if status.goodput is not None else "unknown",
+    }
+    setup = {
+        "precision, ZeRO stage": f"{train['precision']}, {train['zero_stage']}",
         "code": f"{(config.get('git') or {}).get('commit') or 'unknown'}",
         "configuration": str(config.get("digest", "unknown"))[:16],
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    # MLflow's viewer cuts a table after twelve rows, shows an empty head as a row, and no picture.
+    table, settings = ("\n".join(f"| {name} | {value} |" for name, value in part.items()) for part in (rows, setup))
     attempts = "\n".join(
         f"| {span.number} | {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(span.started))} | "
         f"{duration(span.ended - span.started)} | {span.world_size or ''} | {span.first_step:,} | "
@@ -93,15 +93,23 @@ def markdown(
     )
     reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
+    went = f"The time went to: {status.spent.words()}.\n\n" if status.goodput is not None else ""
+    picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
     uri = status.registered["uri"] if status.registered else f"models:/{status.model}@champion"
+    tracking = config.get("tracking_uri")
+    server = f'mlflow.set_tracking_uri("{tracking}")\n' if tracking else ""
     return mask_secrets(
         f"""# {status.run_dir.name}
 
 **{headline}**
 
-| | |
+| model | {status.model}, {train["model"]["image_size"]} px |
 |---|---|
 {table}
+
+{went}{picture}| batch | {train["global_batch_size"]:,} images |
+|---|---|
+{settings}
 
 | attempt | began | lasted | ranks | from step | goodput | ended |
 |---|---|---|---|---|---|---|
@@ -110,7 +118,7 @@ def markdown(
 ```python
 import mlflow
 
-model = mlflow.pyfunc.load_model("{uri}")
+{server}model = mlflow.pyfunc.load_model("{uri}")
 model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
 ```
 """

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import METRICS_NAME, TrackingState, read_records
@@ -109,8 +110,11 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
 
 
 def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
-    """Show the run's page that was written: `report/` among the artifacts, its text as the description."""
-    from pipeline.report import FOLDER, REPORT_NAME
+    """Show the run's page that was written: `report/` among the artifacts, its text as the description.
+
+    The description links to the picture; MLflow would show it there in its full size, wider than the page.
+    """
+    from pipeline.report import FOLDER, PICTURE_NAME, REPORT_NAME
 
     folder = run_dir / FOLDER
     if not (folder / REPORT_NAME).is_file():
@@ -118,6 +122,8 @@ def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
     client.log_artifacts(run_id, str(folder), FOLDER)
     # The page has the run's name above the description already.
     text = (folder / REPORT_NAME).read_text()
+    address = urlencode({"path": f"{FOLDER}/{PICTURE_NAME}", "run_uuid": run_id})
+    text = text.replace(f"`{PICTURE_NAME}`, beside this page", f"[{FOLDER}/{PICTURE_NAME}](get-artifact?{address})")
     client.set_tag(run_id, DESCRIPTION_TAG, text.partition("\n\n")[2] if text.startswith("# ") else text)
 
 

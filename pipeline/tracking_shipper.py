@@ -190,7 +190,9 @@ class Shipper:
         git = self.config.get("git") or {}
         command = self.config.get("command") or ""
         tags = {
-            "mlflow.source.name": command if isinstance(command, str) else " ".join(map(str, command)),
+            # MLflow's table shows of a longer one what comes after its last slash.
+            "mlflow.source.name": "pipeline.launch",
+            "command": command if isinstance(command, str) else " ".join(map(str, command)),
             "mlflow.source.type": "LOCAL",
             "mlflow.user": getpass.getuser(),
             "mlflow.source.git.commit": git.get("commit") or "",

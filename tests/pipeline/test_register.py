@@ -101,6 +101,7 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     assert stored.tags["validation_digest"] == card.validation_digest
     assert "images in a clean process" in stored.tags["verified"]
     assert f"{100 * card.top1:.2f} %" in stored.description
+    assert f'mlflow.set_tracking_uri("{resolve_tracking_uri(home)}")' in stored.description
     # The checkpoints stay where they are and are models of the run all the same; the registered one has its results.
     run = client.get_run(stored.run_id)
     assert card.validation_digest[:32] in {entry.dataset.digest for entry in run.inputs.dataset_inputs}

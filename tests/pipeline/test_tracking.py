@@ -94,6 +94,10 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     artifacts = {item.path for item in open_client(uri).list_artifacts(first, "report")}
     assert artifacts == {"report/report.md", "report/training.png"}
     assert "| 2 |" in run.data.tags["mlflow.note.content"]
+    picture = f"(get-artifact?path=report%2Ftraining.png&run_uuid={first})"
+    assert picture in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["mlflow.source.name"] == "pipeline.launch"
+    assert run.data.tags["command"] == config["command"]
     # The checkpoint that is kept is a model of the run, with its metrics and without a copy of its files.
     models = open_client(uri).search_logged_models([run.info.experiment_id])
     assert [(model.name, model.tags["checkpoint"]) for model in models] == [
