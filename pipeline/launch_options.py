@@ -8,6 +8,7 @@ import tyro
 
 from jobs import Resources
 from pipeline.config import TrainConfig
+from pipeline.launch_help import registry
 from pipeline.recipes import RECIPES, default_resources
 from pipeline.sweep import refuse_contradictions
 
@@ -26,7 +27,10 @@ class LaunchError(ValueError):
 class LaunchOptions:
     """Train a TransXNet: submit it, follow it, end with a registered model.
 
-    `python -m pipeline.launch --recipe demo` tries the whole system on this machine in three minutes.
+    To begin with:
+    - the whole system here, in three minutes: `python -m pipeline.launch --recipe demo`
+    - on four nodes: `python -m pipeline.launch --nodes 4 --train.data.shards /shared/shards`
+    - the defaults of another recipe: `python -m pipeline.launch --recipe base --help`
     """
 
     recipe: Recipe = "tiny"
@@ -41,8 +45,7 @@ class LaunchOptions:
     code: Literal["snapshot", "checkout"] = "snapshot"
     """what requeued attempts run: a copy of the packages taken now, or the checkout as it will be then"""
     sweep: tuple[str, ...] = ()
-    """a training for each value, such as train.optimizer.lr=1e-3,2e-3; of several fields, for each combination: one job
-    array, a folder each in the run's, one parent run in MLflow"""
+    """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one job array, one MLflow parent"""
     dry_run: bool = False
     """show the sbatch script, the config and the DeepSpeed JSON; submit nothing"""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -63,7 +66,13 @@ def parse(arguments: list[str]) -> LaunchOptions:
         resources=default_resources(name),
         train=RECIPES[name](),
     )
-    options = tyro.cli(LaunchOptions, args=_gathered(arguments), default=default, prog="python -m pipeline.launch")
+    options = tyro.cli(
+        LaunchOptions,
+        args=_gathered(arguments),
+        default=default,
+        prog="python -m pipeline.launch",
+        registry=registry(),
+    )
     refuse_contradictions(options.sweep, arguments)
     return options
 

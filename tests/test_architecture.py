@@ -50,6 +50,8 @@ def test_the_contract_of_flags_is_kept():
     command = [sys.executable, "-m", "pipeline.launch", "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     flags = set(re.findall(r"--[a-z][a-z0-9.-]*", text))
+    assert "--partition STR" in text
+    assert not re.search(r"\{None\}|\(default: \)|\n\n\n", text)
     launch = (
         "recipe cluster nodes tasks-per-node gpus-per-node cpus-per-task mem-gb timeout-min partition account qos "
         "constraint run-dir wait no-wait dry-run"
