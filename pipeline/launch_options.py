@@ -45,7 +45,7 @@ class LaunchOptions:
     code: Literal["snapshot", "checkout"] = "snapshot"
     """what requeued attempts run: a copy of the packages taken now, or the checkout as it will be then"""
     sweep: tuple[str, ...] = ()
-    """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one job array, one MLflow parent"""
+    """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
     dry_run: bool = False
     """show the sbatch script, the config and the DeepSpeed JSON; submit nothing"""
     train: TrainConfig = field(default_factory=TrainConfig)
