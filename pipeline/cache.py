@@ -95,12 +95,18 @@ class ShardCache:
             self._reserve(part, size)
             try:
                 self._download(name, part, size)
-                os.replace(part, path)
+                # Who counts the folder's files meanwhile could meet it under neither name.
+                with self._room():
+                    os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{self._prefix}{name}"
+
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        """Held by who counts what is in the folder, and by who changes more than to remove from it."""
+        return locked(self._folder / ".room.lock")
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room and take it; waits while what is being fetched, by others too, takes all the room there is."""
@@ -114,7 +120,7 @@ class ShardCache:
 
     def _try_to_reserve(self, part: Path, size: int) -> bool:
         """Make room and take it, so that those who reserve at the same time do not count on the same room."""
-        with locked(self._folder / ".room.lock"):
+        with self._room():
             entries = sorted(self._entries())
             taken = sum(entry_size for _, entry_size, _ in entries)
             for _, entry_size, path in entries:

@@ -194,7 +194,8 @@ def test_a_shard_that_is_gone_is_named(shards, cache, tmp_path):
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "pipeline.data_worker" in " ".join(child.cmdline())]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "pipeline.data_worker" in " ".join(child.cmdline())]
 
 
 def test_workers_survive_preemption_signals_and_a_killed_one_is_reported(shards, cache):
