@@ -10,11 +10,14 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import Cluster, Code, Resources
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.launch_options import LaunchError, LaunchOptions
+
+if TYPE_CHECKING:
+    from sharding import Manifest
 
 PACKAGES = ("pipeline", "transxnet", "jobs", "sharding")
 
@@ -282,6 +285,22 @@ def _check_version(uri: str) -> None:
         ) from error
 
 
+def _check_sizes(location: str, manifest: "Manifest") -> None:
+    """Refuse shards that are missing or cut off, which the training might come to only after hours."""
+    from sharding.storage import Folder
+
+    sizes = {info.base_name: info.size for info in Folder.open(location).list()}
+    wrong = [shard for shard in manifest.shards if sizes.get(shard.name) != shard.bytes]
+    if wrong:
+        there, name = sizes.get(wrong[0].name), wrong[0].name
+        state = "is missing" if there is None else f"has {there:,} bytes instead of {wrong[0].bytes:,}"
+        others = f", and {len(wrong) - 1} more are not whole either" if len(wrong) > 1 else ""
+        raise LaunchError(
+            f"shard {name} of {location} {state}{others}: python -m sharding.verify --shards '{location}' names all "
+            "damage; copy or pack it again"
+        )
+
+
 def check_shards(config: TrainConfig) -> Dataset:
     """Both splits are there, with the same classes.
 
@@ -294,6 +313,9 @@ def check_shards(config: TrainConfig) -> Dataset:
     data = config.data
     train = load_manifest(data.shards, data.train_split)
     validation = load_manifest(data.validation_shards or data.shards, data.validation_split)
+    if data.on_damage == "stop":
+        _check_sizes(data.shards, train)
+    _check_sizes(data.validation_shards or data.shards, validation)
     ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
     if ours != theirs:
         differing = sorted(set(ours) ^ set(theirs))[:3]

@@ -13,9 +13,10 @@ from pipeline.config import TrainConfig
 from pipeline.follow import closing_words
 from pipeline.launch import main
 from pipeline.launch_options import LaunchError
-from pipeline.launch_plan import PACKAGES, check_tracking_uri
+from pipeline.launch_plan import PACKAGES, check_shards, check_tracking_uri
 from pipeline.run_dir import RunDirectoryError, prepare
 from pipeline.tracking_state import TrackingState, save_state, tracking_uri_of
+from tests.pipeline.small_shards import config, pack
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -116,3 +117,18 @@ def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
     prepare(run, TrainConfig(), {"tracking_uri": None})
     assert tracking_uri_of(run) == "http://bob:pw@host"
+
+
+def test_shards_that_are_not_whole_are_refused_before_anything_is_queued(tmp_path):
+    pack(tmp_path, (17, 9))
+    pack(tmp_path, (5,), split="validation")
+    training = config(tmp_path, tmp_path / "cache")
+    assert check_shards(training).num_samples == 26
+    shard = sorted(tmp_path.glob("*train*.tar"))[1]
+    os.truncate(shard, 3000)
+    with pytest.raises(LaunchError, match=rf"shard {shard.name} of .* has 3,000 bytes instead of .* sharding.verify"):
+        check_shards(training)
+    shard.unlink()
+    with pytest.raises(LaunchError, match=rf"shard {shard.name} of .* is missing: "):
+        check_shards(training)
+    check_shards(dataclasses.replace(training, data=dataclasses.replace(training.data, on_damage="replace")))
