@@ -29,9 +29,14 @@ SAMPLE = Path(__file__).parents[2] / "../shared/imagenet-sample"
 
 @pytest.fixture(scope="module")
 def photographs() -> list[bytes]:
-    """Real photographs where they are at hand, generated ones elsewhere."""
+    """Real photographs where they are at hand, generated ones elsewhere, as soft as a lens makes them."""
     files = sorted(SAMPLE.glob("*/*.JPEG"))[::25]
-    return [file.read_bytes() for file in files] or [photograph(n, 300 + 20 * n, 340) for n in range(8)]
+    return [file.read_bytes() for file in files] or [soft(photograph(n, 300 + 20 * n, 340)) for n in range(8)]
+
+
+def soft(encoded: bytes) -> bytes:
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (3, 3), 0.8))[1].tobytes()
 
 
 @pytest.fixture(scope="module")
