@@ -1,7 +1,17 @@
-"""Small files that a crash cannot leave half written."""
+"""Small files: written so that a crash cannot leave them half written, and read where they may not be there yet."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none, or it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome, Update
+from pipeline.files import read_json
 from pipeline.journal import FILE_NAME
+from pipeline.register_name import REGISTERED_NAME
 from pipeline.tracking_client import local_database
 from pipeline.tracking_state import load_state, tracking_uri_of
 from pipeline.words import duration
@@ -115,10 +117,10 @@ class Progress:
 def closing_words(run_dir: Path, outcome: Outcome) -> str:
     """The last lines of a launch: what came of it, where everything is, what to type next."""
     lines = [""]
-    registered = _json(run_dir / "registered.json")
-    card = _json(run_dir / "export" / "model.json")
+    registered = read_json(run_dir / REGISTERED_NAME)
+    card = read_json(run_dir / "export" / "model.json")
     record = newest_record(run_dir)
-    document = _json(run_dir / "config.json") or {}
+    document = read_json(run_dir / "config.json") or {}
     data = document.get("train", {}).get("data", {})
     tracking, state = _local_store(run_dir), load_state(run_dir)
     if outcome is Outcome.FINISHED and card:
@@ -156,7 +158,7 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
             "next:",
             f"    uv run mlflow ui {ui}",
             *_page(run_dir),
-            f"    python -m pipeline.evaluate {uri} --shards {shlex.quote(shards)}",
+            f"    python -m pipeline.evaluate {shlex.quote(uri)} --shards {shlex.quote(shards)}",
             f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"{uri}\")'",
         ]
         if "champion" not in registered["aliases"]:
@@ -216,7 +218,7 @@ def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
         words = f"top-1 {_best_top1(best):.4f}, models:/{model.get('name')}/{model.get('version')}"
         lines.append(f"best      {best.run_dir.name}: {words}")
     lines.append(f"sweep     {folder}")
-    trained = sum(_json(run_dir / "export" / "model.json") is not None for run_dir in run_dirs)
+    trained = sum(read_json(run_dir / "export" / "model.json") is not None for run_dir in run_dirs)
     if trained < len(statuses):
         lines.append(f"{len(statuses) - trained} of {len(statuses)} runs are not finished; to go on with them:")
         lines.append(f"    the same command with --run-dir {folder}")
@@ -225,10 +227,3 @@ def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
         lines.append(f"    the same command with --run-dir {folder}")
     lines.append(f"    python -m pipeline.status {folder}")
     return "\n".join(lines)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

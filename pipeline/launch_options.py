@@ -44,6 +44,8 @@ class LaunchOptions:
     """follow the job to its end; Ctrl-C then leaves it running under SLURM and stops it on this machine"""
     code: Literal["snapshot", "checkout"] = "snapshot"
     """what requeued attempts run: a copy of the packages taken now, or the checkout as it will be then"""
+    registered_name: str | None = None
+    """model in the registry that it becomes a version of; by default that of the network, such as transxnet_t"""
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
     dry_run: bool = False

@@ -78,6 +78,7 @@ class Plan:
             "resources": dataclasses.asdict(self.resources),
             "tracking_uri": None if os.environ.get("MLFLOW_TRACKING_URI") else resolve_tracking_uri(Path.cwd()),
             "sweep": str(self.run_dir) if self.options.sweep else None,
+            "registered_name": self.options.registered_name,
         }
 
 
@@ -90,8 +91,14 @@ def build_plan(options: LaunchOptions) -> Plan:
         LaunchError: what else cannot work.
     """
     from jobs import choose_cluster
+    from pipeline.register_name import check_name
     from pipeline.sweep import build_members
 
+    if options.registered_name is not None:
+        try:
+            check_name(options.registered_name)
+        except ValueError as error:
+            raise LaunchError(str(error)) from None
     if options.dry_run and options.cluster != "auto":
         cluster, why = options.cluster, "as told; not asked whether it answers"
     else:

@@ -39,7 +39,7 @@ class ModelCard:
     """
 
     name: str
-    """Variant, `transxnet_n`, `_t`, `_s` or `_b`; also the name it is registered under."""
+    """Variant, `transxnet_n`, `_t`, `_s` or `_b`; it is registered under this name unless told otherwise."""
     num_classes: int
     """Outputs of the classifier."""
     image_size: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.model_card import WEIGHTS_NAME, ModelCard, ModelCardError
 from pipeline.register_best import best_weights
+from pipeline.register_name import REGISTERED_NAME, check_alias, check_name, registered_name
 from pipeline.tracking_client import TrackingError, mlflow_session, one_line
 from pipeline.tracking_secrets import mask_secrets
 from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.register_verify import Verification
 
 WEIGHTS_TAG = "weights_sha256"
-REGISTERED_NAME = "registered.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class RegisteredVersion:
     """A model version in the registry."""
 
     name: str
-    """Registered model, such as `transxnet_t`."""
+    """Registered model; that of the network, such as `transxnet_t`, unless another was asked for."""
     version: str
     """Number of the version."""
     aliases: tuple[str, ...]
@@ -44,7 +44,7 @@ class RegisteredVersion:
     """Their accuracy on the validation split, in [0, 1]; None: not evaluated."""
 
 
-def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> RegisteredVersion:
+def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: str | None = None) -> RegisteredVersion:
     """Make the best averaged weights of a run a version of the registered model, proven to load and predict.
 
     The version is created only after the model was loaded in a clean process and reached its recorded top-1 on a
@@ -54,39 +54,45 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None) -> Regis
     Args:
         run_dir: a run that has ended, with `export/`.
         alias: an alias to set besides.
+        name: registered model; None: as the launch was told, else the network's name.
 
     Raises:
         TrackingError: the registry does not answer, or the model is not as good as recorded.
         ModelCardError: the run exported nothing.
-        ValueError: `run_dir` is no run.
+        ValueError: `run_dir` is no run, or MLflow takes no such name or alias.
     """
+    if name is not None:
+        check_name(name)
+    if alias is not None:
+        check_alias(alias)
     folder = Path(run_dir).resolve()
     config = read_config(folder)
+    name = name or registered_name(config)
     weights, card = best_weights(folder)
     uri = tracking_uri_of(folder)
     try:
         with mlflow_session(uri) as client:
             card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
             digest = _sha256(weights / WEIGHTS_NAME)
-            version = _find(client, card.name, digest, card)
+            version = _find(client, name, digest, card)
             if version is None:
-                version = _create(client, uri, folder, weights, config["train"], card, digest)
+                version = _create(client, name, uri, folder, weights, config["train"], card, digest)
             if alias is not None and alias.lower() != "latest":
-                client.set_registered_model_alias(card.name, alias, str(version.version))
-            aliases = sorted(client.get_model_version(card.name, str(version.version)).aliases)
-            newest = str(client.get_model_version_by_alias(card.name, "latest").version)
+                client.set_registered_model_alias(name, alias, str(version.version))
+            aliases = sorted(client.get_model_version(name, str(version.version)).aliases)
+            newest = str(client.get_model_version_by_alias(name, "latest").version)
     except (TrackingError, ModelCardError):
         raise
     except Exception as error:
         raise TrackingError(f"the registry at {mask_secrets(uri)} failed: {one_line(error)}") from error
     if newest == str(version.version):
-        aliases = ["latest", *(name for name in aliases if name != "latest")]
+        aliases = ["latest", *(other for other in aliases if other != "latest")]
     pointer = "@champion" if "champion" in aliases else f"/{version.version}"
     done = RegisteredVersion(
-        name=card.name,
+        name=name,
         version=str(version.version),
         aliases=tuple(aliases),
-        uri=f"models:/{card.name}{pointer}",
+        uri=f"models:/{name}{pointer}",
         step=card.step,
         top1=card.top1,
     )
@@ -131,7 +137,14 @@ def _find(client: "MlflowClient", name: str, digest: str, card: ModelCard) -> "M
 
 
 def _create(
-    client: "MlflowClient", uri: str, run_dir: Path, weights: Path, train: dict, card: ModelCard, digest: str
+    client: "MlflowClient",
+    name: str,
+    uri: str,
+    run_dir: Path,
+    weights: Path,
+    train: dict,
+    card: ModelCard,
+    digest: str,
 ) -> "ModelVersion":
     """Log the model, verify it, create the version and decide on the champion."""
     from mlflow.exceptions import MlflowException
@@ -146,24 +159,24 @@ def _create(
     if verification is not None:
         tags["verified"] = f"top-1 {verification.top1:.4f} on {verification.samples} images in a clean process"
     try:
-        client.create_registered_model(card.name, description=f"TransXNet image classifiers ({card.name}).")
+        client.create_registered_model(name, description=f"TransXNet image classifiers ({card.name}).")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    settled = register_aliases.settled_versions(client, card.name)
+    settled = register_aliases.settled_versions(client, name)
     version = client.create_model_version(
-        card.name,
+        name,
         f"models:/{model_id}",
         run_id=card.mlflow_run_id,
         tags=tags,
-        description=describe(card, train, uri),
+        description=describe(card, name, train, uri),
         model_id=model_id,
     )
     number = str(version.version)
     if verification is not None and card.top1 is not None:
-        register_aliases.promote(client, card.name, number, settled)
+        register_aliases.promote(client, name, number, settled)
     else:
-        client.set_model_version_tag(card.name, number, register_aliases.STATE_TAG, register_aliases.SETTLED)
+        client.set_model_version_tag(name, number, register_aliases.STATE_TAG, register_aliases.SETTLED)
     return version
 
 
@@ -209,7 +222,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main(run_dir: Path, /, *, alias: str | None = None, onnx: bool = False, torch_export: bool = False) -> int:
+def main(
+    run_dir: Path,
+    /,
+    *,
+    alias: str | None = None,
+    registered_name: str | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
+) -> int:
     """Register the best averaged weights of a run as a model version.
 
     The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
@@ -218,12 +239,13 @@ def main(run_dir: Path, /, *, alias: str | None = None, onnx: bool = False, torc
     Args:
         run_dir: The run's folder.
         alias: Another alias to point to this version, such as production.
+        registered_name: Model in the registry that it becomes a version of; by default as the launch was told.
         onnx: Add the network as ONNX to the run's artifacts, checked in onnxruntime.
         torch_export: Add the network as torch.export makes it to the run's artifacts.
     """
     formats: list[Format] = [*(["onnx"] if onnx else []), *(["torch_export"] if torch_export else [])]
     try:
-        done = register(run_dir, alias)
+        done = register(run_dir, alias, registered_name)
         exports = []
         if formats:
             from pipeline.register_export import export

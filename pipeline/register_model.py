@@ -125,8 +125,8 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def describe(card: ModelCard, train: Mapping[str, Any], tracking_uri: str) -> str:
-    """The version's page in the registry: results, origin, and how to load it from there."""
+def describe(card: ModelCard, name: str, train: Mapping[str, Any], tracking_uri: str) -> str:
+    """The page of a version of `name` in the registry: results, origin, and how to load it from there."""
 
     def percent(value: float | None) -> str:
         return "not evaluated" if value is None else f"{100 * value:.2f} %"
@@ -146,8 +146,8 @@ def describe(card: ModelCard, train: Mapping[str, Any], tracking_uri: str) -> st
         "validation data": (card.validation_digest or "unknown")[:16],
     }
     # MLflow's page sets the columns of a table without a gap.
-    table = "\n".join(f"| {name}&emsp; | {value} |" for name, value in rows.items())
-    return f"""{card.name}, an image classifier.
+    table = "\n".join(f"| {label}&emsp; | {value} |" for label, value in rows.items())
+    return f"""{name}, an image classifier.
 
 | model&emsp; | {card.name} |
 |---|---|
@@ -159,12 +159,12 @@ How to load it:
 import mlflow
 
 mlflow.set_tracking_uri("{mask_secrets(tracking_uri)}")  # or MLFLOW_TRACKING_URI
-model = mlflow.pyfunc.load_model("models:/{card.name}@champion")
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
 model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
 network = model.unwrap_python_model().network  # the torch.nn.Module
 
 import transxnet  # the same network where this project is installed
 
-network = transxnet.{card.name}(pretrained="models:/{card.name}@champion")
+network = transxnet.{card.name}(pretrained="models:/{name}@champion")
 ```
 """

@@ -12,6 +12,7 @@ from typing import IO, Any
 from pipeline import config as config_module
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.files import write_durably
+from pipeline.tracking_state import read_config
 
 GLANCE_S = 1.0
 """How long somebody who only looks may hold a run's lock."""
@@ -95,13 +96,10 @@ def _other_images(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def document(run_dir: Path) -> dict[str, Any]:
     """All of `config.json`; `RunDirectoryError` where there is none or it cannot be read."""
-    path = run_dir / "config.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunDirectoryError(f"{run_dir} is no run directory: it holds no config.json") from None
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+        return dict(read_config(run_dir))
+    except ValueError as error:
+        raise RunDirectoryError(str(error)) from error
 
 
 def load(run_dir: Path) -> TrainConfig:

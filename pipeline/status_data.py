@@ -1,13 +1,14 @@
 """How a run stands, from its own files: no server, no cluster command, no torch."""
 
 import fcntl
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.files import read_json
 from pipeline.goodput import TimeSpent, run_spent
+from pipeline.register_name import REGISTERED_NAME
 from pipeline.sweep import FILE_NAME as SWEEP_NAME
 from pipeline.tracking_state import (
     CONFIG_NAME,
@@ -112,7 +113,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
         spent=run_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records),
         tracking=load_state(run_dir),
-        registered=_json(run_dir / "registered.json"),
+        registered=read_json(run_dir / REGISTERED_NAME),
         logs=_logs(run_dir),
     )
 
@@ -183,11 +184,4 @@ def _is_locked(path: Path) -> bool:
 def _logs(run_dir: Path) -> Path:
     """Where the job writes: the run's own folder, or that of the sweep it belongs to."""
     own = run_dir / "submitit"
-    return Path((_json(own / "submission.json") or {}).get("folder", own))
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+    return Path((read_json(own / "submission.json") or {}).get("folder", own))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, TrainConfig
-from pipeline.files import write_durably
+from pipeline.files import read_json, write_durably
 
 FILE_NAME = "sweep.json"
 """In the folder of a sweep: `key` (its name in MLflow before that gives one), `sweep` and `members` (folders in it)."""
@@ -89,10 +89,7 @@ def prepare_folder(folder: Path, sweep: Sequence[str], names: Sequence[str]) -> 
 
 def read_folder(folder: Path) -> dict[str, Any] | None:
     """What is noted of a sweep; None where the folder is none."""
-    try:
-        return json.loads((folder / FILE_NAME).read_text())
-    except (OSError, ValueError):
-        return None
+    return read_json(folder / FILE_NAME)
 
 
 def _axis(words: str, config: TrainConfig) -> tuple[str, list[Any]]:

@@ -12,9 +12,10 @@ from jobs import Outcome
 from pipeline.config import TrainConfig
 from pipeline.follow import closing_words
 from pipeline.launch import main
-from pipeline.launch_options import LaunchError
-from pipeline.launch_plan import PACKAGES, check_shards, check_tracking_uri
-from pipeline.run_dir import RunDirectoryError, prepare
+from pipeline.launch_options import LaunchError, parse
+from pipeline.launch_plan import PACKAGES, build_plan, check_shards, check_tracking_uri
+from pipeline.launch_run import prepare_run
+from pipeline.run_dir import RunDirectoryError, document, prepare
 from pipeline.tracking_state import TrackingState, save_state, tracking_uri_of
 from tests.pipeline.small_shards import config, pack
 
@@ -60,6 +61,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
             ["--cluster", "slurm", "--dry-run", "--container-image", "a.sqsh", "--train.data.shards", "/data/shards"],
             "--train.data.shards /data/shards is not seen in the container",
         ),
+        (["--registered-name", "toys/digits"], "--registered-name 'toys/digits' cannot name a model in MLflow"),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
         (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
         (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
@@ -82,6 +84,25 @@ def test_a_registered_run_that_was_overtaken_is_named_by_its_version(tmp_path):
     words = closing_words(tmp_path, Outcome.FINISHED)
     assert "models:/transxnet_n/3 (no alias)" in words
     assert 'load_model("models:/transxnet_n/3")' in words
+
+
+def test_a_run_keeps_the_name_it_is_to_be_registered_under(tmp_path):
+    pack(tmp_path / "shards", (17, 9))
+    pack(tmp_path / "shards", (5,), split="validation")
+
+    def prepared(*flags: str) -> str | None:
+        words = ["--cluster", "debug", "--run-dir", f"{tmp_path}/run", "--train.data.shards", f"{tmp_path}/shards"]
+        plan = build_plan(parse([*words, *flags]))
+        prepare_run(plan, plan.runs[0])
+        return document(tmp_path / "run")["registered_name"]
+
+    assert prepared() is None
+    assert prepared("--registered-name", "toy") == "toy"
+    assert prepared() == "toy"
+    (tmp_path / "run/registered.json").write_text('{"name": "toy"}')
+    assert prepared("--registered-name", "toy") == "toy"
+    with pytest.raises(LaunchError, match=r"is registered as toy already; .* --registered-name pets$"):
+        prepared("--registered-name", "pets")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder belong to somebody else")

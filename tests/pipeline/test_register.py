@@ -23,6 +23,7 @@ from pipeline.model_card import ModelCard, ModelCardError, load_model_card, save
 from pipeline.register import register
 from pipeline.register_aliases import OPEN, STATE_TAG, champion_of, promote, settled_versions
 from pipeline.register_best import best_weights
+from pipeline.register_name import check_name
 from pipeline.register_verify import tolerance
 from pipeline.tracking_client import TrackingError, open_client, resolve_tracking_uri
 from tests.tracking_runs import digits_network, finished_run, new_store, validation_images
@@ -185,6 +186,39 @@ def test_registering_again_gives_the_same_version_and_sets_the_alias(home, regis
     again = register(home / "runs/first", alias="production")
     assert again.version == registered[1].version
     assert "production" in again.aliases
+
+
+def test_a_run_that_was_told_another_name_leaves_the_networks_own_alone(home, registered):
+    shutil.copytree(home / "runs/first", home / "runs/toy")
+    config = json.loads((home / "runs/toy/config.json").read_text())
+    # Without its validation images nothing is verified, which is shown elsewhere and takes its time.
+    config["train"]["data"]["shards"] = "gone"
+    (home / "runs/toy/config.json").write_text(json.dumps(config | {"registered_name": "toy of mine"}))
+    version = register(home / "runs/toy", alias="favourite")
+    assert (version.name, version.uri, version.aliases) == (
+        "toy of mine",
+        "models:/toy of mine/1",
+        ("latest", "favourite"),
+    )
+    client = open_client(resolve_tracking_uri(home))
+    assert "models:/toy of mine@champion" in client.get_model_version("toy of mine", "1").description
+    assert {str(v.version) for v in client.search_model_versions("name = 'transxnet_n'")} == {"1"}
+    for alias, name in ((None, "toys/digits"), ("my best", None), ("v2", None)):
+        with pytest.raises(ValueError, match="MLflow"):
+            register(home / "runs/toy", alias, name)
+
+
+def test_every_name_that_is_let_in_can_be_found_in_mlflow_again(client):
+    for name in ("transxnet_t-pets", "main.models.transxnet", "Tiere+1", "ä b", "x" * 256):
+        check_name(name)
+        client.create_registered_model(name)
+        candidate(client, name, 0.5)
+        assert settled_versions(client, name) == set()
+        client.set_registered_model_alias(name, "champion", "1")
+        assert champion_of(client, name) == "1"
+    for name in ("", " ", "a/b", "a:b", "a@b", "it's", 'a"b', "..", ".hidden", "a ", "a?b", "a%b", "a\n", "x" * 257):
+        with pytest.raises(ValueError, match="cannot name a model in MLflow"):
+            check_name(name)
 
 
 def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, digits, registered):
