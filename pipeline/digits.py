@@ -27,12 +27,16 @@ def write_class_folders(folder: Path) -> None:
         Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, quality=95)
 
 
+def are_packed(output: Path) -> bool:
+    """Whether the shards of both splits are in `output`."""
+    return all((output / f"{NAME}-{split}.json").exists() for split in ("train", "validation"))
+
+
 def prepare_digits(output: Path) -> None:
     """Pack the digits into `output`, unless they are there already."""
     from sharding.build import BuildOptions, build
 
-    wanted = [output / f"{NAME}-{split}.json" for split in ("train", "validation")]
-    if all(path.exists() for path in wanted):
+    if are_packed(output):
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     folders = Path(tempfile.mkdtemp(dir=output.parent, prefix=".digits-"))

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
 def launch(options: LaunchOptions) -> int:
     """Do what the options say; returns the exit status."""
+    from pipeline.launch_checks import rehearse
     from pipeline.launch_plan import build_plan, show
     from pipeline.launch_run import cluster_words, is_exported, prepare_run, submit_run
 
     plan = build_plan(options)
     if options.dry_run:
         show(plan)
+        rehearse(plan)
         return 0
     if options.sweep:
         from pipeline.launch_sweep import launch_sweep
 
         return launch_sweep(plan)
     (run,) = plan.runs
-    dataset, total_steps = prepare_run(plan, run)
-    print(dataset)
+    checked = prepare_run(plan, run)
+    print(checked.dataset)
     if is_exported(run.run_dir):
         print("this run has reached its end before; nothing is trained")
         return conclude(run.run_dir)
@@ -39,7 +41,7 @@ def launch(options: LaunchOptions) -> int:
     if not options.wait:
         print(f"follow it: python -m pipeline.status {run.run_dir} --watch")
         return 0
-    return follow(submission, run.run_dir, total_steps)
+    return follow(submission, run.run_dir, checked.total_steps)
 
 
 def conclude(run_dir: Path) -> int:
@@ -83,7 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit:
         raise
     except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
+        from pipeline.tracking_secrets import mask_secrets
+
+        print(f"error: {mask_secrets(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -49,7 +49,7 @@ class LaunchOptions:
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
     dry_run: bool = False
-    """show the sbatch script, the config and the DeepSpeed JSON; submit nothing"""
+    """check everything, show the sbatch script, the config and the DeepSpeed JSON; submit and write nothing"""
     train: TrainConfig = field(default_factory=TrainConfig)
     """the training itself"""
 

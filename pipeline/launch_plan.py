@@ -10,14 +10,11 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs import Cluster, Code, Resources
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.launch_options import LaunchError, LaunchOptions
-
-if TYPE_CHECKING:
-    from sharding import Manifest
 
 PACKAGES = ("pipeline", "transxnet", "jobs", "sharding")
 
@@ -231,109 +228,3 @@ def show(plan: Plan) -> None:
         print(mask_secrets(json.dumps(content, indent=1)))
         print("\n# DeepSpeed")
         print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """What both splits hold, found before anything is queued."""
-
-    num_samples: int
-    num_validation: int
-    num_classes: int
-    digest: str
-    validation_digest: str
-
-    def __str__(self) -> str:
-        """One line for people."""
-        partial = "" if self.num_classes >= 1000 else f" (a model of {self.num_classes} classes is trained)"
-        return (
-            f"{self.num_samples:,} training and {self.num_validation:,} validation images "
-            f"of {self.num_classes} classes{partial}"
-        )
-
-
-def check_weights(config: TrainConfig) -> None:
-    """The weights that a new run starts from are there, as far as that shows without reading them.
-
-    Raises:
-        LaunchError: the file or folder is missing, or the registry does not know the version.
-    """
-    source = config.initialise_from
-    if source is None:
-        return
-    if source.startswith("models:/"):
-        _check_version(source)
-    elif not Path(source).exists():
-        raise LaunchError(
-            f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, "
-            "a .safetensors or a published .pth file"
-        )
-
-
-def _check_version(uri: str) -> None:
-    from pipeline.tracking_client import local_database, mlflow_session, one_line, resolve_tracking_uri
-    from pipeline.tracking_secrets import mask_secrets
-
-    store = resolve_tracking_uri(Path.cwd())
-    database = local_database(store)
-    if database is not None and not database.exists():
-        raise LaunchError(
-            f"--train.initialise-from {uri}: there is no registry at {database}; MLFLOW_TRACKING_URI says where it is"
-        )
-    try:
-        with mlflow_session(store, timeout_s=20, retries=1):
-            from mlflow.models import get_model_info
-
-            get_model_info(uri)
-    except Exception as error:  # MLflow raises many kinds, and each means that the nodes would not find it either
-        raise LaunchError(
-            f"--train.initialise-from {uri}: {mask_secrets(store)} does not give it ({one_line(error)}); "
-            "MLFLOW_TRACKING_URI says where the registry is"
-        ) from error
-
-
-def _check_sizes(location: str, manifest: "Manifest") -> None:
-    """Refuse shards that are missing or cut off, which the training might come to only after hours."""
-    from sharding.storage import Folder
-
-    sizes = {info.base_name: info.size for info in Folder.open(location).list()}
-    wrong = [shard for shard in manifest.shards if sizes.get(shard.name) != shard.bytes]
-    if wrong:
-        there, name = sizes.get(wrong[0].name), wrong[0].name
-        state = "is missing" if there is None else f"has {there:,} bytes instead of {wrong[0].bytes:,}"
-        others = f", and {len(wrong) - 1} more are not whole either" if len(wrong) > 1 else ""
-        raise LaunchError(
-            f"shard {name} of {location} {state}{others}: python -m sharding.verify --shards '{location}' names all "
-            "damage; copy or pack it again"
-        )
-
-
-def check_shards(config: TrainConfig) -> Dataset:
-    """Both splits are there, with the same classes.
-
-    Raises:
-        LaunchError: the splits do not fit each other.
-        ShardingError: what is missing, and the command that makes it.
-    """
-    from sharding import load_manifest
-
-    data = config.data
-    train = load_manifest(data.shards, data.train_split)
-    validation = load_manifest(data.validation_shards or data.shards, data.validation_split)
-    if data.on_damage == "stop":
-        _check_sizes(data.shards, train)
-    _check_sizes(data.validation_shards or data.shards, validation)
-    ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
-    if ours != theirs:
-        differing = sorted(set(ours) ^ set(theirs))[:3]
-        raise LaunchError(
-            f"the training split has {len(ours)} classes and the validation split {len(theirs)}, which differ "
-            f"(in {', '.join(differing) or 'their order'}): pack both splits from one source"
-        )
-    return Dataset(
-        num_samples=train.num_samples,
-        num_validation=validation.num_samples,
-        num_classes=len(ours),
-        digest=train.digest,
-        validation_digest=validation.digest,
-    )

@@ -18,8 +18,8 @@ def launch_sweep(plan: Plan) -> int:
     private_directory(plan.run_dir)
     prepare_folder(plan.run_dir, plan.options.sweep, [run.run_dir.name for run in plan.runs])
     prepared = {run.run_dir: prepare_run(plan, run) for run in plan.runs}
-    totals = {run_dir: total_steps for run_dir, (_, total_steps) in prepared.items()}
-    for words in dict.fromkeys(str(dataset) for dataset, _ in prepared.values()):
+    totals = {run_dir: checked.total_steps for run_dir, checked in prepared.items()}
+    for words in dict.fromkeys(str(checked.dataset) for checked in prepared.values()):
         print(words)
     waiting = [run for run in plan.runs if not is_exported(run.run_dir)]
     for run in plan.runs:

@@ -12,7 +12,7 @@ from typing import IO, Any
 from pipeline import config as config_module
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.files import write_durably
-from pipeline.tracking_state import read_config
+from pipeline.tracking_state import CONFIG_NAME, read_config
 
 GLANCE_S = 1.0
 """How long somebody who only looks may hold a run's lock."""
@@ -40,6 +40,32 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changed.strip())}
 
 
+def check(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
+    """Refuse a folder that `prepare` would refuse, as far as that shows without writing.
+
+    Raises:
+        RunDirectoryError: it is not this user's, or belongs to another training (the difference is in the message).
+    """
+    try:
+        if not run_dir.exists():
+            return
+        owner, holds = run_dir.stat().st_uid, [path.name for path in run_dir.iterdir()]
+    except OSError as error:
+        raise RunDirectoryError(f"--run-dir {run_dir} cannot be used: {error.strerror}") from error
+    if owner != os.getuid():
+        raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
+    if CONFIG_NAME in holds:
+        differences = config_module.difference(load(run_dir), config) + _other_images(document(run_dir), extra)
+        if differences:
+            raise RunDirectoryError(
+                f"--run-dir {run_dir} belongs to another training:\n  "
+                + "\n  ".join(differences)
+                + "\nrepeat its flags to resume it, or take another --run-dir"
+            )
+    elif holds:
+        raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no {CONFIG_NAME}; take another one")
+
+
 def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
     """Make `run_dir` (0700) and write `config.json`, or check that the one there is of the same training.
 
@@ -57,19 +83,7 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
-    if run_dir.stat().st_uid != os.getuid():
-        raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
-    path = run_dir / "config.json"
-    if path.exists():
-        differences = config_module.difference(load(run_dir), config) + _other_images(document(run_dir), extra)
-        if differences:
-            raise RunDirectoryError(
-                f"--run-dir {run_dir} belongs to another training:\n  "
-                + "\n  ".join(differences)
-                + "\nrepeat its flags to resume it, or take another --run-dir"
-            )
-    elif any(run_dir.iterdir()):
-        raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no config.json; take another one")
+    check(run_dir, config, extra)
     os.chmod(run_dir, 0o700)
     content = {
         "train": config_module.to_dict(config),
@@ -79,7 +93,7 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         **extra,
     }
     try:
-        write_durably(path, json.dumps(content, indent=1) + "\n")
+        write_durably(run_dir / CONFIG_NAME, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
 
@@ -107,7 +121,7 @@ def load(run_dir: Path) -> TrainConfig:
     try:
         return config_module.from_dict(document(run_dir)["train"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise RunDirectoryError(f"{run_dir / 'config.json'} is not a configuration of this version: {error}") from error
+        raise RunDirectoryError(f"{run_dir / CONFIG_NAME} is not a configuration of this version: {error}") from error
 
 
 def _flock(handle: IO[str]) -> None:

@@ -73,14 +73,23 @@ def refuse_contradictions(sweep: Sequence[str], arguments: Sequence[str]) -> Non
             raise ConfigError(f"{flag} is given as a flag and in --sweep {words}: leave one of them out")
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is a run's own.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if (folder / "config.json").exists():
+        raise ConfigError(f"--run-dir {folder} is the folder of a run, not of a sweep: take another one")
+
+
 def prepare_folder(folder: Path, sweep: Sequence[str], names: Sequence[str]) -> None:
     """Note in the folder what is swept; values may be added later, and those that were there stay.
 
     Raises:
         ConfigError: the folder is a run's own.
     """
-    if (folder / "config.json").exists():
-        raise ConfigError(f"--run-dir {folder} is the folder of a run, not of a sweep: take another one")
+    check_folder(folder)
     known = read_folder(folder) or {"key": uuid.uuid4().hex, "members": []}
     members = list(dict.fromkeys([*known["members"], *names]))
     document = {"key": known["key"], "sweep": list(sweep), "members": members}

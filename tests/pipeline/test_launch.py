@@ -12,8 +12,9 @@ from jobs import Outcome
 from pipeline.config import TrainConfig
 from pipeline.follow import closing_words
 from pipeline.launch import main
+from pipeline.launch_checks import check_shards
 from pipeline.launch_options import LaunchError, parse
-from pipeline.launch_plan import PACKAGES, build_plan, check_shards, check_tracking_uri
+from pipeline.launch_plan import PACKAGES, build_plan, check_tracking_uri
 from pipeline.launch_run import prepare_run
 from pipeline.run_dir import RunDirectoryError, document, prepare
 from pipeline.tracking_state import TrackingState, save_state, tracking_uri_of
@@ -138,6 +139,46 @@ def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
     prepare(run, TrainConfig(), {"tracking_uri": None})
     assert tracking_uri_of(run) == "http://bob:pw@host"
+
+
+def test_a_dry_run_refuses_what_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    work, shards = tmp_path / "work", tmp_path / "shards"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    flags = ["--cluster", "local", "--dry-run", "--run-dir", "run", "--train.data.shards", str(shards)]
+    assert main(flags) == 0
+    assert "warning: a launch from here would be refused: no shards at" in capsys.readouterr().err
+    pack(shards, (17, 9))
+    pack(shards, (5,), split="validation")
+    flags += ["--train.steps", "3"]
+    assert main(flags) == 0
+    assert "# data: 26 training and 5 validation images of 5 classes (a model of 5 classes is trained); 3 steps\n" in (
+        capsys.readouterr().out
+    )
+    assert not list(work.iterdir())
+    prepare(work / "run", TrainConfig(steps=4), {})
+    before = (work / "run/config.json").read_bytes()
+    assert main(flags) == 2
+    assert "belongs to another training:\n  steps: 4 -> 3\n" in capsys.readouterr().err
+    assert main([*flags, "--sweep", "train.seed=1,2"]) == 2
+    assert "is the folder of a run, not of a sweep" in capsys.readouterr().err
+    min(shards.glob("*.tar")).unlink()
+    assert main(flags) == 2
+    assert "is missing: python -m sharding.verify" in capsys.readouterr().err
+    assert main(["--recipe", "demo", "--dry-run"]) == 0
+    assert "# data: the handwritten digits, which the launch packs" in capsys.readouterr().out
+    assert [path.name for path in work.rglob("*")] == ["run", "config.json"]
+    assert (work / "run/config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_storage_that_does_not_answer_is_one_line(tmp_path, capsys):
+    shards = "s3://key:word@bucket/shards?endpoint_override=127.0.0.1:1&scheme=http"
+    assert main(["--cluster", "local", "--run-dir", f"{tmp_path}/run", "--train.data.shards", shards]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the shards at s3://")
+    assert error.count("\n") == 1
+    assert ":word@" not in error
 
 
 def test_shards_that_are_not_whole_are_refused_before_anything_is_queued(tmp_path):
