@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -153,11 +152,8 @@ class Recorder:
             say(message)
 
     def warn(self, message: str) -> None:
-        """One line in rank 0's log and on its error stream."""
-        if self._main:
-            say(f"warning: {message}")
-            with contextlib.suppress(OSError):
-                print(f"warning: {message}", file=sys.stderr, flush=True)
+        """A warning, one line in rank 0's log."""
+        self.say(f"warning: {message}")
 
     def time_spent(self) -> TimeSpent:
         """Where the time of this attempt went, up to now."""

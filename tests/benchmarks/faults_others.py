@@ -101,7 +101,7 @@ def full_disk(bench: Bench) -> None:
             attempt.until(lambda: "could not be written" in attempt.output())
             full = CheckpointStore(run).steps()
             warning = next(w for w in attempt.output().splitlines() if "the checkpoint of step" in w)
-            tries = attempt.output().count("the checkpoint of step") // 2
+            tries = attempt.output().count("the checkpoint of step")
             ballast.unlink()
             attempt.until(lambda: CheckpointStore(run).steps()[-1] > full[-1])
             retried = CheckpointStore(run).steps()[-1]

@@ -40,7 +40,9 @@ def test_an_attempt_warns_once_of_each_notice_that_is_too_short(tmp_path, world,
     ]
     monkeypatch.setenv("JOB_NOTICES", json.dumps(known))
     train(tmp_path, world)
-    limit, preemption = [line for line in capsys.readouterr().err.splitlines() if "asked to stop" in line]
+    said = capsys.readouterr()
+    # Both streams of a rank go to one log.
+    limit, preemption = [line for line in (said.out + said.err).splitlines() if "asked to stop" in line]
     assert WORDS + "the job is told of its time limit only 30 s before: set --signal-delay-s 90" in limit
     assert WORDS + "partition low gives 15 s at a preemption (GraceTime): ask for 90 s there" in preemption
 
