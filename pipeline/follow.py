@@ -13,6 +13,7 @@ from jobs import Outcome, Update
 from pipeline.files import read_json
 from pipeline.journal import FILE_NAME
 from pipeline.register_name import REGISTERED_NAME
+from pipeline.tracking_behind import BehindWatch, steps_waiting
 from pipeline.tracking_client import local_database
 from pipeline.tracking_state import load_state, tracking_uri_of
 from pipeline.words import duration
@@ -57,6 +58,8 @@ class Progress:
         self._total = total_steps
         self._states: dict[str, str] = {}
         self._evaluated: dict[str, int] = {}
+        self._unsent: dict[str, int] = {}
+        self._behind = {name: BehindWatch() for name in runs}
         self._bar: Any = None
         self._shown = (0.0, -1)
         self._first: tuple[float, int] | None = None
@@ -67,6 +70,7 @@ class Progress:
             self._states[name] = str(update)
             self._print(f"{name or 'job'} is {update}")
         self._show_evaluation(name)
+        self._show_behind(name)
         records = [record for run_dir in self._runs.values() if (record := newest_record(run_dir)) is not None]
         if not records:
             return
@@ -76,6 +80,8 @@ class Progress:
         facts = {"runs": f"{len(records)}/{len(self._runs)}"}
         if len(self._runs) == 1:
             facts = {"loss": loss_words(records[0]), "images/s": f"{records[0]['images_per_s']:.0f}"}
+        if any(self._unsent.values()):
+            facts["unsent"] = str(sum(self._unsent.values()))
         if sys.stderr.isatty():
             self._show_bar(step, facts)
         elif step != self._shown[1] and (now - self._shown[0] >= LINE_EVERY_S or step == self._total):
@@ -93,6 +99,13 @@ class Progress:
         if newest is not None and newest["step"] > self._evaluated.get(name, 0):
             self._evaluated[name] = newest["step"]
             self._print(f"{name}{': ' if name else ''}step {newest['step']}: top-1 {newest['eval_top1']:.4f}")
+
+    def _show_behind(self, name: str) -> None:
+        state, record = load_state(self._runs[name]), newest_record(self._runs[name])
+        step = int(record["step"]) if record else 0
+        self._unsent[name] = steps_waiting(state, step)
+        for line in self._behind[name].look(state, step):
+            self._print(f"{name}{': ' if name else ''}{line}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

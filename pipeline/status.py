@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.tracking_behind import KEPT, behind_words, steps_waiting
 from pipeline.words import duration
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def sync_run(run_dir: Path) -> str:
                 shipper.send_status()
                 write_report(run_dir)
                 shipper.send_report()
+                shipper.catches_up()
         except TrackingError:
             raise
         except Exception as error:
@@ -80,7 +82,7 @@ def lines(status: "RunStatus", now: float) -> list[str]:
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
         rows["time"] = status.spent.words()
-    rows["tracking"] = _tracking(status)
+    rows["tracking"] = _tracking(status, now)
     if status.registered:
         rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"
     rows["logs"] = str(status.logs)
@@ -109,10 +111,13 @@ def table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | No
                 "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
             )
         )
+    behind = [steps_waiting(status.tracking, status.step) for status in statuses]
+    if any(behind):
+        rows = [(*row, cell) for row, cell in zip(rows, ["unsent", *map(str, behind)], strict=True)]
     if jobs:
-        rows = [(*row, "job" if row is head else jobs.get(root / row[0], "")) for row in rows]
-        head = rows[0]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
+        cells = ["job", *(jobs.get(status.run_dir, "") for status in statuses)]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
@@ -141,13 +146,19 @@ def _job_is_over(run_dir: Path) -> bool:
         return False
 
 
-def _tracking(status: "RunStatus") -> str:
+def _tracking(status: "RunStatus", now: float) -> str:
     state = status.tracking
-    if state is None or state.run_id is None:
-        return f"not in MLflow yet (python -m pipeline.status --sync {status.run_dir})"
-    sends = status.state == "running" or state.sent_status == state.status
-    behind = "" if sends else f"; to send: --sync {status.run_dir}"
-    return f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}{behind}"
+    there = state is not None and state.run_id is not None
+    words = "not in MLflow yet"
+    if state is not None and there:
+        words = f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}"
+    behind = behind_words(state, status.step, now)
+    if behind is not None:
+        words += f"; {behind}"
+    if status.state == "running":
+        return words if behind is None else f"{words}; {KEPT}"
+    sent = state is not None and there and state.sent_status == state.status
+    return words if sent else f"{words}; to send: python -m pipeline.status --sync {status.run_dir}"
 
 
 def _show(run_dir: Path | None, root: Path) -> tuple[list[str], bool]:

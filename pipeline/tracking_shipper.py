@@ -4,6 +4,7 @@ The files are the truth. Everything here may be done again after any failure: a 
 made, and records carry the time of the training, under which MLflow stores equal rows once.
 """
 
+import contextlib
 import getpass
 import os
 import time
@@ -107,6 +108,19 @@ class Shipper:
         """The attempt has ended so; `send_status` tells the server."""
         self.state.status, self.state.ended_at = status, time.time()
         self.save()
+
+    def falls_behind(self, problem: str) -> None:
+        """The server takes nothing: say so to those who look at the run."""
+        self.state.behind_since, self.state.problem = self.state.behind_since or time.time(), problem
+        # Perhaps because the disk is full.
+        with contextlib.suppress(OSError):
+            self.save()
+
+    def catches_up(self) -> None:
+        """The server has taken what was sent."""
+        if self.state.behind_since is not None:
+            self.state.behind_since, self.state.problem = None, ""
+            self.save()
 
     def ship(self, durable: int) -> None:
         """Bring the run on the server up to the files: itself, its description, its metrics up to step `durable`."""

@@ -48,6 +48,10 @@ class TrackingState:
     """What the run's status should be."""
     sent_status: str | None = None
     """What the server was last told."""
+    behind_since: float | None = None
+    """Since when the server has taken nothing, in unix seconds; None while it answers."""
+    problem: str = ""
+    """What it said then, or why it could not be reached."""
     began_at: float | None = None
     """When the first attempt began, in unix seconds."""
     ended_at: float | None = None

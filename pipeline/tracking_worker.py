@@ -79,17 +79,20 @@ def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
                 shipper.send_status()
                 _draw(shipper.run_dir)
                 shipper.send_report()
+                shipper.catches_up()
                 return EXIT_SHIPPED
             if time.monotonic() - drawn >= REPORT_EVERY_S and shipper.evaluated_step() > shipper.state.reported_step:
                 _draw(shipper.run_dir)
                 shipper.send_report()
                 drawn = time.monotonic()
+            shipper.catches_up()
         except Exception as error:
             if not failed:
                 _say(
                     f"MLflow at {shipper.state.tracking_uri} does not take what is sent ({one_line(error)}); "
                     "the training goes on, and metrics.jsonl keeps everything until it does"
                 )
+            shipper.falls_behind(one_line(error))
             failed, pause = True, min(LONGEST_PAUSE_S, max(2 * pause, PAUSE_S))
             if deadline is not None:
                 if time.monotonic() >= deadline:

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs import Update
 from pipeline import tracking_system, tracking_worker
 from pipeline.config import DataConfig, ModelConfig, TrainConfig
-from pipeline.status import sync_run
+from pipeline.follow import Progress
+from pipeline.status import lines, sync_run, table
+from pipeline.status_data import read_status
 from pipeline.tracking import Tracker, resolve_tracking_uri
 from pipeline.tracking_client import open_client
 from pipeline.tracking_shipper import Shipper
@@ -215,7 +218,20 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
     append_records(run_dir, range(1, 11))
     tracker.durable(10)
     assert time.monotonic() - began < 5
-    assert not tracker.close("FINISHED", timeout_s=3)
+    progress = Progress({"": run_dir}, 10)
+    wait_for(lambda: (state := load_state(run_dir)) is not None and state.behind_since is not None, 60)
+    progress.show("", Update(state="RUNNING"))
+    progress.show("", Update(state="RUNNING"))
+    said = capfd.readouterr().out
+    assert said.count("tracking is behind: 10 steps wait for MLflow at http://127.0.0.1:") == 1
+    assert "Connection refused" in said
+    assert "; they are kept in metrics.jsonl and sent when it answers\n" in said
+    assert "  unsent 10" in said
+    assert not tracker.close("FINISHED", timeout_s=0.5)
+    shown = "\n".join(lines(read_status(run_dir), time.time()))
+    assert "10 steps wait for MLflow at" in shown
+    assert f"to send: python -m pipeline.status --sync {run_dir}" in shown
+    assert "unsent" in table([read_status(run_dir)], tmp_path)[0]
     assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
     assert tracker.run_id is None
 
@@ -223,6 +239,11 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
     (run_dir / "config.json").write_text(json.dumps({**config, "tracking_uri": server.uri}))
     assert "status FINISHED" in sync_run(run_dir)
     assert "nothing was missing" in sync_run(run_dir)
+    progress.show("", Update(state="COMPLETED"))
+    assert "MLflow takes what is sent again; nothing was lost" in capfd.readouterr().out
+    shown = "\n".join([*lines(read_status(run_dir), time.time()), *table([read_status(run_dir)], tmp_path)])
+    assert "up to step 10\n" in shown
+    assert "unsent" not in shown
     run = open_client(server.uri).get_run(load_state(run_dir).run_id)
     assert run.info.status == "FINISHED"
     assert history(server.uri, run.info.run_id) == list(range(1, 11))
