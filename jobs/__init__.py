@@ -9,6 +9,7 @@ from jobs.errors import JobError, NoAnswer
 from jobs.folders import private_directory
 from jobs.notice import Notice, notices, told_notices, too_short
 from jobs.partitions import fit, node_groups
+from jobs.presence import works_here
 from jobs.resources import Resources
 from jobs.snapshot import Code, settle
 from jobs.submission import Submission, Update
@@ -41,4 +42,5 @@ __all__ = [
     "told_notices",
     "too_short",
     "wait_all",
+    "works_here",
 ]

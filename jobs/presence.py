@@ -41,6 +41,18 @@ def claim(folder: Path, wait_s: float = WAIT_S) -> int:
             time.sleep(0.2)
 
 
+def works_here(folder: Path) -> bool:
+    """Whether processes of a local job work in a folder, as far as this machine knows; asks without writing."""
+    try:
+        with open(folder / FILE) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def share_claim(folder: Path) -> int:
     """Hold the claim in one more process: it stands until the last of them is gone."""
     descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o600)

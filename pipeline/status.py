@@ -11,10 +11,9 @@ from pipeline.words import duration
 
 if TYPE_CHECKING:
     from pipeline.status_data import RunStatus
+    from pipeline.status_jobs import Jobs
 
 WATCH_EVERY_S = 5.0
-OVER = ("finished", "failed", "cancelled")
-"""States of a run to which nothing more will happen by itself."""
 
 
 def sync_run(run_dir: Path) -> str:
@@ -28,6 +27,7 @@ def sync_run(run_dir: Path) -> str:
     """
     from pipeline.report import write_report
     from pipeline.status_data import run_state
+    from pipeline.status_jobs import Jobs
     from pipeline.tracking_client import TrackingError, mlflow_session, one_line
     from pipeline.tracking_secrets import mask_secrets
     from pipeline.tracking_shipper import EVERYTHING, Shipper
@@ -39,7 +39,7 @@ def sync_run(run_dir: Path) -> str:
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
         seen = run_state(run_dir)
-        never_begins = seen == "submitted" and _job_is_over(run_dir)
+        never_begins = seen == "submitted" and Jobs().has_ended(run_dir)
         if shipper.state.status == "RUNNING" and (never_begins or seen not in ("running", "submitted")):
             # Everything was killed at once, the worker too, or before it began: nobody could say how it ended.
             shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(seen, "KILLED"))
@@ -59,12 +59,11 @@ def sync_run(run_dir: Path) -> str:
     return f"MLflow run {state.run_id} at {state.tracking_uri}: {sent}, status {state.status}"
 
 
-def lines(status: "RunStatus", now: float) -> list[str]:
-    """A run in full."""
+def lines(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
+    """A run in full, with what the cluster says of its job where it was asked."""
     from pipeline.tracking_state import METRICS_NAME
 
     rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
-    job = None if status.state == "finished" else _job(status.run_dir)
     if job is not None:
         rows["job"] = job
     if status.images_per_s is not None:
@@ -135,17 +134,6 @@ def _attempt(status: "RunStatus") -> str:
     return f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
 
 
-def _job_is_over(run_dir: Path) -> bool:
-    """Whether nothing will happen to a run any more, by its job."""
-    from jobs import JobError, attach
-
-    submission = attach(run_dir / "submitit")
-    try:
-        return submission is None or submission.look()[1] is not None
-    except JobError:
-        return False
-
-
 def _tracking(status: "RunStatus", now: float) -> str:
     state = status.tracking
     there = state is not None and state.run_id is not None
@@ -161,74 +149,90 @@ def _tracking(status: "RunStatus", now: float) -> str:
     return words if sent else f"{words}; to send: python -m pipeline.status --sync {status.run_dir}"
 
 
-def _show(run_dir: Path | None, root: Path) -> tuple[list[str], bool]:
-    """Lines for one run, or for all below a folder; and whether nothing more will happen.
+def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
+    """The one run that is meant and None, or those in a folder and the folder.
 
     Raises:
-        ValueError: no such run.
+        ValueError: there is no run.
     """
-    from pipeline.status_data import SWEEP_NAME, find_runs, read_status
+    from pipeline.status_data import CONFIG_NAME, find_runs
 
-    if run_dir is not None and (run_dir / SWEEP_NAME).exists():
-        statuses = [read_status(run) for run in find_runs(run_dir)]
-        return table(statuses, run_dir, _jobs(statuses)), all(status.state in OVER for status in statuses)
-    if run_dir is not None:
-        status = read_status(run_dir)
-        return lines(status, time.time()), status.state in OVER
-    runs = find_runs(root)
+    if run_dir is not None and (run_dir / CONFIG_NAME).exists():
+        return [run_dir], None
+    folder = root if run_dir is None else run_dir
+    runs = find_runs(folder)
+    if not runs and run_dir is not None:
+        raise ValueError(f"{run_dir} is no run directory, for it has no {CONFIG_NAME}, and no runs are in it")
     if not runs:
-        raise ValueError(f"no runs below {root}; give a run directory, or --runs FOLDER")
-    statuses = [read_status(run) for run in runs]
-    return table(statuses, root, _jobs(statuses)), False
+        raise ValueError(f"no runs in {folder}: give a run directory or a folder of runs")
+    return runs, folder
 
 
-def _job(run_dir: Path) -> str | None:
-    """How the cluster's queue sees the run's job; None where it ran here."""
-    from jobs import JobError, attach
-
-    submission = attach(run_dir / "submitit")
-    if submission is None:
-        return None
-    try:
-        return f"{submission.job_id} {submission.update()}"
-    except JobError as error:
-        return f"{submission.job_id}, but {error}"
+def _show(statuses: "list[RunStatus]", folder: Path | None, jobs: "Jobs") -> list[str]:
+    """Lines for one run, or for all in a folder."""
+    unfinished = [status.run_dir for status in statuses if status.state != "finished"]
+    words = {run: said for run in unfinished if (said := jobs.words(run)) is not None}
+    if folder is None:
+        return lines(statuses[0], time.time(), words.get(statuses[0].run_dir))
+    return table(statuses, folder, words)
 
 
-def _jobs(statuses: "list[RunStatus]") -> dict[Path, str]:
-    """What the queue says of the jobs of unfinished runs, in its own words; asked no more once it is silent."""
-    from jobs import JobError, attach
+def _watch(run_dir: Path | None, root: Path, again: bool) -> None:
+    """Print how the runs stand, and `again` until nothing more will happen to any."""
+    from pipeline.status_data import read_status
+    from pipeline.status_jobs import OVER, Jobs
 
-    found: dict[Path, str] = {}
-    for status in statuses:
-        submission = None if status.state == "finished" else attach(status.run_dir / "submitit")
-        if submission is None:
-            continue
-        try:
-            update = submission.update()
-        except JobError as error:
-            found[status.run_dir] = f"{submission.job_id}: {error}"
-            break
-        reason = f" ({update.reason})" if update.reason else ""
-        found[status.run_dir] = f"{submission.job_id} {update.state}{reason}"
-    return found
+    jobs, quiet = Jobs(), 0
+    while True:
+        runs, folder = _runs(run_dir, root)
+        statuses = [read_status(run) for run in runs]
+        jobs.next_look()
+        text = _show(statuses, folder, jobs)
+        if again and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print("\n".join(text), flush=True)
+        # Between the job of one run and that of the next none may be there for a moment.
+        quiet = quiet + 1 if all(map(jobs.is_over, statuses)) else 0
+        if not again or quiet == 2 or all(status.state in OVER for status in statuses):
+            return
+        time.sleep(WATCH_EVERY_S)
 
 
 def _to_sync(run_dir: Path | None, root: Path) -> list[Path]:
-    """The run that is meant, those of a sweep, or all that MLflow has not taken all of."""
-    from pipeline.status_data import SWEEP_NAME, find_runs
+    """The run that is meant, those of a sweep, or all in a folder that MLflow has not taken all of."""
+    from pipeline.status_data import SWEEP_NAME
 
-    if run_dir is None:
-        return _unsent(root)
-    return find_runs(run_dir) if (run_dir / SWEEP_NAME).exists() else [run_dir]
+    runs, folder = _runs(run_dir, root)
+    return runs if folder is None or (folder / SWEEP_NAME).exists() else _unsent(runs)
 
 
-def _unsent(root: Path) -> list[Path]:
+def _sync(runs: list[Path]) -> int:
+    """Send what each run still has to send; one that cannot does not stop the next."""
+    from pipeline.tracking_client import TrackingError
+
+    failed = False
+    for run in runs:
+        try:
+            print(sync_run(run), flush=True)
+        except (TrackingError, ValueError) as error:
+            failed = True
+            _complain(f"{run}: {error}" if len(runs) > 1 else str(error))
+    if not runs:
+        print("MLflow has taken everything of these runs")
+    return int(failed)
+
+
+def _complain(words: str) -> None:
+    from pipeline.tracking_secrets import mask_secrets
+
+    print(f"status: {mask_secrets(words)}", file=sys.stderr)
+
+
+def _unsent(runs: list[Path]) -> list[Path]:
     """Runs that MLflow has not taken all of."""
-    from pipeline.status_data import find_runs
     from pipeline.tracking_state import load_state
 
-    states = {run: load_state(run) for run in find_runs(root)}
+    states = {run: load_state(run) for run in runs}
     return [run for run, state in states.items() if state is None or state.sent_status != state.status]
 
 
@@ -236,32 +240,21 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
     """Show how a run stands, or all runs.
 
     Args:
-        run_dir: A run's folder; without it, all below the folder of --runs.
-        watch: Look again every five seconds until the run has ended.
+        run_dir: A run's folder, or a folder of runs; by default that of --runs.
+        watch: Look again every five seconds until nothing more will happen by itself.
         sync: Send MLflow what a server that did not answer has missed.
         runs: Folder that holds the runs.
     """
-    from pipeline.tracking_client import TrackingError
-    from pipeline.tracking_secrets import mask_secrets
-
     try:
         if sync:
-            for folder in _to_sync(run_dir, runs):
-                print(sync_run(folder))
-            return 0
-        while True:
-            text, over = _show(run_dir, runs)
-            if watch and sys.stdout.isatty():
-                print("\x1b[2J\x1b[H", end="")
-            print("\n".join(text), flush=True)
-            if not watch or over:
-                return 0
-            time.sleep(WATCH_EVERY_S)
-    except (TrackingError, ValueError) as error:
-        print(f"status: {mask_secrets(str(error))}", file=sys.stderr)
+            return _sync(_to_sync(run_dir, runs))
+        _watch(run_dir, runs, watch)
+    except ValueError as error:
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 if __name__ == "__main__":

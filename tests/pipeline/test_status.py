@@ -3,18 +3,22 @@
 import dataclasses
 import fcntl
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from jobs.presence import claim
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.report import draw, markdown, write_report
 from pipeline.status import lines, main, table
 from pipeline.status_data import read_status, run_state
-from pipeline.tracking_state import read_records
+from pipeline.tracking_state import TrackingState, read_records, save_state
 from tests.tracking_runs import START, append_records, config_json, write_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -114,10 +118,47 @@ def test_what_is_printed(run_dir, capsys):
     assert "10/100 (10 %)" in "\n".join(lines(status, START))
     assert table([status], run_dir.parent)[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
     assert main(runs=run_dir.parent) == 0
-    assert "transxnet_n" in capsys.readouterr().out
-    assert main(run_dir.parent) == 1
+    listed = capsys.readouterr().out
+    assert "transxnet_n" in listed
+    assert main(run_dir.parent) == 0
+    assert capsys.readouterr().out == listed
+    (run_dir / "checkpoints").mkdir()
+    assert main(run_dir / "checkpoints") == 1
     assert main(runs=run_dir) == 1
-    assert capsys.readouterr().err.count("\n") == 2
+    nothing, none = capsys.readouterr().err.splitlines()
+    assert nothing.endswith("checkpoints is no run directory, for it has no config.json, and no runs are in it")
+    assert none == f"status: no runs in {run_dir}: give a run directory or a folder of runs"
+
+
+def test_watching_all_runs_ends_when_nothing_more_will_happen(run_dir, monkeypatch):
+    monkeypatch.setattr("pipeline.status.WATCH_EVERY_S", 0.02)
+    finished = run_dir.parent / "finished"
+    shutil.copytree(run_dir, finished)
+    event(finished, "start", 1, 0, step=0, world_size=1)
+    event(finished, "end", 1, 9, outcome="finished")
+    (run_dir / "submitit").mkdir()
+    (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
+    # Submitted, and its processes still import.
+    held = claim(run_dir / "submitit")
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(main, run_dir.parent, watch=True)
+        with pytest.raises(TimeoutError):
+            watching.result(0.5)
+        event(run_dir, "start", 1, 0, step=0, world_size=1)
+        # Killed with all that belonged to it.
+        os.close(held)
+        assert watching.result(30) == 0
+
+
+def test_a_run_that_cannot_be_synced_does_not_stop_the_next(run_dir, monkeypatch, capsys):
+    shutil.copytree(run_dir, run_dir.parent / "other")
+    for folder in (run_dir, run_dir.parent / "other"):
+        state = TrackingState(key="k", run_id="r", tracking_uri="http://127.0.0.1:9", status="FAILED")
+        save_state(folder, state)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(run_dir.parent, sync=True) == 1
+    said = capsys.readouterr().err
+    assert said.count("is tracked in MLflow at http://127.0.0.1:9: set MLFLOW_TRACKING_URI") == 2
 
 
 @pytest.mark.parametrize("command", ["status", "register", "evaluate"])
