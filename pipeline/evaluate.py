@@ -204,6 +204,6 @@ def main(
 
 
 if __name__ == "__main__":
-    import tyro
+    from pipeline.command_help import run_main
 
-    sys.exit(tyro.cli(main, prog="python -m pipeline.evaluate", config=(tyro.conf.FlagCreatePairsOff,)))
+    sys.exit(run_main(main, "python -m pipeline.evaluate"))

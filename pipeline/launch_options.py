@@ -8,7 +8,7 @@ import tyro
 
 from jobs import Resources
 from pipeline.config import TrainConfig
-from pipeline.launch_help import registry
+from pipeline.command_help import registry
 from pipeline.recipes import RECIPES, default_resources
 from pipeline.sweep import refuse_contradictions
 

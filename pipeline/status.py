@@ -258,6 +258,6 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
 
 
 if __name__ == "__main__":
-    import tyro
+    from pipeline.command_help import run_main
 
-    sys.exit(tyro.cli(main, prog="python -m pipeline.status", config=(tyro.conf.FlagCreatePairsOff,)))
+    sys.exit(run_main(main, "python -m pipeline.status"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def run_command(
     try:
         import tyro
 
-        options = tyro.cli(kind, prog=program, description=kind.__doc__)
+        options = tyro.cli(kind, prog=program, description=inspect.getdoc(kind))
         return action(options)
     except ShardingError as error:
         print(f"error: {error}", file=sys.stderr)

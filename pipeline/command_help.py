@@ -1,11 +1,29 @@
 """How `--help` shows flags that may be left out: `STR` instead of `{None}|STR`, and no default that the words say."""
 
 import dataclasses
+import inspect
 import types
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+
+def run_main(main: Callable[..., int], prog: str) -> int:
+    """Call `main` with the arguments of the command line, as short in its `--help`; returns the exit status."""
+    kinds = get_type_hints(main)
+    for name, parameter in inspect.signature(main).parameters.items():
+        metavar = None
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            metavar = name.upper() if parameter.default is parameter.empty else f"[{name.upper()}]"
+        elif parameter.default is None:
+            metavar = next(kind.__name__.upper() for kind in get_args(kinds[name]) if kind is not types.NoneType)
+        elif parameter.default is not False:
+            continue
+        shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+        main.__annotations__[name] = Annotated[kinds[name], shown]
+    return tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def registry() -> ConstructorRegistry:
