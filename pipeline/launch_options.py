@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from jobs import Resources
-from pipeline.config import TrainConfig
 from pipeline.command_help import registry
+from pipeline.config import TrainConfig
 from pipeline.recipes import RECIPES, default_resources
 from pipeline.sweep import refuse_contradictions
 
