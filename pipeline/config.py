@@ -160,6 +160,8 @@ class TrainConfig:
     """Decay of the moving average of the weights; 0: none."""
     compile: bool = False
     """Run the model through `torch.compile`."""
+    cuda_graphs: bool = False
+    """Record forward and backward once as CUDA graphs and replay them: few launches. No GPU has run this yet."""
     gradient_checkpointing: bool = False
     """Compute each block again in the backward instead of keeping what is within: less memory, a third more work."""
     save_every_steps: int = 500
@@ -231,6 +233,14 @@ class TrainConfig:
             raise ConfigError(f"optimizer.layer_decay {self.optimizer.layer_decay} must be in (0, 1]")
         if self.compile and self.gradient_checkpointing:
             raise ConfigError("compile decides by itself what to compute again: leave out gradient_checkpointing")
+        beside = {
+            "zero_stage 3, which fetches weights meanwhile": self.zero_stage == 3,
+            "compile, which arranges the computation by itself": self.compile,
+            "gradient_checkpointing, which reads the random state meanwhile": self.gradient_checkpointing,
+        }
+        refused = [other for other, on in beside.items() if on and self.cuda_graphs]
+        if refused:
+            raise ConfigError(f"cuda_graphs cannot record a step with {refused[0]}: leave out one of the two")
         if self.model.image_size < 32:
             raise ConfigError(f"model.image_size {self.model.image_size} is too small: the network halves it 5 times")
         mixing = self.mix.mixup > 0 or self.mix.cutmix > 0
@@ -265,6 +275,7 @@ MAY_CHANGE = frozenset(
         "collective_timeout_s",
         "audit_samples",
         "compile",
+        "cuda_graphs",
         "gradient_checkpointing",
         "model.backend",
         "data.shards",

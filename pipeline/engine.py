@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.engine_config import deepspeed_config
 from pipeline.flat import FlatModel
+from pipeline.graphs import Graphed, Record, record_cuda_graphs
 from pipeline.groups import ParameterGroup, parameter_groups
 from pipeline.imports import defer_compiler, import_deepspeed
+from pipeline.loss import LossModel
 from pipeline.recompute import recompute_in_backward
 from pipeline.zero import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 
@@ -43,16 +44,16 @@ def build_optimizer(
     return torch.optim.AdamW(parameters, lr=0.0, betas=options.betas, eps=options.eps, fused=device.type == "cuda")
 
 
-def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in fp32 of `logits` [N, classes] against the distributions `targets` [N, classes]."""
-    return torch.sum(-targets * F.log_softmax(logits.float(), dim=-1), dim=-1).mean()
-
-
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward and update of one optimizer step, and access to its state."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
-        """Wrap `model`, whose weights are the starting point and equal on every rank."""
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, world: World, record: Record = record_cuda_graphs
+    ) -> None:
+        """Wrap `model`, whose weights are the starting point and equal on every rank.
+
+        `record` is what records with `cuda_graphs`.
+        """
         deepspeed = import_deepspeed()
         from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
         from deepspeed.utils import groups as groups_of_deepspeed
@@ -88,8 +89,12 @@ class Engine:
         # DeepSpeed would make a second group of all ranks, which waits half an hour for a rank that hangs.
         groups_of_deepspeed._WORLD_GROUP = dist.group.WORLD
         deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+        with_loss = LossModel(model)
         deepspeed_engine, optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=self.adamw, config=deepspeed_config(config, world.size), dist_init_required=False
+            model=Graphed(with_loss, record) if config.cuda_graphs else with_loss,
+            optimizer=self.adamw,
+            config=deepspeed_config(config, world.size),
+            dist_init_required=False,
         )
         self.deepspeed: Any = deepspeed_engine
         self.optimizer: Any = optimizer
@@ -139,7 +144,7 @@ class Engine:
         losses = []
         norm = math.nan
         for images, targets in batches:
-            loss = soft_cross_entropy(self.deepspeed(images), targets)
+            loss = self.deepspeed(images, targets)
             self.deepspeed.backward(loss)
             losses.append(loss.detach())
             if self.stage == 0 and len(losses) == self.accumulation:
@@ -150,6 +155,11 @@ class Engine:
         if self.stage:
             norm = float(self.deepspeed.get_global_grad_norm())
         return float(torch.stack(losses).mean()), norm
+
+    def close(self) -> None:
+        """Let go of what must be gone before the ranks part: CUDA graphs, recorded anew by another step."""
+        if isinstance(self.deepspeed.module, Graphed):
+            self.deepspeed.module.forget()
 
     def _plain_grad_norm(self) -> float:
         norms = [

@@ -44,6 +44,8 @@ class Training:
     def __init__(self, run_dir: Path, world: World, recorder: Recorder, tracker: Tracker | None) -> None:
         """Build the engine and restore the newest sound checkpoint of `run_dir`."""
         self.config = config = run_directory.load(run_dir)
+        if config.cuda_graphs and world.device.type != "cuda":
+            raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
         probe = self._open_loader(0, 0)
@@ -109,11 +111,14 @@ class Training:
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train to the end or until asked to stop; return whether the end was reached. Everything is saved by then."""
-        while True:
-            try:
-                return self._run_from_checkpoint(stop_requested)
-            except NotFiniteError as problem:
-                self._skip_or_stop(problem)
+        try:
+            while True:
+                try:
+                    return self._run_from_checkpoint(stop_requested)
+                except NotFiniteError as problem:
+                    self._skip_or_stop(problem)
+        finally:
+            self.engine.close()
 
     def _run_from_checkpoint(self, stop_requested: Callable[[], bool]) -> bool:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps

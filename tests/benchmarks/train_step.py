@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.train_step [--models transxnet_t ...] [--batch 128] [--size 224] [--steps 20]
 
-Per variant: reference eager, reference compiled, kernels, kernels under CUDA graphs: images a second, milliseconds,
-peak memory, launches, and the share of the byte bound reached. Then each operator's forward and backward on the stages'
+Per variant: reference eager, reference compiled, kernels, kernels under CUDA graphs (the code of
+`--train.cuda-graphs`, on flat parameters): images a second, milliseconds, peak memory, launches, and the share of the
+byte bound reached. Then each operator's forward and backward on the stages'
 shapes against the time its tensors need at the card's own copy speed, measured first. The step is forward, backward and
 a fused AdamW step, in bf16 autocast with fp32 weights.
 

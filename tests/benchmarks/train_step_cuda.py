@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import transxnet
+from pipeline.config import OptimizerConfig
+from pipeline.flat import FlatModel
+from pipeline.graphs import Graphed
+from pipeline.groups import parameter_groups
+from pipeline.loss import LossModel
 
 
 def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
@@ -40,46 +44,30 @@ def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
 
 
 def build_step(name: str, backend: str, how: str, batch: int, size: int) -> Callable[[], None]:
-    """A training step on fixed data; `how` is eager, compile or graph (forward and backward captured)."""
+    """A training step on fixed data; `how` is eager, compile or graph (on flat parameters, as training does it)."""
     torch.manual_seed(0)
-    model: nn.Module = transxnet.build(name, image_size=size, backend=backend).cuda().train()
+    model: nn.Module = transxnet.build(name, image_size=size, backend=backend)
+    if how == "graph":
+        groups = parameter_groups(model, OptimizerConfig())
+        model = FlatModel(model, {name: list(group.names) for name, group in groups.items()})
+    model = model.cuda().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images = torch.randn(batch, 3, size, size, device="cuda")
-    labels = torch.randint(1000, (batch,), device="cuda")
-    forward = torch.compile(model) if how == "compile" else model
+    targets = torch.softmax(torch.randn(batch, 1000, device="cuda"), dim=1)
+    if how == "compile":
+        model.compile()
+    loss_of = LossModel(model)
+    if how == "graph":
+        loss_of = Graphed(loss_of)
 
-    def compute() -> None:
-        # Autocast's cache of cast weights must not outlive a captured graph.
-        with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=how != "graph"):
-            loss = F.cross_entropy(forward(images), labels)
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = loss_of(images, targets)
         loss.backward()
-
-    if how != "graph":
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            compute()
-            optimizer.step()
-
-        return step
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            optimizer.zero_grad(set_to_none=True)
-            compute()
-    torch.cuda.current_stream().wait_stream(side)
-    optimizer.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compute()
-
-    def replay() -> None:
-        graph.replay()
         optimizer.step()
 
-    return replay
+    return step
 
 
 def print_operators(name: str, batch: int, size: int, bandwidth: float) -> None:

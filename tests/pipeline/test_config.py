@@ -34,6 +34,9 @@ def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
         ({"steps": 0}, 1, ["steps 0"]),
         ({"ema_decay": 1.0}, 1, ["ema_decay 1.0"]),
         ({"global_batch_size": 8}, 8, ["mixup", "micro_batch_size is 1"]),
+        ({"cuda_graphs": True, "zero_stage": 3}, 1, ["cuda_graphs", "zero_stage 3"]),
+        ({"cuda_graphs": True, "compile": True}, 1, ["cuda_graphs", "compile"]),
+        ({"cuda_graphs": True, "gradient_checkpointing": True}, 1, ["cuda_graphs", "gradient_checkpointing"]),
     ],
 )
 def test_contradictions_are_refused_with_the_numbers(changes: dict, world_size: int, words: list[str]):
