@@ -65,7 +65,7 @@ def load_model(source: str) -> LoadedModel:
         state = load_state(path)
         run_id = card.mlflow_run_id or (state.run_id if state else None)
         card = dataclasses.replace(card, mlflow_run_id=run_id)
-        return _build(path / EXPORT_FOLDER / WEIGHTS_NAME, card, tracking_uri_of(path))
+        return _build(path / EXPORT_FOLDER / WEIGHTS_NAME, card, tracking_uri_of(path) if run_id else server)
     if path.is_file():
         card = load_model_card(path.parent) if (path.parent / CARD_NAME).is_file() else None
         return _build(path, card, server)

@@ -39,6 +39,8 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     reasons = re.findall(r"Caused by (\w+)\((?:[^\"']*)?[\"'](.*?)[\"']\)", text)
     if reasons:
         name, reason = reasons[-1]
+        # urllib3 begins with the host once more.
+        reason = re.sub(r"^\w+\(host=.*?\): ", "", reason)
         host = re.search(r"host='?([^',]+)'?, port=(\d+)", text)
         text = f"{host[1]}:{host[2]}: {reason} ({name})" if host else f"{reason} ({name})"
     return text if len(text) <= limit else text[: limit - 3] + "..."

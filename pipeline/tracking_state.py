@@ -138,19 +138,22 @@ def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
     """Where a run is tracked: where it began; else as its configuration says, `MLFLOW_TRACKING_URI`, or below `cwd`.
 
     Raises:
-        ValueError: it began on a server, whose address (kept without passwords) must be given again.
+        ValueError: it began on a server, or waits for one, whose address (kept without passwords) must be given again.
     """
     from pipeline.tracking_client import local_database, resolve_tracking_uri
     from pipeline.tracking_secrets import mask_secrets
 
-    configured = read_config(run_dir).get("tracking_uri") or resolve_tracking_uri(cwd)
+    own, given = read_config(run_dir).get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI")
+    configured = own or resolve_tracking_uri(cwd)
     state = load_state(run_dir)
-    began = state.tracking_uri if state is not None and state.run_id is not None else None
-    if began is None or began == mask_secrets(configured):
+    began = state.tracking_uri if state is not None else None
+    nothing_there = state is None or state.run_id is None
+    if began is None or began == mask_secrets(configured) or (nothing_there and (own or given)):
         return configured
     database = local_database(began)
     if database is not None:
         return began if database.exists() else configured
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise ValueError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address")
+    if not given:
+        other = ", or, since nothing of it is there yet, to another" if nothing_there else ""
+        raise ValueError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address{other}")
     return configured
