@@ -214,26 +214,34 @@ def test_a_step_is_the_same_with_graphs_and_without(variants: list[tuple[int, st
             assert finite[0] == (precision != "fp16"), "under fp16 the first step overflows"
 
 
-def on_gpu(precision: str, backend: str, folder: str, port: int) -> list[tuple[Any, Any]]:
+def on_gpu(rank: int, size: int, precision: str, backend: str, folder: str, port: int) -> list[tuple[Any, Any]]:
     os.environ.pop("DS_ACCELERATOR", None)
-    os.environ |= environment(0, 1, port)
+    os.environ |= environment(rank, size, port)
     torch.backends.cudnn.deterministic = True
     world = join_world()
     try:
-        config = config_of(1, precision, 1, backend, side=224)
+        config = config_of(1, precision, size, backend, side=224)
         return without_and_with(config, world, Path(folder), record_cuda_graphs)
     finally:
         leave_world()
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_gpu_computes_the_same_with_graphs_and_without(precision: str, backend: str, tmp_path: Path):
-    """Bit for bit: the same kernels on the same values. At 224 px no kernel of the reference adds atomically."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        found = fresh.submit(on_gpu, precision, backend, str(tmp_path), free_port()).result()
-    assert_same(found, (precision, backend))
+def test_gpus_compute_the_same_with_graphs_and_without(precision: str, backend: str, size: int, tmp_path: Path):
+    """Bit for bit: the same kernels on the same values, and a sum of two ranks has one order.
+
+    At 224 px no kernel of the reference adds atomically. Two ranks have SyncBatchNorms in the graphs, and part.
+    """
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    port = free_port()
+    with ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        ranks = [fresh.submit(on_gpu, rank, size, precision, backend, str(tmp_path), port) for rank in range(size)]
+        for rank in ranks:
+            assert_same(rank.result(), (precision, backend))
 
 
 class Square(nn.Module):
