@@ -191,6 +191,9 @@ class TrainConfig:
 
     def check(self, world_size: int) -> Self:
         """Return self if the values can work together on `world_size` ranks, else raise `ConfigError`."""
+        from pipeline.config_ranges import check_ranges
+
+        check_ranges(self)
         micro = self.micro_batch(world_size)
         if self.global_batch_size % (micro * world_size):
             fitting = [
@@ -207,30 +210,6 @@ class TrainConfig:
                 f"global_batch_size {self.global_batch_size} is not divisible by micro_batch_size {micro} "
                 f"x world_size {world_size}; {hint}"
             )
-        positive = {
-            "global_batch_size": self.global_batch_size,
-            "epochs": self.epochs,
-            "steps": 1 if self.steps is None else self.steps,
-            "save_every_steps": self.save_every_steps,
-            "keep_checkpoints": self.keep_checkpoints,
-            "eval_every_steps": 1 if self.eval_every_steps is None else self.eval_every_steps,
-            "log_every_steps": self.log_every_steps,
-            "collective_timeout_s": self.collective_timeout_s,
-            "data.lanes": self.data.lanes,
-            "data.block_shards": self.data.block_shards,
-            "data.prefetch_batches": self.data.prefetch_batches,
-            "model.image_size": self.model.image_size,
-            "optimizer.lr": self.optimizer.lr,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigError(f"{name} {value} must be greater than 0")
-        if self.data.workers < 0:
-            raise ConfigError(f"data.workers {self.data.workers} must be 0 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay {self.ema_decay} must be in [0, 1)")
-        if not 0 < self.optimizer.layer_decay <= 1:
-            raise ConfigError(f"optimizer.layer_decay {self.optimizer.layer_decay} must be in (0, 1]")
         if self.compile and self.gradient_checkpointing:
             raise ConfigError("compile decides by itself what to compute again: leave out gradient_checkpointing")
         beside = {
@@ -241,8 +220,6 @@ class TrainConfig:
         refused = [other for other, on in beside.items() if on and self.cuda_graphs]
         if refused:
             raise ConfigError(f"cuda_graphs cannot record a step with {refused[0]}: leave out one of the two")
-        if self.model.image_size < 32:
-            raise ConfigError(f"model.image_size {self.model.image_size} is too small: the network halves it 5 times")
         mixing = self.mix.mixup > 0 or self.mix.cutmix > 0
         if mixing and micro % 2:
             raise ConfigError(
@@ -254,8 +231,6 @@ class TrainConfig:
     def micro_batch(self, world_size: int) -> int:
         """Samples of one forward of one rank: as configured, or the largest up to 128 that divides the share."""
         if self.micro_batch_size is not None:
-            if self.micro_batch_size < 1:
-                raise ConfigError(f"micro_batch_size {self.micro_batch_size} must be greater than 0")
             return self.micro_batch_size
         share = max(1, self.global_batch_size // world_size)
         return max(m for m in range(1, min(share, 128) + 1) if share % m == 0)

@@ -177,11 +177,13 @@ def main(
     from sharding import ShardingError
 
     try:
+        if output is not None and not output.absolute().parent.is_dir():
+            raise ValueError(f"--output {output}: there is no such folder")
         from pipeline.evaluate_model import load_model
 
         loaded = load_model(model)
         report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
-    except (TrackingError, ShardingError, ValueError) as error:
+    except (TrackingError, ShardingError, ValueError, OSError) as error:
         print(f"evaluate: {mask_secrets(str(error))}", file=sys.stderr)
         return 1
     print("\n".join(summary(report, matched, loaded, manifest)))

@@ -185,9 +185,16 @@ def _watch(run_dir: Path | None, root: Path, again: bool) -> None:
     jobs, quiet = Jobs(), 0
     while True:
         runs, folder = _runs(run_dir, root)
-        statuses = [read_status(run) for run in runs]
+        statuses, unread = [], []
+        for run in runs:
+            try:
+                statuses.append(read_status(run))
+            except ValueError as error:
+                if folder is None:
+                    raise
+                unread.append(str(error))
         jobs.next_look()
-        text = _show(statuses, folder, jobs)
+        text = [*_show(statuses, folder, jobs), *unread]
         if again and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
         print("\n".join(text), flush=True)

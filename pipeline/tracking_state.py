@@ -127,11 +127,15 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
         ValueError: the folder is no run.
     """
     try:
-        return json.loads((run_dir / CONFIG_NAME).read_text())
+        content = json.loads((run_dir / CONFIG_NAME).read_text())
+        content["train"]["model"]["name"]
     except FileNotFoundError as error:
         raise ValueError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run_dir / CONFIG_NAME} is not a configuration of this version: it has no model") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
+    return content
 
 
 def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from pipeline import run_dir as run_directory
-from pipeline.config import ConfigError, MixConfig, TrainConfig, difference, digest, from_dict, to_dict
+from pipeline.config import (
+    AugmentConfig,
+    ConfigError,
+    MixConfig,
+    OptimizerConfig,
+    TrainConfig,
+    difference,
+    digest,
+    flatten,
+    from_dict,
+    to_dict,
+)
+from pipeline.config_ranges import RANGES
 from pipeline.engine_config import deepspeed_config
 from pipeline.journal import Journal, read_records
 from pipeline.launch_options import LaunchError, parse
@@ -32,7 +44,10 @@ def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
         ({"micro_batch_size": 0}, 1, ["micro_batch_size 0"]),
         ({"global_batch_size": 0}, 1, ["global_batch_size 0"]),
         ({"steps": 0}, 1, ["steps 0"]),
-        ({"ema_decay": 1.0}, 1, ["ema_decay 1.0"]),
+        ({"ema_decay": 1.0}, 1, ["ema_decay 1.0 must be in [0, 1)"]),
+        ({"epochs": float("inf")}, 1, ["epochs inf must be greater than 0"]),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, 1, ["optimizer.betas 0.9 1.0 must be in [0, 1)"]),
+        ({"augment": AugmentConfig(crop_scale=(1.0, 0.1))}, 1, ["augment.crop_scale 1.0 0.1 must begin with"]),
         ({"global_batch_size": 8}, 8, ["mixup", "micro_batch_size is 1"]),
         ({"cuda_graphs": True, "zero_stage": 3}, 1, ["cuda_graphs", "zero_stage 3"]),
         ({"cuda_graphs": True, "compile": True}, 1, ["cuda_graphs", "compile"]),
@@ -43,6 +58,17 @@ def test_contradictions_are_refused_with_the_numbers(changes: dict, world_size: 
     with pytest.raises(ConfigError) as caught:
         replace(TrainConfig(), **changes).check(world_size)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_every_number_has_a_range():
+    numbers = {
+        name
+        for name, value in flatten(to_dict(TrainConfig(steps=1, micro_batch_size=1, eval_every_steps=1))).items()
+        if not isinstance(value, bool | str | None)
+    }
+    optional = {"model.drop_path_rate", "optimizer.clip_grad_norm"}
+    # The ZeRO stage has its values, and no others.
+    assert {name for _, _, names in RANGES for name in names} == (numbers | optional) - {"zero_stage"}
 
 
 def test_the_global_batch_is_kept_by_accumulation():

@@ -142,3 +142,8 @@ def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_folder_for_the_results_that_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
+    assert main("nowhere", shards="shards", output=tmp_path / "gone/results.json") == 1
+    assert "results.json: there is no such folder" in capsys.readouterr().err

@@ -120,8 +120,12 @@ def test_what_is_printed(run_dir, capsys):
     assert main(runs=run_dir.parent) == 0
     listed = capsys.readouterr().out
     assert "transxnet_n" in listed
+    (run_dir.parent / "other").mkdir()
+    (run_dir.parent / "other/config.json").write_text('{"train": {}}')
     assert main(run_dir.parent) == 0
-    assert capsys.readouterr().out == listed
+    assert capsys.readouterr().out == (
+        f"{listed}{run_dir.parent}/other/config.json is not a configuration of this version: it has no model\n"
+    )
     (run_dir / "checkpoints").mkdir()
     assert main(run_dir / "checkpoints") == 1
     assert main(runs=run_dir) == 1
