@@ -49,12 +49,18 @@ class DynamicConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` `[N, C, H, W]` with kernels of its own."""
+        if norm_has_kernels(self.squeeze.norm) and use_triton(self.backend, x):
+            from transxnet.kernels.dynamic_conv import MAX_HIDDEN, dynamic_conv
+
+            squeeze, expand = self.squeeze, self.expand
+            assert expand.bias is not None
+            if len(squeeze.conv.weight) <= MAX_HIDDEN:
+                return dynamic_conv(
+                    in_autocast_dtype(x), squeeze.conv.weight, squeeze.norm, expand.weight, expand.bias, self.weight,
+                    self.bias,
+                )  # fmt: skip
         n, c, h, w = x.shape
         weight, bias = self.kernels(x)
-        if use_triton(self.backend, x):
-            from transxnet.kernels.depthwise_conv import dynamic_conv
-
-            return dynamic_conv(in_autocast_dtype(x), weight, bias)
         as_one = x.reshape(1, n * c, h, w)
         out = depthwise_conv(as_one, weight.reshape(n * c, 1, self.kernel, self.kernel), bias.reshape(n * c))
         return out.reshape(n, c, h, w)
@@ -87,20 +93,47 @@ class SpatialReductionAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
-        heads = self.num_heads
-        q = self.q(x)
-        reduced = self.reduction(x)
-        kv = self.kv(self.local_conv(reduced))
+        if self._has_kernels() and use_triton(self.backend, x):
+            q, kv = self._project(in_autocast_dtype(x))
+        else:
+            q, kv = self.q(x), self.kv(self.local_conv(self.reduction(x)))
         if use_triton(self.backend, q):
             from transxnet.kernels.attention import MAX_KEYS, attention
 
             if bias.shape[-1] <= MAX_KEYS:
                 return attention(q, kv, bias)
+        heads = self.num_heads
         q = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
         k, v = kv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
         logits = (q @ k) * (q.shape[-1] ** -0.5) + bias
         out = torch.softmax(logits, dim=-1) @ v.transpose(-1, -2)
         return out.transpose(-1, -2).reshape(x.shape)
+
+    def _has_kernels(self) -> bool:
+        reduction = self.reduction
+        return not isinstance(reduction, SpatialReduction) or all(
+            norm_has_kernels(part.norm) for part in (reduction.reduce, reduction.scale)
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries `[N, C, H, W]`, and keys and values `[N, 2 C, h, w]`, on the kernels."""
+        from transxnet.kernels.depthwise_conv import fork_depthwise_conv
+        from transxnet.kernels.projection import projection
+        from transxnet.kernels.spatial_reduction import fork_spatial_reduction
+
+        q, kv, local, reduction = self.q, self.kv, self.local_conv, self.reduction
+        assert q.bias is not None
+        assert kv.bias is not None
+        assert local.bias is not None
+        if isinstance(reduction, SpatialReduction):
+            reduce, scale = reduction.reduce, reduction.scale
+            reduced, x = fork_spatial_reduction(
+                x, reduce.conv.stride[0], reduce.conv.weight, reduce.norm, scale.conv.weight, scale.norm, local.weight,
+                local.bias,
+            )  # fmt: skip
+        else:
+            reduced, x = fork_depthwise_conv(x, local.weight, local.bias, residual=True)
+        return projection(x, q.weight, q.bias), projection(reduced, kv.weight, kv.bias)
 
 
 class TokenEnhancement(nn.Module):

@@ -100,8 +100,17 @@ def _trips(name: str, given: dict[str, Any]) -> list[float]:
         return [min(given["length"], given["CHUNK"]) / given["BLOCK"]]
     if name == "_merge_kernel":
         return [over("rows", "BLOCK_S")]
-    if name == "_bias_gradient_kernel":
+    if name in ("_bias_gradient_kernel", "_mix_gradient_kernel", "_expand_matrix_kernel", "_squeeze_gradient_kernel"):
         return [given["samples"]]
+    if name in ("_reduce_kernel", "_reduce_gradient_kernel", "_local_kernel", "_local_gradient_kernel"):
+        # The loop over blocks of positions is gone where one holds them all.
+        return [over("L", "BLOCK_P")] * (given["L"] > given["BLOCK_P"]) + [given["K"] ** 2 if "K" in given else 9]
+    if name == "_means_kernel":
+        return [given["H"] * given["W"] / given["BLOCK_X"]]
+    if name == "_squeeze_kernel":
+        return [over("C", "BLOCK_C")]
+    if name == "_hidden_gradient_kernel":
+        return [over("rows", "BLOCK_O")]
     if name == "_attention_bwd_kernel":
         return [min(given["lines_per_split"], given["L"]) / given["BLOCK_L"]]
     if name == "_conv_kernel":

@@ -92,7 +92,7 @@ def _operators(
     config: transxnet.TransXNetConfig, stage: int, batch: int, side: int, key_side: int, dim: int
 ) -> list[tuple[str, float, tuple[Callable[[], None], Callable[[], None]]]]:
     """(Name, least bytes of forward and backward, the two forms) of one block's operators."""
-    from transxnet.kernels import attention, depthwise_conv, group_norm, linear, multiscale_ffn, residual
+    from transxnet.kernels import attention, depthwise_conv, dynamic_conv, group_norm, linear, multiscale_ffn, residual
 
     def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
@@ -109,7 +109,7 @@ def _operators(
 
         return run(reference), run(kernel)
 
-    hidden, half = dim * config.mlp_ratios[stage], dim // 2
+    hidden, half, groups = dim * config.mlp_ratios[stage], dim // 2, config.num_groups[stage]
     x, h = leaf(batch, dim, side, side), leaf(batch, hidden, side, side)
     x_bytes, h_bytes = x.numel() * 2.0, h.numel() * 2.0
     norm_h, norm_x = nn.BatchNorm2d(hidden).cuda(), nn.BatchNorm2d(dim).cuda()
@@ -134,9 +134,10 @@ def _operators(
             factor, None)),
         ("positional depthwise 7x7", 5 * x_bytes, both(
             depthwise_conv.depthwise_conv_reference, depthwise_conv.depthwise_conv, x, leaf(dim, 1, 7, 7), leaf(dim))),
-        ("IDConv per-sample 7x7", 2.5 * x_bytes, both(
-            depthwise_conv.dynamic_conv_reference, depthwise_conv.dynamic_conv, leaf(batch, half, side, side),
-            leaf(batch, half, 7, 7), leaf(batch, half))),
+        ("IDConv", 4.5 * x_bytes, both(
+            dynamic_conv.dynamic_conv_reference, dynamic_conv.dynamic_conv, leaf(batch, half, side, side),
+            leaf(half // 4, half, 1, 1), nn.BatchNorm2d(half // 4).cuda(), leaf(groups * half, half // 4, 1, 1),
+            leaf(groups * half), leaf(groups, half, 7, 7), leaf(groups, half))),
     ]  # fmt: skip
     if key_side**2 <= attention.MAX_KEYS:
         bias = leaf(1, config.num_heads[stage], side**2, key_side**2, dtype=torch.float32)

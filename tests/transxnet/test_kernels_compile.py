@@ -16,9 +16,13 @@ from transxnet.kernels import (
     attention,
     depthwise_conv,
     group_norm,
+    kernel_generation,
+    kernel_gradients,
     linear,
+    means,
     multiscale_ffn,
     residual,
+    spatial_reduction,
     statistics,
 )
 
@@ -44,6 +48,11 @@ FP32_POINTERS = (
     "b7",
     "w5",
     "w7",
+    "squeeze",
+    "expand",
+    "shift",
+    "taps",
+    "dkernel",
 )
 FLOATS = ("scale", "momentum", "eps", "inverse_count", "count")
 
@@ -63,6 +72,27 @@ def _without_warps(tiles: depthwise_conv.Tiling) -> dict[str, int]:
     return {name: value for name, value in tiles.options().items() if name != "num_warps"}
 
 
+def _generation(c: int, squeezed: int, groups: int) -> kernel_generation.Sizes:
+    return kernel_generation.Sizes(128, c, squeezed, groups, 7)
+
+
+def _reduction(side: int, stride: int, taps: int) -> list[tuple[str, Any, dict[str, Any]]]:
+    here = {"L": 49, "KEYS_W": 7}
+    there = {"H": side, "W": side, "K": taps, "STRIDE": stride}
+    return [
+        ("reduction", spatial_reduction._reduce_kernel, here | there),
+        ("reduction's scale", spatial_reduction._scale_kernel, {"L": 49}),
+        ("reduction's 3x3", spatial_reduction._local_kernel, here),
+        ("reduction's 3x3 gradient", spatial_reduction._local_gradient_kernel, here),
+        ("reduction's scale gradient", spatial_reduction._scale_gradient_kernel, {"L": 49, "BATCH": True}),
+        (
+            "reduction's gradient",
+            spatial_reduction._reduce_gradient_kernel,
+            {**here, **there, "BATCH": True, "BLOCK_K": 128 if taps > 5 else 32},
+        ),
+    ]
+
+
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("pieces", activation._pieces_kernel, {"GELU": True, "BLOCK_N": 1, "BLOCK_P": 1024}, 4),
     *(
@@ -80,8 +110,9 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             linear._linear_kernel,
             {
                 "NORM": norm, "HAS_OFFSET": norm, "KEEP": not norm, "PIECES": True, "GELU": not norm, "HW": side * side,
-                "BLOCK_O": linear._block(out, linear.WIDE_ROWS if norm else linear.ROWS), "BLOCK_P": 64,
-                "BLOCK_C": linear._block(c, linear.DEPTH // 2 if norm and out > 128 else linear.DEPTH),
+                "TURNED": False,
+                "BLOCK_O": linear.block(out, linear.WIDE_ROWS if norm else linear.ROWS), "BLOCK_P": 64,
+                "BLOCK_C": linear.block(c, linear.DEPTH // 2 if norm and out > 128 else linear.DEPTH),
             },
             linear.WARPS,
         )
@@ -92,12 +123,53 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             f"matrix gradient {c} to {out}{', normalised' if norm else ''} at {side}",
             linear._matrix_gradient_kernel,
             {
-                "HW": side * side, "NORM": norm, "BLOCK_O": linear._gradient_rows(out, side * side, normalised=norm),
-                "BLOCK_C": linear._block(c, linear.COLUMNS), "BLOCK_P": linear.DEPTH,
+                "HW": side * side, "NORM": norm, "TOTAL": norm,
+                "BLOCK_O": linear._gradient_rows(out, side * side, normalised=norm),
+                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": linear.DEPTH,
             },
             linear.WARPS,
         )
         for side, c, out, norm in ((7, 48, 192, False), (56, 192, 48, True), (14, 896, 224, True), (7, 1792, 448, True))
+    ),
+    *(
+        (
+            f"projection at {side}, {c} to {out}{', turned' if turned else ''}",
+            linear._linear_kernel,
+            {
+                "NORM": False, "HAS_OFFSET": not turned, "KEEP": False, "PIECES": False, "GELU": False,
+                "HW": side * side, "TURNED": turned, "BLOCK_O": linear.block(out, linear.ROWS), "BLOCK_P": 64,
+                "BLOCK_C": linear.block(c, linear.DEPTH),
+            },
+            linear.WARPS,
+        )
+        for side, c, out, turned in ((56, 24, 24, False), (56, 24, 24, True), (7, 224, 448, False), (7, 448, 224, True))
+    ),
+    *(
+        (
+            f"projection's matrix gradient {c} to {out} at {side}",
+            linear._matrix_gradient_kernel,
+            {
+                "HW": side * side, "NORM": False, "TOTAL": True, "BLOCK_P": linear.DEPTH,
+                "BLOCK_O": linear._gradient_rows(out, side * side, normalised=False),
+                "BLOCK_C": linear.block(c, linear.COLUMNS),
+            },
+            linear.WARPS,
+        )
+        for side, c, out in ((56, 24, 24), (7, 224, 448))
+    ),
+    *(
+        (f"{name} from {side}", kernel, {**options, **spatial_reduction._blocks(49)}, 4)
+        for side, stride, taps in ((56, 8, 11), (14, 2, 5))
+        for name, kernel, options in _reduction(side, stride, taps)
+    ),
+    *(
+        (
+            f"reduction's spreading to {side}",
+            spatial_reduction._spread_kernel,
+            {"H": side, "W": side, "L": 49, "KEYS_W": 7, "K": taps, "STRIDE": stride, "BLOCK": pixels},
+            4,
+        )
+        for side, stride, taps, pixels in ((56, 8, 11, 1024), (14, 2, 5, 256))
     ),
     ("matrix gradient's end", linear._finish_kernel, {"BLOCK_O": 32, "BLOCK_C": 16}, 4),
     *(
@@ -105,8 +177,8 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             f"linear input gradient {c} to {out}",
             linear._input_gradient_kernel,
             {
-                "HW": 49, "BATCH": True, "BLOCK_O": linear._block(out, linear.DEPTH),
-                "BLOCK_C": linear._block(c, linear.COLUMNS), "BLOCK_P": 64,
+                "HW": 49, "BATCH": True, "BLOCK_O": linear.block(out, linear.DEPTH),
+                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": 64,
             },
             linear.WARPS,
         )
@@ -116,7 +188,7 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
         (
             f"expand gradient {c} to {4 * c}",
             linear._expand_gradient_kernel,
-            {"HW": 49, "BATCH": True, "BLOCK_O": 32, "BLOCK_C": linear._block(c, linear.WIDE_ROWS), "BLOCK_P": 64},
+            {"HW": 49, "BATCH": True, "BLOCK_O": 32, "BLOCK_C": linear.block(c, linear.WIDE_ROWS), "BLOCK_P": 64},
             linear.WARPS,
         )
         for c in (48, 224)
@@ -171,6 +243,32 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             _tiles(side).warps,
         )
         for side in (56, 7)
+    ),
+    *(
+        (f"{name} at {side}", kernel, {"H": side, "W": side, "K": 7, **means._blocks(24, side, side, 7)}, 4)
+        for name, kernel in (("means", means._means_kernel), ("means' gradient", means._means_gradient_kernel))
+        for side in (56, 18, 7)
+    ),
+    *(
+        (
+            f"{name}, {sizes.c} channels, {sizes.groups} groups",
+            kernel,
+            {**{name: value for name, value in sizes.whole().items() if name != "num_warps"}, **blocks},
+            kernel_generation.WARPS,
+        )
+        for sizes in (_generation(24, 6, 2), _generation(224, 56, 2), _generation(336, 84, 4))
+        for name, kernel, blocks in (
+            ("squeezing", kernel_generation._squeeze_kernel, {"BLOCK_C": sizes.channels()}),
+            ("mixing", kernel_generation._mix_kernel, sizes.mixed()),
+            ("mixing's gradient", kernel_gradients._mix_gradient_kernel, sizes.mixed()),
+            ("expansion's gradient", kernel_gradients._expand_matrix_kernel, {"BLOCK_O": kernel_generation.ROWS}),
+            ("hidden's gradient", kernel_gradients._hidden_gradient_kernel, {"BLOCK_O": kernel_generation.CHANNELS}),
+            (
+                "squeezing's gradient",
+                kernel_gradients._squeeze_gradient_kernel,
+                {"BLOCK_C": sizes.channels(), "BATCH": True},
+            ),
+        )
     ),
     *(
         (

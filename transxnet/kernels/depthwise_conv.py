@@ -1,7 +1,7 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false
-"""Depthwise convolutions at stride 1 over `[N, C, H, W]`: shared kernels with a residual, and kernels per sample.
+"""Depthwise convolutions at stride 1 over `[N, C, H, W]`: shared kernels with a residual, and a sample's own.
 
     y[n, c] = sum over taps (i, j) of weight[., i, j] * x[n, c, h + i - K // 2, w + j - K // 2] + bias[.]   (+ x[n, c])
 
@@ -15,6 +15,7 @@ the input's gradient, times the input's tiles, [16 RANGE, 8 ROWS], hold every ta
 program adds them up over its tiles and sums the diagonals once. The programs' sums are added in a fixed order.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,10 +28,9 @@ from torch.nn import functional as F
 __all__ = [
     "Tiling",
     "band_matrix",
+    "convolve",
     "depthwise_conv",
     "depthwise_conv_reference",
-    "dynamic_conv",
-    "dynamic_conv_reference",
     "fork_depthwise_conv",
     "fork_depthwise_conv_reference",
     "load_patches",
@@ -54,15 +54,6 @@ def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def fork_depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The depthwise convolution of `x`, and `x`, in plain PyTorch."""
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1]), x
-
-
-def dynamic_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolution of each sample with kernels of its own, in plain PyTorch."""
-    n, c, h, w = x.shape
-    kernel = weight.shape[-1]
-    flat = weight.reshape(n * c, 1, kernel, kernel)
-    out = F.conv2d(x.reshape(1, n * c, h, w), flat, bias.reshape(-1), padding=kernel // 2, groups=n * c)
-    return out.reshape(x.shape)
 
 
 def multiscale_conv_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -131,16 +122,22 @@ def _conv_kernel(
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
     FORK: tl.constexpr, PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, or one if PER_SAMPLE; channel). Backward: x is the output's gradient, y the input's;
-    # gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1]. FORK: what comes round the
-    # convolution is added to the input's gradient.
+    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). Backward: x is the output's
+    # gradient, y the input's; gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1]. FORK:
+    # what comes round the convolution is added to the input's gradient.
     ROWS: tl.constexpr = 4 if K == 5 else 2
     RANGE: tl.constexpr = 4 if K <= 3 else 8
     group, c = tl.program_id(0), tl.program_id(1)
     live, base, down, across = place_tiles(group, N, C, c, H * W, SAMPLES, DOWN, ACROSS)
     plane = group * C + c if PER_SAMPLE else c
-    band = band_matrix(weight_ptr + plane * (K * K), x_ptr.dtype.element_ty, K, BACKWARD, ROWS, RANGE)
-    bias = 0.0 if BACKWARD else tl.load(bias_ptr + plane).to(tl.float32)
+    if PER_SAMPLE:
+        weight_ptr += plane * (K * K + 1)
+        bias_ptr = weight_ptr + K * K
+    else:
+        weight_ptr += plane * (K * K)
+        bias_ptr += plane
+    band = band_matrix(weight_ptr, x_ptr.dtype.element_ty, K, BACKWARD, ROWS, RANGE)
+    bias = 0.0 if BACKWARD else tl.load(bias_ptr).to(tl.float32)
     products = tl.zeros([16 * RANGE, 8 * ROWS], dtype=tl.float32)
     total = tl.zeros([SAMPLES * DOWN * ACROSS, 8 * ROWS], dtype=tl.float32)
     for top in range(0, H, DOWN * ROWS):
@@ -194,20 +191,35 @@ def tiling(n: int, height: int, width: int, *, most: int = TILES, per_sample: bo
     return Tiling(samples, 1, across, min(8, samples * across // 4))
 
 
-def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor, given: Tensor | None = None, around: Tensor | None = None,
-    *, residual: bool,
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, given: Tensor | None = None,
+    around: Tensor | None = None, residual: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`x` convolved; with the forward's input `given`, the gradients of input, and of the taps and bias by group."""
+    """`x` `[N, C, H, W]` convolved; with the forward's input `given`, the gradients: `x` is that of the output then.
+
+    Args:
+        x: contiguous, as is all else.
+        weight: `[C, 1, K, K]`, or a sample's own taps and its bias behind them, `[N, C, K * K + 1]`.
+        bias: `[C]`, for the former.
+        given: makes this a backward.
+        around: added to the input's gradient.
+        residual: whether the forward adds `x`.
+
+    Returns:
+        The output, or the input's gradient; and the gradients of taps and bias, to be added up over the first
+        dimension, `[groups, C, K * K + 1]`, fp32. A sample's own are a group.
+    """
     n, c, h, w = x.shape
-    per_sample, kernel, backward = weight.shape[1] != 1, weight.shape[-1], given is not None
+    per_sample, backward = weight.dim() == 3, given is not None
+    kernel = math.isqrt(weight.shape[-1]) if per_sample else weight.shape[-1]
     tiles = tiling(n, h, w, per_sample=per_sample)
     groups = triton.cdiv(n, tiles.samples)
     y = torch.empty_like(x)
     sums = (groups, c, kernel * kernel + 1)
     partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
     _conv_kernel[(groups, c)](
-        x, weight, bias, x if given is None else given, x if around is None else around, y, partial, n, c,
+        x, weight, weight if bias is None else bias, x if given is None else given, x if around is None else around,
+        y, partial, n, c,
         H=h, W=w, K=kernel, BACKWARD=backward, RESIDUAL=residual, FORK=around is not None, PER_SAMPLE=per_sample,
         **tiles.options(), num_stages=1,
     )  # fmt: skip
@@ -219,15 +231,15 @@ class _ConvFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: bool, fork: bool) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.residual, ctx.bias_dtype = residual, bias.dtype
-        y = _launch(x, weight, bias, residual=residual)[0]
+        y = convolve(x, weight, bias, residual=residual)[0]
         return (y, x.view_as(x)) if fork else y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad, *around = (grad.contiguous() for grad in grad_outputs)
-        dx, partial = _launch(grad, weight, weight, x, *around, residual=ctx.residual)
-        total = partial.sum(0) if weight.shape[1] == 1 else partial
+        dx, partial = convolve(grad, weight, given=x, around=around[0] if around else None, residual=ctx.residual)
+        total = partial.sum(0)
         dweight = total[..., :-1].reshape(weight.shape)
         return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None, None
 
@@ -242,12 +254,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _ConvFunction.apply(x.contiguous(), weight, bias, True, False)
 
 
-def fork_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The depthwise convolution of `x`, and `x`, whose two gradients become one in passing; see `depthwise_conv`."""
-    return _ConvFunction.apply(x.contiguous(), weight, bias, False, True)
+def fork_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = False) -> tuple[Tensor, Tensor]:
+    """The depthwise convolution of `x`, and `x`, whose two gradients become one in passing; see `depthwise_conv`.
 
-
-def dynamic_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Each sample convolved with kernels of its own: `weight` `[N, C, K, K]`, `bias` `[N, C]`, K odd and at most 7."""
-    assert weight.shape[1] > 1, "one channel cannot be told from a shared weight"
-    return _ConvFunction.apply(x.contiguous(), weight.contiguous(), bias.contiguous(), False, False)
+    With `residual`, `x` is added to the convolution.
+    """
+    return _ConvFunction.apply(x.contiguous(), weight, bias, residual, True)

@@ -23,10 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transxnet.kernels.activation import batch_statistics, gelu, gelu_with_gradient
-from transxnet.kernels.pixels import first_channel, place_block
+from transxnet.kernels.pixels import block, first_channel, place_block
 from transxnet.kernels.statistics import Pieces
 
-__all__ = ["expand_gelu", "expand_gelu_gradient", "gelu_norm_linear", "gelu_norm_linear_reference"]
+__all__ = [
+    "expand_gelu",
+    "expand_gelu_gradient",
+    "gelu_norm_linear",
+    "gelu_norm_linear_reference",
+    "matrix_gradient",
+    "multiply",
+]
 
 PROGRAMS = 264
 # Largest sides of a tile, and warps, that spill no registers on sm_80 and sm_90.
@@ -42,10 +49,11 @@ def gelu_norm_linear_reference(x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, 
 def _linear_kernel(
     x_ptr, matrix_ptr, offset_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr, gelu_ptr, partial_ptr, N, C, OUT,
     HW: tl.constexpr, NORM: tl.constexpr, HAS_OFFSET: tl.constexpr, KEEP: tl.constexpr, PIECES: tl.constexpr,
-    GELU: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    GELU: tl.constexpr, TURNED: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     # Program (block of outputs, block of all samples' pixels). NORM: x is normalised on load. PIECES: of the output, or
-    # with GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well.
+    # with GELU of its gelu, a piece each block of pixels. KEEP: the output's gelu is stored as well. TURNED: the matrix
+    # is given as [C, OUT].
     row, column = place_block(OUT, BLOCK_O)
     o = row * BLOCK_O + tl.arange(0, BLOCK_O)
     pixels = column * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -60,7 +68,8 @@ def _linear_kernel(
             scale = tl.load(rstd_ptr + c, mask=live, other=0.0) * tl.load(weight_ptr + c, mask=live, other=0.0)
             shift = tl.load(bias_ptr + c, mask=live, other=0.0) - tl.load(mean_ptr + c, mask=live, other=0.0) * scale
             x = (gelu(x.to(tl.float32)) * scale[:, None] + shift[:, None]).to(x.dtype)
-        matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & live[None, :], other=0.0)
+        where = c[None, :] * OUT + o[:, None] if TURNED else o[:, None] * C + c[None, :]
+        matrix = tl.load(matrix_ptr + where, mask=(o < OUT)[:, None] & live[None, :], other=0.0)
         acc = tl.dot(matrix, x, acc, input_precision="ieee")
     if HAS_OFFSET:
         acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
@@ -83,10 +92,12 @@ def _linear_kernel(
 @triton.jit
 def _matrix_gradient_kernel(
     grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, partial_total_ptr, N, C, OUT, length,
-    HW: tl.constexpr, NORM: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    HW: tl.constexpr, NORM: tl.constexpr, TOTAL: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     # Program (block of outputs, block of inputs, split): over `length` of all samples' pixels, V into
-    # partial[split, o, c] and G, a product with ones, into partial_total[split, o]; without NORM grad x^T alone.
+    # partial[split, o, c] and G, a product with ones, into partial_total[split, o]; without NORM grad x^T, and G only
+    # if TOTAL.
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(2)
@@ -104,11 +115,12 @@ def _matrix_gradient_kernel(
         x = tl.load(from_x, mask=(c < C)[:, None] & inside, other=0.0)
         if NORM:
             x = (gelu(x.to(tl.float32)) * rstd[:, None] - shift[:, None]).to(x.dtype)
+        if TOTAL:
             total = tl.dot(grad, ones, total, input_precision="ieee")
         acc = tl.dot(grad, tl.trans(x), acc, input_precision="ieee")
     rows = split.to(tl.int64) * OUT + o
     tl.store(partial_ptr + rows[:, None] * C + c[None, :], acc, mask=(o < OUT)[:, None] & (c < C)[None, :])
-    if tl.program_id(1) == 0:
+    if TOTAL and tl.program_id(1) == 0:
         tl.store(partial_total_ptr + rows, tl.max(total, 1), mask=o < OUT)
 
 
@@ -213,50 +225,51 @@ def _expand_gradient_kernel(
     tl.store(dx_ptr + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
 
 
-def _block(size: int, limit: int) -> int:
-    return min(max(16, triton.next_power_of_2(size)), limit)
-
-
-def _linear(
-    x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None, kept: Tensor | None,
-    *, pieces: bool, apply_gelu: bool,
+def multiply(
+    x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None = None,
+    kept: Tensor | None = None, *, pieces: bool = False, apply_gelu: bool = False, turned: bool = False,
 ) -> tuple[Tensor, Pieces | None]:  # fmt: skip
-    """`matrix` `[O, C]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out."""
-    (n, c, height, width), o = x.shape, matrix.shape[0]
+    """`matrix` `[O, C]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out.
+
+    `turned`: the matrix is given as `[C, O]`.
+    """
+    (n, c, height, width), o = x.shape, matrix.shape[1 if turned else 0]
     hw = height * width
     out = torch.empty((n, o, height, width), dtype=x.dtype, device=x.device)
     # One block of outputs where it fits: each block evaluates GELU anew.
-    block_o, block_p = _block(o, ROWS if norm is None else WIDE_ROWS), _block(n * hw, COLUMNS)
+    block_o, block_p = block(o, ROWS if norm is None else WIDE_ROWS), block(n * hw, COLUMNS)
     blocks = triton.cdiv(n * hw, block_p)
     partial = torch.empty((blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
     _linear_kernel[(triton.cdiv(o, block_o) * blocks,)](
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
         partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
-        PIECES=pieces, GELU=apply_gelu, BLOCK_O=block_o, BLOCK_C=_block(c, DEPTH * ROWS // max(block_o, ROWS)),
-        BLOCK_P=block_p, num_warps=WARPS,
+        PIECES=pieces, GELU=apply_gelu, TURNED=turned, BLOCK_O=block_o, BLOCK_P=block_p,
+        BLOCK_C=block(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS,
     )  # fmt: skip
     return out, Pieces(partial, block_p, n * hw, n * hw) if pieces else None
 
 
 def _gradient_rows(size: int, hw: int, *, normalised: bool) -> int:
     # One block of outputs where it fits: each evaluates GELU anew. Values loaded one by one take more registers.
-    return _block(size, WIDE_ROWS if normalised and hw % 2 == 0 else ROWS)
+    return block(size, WIDE_ROWS if normalised and hw % 2 == 0 else ROWS)
 
 
-def _matrix_gradient(grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def matrix_gradient(
+    grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None, *, total: bool = True
+) -> tuple[Tensor, Tensor]:
     """Partial sums of V `[splits, O, C]`, or of `grad x^T` without `stats`, and of G `[splits, O]`; fp32."""
     n, c, hw, o = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], grad.shape[1]
-    block_o, block_c, block_p = _gradient_rows(o, hw, normalised=stats is not None), _block(c, COLUMNS), DEPTH
+    block_o, block_c, block_p = _gradient_rows(o, hw, normalised=stats is not None), block(c, COLUMNS), DEPTH
     tiles = triton.cdiv(o, block_o) * triton.cdiv(c, block_c)
     length = triton.cdiv(triton.cdiv(n * hw, triton.cdiv(PROGRAMS, tiles)), block_p) * block_p
     splits = triton.cdiv(n * hw, length)
     partial = torch.empty((splits, o, c), dtype=torch.float32, device=x.device)
-    total = torch.empty((splits, o), dtype=torch.float32, device=x.device)
+    partial_total = torch.empty((splits, o), dtype=torch.float32, device=x.device)
     _matrix_gradient_kernel[(triton.cdiv(o, block_o), triton.cdiv(c, block_c), splits)](
-        grad, x, *(stats or (x, x)), partial, total, n, c, o, length, HW=hw, NORM=stats is not None,
-        BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+        grad, x, *(stats or (x, x)), partial, partial_total, n, c, o, length, HW=hw, NORM=stats is not None,
+        TOTAL=total, BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
-    return partial, total
+    return partial, partial_total
 
 
 class _GeluNormLinearFunction(torch.autograd.Function):
@@ -267,7 +280,7 @@ class _GeluNormLinearFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         stats = batch_statistics(x, norm, pieces, apply_gelu=True)
         low = matrix.flatten(1).to(x.dtype)
-        out, made = _linear(
+        out, made = multiply(
             x, low, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
         )
         ctx.save_for_backward(x, weight, bias, low)
@@ -283,20 +296,20 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         x, weight, bias, low = ctx.saved_tensors
         stats, (o, c), hw = ctx.stats, low.shape, x.shape[2] * x.shape[3]
         grad = grad_outputs[0].contiguous()
-        partial, total = _matrix_gradient(grad, x, (stats.mean, stats.rstd))
+        partial, total = matrix_gradient(grad, x, (stats.mean, stats.rstd))
         dmatrix = torch.empty((o, c), dtype=torch.float32, device=x.device)
         doffset = torch.empty(o, dtype=torch.float32, device=x.device)
         sums = torch.empty((2, c), dtype=torch.float32, device=x.device)
         _finish_kernel[(triton.cdiv(c, 16),)](
             partial, total, low, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
-            BLOCK_O=_block(o, DEPTH), BLOCK_C=16,
+            BLOCK_O=block(o, DEPTH), BLOCK_C=16,
         )  # fmt: skip
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
-        block_c, block_p, n = _block(c, COLUMNS), _block(len(x) * hw, COLUMNS), len(x)
+        block_c, block_p, n = block(c, COLUMNS), block(len(x) * hw, COLUMNS), len(x)
         _input_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
             grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
-            BATCH=stats.of_batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+            BATCH=stats.of_batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
         )  # fmt: skip
         offset = None if ctx.offset_dtype is None else doffset.to(ctx.offset_dtype)
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
@@ -306,7 +319,7 @@ class _GeluNormLinearFunction(torch.autograd.Function):
 def expand_gelu(x: Tensor, matrix: Tensor, *, pieces: bool) -> tuple[Tensor, Tensor, Pieces | None]:
     """`h = matrix x`, `gelu(h)` and pieces of it; `x` is `[N, C, H, W]`, `matrix` `[O, C]` in its dtype."""
     kept = torch.empty((x.shape[0], matrix.shape[0], *x.shape[2:]), dtype=x.dtype, device=x.device)
-    h, made = _linear(x, matrix, None, None, kept, pieces=pieces, apply_gelu=True)
+    h, made = multiply(x, matrix, None, None, kept, pieces=pieces, apply_gelu=True)
     return h, kept, made
 
 
@@ -321,12 +334,12 @@ def expand_gelu_gradient(
     """
     (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
-    block_c, block_p = _block(c, WIDE_ROWS), _block(n * hw, COLUMNS)
+    block_c, block_p = block(c, WIDE_ROWS), block(n * hw, COLUMNS)
     _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
         grad, matrix, h, *norm, shared, dh, dx, inverse_count, n, c, o, HW=hw,
-        BATCH=batch, BLOCK_O=_block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+        BATCH=batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
-    return dx, _matrix_gradient(dh, x, None)[0].sum(0)
+    return dx, matrix_gradient(dh, x, None, total=False)[0].sum(0)
 
 
 def gelu_norm_linear(
@@ -346,4 +359,4 @@ def gelu_norm_linear(
     )
     if partial is None:
         return out, None
-    return out, Pieces(partial, _block(values := out.numel() // out.shape[1], COLUMNS), values, values)
+    return out, Pieces(partial, block(values := out.numel() // out.shape[1], COLUMNS), values, values)

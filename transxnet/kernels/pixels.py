@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["first_channel", "place_block"]
+__all__ = ["block", "first_channel", "place_block"]
 
 
 @triton.jit
@@ -22,3 +22,9 @@ def place_block(channels, BLOCK_C: tl.constexpr):
 def first_channel(pixels, C, HW: tl.constexpr):
     """Offsets of the first channel at `pixels`, as int64."""
     return (pixels // HW).to(tl.int64) * C * HW + pixels % HW
+
+
+def block(size: int, limit: int | None = None) -> int:
+    """Side of a tile that `size` fits, at most `limit`; 16 at the least, which products on tensor cores need."""
+    side = max(16, triton.next_power_of_2(size))
+    return side if limit is None else min(side, limit)

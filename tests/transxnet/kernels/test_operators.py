@@ -15,15 +15,16 @@ from transxnet.kernels.attention import attention, attention_reference
 from transxnet.kernels.depthwise_conv import (
     depthwise_conv,
     depthwise_conv_reference,
-    dynamic_conv,
-    dynamic_conv_reference,
     fork_depthwise_conv,
     fork_depthwise_conv_reference,
 )
+from transxnet.kernels.dynamic_conv import dynamic_conv, dynamic_conv_reference
 from transxnet.kernels.group_norm import fork_group_norm, fork_group_norm_reference
 from transxnet.kernels.linear import gelu_norm_linear, gelu_norm_linear_reference
 from transxnet.kernels.multiscale_ffn import expand_norm_multiscale, expand_norm_multiscale_reference
+from transxnet.kernels.projection import projection, projection_reference
 from transxnet.kernels.residual import scaled_residual, scaled_residual_reference
+from transxnet.kernels.spatial_reduction import fork_spatial_reduction, fork_spatial_reduction_reference
 
 # Triton's interpreter multiplies bf16 matrices as if their bits were integers.
 LOW = torch.bfloat16 if DEVICE == "cuda" else torch.float16
@@ -209,26 +210,111 @@ def test_fork_depthwise_conv(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "squeezed", "groups", "dtype", "training"),
     [
-        ((3, 3, 13, 9), FP32),
-        pytest.param((1, 19, 7, 7), LOW, marks=extra),
-        pytest.param((2, 2, 40, 33), FP32, marks=extra),
-        pytest.param((2, 76, 13, 9), LOW, marks=extra),
+        ((4, 5, 13, 9), 2, 3, FP32, True),
+        ((2, 19, 14, 7), 4, 2, LOW, False),
+        pytest.param((4, 19, 7, 7), 4, 2, LOW, True, marks=extra),
+        pytest.param((2, 3, 40, 33), 2, 2, FP32, True, marks=extra),
+        pytest.param((3, 76, 13, 9), 19, 3, LOW, True, marks=extra),
+        pytest.param((2, 336, 7, 7), 84, 4, FP32, True, marks=extra),
+        pytest.param((300, 4, 3, 2), 1, 2, FP32, True, marks=extra),
     ],
 )
-def test_dynamic_conv(shape, dtype):
+def test_dynamic_conv(shape, squeezed, groups, dtype, training):
     torch.manual_seed(0)
+    c = shape[1]
+    inputs = {
+        "x": (torch.randn(shape) + torch.randn(*shape[:2], 1, 1)).to(dtype),
+        "squeeze": torch.randn(squeezed, c, 1, 1) / c**0.5,
+        "weight": 1 + 0.1 * torch.randn(squeezed),
+        "shift": torch.randn(squeezed),
+        "expand": torch.randn(groups * c, squeezed, 1, 1),
+        "offset": torch.randn(groups * c),
+        "taps": torch.randn(groups, c, 7, 7) / 7,
+        "bias": torch.randn(groups, c),
+    }
+    norms = {}
+
+    def call(operator):
+        def run(t):
+            norm = with_parameters(batch_norm(squeezed, training, t["x"].dtype), t["weight"], t["shift"])
+            norms[operator] = [norm]
+            given = t if operator is dynamic_conv else {name: value.to(t["x"].dtype) for name, value in t.items()}
+            names = ("expand", "offset", "taps", "bias")
+            return operator(given["x"], given["squeeze"], norm, *(given[name] for name in names))
+
+        return run
+
+    assert_as_exact_as_pytorch(call(dynamic_conv), call(dynamic_conv_reference), inputs, shape)
+    assert_same_buffers(norms, 1e-4 if dtype == FP32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "kernel", "dtype", "training"),
+    [
+        ((3, 3, 13, 9), 2, 5, FP32, True),
+        ((2, 2, 9, 12), 4, 7, LOW, False),
+        pytest.param((2, 19, 16, 17), 8, 11, LOW, True, marks=extra),
+        pytest.param((1, 2, 40, 33), 2, 5, FP32, True, marks=extra),
+        pytest.param((9, 76, 7, 7), 2, 5, FP32, True, marks=extra),
+        pytest.param((2, 5, 13, 9), 3, 6, FP32, True, marks=extra),
+    ],
+)
+def test_fork_spatial_reduction(shape, stride, kernel, dtype, training):
+    torch.manual_seed(0)
+    c = shape[1]
+    inputs = {
+        "x": (torch.randn(shape) + torch.linspace(-2, 2, c).view(-1, 1, 1)).to(dtype),
+        "taps": torch.randn(c, 1, kernel, kernel) / kernel,
+        "weight1": 1 + 0.1 * torch.randn(c),
+        "bias1": torch.randn(c),
+        "scale": torch.randn(c, 1, 1, 1),
+        "weight2": 1 + 0.1 * torch.randn(c),
+        "bias2": torch.randn(c),
+        "local_taps": torch.randn(c, 1, 3, 3) / 3,
+        "offset": torch.randn(c),
+    }
+    norms = {}
+
+    def call(operator):
+        def run(t):
+            like = t["x"].dtype
+            made = [batch_norm(c, training, like) for _ in range(2)]
+            norms[operator] = made
+            for index, norm in enumerate(made, start=1):
+                with_parameters(norm, t[f"weight{index}"], t[f"bias{index}"])
+            given = t if operator is fork_spatial_reduction else {name: value.to(like) for name, value in t.items()}
+            out, x = operator(
+                t["x"], stride, given["taps"], made[0], given["scale"], made[1], given["local_taps"], given["offset"]
+            )
+            return torch.cat((out.flatten(), 0.5 * x.flatten()))
+
+        return run
+
+    keys = [(side + kernel // 2 * 2 - kernel) // stride + 1 for side in shape[2:]]
+    size = shape[0] * c * (keys[0] * keys[1] + shape[2] * shape[3])
+    assert_as_exact_as_pytorch(call(fork_spatial_reduction), call(fork_spatial_reduction_reference), inputs, (size,))
+    assert_same_buffers(norms, 1e-4 if dtype == FP32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "dtype"),
+    [((2, 19, 13, 9), 35, FP32), pytest.param((3, 336, 7, 7), 70, LOW, marks=extra)],
+)
+def test_projection(shape, outputs, dtype):
+    torch.manual_seed(0)
+    c = shape[1]
     inputs = {
         "x": torch.randn(shape).to(dtype),
-        "weight": (torch.randn(*shape[:2], 7, 7) / 7).to(dtype),
-        "bias": torch.randn(shape[:2]).to(dtype),
+        "matrix": (torch.randn(outputs, c, 1, 1) / c**0.5).to(dtype),
+        "offset": torch.randn(outputs).to(dtype),
     }
     assert_as_exact_as_pytorch(
-        lambda t: dynamic_conv(t["x"], t["weight"], t["bias"]),
-        lambda t: dynamic_conv_reference(t["x"], t["weight"], t["bias"]),
+        lambda t: projection(t["x"], t["matrix"], t["offset"]),
+        lambda t: projection_reference(t["x"], t["matrix"], t["offset"]),
         inputs,
-        shape,
+        (shape[0], outputs, *shape[2:]),
     )
 
 

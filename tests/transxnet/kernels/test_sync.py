@@ -17,20 +17,27 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 from transxnet.backend import norm_has_kernels
 from transxnet.ffn import MultiScaleFFN
 from transxnet.layers import ScaledResidual
+from transxnet.mixer import DynamicConv, SpatialReductionAttention
 
 BATCH, DIM, SIDES = 3, 5, (9, 7)
 PARTS = (slice(0, 1), slice(1, 3))
 
 
 class Half(nn.Module):
-    """The feed-forward half of a block."""
+    """IDConv, OSRA and the feed-forward half of a block."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.local = DynamicConv(DIM, 2, "auto")
+        for parameter in (self.local.weight, self.local.bias):
+            nn.init.normal_(parameter)
+        self.attention = SpatialReductionAttention(DIM, 1, 2, "auto")
+        self.bias = nn.Parameter(torch.randn(1, 1, SIDES[0] * SIDES[1], 20))
         self.mlp = MultiScaleFFN(DIM, 4, "auto")
         self.residual = ScaledResidual(DIM, 0.5, 0.0, "auto")
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.local(x), self.bias)
         return self.residual(x, self.mlp(x))
 
 
@@ -50,7 +57,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(1)
     half = Half()
-    for module in (half.mlp, half.residual):
+    for module in (half.local, half.attention, half.mlp, half.residual):
         module.backend = "triton"
     half = nn.SyncBatchNorm.convert_sync_batchnorm(half)
     assert all(norm_has_kernels(norm) for norm in half.modules() if isinstance(norm, nn.SyncBatchNorm))

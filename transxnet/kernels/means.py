@@ -1,0 +1,110 @@
+# ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+"""K x K adaptive means of every channel of `[N, C, H, W]`, and its mean: IDConv's look at its input.
+
+Bin (i, j) holds rows floor(i H / K) to ceil((i + 1) H / K) - 1, and columns likewise, as `F.adaptive_avg_pool2d`. The
+sums of bins are a product on tensor cores: pixels by a matrix of zeros and ones that says which bins a pixel is in.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from transxnet.kernels.pixels import block
+
+__all__ = ["means", "means_gradient"]
+
+# Largest sides of a tile: channels, pixels.
+CHANNELS, PIXELS = 32, 64
+
+
+@triton.jit
+def _members(pixels, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BLOCK_P: tl.constexpr):
+    # Which of `pixels` each position is the mean of, [pixels, BLOCK_P].
+    p = tl.arange(0, BLOCK_P)
+    row, column = pixels // W, pixels % W
+    if H % K == 0 and W % K == 0:
+        of = row // (H // K) * K + column // (W // K)
+        found = of[:, None] == p[None, :]
+    else:
+        i, j = p // K, p % K
+        down = (row[:, None] >= (i * H // K)[None, :]) & (row[:, None] < (((i + 1) * H + K - 1) // K)[None, :])
+        right = (column[:, None] >= (j * W // K)[None, :]) & (column[:, None] < (((j + 1) * W + K - 1) // K)[None, :])
+        found = down & right & (p < K * K)[None, :]
+    return found | (p == K * K)[None, :]
+
+
+@triton.jit
+def _areas(H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BLOCK_P: tl.constexpr):
+    # Pixels of each position, [BLOCK_P] fp32.
+    p = tl.arange(0, BLOCK_P)
+    i, j = p // K, p % K
+    height = ((i + 1) * H + K - 1) // K - i * H // K
+    width = ((j + 1) * W + K - 1) // K - j * W // K
+    return tl.where(p == K * K, H * W, height * width).to(tl.float32)
+
+
+@triton.jit
+def _means_kernel(
+    x_ptr, pooled_ptr, C, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of channels, sample).
+    n = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.arange(0, BLOCK_P)
+    total = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
+    for start in range(0, H * W, BLOCK_X):
+        pixels = start + tl.arange(0, BLOCK_X)
+        mask = (c < C)[:, None] & (pixels < H * W)[None, :]
+        x = tl.load(x_ptr + (n * C + c[:, None]) * (H * W) + pixels[None, :], mask=mask, other=0.0)
+        total = tl.dot(x, _members(pixels, H, W, K, BLOCK_P).to(x.dtype), total, input_precision="ieee")
+    pooled = total / _areas(H, W, K, BLOCK_P)[None, :]
+    where = (n * C + c[:, None]) * (K * K + 1) + p[None, :]
+    tl.store(pooled_ptr + where, pooled.to(pooled_ptr.dtype.element_ty), mask=(c < C)[:, None] & (p <= K * K)[None, :])
+
+
+@triton.jit
+def _means_gradient_kernel(
+    dpooled_ptr, dx_ptr, C, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    # Program (block of pixels, block of channels, sample): the gradient of the means' input, added to dx.
+    n = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    pixels = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
+    p = tl.arange(0, BLOCK_P)
+    where = (n * C + c[:, None]) * (K * K + 1) + p[None, :]
+    grad = tl.load(dpooled_ptr + where, mask=(c < C)[:, None] & (p <= K * K)[None, :], other=0.0)
+    grad = (grad.to(tl.float32) / _areas(H, W, K, BLOCK_P)[None, :]).to(grad.dtype)
+    dx = tl.dot(grad, tl.trans(_members(pixels, H, W, K, BLOCK_P).to(grad.dtype)), input_precision="ieee")
+    mask = (c < C)[:, None] & (pixels < H * W)[None, :]
+    where = (n * C + c[:, None]) * (H * W) + pixels[None, :]
+    dx += tl.load(dx_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def _blocks(c: int, h: int, w: int, kernel: int) -> dict[str, int]:
+    return {
+        "BLOCK_C": block(c, CHANNELS),
+        "BLOCK_X": block(h * w, PIXELS),
+        "BLOCK_P": block(kernel**2 + 1),
+    }
+
+
+def means(x: Tensor, kernel: int) -> Tensor:
+    """`kernel` x `kernel` adaptive means of contiguous `x`, and its mean behind them: `[N, C, kernel**2 + 1]`."""
+    n, c, h, w = x.shape
+    pooled = torch.empty((n, c, kernel**2 + 1), dtype=x.dtype, device=x.device)
+    blocks = _blocks(c, h, w, kernel)
+    _means_kernel[(triton.cdiv(c, blocks["BLOCK_C"]), n)](x, pooled, c, H=h, W=w, K=kernel, **blocks)
+    return pooled
+
+
+def means_gradient(dpooled: Tensor, dx: Tensor, kernel: int) -> None:
+    """Add to `dx` `[N, C, H, W]` the gradient that comes through the means, from theirs."""
+    n, c, h, w = dx.shape
+    blocks = _blocks(c, h, w, kernel)
+    grid = (triton.cdiv(h * w, blocks["BLOCK_X"]), triton.cdiv(c, blocks["BLOCK_C"]), n)
+    _means_gradient_kernel[grid](dpooled, dx, c, H=h, W=w, K=kernel, **blocks)
