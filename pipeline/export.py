@@ -12,8 +12,8 @@ from pipeline.config import TrainConfig
 from pipeline.distributed import World
 from pipeline.ema import Ema
 from pipeline.files import fsync_folder
-from pipeline.journal import read_records
 from pipeline.model_card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
+from pipeline.run_files import read_metrics
 from sharding import load_manifest
 
 
@@ -39,7 +39,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     validation = load_manifest(config.data.validation_shards or config.data.shards, config.data.validation_split)
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
-    last = next(r for r in reversed(read_records(run_dir)) if "eval_top1" in r)
+    last = next(r for r in reversed(read_metrics(run_dir)) if "eval_top1" in r)
     card = ModelCard(
         name=config.model.name,
         num_classes=len(train.classes),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome, Update
 from pipeline.files import read_json
-from pipeline.journal import FILE_NAME
 from pipeline.register_name import REGISTERED_NAME
+from pipeline.run_files import METRICS_NAME
 from pipeline.tracking_behind import BehindWatch, steps_waiting
 from pipeline.tracking_client import local_database
 from pipeline.tracking_state import load_state, tracking_uri_of
@@ -34,7 +34,7 @@ def newest_record(run_dir: Path) -> dict[str, Any] | None:
 def recent_records(run_dir: Path) -> Iterator[dict[str, Any]]:
     """Yield the last whole records of the journal, newest first, from its last bytes alone."""
     try:
-        with (run_dir / FILE_NAME).open("rb") as file:
+        with (run_dir / METRICS_NAME).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:

@@ -5,22 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-FILE_NAME = "metrics.jsonl"
-
-
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole records of a run, oldest first; a line that a kill cut short is left out."""
-    try:
-        lines = (run_dir / FILE_NAME).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines[:-1]:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+from pipeline.run_files import METRICS_NAME, read_metrics
 
 
 class Journal:
@@ -28,13 +13,13 @@ class Journal:
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         """Open the journal and drop the records of steps after `resume_step`, which will be computed again."""
-        self._path = run_dir / FILE_NAME
+        self._path = run_dir / METRICS_NAME
         self._waiting: list[bytes] = []
-        records = read_records(run_dir)
+        records = read_metrics(run_dir)
         kept = [r for r in records if r["step"] <= resume_step]
         self.dropped = records[len(kept) :]
         """The records of those steps."""
-        aside = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        aside = self._path.with_name(f".{METRICS_NAME}.{os.getpid()}")
         with aside.open("wb") as file:
             for record in kept:
                 file.write(_line(record))

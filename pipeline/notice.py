@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from jobs import Notice, too_short
-from pipeline.status_data import ATTEMPTS_NAME
-from pipeline.tracking_state import METRICS_NAME, read_records
+from pipeline.run_files import read_events, read_metrics
 
 RECENT = 50
 """Steps whose median counts."""
@@ -32,8 +31,8 @@ class Needs:
     def of_run(cls, run_dir: Path) -> Self:
         """As the attempts of a run have measured it so far."""
         needs = cls()
-        needs.steps.extend(r["step_s"] for r, _ in read_records(run_dir / METRICS_NAME) if "step_s" in r)
-        for event, _ in read_records(run_dir / ATTEMPTS_NAME):
+        needs.steps.extend(r["step_s"] for r in read_metrics(run_dir) if "step_s" in r)
+        for event in read_events(run_dir):
             needs.note(str(event.get("event")), float(event.get("seconds", 0.0)))
         return needs
 

@@ -13,36 +13,15 @@ from pipeline.errors import TrainingError
 from pipeline.goodput import TimeSpent, attempts_spent
 from pipeline.journal import Journal
 from pipeline.notice import Needs, warnings
+from pipeline.run_files import ATTEMPTS_NAME, read_events
 from pipeline.startup import StartUp
 from pipeline.words import duration
-
-ATTEMPTS = "attempts.jsonl"
-"""Events of every attempt, one JSON object a line with `event`, `attempt` and `time`.
-
-`start` (finished steps, ranks, and what the attempt before computed in vain), `first_step` (what the start-up was spent
-on), `save` and `saved` (how long a checkpoint held the training up), `evaluate`, `back` (to a checkpoint, to skip a
-batch), `end` (outcome, and where the time went)."""
 
 
 def say(message: str) -> None:
     """One line in the log, with the time of day; a log that cannot be written (a full disk) stops nothing."""
     with contextlib.suppress(OSError):
         print(f"{time.strftime('%H:%M:%S')}  {message}", flush=True)
-
-
-def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """The events of all attempts, oldest first; a line that a kill cut short is left out."""
-    try:
-        lines = (run_dir / ATTEMPTS).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
 
 
 class Recorder:
@@ -63,7 +42,7 @@ class Recorder:
         self._step_s = self._wait_s = 0.0
         self._needs = Needs()
         self._told = told_notices() if self._main else []
-        self.attempt = 1 + max((e["attempt"] for e in read_attempts(run_dir)), default=0) if self._main else 0
+        self.attempt = 1 + max((e["attempt"] for e in read_events(run_dir)), default=0) if self._main else 0
 
     def open(self, step: int) -> None:
         """Start to record after `step` finished steps; later records in the journal are dropped."""
@@ -99,12 +78,12 @@ class Recorder:
         self._events.append(event)
         line = json.dumps(event) + "\n"
         try:
-            with (self._run_dir / ATTEMPTS).open("a") as file:
+            with (self._run_dir / ATTEMPTS_NAME).open("a") as file:
                 file.write(line)
         except OSError as error:
             if not self._run_dir.exists():
                 raise TrainingError(f"{self._run_dir} is gone: nothing of this training can be kept") from None
-            self.warn(f"{ATTEMPTS} could not be written ({error.strerror})")
+            self.warn(f"{ATTEMPTS_NAME} could not be written ({error.strerror})")
         self._needs.note(kind, float(fields.get("seconds", 0.0)))
         if kind == "saved" and self._needs.seconds is not None:
             for words in warnings(self._needs, self._told):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from pipeline.model_card import WEIGHTS_NAME, ModelCard, ModelCardError
 from pipeline.register_best import best_weights
 from pipeline.register_name import REGISTERED_NAME, check_alias, check_name, registered_name
+from pipeline.run_files import durable_step, read_config
 from pipeline.tracking_client import TrackingError, mlflow_session, one_line
 from pipeline.tracking_secrets import mask_secrets
-from pipeline.tracking_state import durable_step, load_state, read_config, shipping_lock, tracking_uri_of
+from pipeline.tracking_state import load_state, shipping_lock, tracking_uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

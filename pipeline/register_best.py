@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model_card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, ModelCardError, load_model_card, save_model_card
-from pipeline.tracking_state import METRICS_NAME, read_records
+from pipeline.run_files import checkpoints, read_metrics
 
 BEST_FOLDER = "best"
 
@@ -45,10 +45,10 @@ def _better(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
     """(Step, its record) of the kept checkpoints whose top-1 is above the card's, the best first."""
     if card.top1 is None:
         return []
-    kept = {int(path.parent.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/step_*/manifest.json")}
+    kept = checkpoints(run_dir)
     found = {
         record["step"]: record
-        for record, _ in read_records(run_dir / METRICS_NAME)
+        for record in read_metrics(run_dir)
         if record.get("step") in kept and record.get("eval_top1", 0.0) > card.top1
     }
     return sorted(found.items(), key=lambda item: (-item[1]["eval_top1"], -item[0]))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.goodput import TimeSpent, attempts_spent
-from pipeline.status_data import ATTEMPTS_NAME, AttemptSpan, RunStatus, read_status
+from pipeline.run_files import read_config, read_events, read_metrics
+from pipeline.status_data import AttemptSpan, RunStatus, read_status
 from pipeline.tracking_secrets import mask_secrets
-from pipeline.tracking_state import METRICS_NAME, read_config, read_records
 from pipeline.words import duration
 
 FOLDER = "report"
@@ -50,10 +50,10 @@ def write_report(run_dir: Path) -> Path:
         OSError: it cannot be written.
     """
     status = read_status(run_dir)
-    records = [record for record, _ in read_records(run_dir / METRICS_NAME)]
+    records = read_metrics(run_dir)
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    spent = attempts_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records)
+    spent = attempts_spent(read_events(run_dir), records)
     (folder / REPORT_NAME).write_text(markdown(status, records, read_config(run_dir), spent))
     if records:
         draw(folder / PICTURE_NAME, run_dir, status, records)
@@ -199,7 +199,7 @@ def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[s
             box = {"facecolor": colour, "edgecolor": "none", "pad": 2}
             words = f"{span.number}: {outcome}"
             axis.text(left + width / 2, 0, words, ha="center", va="center", color="white", bbox=box)
-    saves = [event["time"] for event, _ in read_records(run_dir / ATTEMPTS_NAME) if event.get("event") == "save"]
+    saves = [event["time"] for event in read_events(run_dir) if event.get("event") == "save"]
     axis.plot([(at - begin) / unit for at in saves], [0.55] * len(saves), "v", color="black", markersize=5)
     preempted = sum(_outcome(span, status) == "interrupted" for span in status.attempts)
     count = len(status.attempts)

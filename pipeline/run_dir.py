@@ -12,7 +12,7 @@ from typing import IO, Any
 from pipeline import config as config_module
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.files import write_durably
-from pipeline.tracking_state import CONFIG_NAME, read_config
+from pipeline.run_files import CONFIG_NAME, LOCK_NAME, read_config
 
 GLANCE_S = 1.0
 """How long somebody who only looks may hold a run's lock."""
@@ -142,7 +142,7 @@ def lock(run_dir: Path) -> IO[str]:
     Raises:
         RunDirectoryError: another attempt holds it, or its file system has no locks.
     """
-    handle = (run_dir / ".lock").open("a+")
+    handle = (run_dir / LOCK_NAME).open("a+")
     try:
         _flock(handle)
     except BlockingIOError:

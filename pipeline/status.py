@@ -26,12 +26,13 @@ def sync_run(run_dir: Path) -> str:
         ValueError: the folder is no run.
     """
     from pipeline.report import write_report
+    from pipeline.run_files import durable_step
     from pipeline.status_data import run_state
     from pipeline.status_jobs import Jobs
     from pipeline.tracking_client import TrackingError, mlflow_session, one_line
     from pipeline.tracking_secrets import mask_secrets
     from pipeline.tracking_shipper import EVERYTHING, Shipper
-    from pipeline.tracking_state import durable_step, shipping_lock
+    from pipeline.tracking_state import shipping_lock
 
     with shipping_lock(run_dir, wait=False) as free:
         if not free:
@@ -61,7 +62,7 @@ def sync_run(run_dir: Path) -> str:
 
 def lines(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
     """A run in full, with what the cluster says of its job where it was asked."""
-    from pipeline.tracking_state import METRICS_NAME
+    from pipeline.run_files import METRICS_NAME
 
     rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
     if job is not None:
@@ -155,7 +156,8 @@ def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
     Raises:
         ValueError: there is no run.
     """
-    from pipeline.status_data import CONFIG_NAME, find_runs
+    from pipeline.run_files import CONFIG_NAME
+    from pipeline.status_data import find_runs
 
     if run_dir is not None and (run_dir / CONFIG_NAME).exists():
         return [run_dir], None

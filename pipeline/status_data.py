@@ -9,19 +9,10 @@ from typing import Any, Literal
 from pipeline.files import read_json
 from pipeline.goodput import TimeSpent, run_spent
 from pipeline.register_name import REGISTERED_NAME
+from pipeline.run_files import CONFIG_NAME, LOCK_NAME, checkpoints, read_config, read_events, read_metrics
 from pipeline.sweep import FILE_NAME as SWEEP_NAME
-from pipeline.tracking_state import (
-    CONFIG_NAME,
-    METRICS_NAME,
-    TrackingState,
-    durable_step,
-    load_state,
-    read_config,
-    read_records,
-)
+from pipeline.tracking_state import TrackingState, load_state
 
-ATTEMPTS_NAME = "attempts.jsonl"
-LOCK_NAME = ".lock"
 RECENT = 50
 """Steps that the present rate is measured over."""
 
@@ -88,16 +79,17 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     """
     config = read_config(run_dir)
     now = time.time() if now is None else now
-    records = [record for record, _ in read_records(run_dir / METRICS_NAME)]
+    records = read_metrics(run_dir)
     last = records[-1] if records else {}
     state, attempts = run_state(run_dir), read_attempts(run_dir, records)
     if state == "running" and attempts:
         attempts[-1] = _until(attempts[-1], now)
     step, total = int(last.get("step", 0)), config.get("total_steps") or config["train"].get("steps")
     rate = _rate(records)
-    saved = durable_step(run_dir)
+    kept = checkpoints(run_dir)
+    saved = max(kept, default=-1)
     evaluated = next((record["eval_top1"] for record in reversed(records) if "eval_top1" in record), None)
-    manifest = run_dir / f"checkpoints/step_{saved:08d}/manifest.json"
+    manifest = kept.get(saved, run_dir) / "manifest.json"
     return RunStatus(
         run_dir=run_dir,
         model=config["train"]["model"]["name"],
@@ -111,7 +103,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         remaining_s=(total - step) / rate if rate and total and state == "running" else None,
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
-        spent=run_spent([event for event, _ in read_records(run_dir / ATTEMPTS_NAME)], records),
+        spent=run_spent(read_events(run_dir), records),
         tracking=load_state(run_dir),
         registered=read_json(run_dir / REGISTERED_NAME),
         logs=_logs(run_dir),
@@ -121,7 +113,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
 def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptSpan]:
     """The attempts of a run in order; where the book of attempts is missing, as the records tell."""
     spans: dict[int, AttemptSpan] = {}
-    events = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    events = read_events(run_dir)
     for event in sorted([*events, *records], key=lambda entry: entry["time"]):
         number, kind = int(event.get("attempt", 1)), event.get("event")
         span = spans.get(number)
@@ -156,7 +148,7 @@ def _rate(records: list[dict[str, Any]]) -> float | None:
 
 def run_state(run_dir: Path) -> State:
     """What a run is at, from its lock and its book of attempts."""
-    events = [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    events = read_events(run_dir)
     lock = run_dir / LOCK_NAME
     last = events[-1] if events else {}
     if _is_locked(lock) and not (last.get("event") == "end" and last["time"] > lock.stat().st_mtime):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from pipeline.run_files import checkpoints, read_metrics
 from pipeline.tracking_secrets import mask_secrets
-from pipeline.tracking_state import METRICS_NAME, TrackingState, read_records
+from pipeline.tracking_state import TrackingState
 from pipeline.uncommitted import CHANGES_NAME
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState
     from mlflow.entities import LoggedModelOutput
 
     assert state.run_id is not None
-    kept = {path.parent.name: path for path in run_dir.glob("checkpoints/step_*/manifest.json")}
+    kept = {folder.name: folder for folder in checkpoints(run_dir).values()}
     new = sorted(kept.keys() - state.checkpoints.keys())
     gone = sorted(state.checkpoints.keys() - kept.keys())
     for name in new:
@@ -145,7 +146,7 @@ def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState
             state.experiment_id or "0",
             name=name,
             source_run_id=state.run_id,
-            tags={"step": str(step), "checkpoint": str(kept[name].parent), EXTERNAL_TAG: "true"},
+            tags={"step": str(step), "checkpoint": str(kept[name]), EXTERNAL_TAG: "true"},
             model_type="checkpoint",
         )
         state.checkpoints[name] = model.model_id
@@ -166,7 +167,7 @@ def evaluation_metrics(run_dir: Path, step: int, model_id: str) -> "list[Metric]
 
     from pipeline.tracking_shipper import metric_name
 
-    for record, _ in read_records(run_dir / METRICS_NAME):
+    for record in read_metrics(run_dir):
         if record.get("step") == step and "eval_top1" in record:
             at = int(1000 * float(record["time"]))
             keys = [key for key in record if key.startswith("eval_")]

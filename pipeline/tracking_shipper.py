@@ -15,19 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import flatten
+from pipeline.run_files import METRICS_NAME, read_config, read_records
 from pipeline.tracking_client import experiment_id, open_client
 from pipeline.tracking_details import link_checkpoints, log_details, log_job_reports, log_report
 from pipeline.tracking_parent import KEY_TAG, PARENT_TAG, find_or_make, parent_run, settle_parent
 from pipeline.tracking_secrets import mask_secrets
-from pipeline.tracking_state import (
-    METRICS_NAME,
-    TrackingState,
-    load_state,
-    read_config,
-    read_records,
-    save_state,
-    tracking_uri_of,
-)
+from pipeline.tracking_state import TrackingState, load_state, save_state, tracking_uri_of
 from pipeline.tracking_system import FOLDER as SYSTEM_FOLDER
 
 if TYPE_CHECKING:

@@ -5,15 +5,14 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pipeline.run_files import read_config
 
 STATE_NAME = "mlflow.json"
 LOCK_NAME = ".mlflow.lock"
-METRICS_NAME = "metrics.jsonl"
-CONFIG_NAME = "config.json"
 
 
 @dataclass(kw_only=True)
@@ -91,51 +90,6 @@ def shipping_lock(run_dir: Path, *, wait: bool) -> Iterator[bool]:
         except OSError:
             pass
         yield True
-
-
-def durable_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint, -1 without one."""
-    steps = [
-        int(path.parent.name.removeprefix("step_"))
-        for path in run_dir.glob("checkpoints/step_*/manifest.json")
-        if path.parent.name.removeprefix("step_").isdigit()
-    ]
-    return max(steps, default=-1)
-
-
-def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Records of a JSON-lines file from byte `offset`, each with the offset behind it; stops at an unfinished line."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                offset += len(line)
-                with contextlib.suppress(ValueError):
-                    record = json.loads(line)
-                    if isinstance(record, dict):
-                        yield record, offset
-    except FileNotFoundError:
-        return
-
-
-def read_config(run_dir: Path) -> Mapping[str, Any]:
-    """`RUN_DIR/config.json`.
-
-    Raises:
-        ValueError: the folder is no run.
-    """
-    try:
-        content = json.loads((run_dir / CONFIG_NAME).read_text())
-        content["train"]["model"]["name"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run_dir / CONFIG_NAME} is not a configuration of this version: it has no model") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
-    return content
 
 
 def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:

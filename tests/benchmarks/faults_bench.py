@@ -6,8 +6,7 @@ from typing import Any
 
 from pipeline import run_dir as run_directory
 from pipeline.config import TrainConfig
-from pipeline.journal import read_records
-from pipeline.recorder import read_attempts
+from pipeline.run_files import read_events, read_metrics
 from tests.pipeline.attempts import FINISHED, RunningAttempt
 from tests.pipeline.small_shards import config, pack
 
@@ -75,7 +74,7 @@ class Bench:
     def equal(self, run: Path, steps: int) -> bool:
         """Whether a finished run equals the uninterrupted one."""
         other = self.reference(steps)
-        records, expected = ([{k: r.get(k) for k in COMPARED} for r in read_records(each)] for each in (run, other))
+        records, expected = ([{k: r.get(k) for k in COMPARED} for r in read_metrics(each)] for each in (run, other))
         weights = [(each / "export" / "model.safetensors").read_bytes() for each in (run, other)]
         return records == expected and weights[0] == weights[1] and len(records) == steps
 
@@ -96,7 +95,7 @@ def finish(run: Path, **options: Any) -> str:
 
 def resumed_at(run: Path) -> int:
     """Finished steps that the newest attempt began with."""
-    starts = [event for event in read_attempts(run) if event["event"] == "start"]
+    starts = [event for event in read_events(run) if event["event"] == "start"]
     return max(starts, key=lambda event: event["attempt"])["step"]
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.goodput import run_spent
-from pipeline.journal import read_records
-from pipeline.recorder import read_attempts
+from pipeline.run_files import read_events, read_metrics
 from tests.benchmarks.faults_bench import EVERY, Bench, finish, resumed_at
 from tests.pipeline.attempts import RunningAttempt, finished_steps
 
@@ -57,8 +56,8 @@ def kill_once(attempt: RunningAttempt, moment: str, everyone: bool, chance: rand
     if moment == AT_START:
         time.sleep(chance.uniform(0.0, 1.0))
     else:
-        former = len(read_attempts(attempt.run_dir))
-        attempt.until(lambda: len(read_attempts(attempt.run_dir)) > former)
+        former = len(read_events(attempt.run_dir))
+        attempt.until(lambda: len(read_events(attempt.run_dir)) > former)
         first = resumed_at(attempt.run_dir)
         if moment == AT_STEP:
             attempt.until_step(first + chance.randrange(1, EVERY + 3))
@@ -93,7 +92,7 @@ def kills(bench: Bench, wanted: int, steps: int) -> None:
         tally.one_rank += not everyone
         tally.left_parts += in_the_making(run / "checkpoints", "")
         reached, saved = finished_steps(run), (CheckpointStore(run).steps() or [0])[-1]
-        begun = max((e["step"] for e in read_attempts(run) if e["event"] == "save"), default=0)
+        begun = max((e["step"] for e in read_events(run) if e["event"] == "save"), default=0)
         assert saved >= begun - EVERY, f"killed at {reached}: the newest checkpoint is {saved}, begun was {begun}"
         tally.recomputed = max(tally.recomputed, reached - saved)
         tally.seconds += time.monotonic() - began
@@ -104,5 +103,5 @@ def kills(bench: Bench, wanted: int, steps: int) -> None:
             outcome += f"; {tally.left_parts} left a part of a checkpoint, which no attempt took for one"
         times = tally.all_ranks + tally.one_rank
         bench.add(f"kill -9 {moment}", times, outcome, run, steps, tally.recomputed, tally.seconds)
-    spent = run_spent(read_attempts(run), read_records(run))
+    spent = run_spent(read_events(run), read_metrics(run))
     bench.notes.append(f"All {wanted} kills are of one run of {steps} steps: {spent.words()}.")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.journal import read_records
+from pipeline.run_files import read_metrics
 from tests.benchmarks.faults_bench import EVERY, SHORT, STOPPED, TIMEOUT_S, Bench, finish, resumed_at
 from tests.pipeline.attempts import FINISHED, INTERRUPTED, RunningAttempt, finished_steps
 
@@ -138,7 +138,7 @@ def clock_backwards(bench: Bench) -> None:
         attempt.until_step(2 * EVERY + 3)
     reached = finished_steps(run)
     finish(run)
-    times = [record["time"] for record in read_records(run)]
+    times = [record["time"] for record in read_metrics(run)]
     assert times != sorted(times)
     outcome = f"resumed at step {resumed_at(run)}, every step once"
     bench.add(

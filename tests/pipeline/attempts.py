@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from pipeline.journal import read_records
+from pipeline.run_files import read_metrics
 from tests.pipeline.ranks import environment, forks, free_port
 
 FINISHED, FAILED, INTERRUPTED = 0, 1, 3
@@ -117,5 +117,5 @@ class RunningAttempt:
 
 def finished_steps(run_dir: Path) -> int:
     """The last step in a run's journal."""
-    records = read_records(run_dir)
+    records = read_metrics(run_dir)
     return records[-1]["step"] if records else 0

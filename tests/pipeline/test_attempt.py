@@ -16,9 +16,8 @@ import pytest
 from pipeline import run_dir as run_directory
 from pipeline.config import OptimizerConfig, ScheduleConfig
 from pipeline.digits import prepare_digits
-from pipeline.journal import read_records
 from pipeline.recipes import demo
-from pipeline.recorder import read_attempts
+from pipeline.run_files import read_events, read_metrics
 from tests.pipeline.attempts import FAILED, RunningAttempt
 from tests.pipeline.ranks import free_port
 from tests.pipeline.small_shards import config, pack
@@ -69,7 +68,7 @@ def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
     groups = [process.pid]
     try:
         limit = time.monotonic() + 300
-        while len(read_records(run_dir)) < 5 and time.monotonic() < limit:
+        while len(read_metrics(run_dir)) < 5 and time.monotonic() < limit:
             time.sleep(0.2)
         groups.append(rank_process(process.pid, 1))  # torchrun gives each rank a group of its own
         os.kill(groups[1], signal.SIGSTOP)
@@ -112,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: P
     assert "1 batches were skipped before" in output
     skipped = json.loads((run_dir / "skipped.json").read_text())
     assert len(skipped) == 1
-    steps = [r["step"] for r in read_records(run_dir)]
+    steps = [r["step"] for r in read_metrics(run_dir)]
     assert steps == sorted(set(steps))
-    [back] = [event for event in read_attempts(run_dir) if event["event"] == "back"]
+    [back] = [event for event in read_events(run_dir) if event["event"] == "back"]
     assert back["step"] == skipped[0]

@@ -22,10 +22,11 @@ from pipeline.config import (
 )
 from pipeline.config_ranges import RANGES
 from pipeline.engine_config import deepspeed_config
-from pipeline.journal import Journal, read_records
+from pipeline.journal import Journal
 from pipeline.launch_options import LaunchError, parse
 from pipeline.recipes import RECIPES
 from pipeline.run_dir import RunDirectoryError
+from pipeline.run_files import read_metrics
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -130,11 +131,11 @@ def test_the_journal_holds_each_step_once(tmp_path: Path):
     journal.sync()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "lo')
-    assert [r["step"] for r in read_records(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
     journal = Journal(tmp_path, 3)
     journal.append({"step": 4, "loss": 0.0})
     journal.close()
-    assert [(r["step"], r["loss"]) for r in read_records(tmp_path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.0)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.0)]
 
 
 def test_no_checkpoint_is_ahead_of_a_journal_on_a_full_disk(tmp_path: Path):
@@ -151,5 +152,5 @@ def test_no_checkpoint_is_ahead_of_a_journal_on_a_full_disk(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, former)
     journal.sync()
-    assert [r["step"] for r in read_records(tmp_path)] == [1, 2]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
     journal.close()

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.distributed import World
 from pipeline.goodput import attempts_spent, run_spent
-from pipeline.journal import read_records
-from pipeline.recorder import Recorder, read_attempts
+from pipeline.recorder import Recorder
+from pipeline.run_files import read_events, read_metrics
 from pipeline.startup import StartUp
 
 
@@ -65,10 +65,10 @@ def test_an_attempt_says_what_its_forerunner_lost_and_where_its_own_time_went(tm
     resumed.open(1)
     resumed.step({"step": 2, **fields})
     resumed.end("finished")
-    assert [r["step"] for r in read_records(tmp_path)] == [1, 2]
-    starts = [e for e in read_attempts(tmp_path) if e["event"] == "start"]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    starts = [e for e in read_events(tmp_path) if e["event"] == "start"]
     assert (starts[1]["attempt"], starts[1]["lost_steps"], starts[1]["lost_s"]) == (2, 2, 1.0)
-    end = read_attempts(tmp_path)[-1]
+    end = read_events(tmp_path)[-1]
     assert end["time_spent"]["productive"] == end["time_spent"]["data_wait"] == 0.25
     said = capsys.readouterr().out
     assert said.count("s after the start of the process (launch ") == 2

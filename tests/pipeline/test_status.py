@@ -16,9 +16,10 @@ import pytest
 from jobs.presence import claim
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.report import draw, markdown, write_report
+from pipeline.run_files import read_metrics
 from pipeline.status import lines, main, table
 from pipeline.status_data import read_status, run_state
-from pipeline.tracking_state import TrackingState, read_records, save_state
+from pipeline.tracking_state import TrackingState, save_state
 from tests.tracking_runs import START, append_records, config_json, write_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def test_the_report_shows_the_same(run_dir):
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     # One record, or one evaluation without the rest, is drawn too.
     status = read_status(run_dir)
-    records = [record for record, _ in read_records(run_dir / "metrics.jsonl")][:1]
+    records = read_metrics(run_dir)[:1]
     draw(folder / "one.png", run_dir, status, records)
     assert "not evaluated" in markdown(
         dataclasses.replace(status, attempts=[]), records, {"train": json_train(run_dir)}, {}
