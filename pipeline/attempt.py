@@ -13,6 +13,7 @@ from pipeline.imports import import_deepspeed
 from pipeline.recorder import Recorder, say
 from pipeline.startup import StartUp
 from pipeline.tracking import EndStatus, Tracker
+from pipeline.tracking_client import one_line
 from pipeline.tracking_system import SystemMonitor
 from pipeline.train import Training
 
@@ -90,7 +91,7 @@ def register_or_say_how(run_dir: Path) -> None:
         version = register(run_dir)
         say(f"registered {version.uri} with the aliases {', '.join(version.aliases)}")
     except Exception as error:  # the training is done and exported: nothing that MLflow raises may undo that
-        say(f"warning: the model is trained but not registered ({type(error).__name__}: {error})")
+        say(f"warning: the model is trained but not registered: {one_line(error)}")
         say(f"register it with: python -m pipeline.register {run_dir}")
 
 

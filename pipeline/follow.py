@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome, Update
 from pipeline.files import read_json
+from pipeline.model_card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, is_exported
 from pipeline.register_name import REGISTERED_NAME
-from pipeline.run_files import METRICS_NAME
+from pipeline.run_files import CONFIG_NAME, METRICS_NAME
 from pipeline.tracking_behind import BehindWatch, steps_waiting
 from pipeline.tracking_client import local_database
 from pipeline.tracking_state import load_state, tracking_uri_of
@@ -131,9 +132,9 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     """The last lines of a launch: what came of it, where everything is, what to type next."""
     lines = [""]
     registered = read_json(run_dir / REGISTERED_NAME)
-    card = read_json(run_dir / "export" / "model.json")
+    card = read_json(run_dir / EXPORT_FOLDER / CARD_NAME)
     record = newest_record(run_dir)
-    document = read_json(run_dir / "config.json") or {}
+    document = read_json(run_dir / CONFIG_NAME) or {}
     data = document.get("train", {}).get("data", {})
     tracking, state = _local_store(run_dir), load_state(run_dir)
     if outcome is Outcome.FINISHED and card:
@@ -152,7 +153,7 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     lines.append(f"run       {run_dir}")
     lines.append(f"logs      {run_dir / 'submitit'}")
     if card:
-        lines.append(f"weights   {run_dir / 'export' / 'model.safetensors'}")
+        lines.append(f"weights   {run_dir / EXPORT_FOLDER / WEIGHTS_NAME}")
     if tracking:
         lines.append(f"tracking  {tracking}")
     if registered:
@@ -231,7 +232,7 @@ def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
         words = f"top-1 {_best_top1(best):.4f}, models:/{model.get('name')}/{model.get('version')}"
         lines.append(f"best      {best.run_dir.name}: {words}")
     lines.append(f"sweep     {folder}")
-    trained = sum(read_json(run_dir / "export" / "model.json") is not None for run_dir in run_dirs)
+    trained = sum(map(is_exported, run_dirs))
     if trained < len(statuses):
         lines.append(f"{len(statuses) - trained} of {len(statuses)} runs are not finished; to go on with them:")
         lines.append(f"    the same command with --run-dir {folder}")

@@ -18,7 +18,8 @@ def launch(options: LaunchOptions) -> int:
     """Do what the options say; returns the exit status."""
     from pipeline.launch_checks import rehearse
     from pipeline.launch_plan import build_plan, show
-    from pipeline.launch_run import cluster_words, is_exported, prepare_run, submit_run
+    from pipeline.launch_run import cluster_words, prepare_run, submit_run
+    from pipeline.model_card import is_exported
 
     plan = build_plan(options)
     if options.dry_run:
@@ -97,7 +98,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from pipeline.run_dir import RunDirectoryError
     from sharding import ShardingError
 
-    return LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError
+    return LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError, OSError
 
 
 if __name__ == "__main__":

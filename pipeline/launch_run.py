@@ -48,11 +48,6 @@ def cluster_words(plan: Plan) -> str:
     return f"cluster: {plan.cluster} ({plan.why}); {processes}"
 
 
-def is_exported(run_dir: Path) -> bool:
-    """Whether the training has reached its end."""
-    return (run_dir / "export" / "model.json").exists()
-
-
 def is_registered(run_dir: Path) -> bool:
     """Whether the model is in the registry."""
     return (run_dir / REGISTERED_NAME).exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 from jobs import Outcome, Update, private_directory, submit_array, wait_all
 from pipeline.follow import Progress, come_back_words, sweep_words
 from pipeline.launch_plan import Plan, PlannedRun
-from pipeline.launch_run import cluster_words, is_exported, is_registered, prepare_run, submit_run
+from pipeline.launch_run import cluster_words, is_registered, prepare_run, submit_run
+from pipeline.model_card import is_exported
 from pipeline.sweep import prepare_folder
 from pipeline.task import TrainTask
 

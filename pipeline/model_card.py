@@ -93,6 +93,11 @@ class ModelCard:
             raise ModelCardError(f"not a model card of this version: {error}") from error
 
 
+def is_exported(run_dir: Path) -> bool:
+    """Whether a run has reached its end: the card is the last that is written."""
+    return (run_dir / EXPORT_FOLDER / CARD_NAME).exists()
+
+
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
     """Write `FOLDER/model.json`, whole or not at all, and return its path."""
     path = Path(folder) / CARD_NAME

@@ -252,7 +252,7 @@ def main(
             from pipeline.register_export import export
 
             exports = export(run_dir, formats)
-    except (TrackingError, ValueError) as error:
+    except (TrackingError, ValueError, OSError) as error:
         print(f"register: {mask_secrets(str(error))}", file=sys.stderr)
         return 1
     print(f"{done.name} version {done.version}, aliases {', '.join(done.aliases) or 'none'}: {done.uri}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.goodput import TimeSpent, attempts_spent
+from pipeline.register_name import registered_name
 from pipeline.run_files import read_config, read_events, read_metrics
 from pipeline.status_data import AttemptSpan, RunStatus, read_status
 from pipeline.tracking_secrets import mask_secrets
@@ -95,7 +96,7 @@ def markdown(
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
     went = f"The time went to: {status.spent.words()}.\n\n" if status.goodput is not None else ""
     picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
-    uri = status.registered["uri"] if status.registered else f"models:/{status.model}@champion"
+    uri = status.registered["uri"] if status.registered else f"models:/{registered_name(config)}@champion"
     tracking = config.get("tracking_uri")
     server = f'mlflow.set_tracking_uri("{tracking}")\n' if tracking else ""
     return mask_secrets(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import Outcome, StopRequested
+from pipeline.model_card import is_exported
 
 if TYPE_CHECKING:
     from pipeline.attempt import Attempt
@@ -20,8 +21,8 @@ class TrainTask:
     def progress(self) -> str:
         """The newest checkpoint's name, for counting the attempts that get nowhere."""
         steps = sorted(path.name for path in (self.run_dir / "checkpoints").glob("step_*"))
-        exported = (self.run_dir / "export" / "model.json").exists()
-        return f"{steps[-1] if steps else 'step_00000000'}{' exported' if exported else ''}"
+        exported = " exported" if is_exported(self.run_dir) else ""
+        return f"{steps[-1] if steps else 'step_00000000'}{exported}"
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""

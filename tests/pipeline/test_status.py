@@ -99,6 +99,9 @@ def test_the_report_shows_the_same(run_dir):
         ["4", "0", "0.0 %", "killed |"],
         ["2", "30", "", "killed |"],
     ]
+    assert 'load_model("models:/transxnet_n@champion")' in text
+    named = {"train": json_train(run_dir), "registered_name": "toy"}
+    assert 'load_model("models:/toy@champion")' in markdown(read_status(run_dir), [], named, {})
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     # One record, or one evaluation without the rest, is drawn too.
     status = read_status(run_dir)
