@@ -31,45 +31,6 @@ EVALUATION_BATCH = 128
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a split without opening a shard.
-
-    Attributes:
-        num_samples: of the split.
-        classes: names; label i means `classes[i]`.
-        digest: SHA-256 in hex over the manifest.
-    """
-
-    num_samples: int
-    classes: tuple[str, ...]
-    digest: str
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-
-def dataset_info(location: str, split: str) -> DatasetInfo:
-    """Read what a split is from its manifest; needs no torch.
-
-    Args:
-        location: folder or URI of the shards.
-        split: such as `train`.
-
-    Raises:
-        ManifestError: there is no such manifest, or it is damaged.
-    """
-    from sharding import load_manifest
-
-    return _info(load_manifest(location, split))
-
-
-def _info(manifest: "Manifest") -> DatasetInfo:
-    return DatasetInfo(manifest.num_samples, tuple(entry.name for entry in manifest.classes), manifest.digest)
-
-
 class StepBatches:
     """The micro-batches of one step, read when they are asked for; to be iterated once, to the end."""
 
@@ -91,9 +52,9 @@ class _Loader:
     """What both loaders have in common."""
 
     def __init__(self, split: "_Split", source: "BatchSource", prefetcher: "Prefetcher | None") -> None:
-        info = split.info
-        self.num_samples, self.num_classes, self.classes = info.num_samples, info.num_classes, info.classes
-        self.dataset_digest = info.digest
+        manifest = split.manifest
+        self.num_samples, self.num_classes = manifest.num_samples, len(manifest.classes)
+        self.dataset_digest = manifest.digest
         self._index, self._source, self._prefetcher = split.index, source, prefetcher
 
     def keys(self, indices: "Iterable[int] | Tensor") -> list[str]:
@@ -237,7 +198,9 @@ def build_evaluation_loader(
     """
     location = config.data.validation_shards or config.data.shards
     split = _open(config, location, config.data.validation_split, training=False)
-    share = np.arange(rank * split.info.num_samples // world_size, (rank + 1) * split.info.num_samples // world_size)
+    share = np.arange(
+        rank * split.manifest.num_samples // world_size, (rank + 1) * split.manifest.num_samples // world_size
+    )
     first_rows = split.index.first_rows
     mine = ((int(first), shard) for shard, first in enumerate(first_rows[:-1]) if len(share) and first <= share[-1])
     needs = (need for need in mine if first_rows[need[1] + 1] > share[0])
@@ -262,7 +225,7 @@ def build_evaluation_loader(
 class _Split:
     """A split that was found: what it is, where its samples lie, and how they are read."""
 
-    info: DatasetInfo
+    manifest: "Manifest"
     index: "SampleIndex"
     spec: "ReaderSpec"
     shard_samples: tuple[int, ...]
@@ -292,7 +255,7 @@ def _open(config: TrainConfig, location: str, split: str, *, training: bool) -> 
         training=training,
         on_damage=config.data.on_damage,
     )
-    return _Split(_info(manifest), index, spec, tuple(shard.samples for shard in manifest.shards))
+    return _Split(manifest, index, spec, tuple(shard.samples for shard in manifest.shards))
 
 
 def _prefetcher(config: TrainConfig, split: _Split, needs: Iterator[tuple[int, int]]) -> "Prefetcher | None":

@@ -50,23 +50,6 @@ class Normalise:
         return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
 
 
-class EvaluationTransform:
-    """What evaluation does to a batch: normalise, and nothing else."""
-
-    def __init__(self, config: AugmentConfig) -> None:
-        """Take mean and deviation from the config."""
-        self._normalise = Normalise(config)
-
-    def __call__(self, batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device.
-
-        Returns:
-            images float32 [N, 3, H, W] and labels int64 [N].
-        """
-        device = torch.device(device)
-        return self._normalise(batch.images, device), batch.labels.to(device, non_blocking=True)
-
-
 @dataclass(frozen=True)
 class Mixing:
     """How the images of a step are mixed with those of the reversed batch.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.model_card import WEIGHTS_NAME, ModelCard, ModelCardError
+from pipeline.register_aliases import LATEST
 from pipeline.register_best import best_weights
 from pipeline.register_name import REGISTERED_NAME, check_alias, check_name, registered_name
 from pipeline.run_files import durable_step, read_config
@@ -78,16 +79,16 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
             version = _find(client, name, digest, card)
             if version is None:
                 version = _create(client, name, uri, folder, weights, config["train"], card, digest)
-            if alias is not None and alias.lower() != "latest":
+            if alias is not None and alias.lower() != LATEST:
                 client.set_registered_model_alias(name, alias, str(version.version))
             aliases = sorted(client.get_model_version(name, str(version.version)).aliases)
-            newest = str(client.get_model_version_by_alias(name, "latest").version)
+            newest = str(client.get_model_version_by_alias(name, LATEST).version)
     except (TrackingError, ModelCardError):
         raise
     except Exception as error:
         raise TrackingError(f"the registry at {mask_secrets(uri)} failed: {one_line(error)}") from error
     if newest == str(version.version):
-        aliases = ["latest", *(other for other in aliases if other != "latest")]
+        aliases = [LATEST, *(other for other in aliases if other != LATEST)]
     pointer = "@champion" if "champion" in aliases else f"/{version.version}"
     done = RegisteredVersion(
         name=name,

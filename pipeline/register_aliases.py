@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 LATEST = "latest"
+"""MLflow gives it to the highest number by itself."""
 STATE_TAG = "champion_rule"
 OPEN, SETTLED = "open", "settled"
 MAX_ROUNDS = 20

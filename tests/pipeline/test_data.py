@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.audit import AuditWriter, read_audit
-from pipeline.data import build_evaluation_loader, build_train_loader, dataset_info
+from pipeline.data import build_evaluation_loader, build_train_loader
 from pipeline.data_reader import DamagedSampleError, LoaderError
 from pipeline.data_source import Batch
 from pipeline.mixup import DeviceTransform
@@ -55,15 +55,6 @@ def read(settings, *, world_size=1, rank=0, steps=(0, 4)):
                     read[batch.step, row] = (digest, int(batch.labels[i]))
                     order.append((batch.step, batch.micro_step, row))
     return read, order
-
-
-def test_what_a_split_is_needs_no_torch(shards):
-    info = dataset_info(str(shards), "train")
-    assert (info.num_samples, info.num_classes, info.classes[2]) == (SAMPLES, CLASSES, "class 2")
-    code = (
-        f"import sys, pipeline.data as d; d.dataset_info({str(shards)!r}, 'train'); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_pixels_depend_neither_on_workers_nor_ranks_nor_interruptions(shards, cache):
