@@ -158,7 +158,8 @@ def build_train_loader(
         logger.warning("images load a quarter slower: no C compiler was there when this package was installed")
     data, global_batch_size = config.data, config.global_batch_size
     split = _open(config, data.shards, data.train_split, training=True)
-    order = SampleOrder(split.shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
+    shard_samples = tuple(shard.samples for shard in split.manifest.shards)
+    order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
     micro, count = config.micro_batch(world_size), config.gradient_accumulation_steps(world_size)
     needs = order.shards_by_need(start_step * global_batch_size, rank, world_size)
     needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
@@ -198,9 +199,8 @@ def build_evaluation_loader(
     """
     location = config.data.validation_shards or config.data.shards
     split = _open(config, location, config.data.validation_split, training=False)
-    share = np.arange(
-        rank * split.manifest.num_samples // world_size, (rank + 1) * split.manifest.num_samples // world_size
-    )
+    num_samples = split.manifest.num_samples
+    share = np.arange(rank * num_samples // world_size, (rank + 1) * num_samples // world_size)
     first_rows = split.index.first_rows
     mine = ((int(first), shard) for shard, first in enumerate(first_rows[:-1]) if len(share) and first <= share[-1])
     needs = (need for need in mine if first_rows[need[1] + 1] > share[0])
@@ -228,7 +228,6 @@ class _Split:
     manifest: "Manifest"
     index: "SampleIndex"
     spec: "ReaderSpec"
-    shard_samples: tuple[int, ...]
 
 
 def _open(config: TrainConfig, location: str, split: str, *, training: bool) -> _Split:
@@ -255,7 +254,7 @@ def _open(config: TrainConfig, location: str, split: str, *, training: bool) -> 
         training=training,
         on_damage=config.data.on_damage,
     )
-    return _Split(manifest, index, spec, tuple(shard.samples for shard in manifest.shards))
+    return _Split(manifest, index, spec)
 
 
 def _prefetcher(config: TrainConfig, split: _Split, needs: Iterator[tuple[int, int]]) -> "Prefetcher | None":
