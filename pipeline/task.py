@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs import Outcome, StopRequested
 from pipeline.model_card import is_exported
+from pipeline.run_files import durable_step
 
 if TYPE_CHECKING:
     from pipeline.attempt import Attempt
@@ -20,9 +21,8 @@ class TrainTask:
 
     def progress(self) -> str:
         """The newest checkpoint's name, for counting the attempts that get nowhere."""
-        steps = sorted(path.name for path in (self.run_dir / "checkpoints").glob("step_*"))
         exported = " exported" if is_exported(self.run_dir) else ""
-        return f"{steps[-1] if steps else 'step_00000000'}{exported}"
+        return f"step_{max(0, durable_step(self.run_dir)):08d}{exported}"
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
