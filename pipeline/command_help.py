@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import os
+import sys
 import types
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -23,7 +25,20 @@ def run_main(main: Callable[..., int], prog: str) -> int:
             continue
         shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
         main.__annotations__[name] = Annotated[kinds[name], shown]
-    return tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    return ended_quietly(lambda: tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def ended_quietly(command: Callable[[], int]) -> int:
+    """The exit status of a command, without a traceback where the person has seen enough (`| head`, Ctrl-C)."""
+    try:
+        return command()
+    except BrokenPipeError:
+        # What is still buffered must not raise once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def registry() -> ConstructorRegistry:

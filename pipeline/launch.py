@@ -1,12 +1,12 @@
 """`python -m pipeline.launch`: check everything, submit a training as a job, follow it, say where everything is."""
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import Outcome
+from pipeline.command_help import ended_quietly
 from pipeline.config import ConfigError
 from pipeline.launch_options import LaunchError, LaunchOptions, parse
 
@@ -79,11 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry of the command; errors that are the user's to mend are one line and status 2."""
     try:
         return launch(parse(sys.argv[1:] if arguments is None else arguments))
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit:
+    except (SystemExit, BrokenPipeError, KeyboardInterrupt):
         raise
     except _user_errors() as error:
         from pipeline.tracking_secrets import mask_secrets
@@ -102,4 +98,4 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended_quietly(main))

@@ -258,6 +258,8 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         if sync:
             return _sync(_to_sync(run_dir, runs))
         _watch(run_dir, runs, watch)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         _complain(str(error))
         return 1

@@ -169,6 +169,14 @@ def test_a_run_that_cannot_be_synced_does_not_stop_the_next(run_dir, monkeypatch
     assert said.count("is tracked in MLflow at http://127.0.0.1:9: set MLFLOW_TRACKING_URI") == 2
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(run_dir):
+    command = [sys.executable, "-m", "pipeline.status", str(run_dir)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
 @pytest.mark.parametrize("command", ["status", "register", "evaluate"])
 def test_help_needs_nothing_heavy(command):
     program = (
