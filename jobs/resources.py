@@ -120,6 +120,8 @@ class Resources:
                 f"--signal-delay-s {self.signal_delay_s} leaves nothing of --timeout-min {self.timeout_min}: "
                 "give the job more time, or less notice"
             )
+        if self.container_mounts and not self.container_image:
+            errors.append("--container-mounts is for a container: give --container-image, or leave it out")
         for option in self.slurm:
             key, equals, _ = option.partition("=")
             if not equals:

@@ -96,6 +96,8 @@ def check_shards(config: TrainConfig) -> Dataset:
     data = config.data
     train = _whole_split(data.shards, data.train_split, sizes=data.on_damage == "stop")
     validation = _whole_split(data.validation_shards or data.shards, data.validation_split)
+    for location, split in ((data.shards, train), (data.validation_shards or data.shards, validation)):
+        _check_cache(location, split, data.cache_gb)
     ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
     if ours != theirs:
         differing = sorted(set(ours) ^ set(theirs))[:3]
@@ -137,6 +139,19 @@ def _whole_split(location: str, split: str, *, sizes: bool = True) -> "Manifest"
             "damage; copy or pack it again"
         )
     return manifest
+
+
+def _check_cache(location: str, manifest: "Manifest", cache_gb: float) -> None:
+    """Refuse a cache that a shard of a remote split does not fit into."""
+    from pyarrow.fs import LocalFileSystem
+
+    from sharding import open_filesystem
+
+    largest = max((shard.bytes for shard in manifest.shards), default=0)
+    if largest > cache_gb * 1e9 and not isinstance(open_filesystem(location)[0], LocalFileSystem):
+        raise LaunchError(
+            f"--train.data.cache-gb {cache_gb:g} is less than a shard of {location} ({largest / 1e9:g} GB): raise it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -265,6 +265,7 @@ def test_dry_run_of_the_local_cluster_says_what_would_start(tmp_path):
         ({"gpus_per_node": 2, "tasks_per_node": 4}, "--tasks-per-node 4 is more than --gpus-per-node 2"),
         ({"timeout_min": 2, "signal_delay_s": 120}, "--signal-delay-s 120 leaves nothing of --timeout-min 2"),
         ({"mem_gb": -1}, "--mem-gb -1 must be positive"),
+        ({"container_mounts": "/a:/a"}, "--container-mounts is for a container"),
         ({"slurm": ("nodes=3",)}, "--slurm nodes=…: use --nodes for it"),
         ({"slurm": ("exclusive",)}, "--slurm exclusive: write it as KEY=VALUE"),
         ({"slurm": ("output=x",)}, "is set by the launcher"),

@@ -19,6 +19,8 @@ import pytest
 from pipeline.cache import CacheError, RemoteShards, ShardCache, locked
 from pipeline.data import build_evaluation_loader, build_train_loader
 from pipeline.data_reader import LoaderError
+from pipeline.launch_checks import check_shards
+from pipeline.launch_options import LaunchError
 from sharding import open_filesystem
 from tests.pipeline.small_shards import config, pack
 
@@ -292,6 +294,15 @@ def test_evaluation_reads_remote_shards(bucket, tmp_path):
         with build_evaluation_loader(settings, world_size=2, rank=rank, device="cpu") as loader:
             rows += [row for batch in loader for row in batch.indices.tolist()]
     assert sorted(rows) == list(range(21))
+
+
+def test_a_cache_that_no_shard_fits_into_is_refused_before_anything_is_queued(bucket, tmp_path):
+    uri, local = bucket
+    assert check_shards(config(uri, tmp_path)).num_validation == 21
+    small = {"cache_gb": 1e-6}
+    with pytest.raises(LaunchError, match=r"--train.data.cache-gb 1e-06 is less than a shard of s3://"):
+        check_shards(config(uri, tmp_path, data=small))
+    check_shards(config(local, tmp_path, data=small))
 
 
 def test_a_server_that_does_not_answer_is_named_with_the_sample(bucket, tmp_path, monkeypatch):
