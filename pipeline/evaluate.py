@@ -81,11 +81,12 @@ def evaluate(
     """Measure a model on every image of a split; how far it is goes to stderr.
 
     Raises:
-        ConfigError: the classes do not fit.
+        ConfigError: the classes do not fit, or there cannot be so many workers.
         sharding.ShardingError: the shards are not there or not whole.
     """
     import torch
 
+    from pipeline.config_ranges import check_ranges
     from pipeline.data import build_evaluation_loader
     from pipeline.evaluate_measure import Measurement
     from pipeline.evaluate_progress import shown
@@ -100,6 +101,7 @@ def evaluate(
         data=DataConfig(shards=shards, validation_split=split, workers=workers),
         augment=AugmentConfig(evaluation_crop=settings.evaluation_crop, mean=settings.mean, std=settings.std),
     )
+    check_ranges(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, normalise = model.network.to(device), Normalise(config.augment)
     outputs = torch.tensor(matched.outputs, device=device)

@@ -12,7 +12,7 @@ import torch
 from pipeline import evaluate_progress
 from pipeline.config import ConfigError
 from pipeline.digits import write_class_folders
-from pipeline.evaluate import main, match_classes
+from pipeline.evaluate import evaluate, main, match_classes
 from pipeline.evaluate_measure import Measurement
 from pipeline.evaluate_model import load_model
 from pipeline.metrics import Evaluation, count_batch, evaluate_batches
@@ -142,6 +142,11 @@ def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_fewer_than_no_workers_are_refused(home, card, digits):
+    with pytest.raises(ConfigError, match=r"data\.workers -1 must be 0 or more"):
+        evaluate(load_model(str(home / "runs/first")), str(digits), workers=-1)
 
 
 def test_a_folder_for_the_results_that_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
