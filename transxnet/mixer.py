@@ -4,6 +4,8 @@ Source: Lou et al., "TransXNet: Learning Both Global and Local Dynamics with a D
 Recognition", arXiv 2310.19380, section 3.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,9 @@ from transxnet.backend import norm_has_kernels, use_triton
 from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv, depthwise_conv
 from transxnet.layers import Branch, ConvNorm, in_autocast_dtype
+
+if TYPE_CHECKING:
+    from transxnet.kernels.kernel_generation import Generator
 
 __all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
 
@@ -47,18 +52,32 @@ class DynamicConv(nn.Module):
         mixing = self.mixing(x.mean((-2, -1), keepdim=True)).flatten(2)
         return weight, (mixing * self.bias).sum(1)
 
+    def has_kernels(self, x: Tensor) -> bool:
+        """Whether `x` goes through the kernels."""
+        if not use_triton(self.backend, x):
+            return False
+        from transxnet.kernels.dynamic_conv import MAX_HIDDEN
+
+        return norm_has_kernels(self.squeeze.norm) and len(self.squeeze.conv.weight) <= MAX_HIDDEN
+
+    def generator(self) -> "Generator":
+        """The parameters as the kernels take them."""
+        from transxnet.kernels.kernel_generation import Generator
+
+        squeeze, expand = self.squeeze, self.expand
+        assert expand.bias is not None
+        norm = squeeze.norm
+        return Generator(
+            squeeze.conv.weight, norm.weight, norm.bias, expand.weight, expand.bias, self.weight, self.bias
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` `[N, C, H, W]` with kernels of its own."""
-        if norm_has_kernels(self.squeeze.norm) and use_triton(self.backend, x):
-            from transxnet.kernels.dynamic_conv import MAX_HIDDEN, dynamic_conv
+        if self.has_kernels(x):
+            from transxnet.kernels.dynamic_conv import dynamic_conv
 
-            squeeze, expand = self.squeeze, self.expand
-            assert expand.bias is not None
-            if len(squeeze.conv.weight) <= MAX_HIDDEN:
-                return dynamic_conv(
-                    in_autocast_dtype(x), squeeze.conv.weight, squeeze.norm, expand.weight, expand.bias, self.weight,
-                    self.bias,
-                )  # fmt: skip
+            squeeze, _, _, *rest = self.generator()
+            return dynamic_conv(in_autocast_dtype(x), squeeze, self.squeeze.norm, *rest)
         n, c, h, w = x.shape
         weight, bias = self.kernels(x)
         as_one = x.reshape(1, n * c, h, w)
@@ -93,10 +112,7 @@ class SpatialReductionAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
-        if self._has_kernels() and use_triton(self.backend, x):
-            q, kv = self._project(in_autocast_dtype(x))
-        else:
-            q, kv = self.q(x), self.kv(self.local_conv(self.reduction(x)))
+        q, kv = self.project(x)
         if use_triton(self.backend, q):
             from transxnet.kernels.attention import MAX_KEYS, attention
 
@@ -109,14 +125,15 @@ class SpatialReductionAttention(nn.Module):
         out = torch.softmax(logits, dim=-1) @ v.transpose(-1, -2)
         return out.transpose(-1, -2).reshape(x.shape)
 
-    def _has_kernels(self) -> bool:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries `[N, C, H, W]`, and keys and values `[N, 2 C, h, w]`."""
         reduction = self.reduction
-        return not isinstance(reduction, SpatialReduction) or all(
-            norm_has_kernels(part.norm) for part in (reduction.reduce, reduction.scale)
-        )
+        norms = (reduction.reduce.norm, reduction.scale.norm) if isinstance(reduction, SpatialReduction) else ()
+        if use_triton(self.backend, x) and all(norm_has_kernels(norm) for norm in norms):
+            return self._project(in_autocast_dtype(x))
+        return self.q(x), self.kv(self.local_conv(reduction(x)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries `[N, C, H, W]`, and keys and values `[N, 2 C, h, w]`, on the kernels."""
         from transxnet.kernels.depthwise_conv import fork_depthwise_conv
         from transxnet.kernels.projection import projection
         from transxnet.kernels.spatial_reduction import fork_spatial_reduction
@@ -179,4 +196,15 @@ class TokenMixer(nn.Module):
 
     def forward(self, local: Tensor, attended: Tensor, bias: Tensor) -> Branch:
         """Mix the two halves, `[N, C / 2, H, W]` each, with the stage's position bias; a branch `[N, C, H, W]`."""
-        return self.enhancement(torch.cat((self.local(local), self.attention(attended, bias)), dim=1))
+        return self.enhancement(self._mix(local, attended, bias))
+
+    def _mix(self, local: Tensor, attended: Tensor, bias: Tensor) -> Tensor:
+        if self.local.has_kernels(local):
+            from transxnet.kernels.attention import MAX_KEYS
+            from transxnet.kernels.token_mixing import mix_tokens
+
+            if bias.shape[-1] <= MAX_KEYS:
+                q, kv = self.attention.project(attended)
+                norm, generator = self.local.squeeze.norm, self.local.generator()
+                return mix_tokens(in_autocast_dtype(local), q, kv, bias, norm, generator)
+        return torch.cat((self.local(local), self.attention(attended, bias)), dim=1)

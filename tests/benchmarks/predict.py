@@ -100,6 +100,8 @@ def _trips(name: str, given: dict[str, Any]) -> list[float]:
         return [min(given["length"], given["CHUNK"]) / given["BLOCK"]]
     if name == "_merge_kernel":
         return [over("rows", "BLOCK_S")]
+    if name == "_residual_end_kernel":
+        return [over("splits", "BLOCK_S")]
     if name in ("_bias_gradient_kernel", "_mix_gradient_kernel", "_expand_matrix_kernel", "_squeeze_gradient_kernel"):
         return [given["samples"]]
     if name in ("_reduce_kernel", "_reduce_gradient_kernel", "_local_kernel", "_local_gradient_kernel"):

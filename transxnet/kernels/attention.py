@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["MAX_KEYS", "attention", "attention_reference"]
+from transxnet.kernels.pixels import gap
+
+__all__ = ["MAX_KEYS", "attend", "attend_gradient", "attention", "attention_reference"]
 
 # 49 keys at 224 px, 64 at 256 px. With a block of 128 the backward kernels spill registers.
 MAX_KEYS = 64
@@ -50,7 +52,7 @@ def _probabilities(
 
 @triton.jit
 def _attention_fwd_kernel(
-    q_ptr, kv_ptr, bias_ptr, out_ptr, L, M, scale,
+    q_ptr, kv_ptr, bias_ptr, out_ptr, L, M, scale, gap,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (block of queries, sample and head).
@@ -69,7 +71,9 @@ def _attention_fwd_kernel(
     v = tl.load(kv_ptr + v_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
     p = _probabilities(q, k, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
     out = tl.dot(v, tl.trans(p.to(v.dtype)), input_precision="ieee")
-    tl.store(out_ptr + q_base + d[:, None] * L + lines[None, :], out.to(out_ptr.dtype.element_ty), mask=line_mask)
+    tl.store(
+        out_ptr + n * gap + q_base + d[:, None] * L + lines[None, :], out.to(out_ptr.dtype.element_ty), mask=line_mask
+    )
 
 
 @triton.jit
@@ -84,7 +88,7 @@ def _logit_gradients(
 
 @triton.jit
 def _attention_bwd_kernel(
-    q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, lines_per_split,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, gap, lines_per_split,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (sample and head, split of the queries): dq of its queries, and its part of dk and dv, fp32.
@@ -107,7 +111,7 @@ def _attention_bwd_kernel(
         line_mask = (d < D)[:, None] & (lines < end)[None, :]
         offsets = q_base + d[:, None] * L + lines[None, :]
         q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
-        grad = tl.load(grad_ptr + offsets, mask=line_mask, other=0.0)
+        grad = tl.load(grad_ptr + n * gap + offsets, mask=line_mask, other=0.0)
         p, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
         ds = (ds * scale).to(q.dtype)
         dv += tl.dot(grad, p.to(grad.dtype), input_precision="ieee")
@@ -121,7 +125,7 @@ def _attention_bwd_kernel(
 
 @triton.jit
 def _bias_gradient_kernel(
-    q_ptr, kv_ptr, bias_ptr, grad_ptr, partial_ptr, N, L, M, scale, samples,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, partial_ptr, N, L, M, scale, gap, samples,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (block of queries, head, split of the batch): sum of the logits' gradient over `samples` samples.
@@ -138,7 +142,7 @@ def _bias_gradient_kernel(
         offsets = (row * HEADS + head) * D * L + d[:, None] * L + lines[None, :]
         k_offsets = (row * 2 * HEADS + head) * D * M + d[:, None] * M + keys[None, :]
         q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
-        grad = tl.load(grad_ptr + offsets, mask=line_mask, other=0.0)
+        grad = tl.load(grad_ptr + row * gap + offsets, mask=line_mask, other=0.0)
         k = tl.load(kv_ptr + k_offsets, mask=key_mask, other=0.0)
         v = tl.load(kv_ptr + k_offsets + HEADS * D * M, mask=key_mask, other=0.0)
         _, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
@@ -157,48 +161,53 @@ def _blocks(channels: int, keys: int, queries: int, warps: int) -> dict[str, int
     }
 
 
+def attend(q: Tensor, kv: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Into `out`, part of the channels of a contiguous tensor, what `attention` returns."""
+    n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
+    blocks = _blocks(c // heads, keys, *FORWARD)
+    _attention_fwd_kernel[(triton.cdiv(lines, blocks["BLOCK_L"]), n * heads)](
+        q, kv, bias, out, lines, keys, (c // heads) ** -0.5, gap(out), HEADS=heads, D=c // heads, **blocks
+    )
+
+
+def attend_gradient(q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `q`, `kv` and `bias` from the output's, part of the channels of a contiguous tensor."""
+    n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
+    scale = (c // heads) ** -0.5
+
+    blocks = _blocks(c // heads, keys, *BACKWARD)
+    steps = triton.cdiv(lines, blocks["BLOCK_L"])
+    each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads))) * blocks["BLOCK_L"]
+    splits = triton.cdiv(lines, each)
+    dq = torch.empty_like(q)
+    partial = torch.empty((splits, *kv.shape), dtype=torch.float32, device=q.device)
+    _attention_bwd_kernel[(n * heads, splits)](
+        q, kv, bias, grad, dq, partial, n, lines, keys, scale, gap(grad), each, HEADS=heads, D=c // heads, **blocks
+    )
+    dkv = partial.sum(0).to(kv.dtype)
+
+    blocks = _blocks(c // heads, keys, *BIAS_GRADIENT)
+    steps = triton.cdiv(lines, blocks["BLOCK_L"])
+    samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, steps * heads)))
+    splits = triton.cdiv(n, samples)
+    partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
+    _bias_gradient_kernel[(steps, heads, splits)](
+        q, kv, bias, grad, partial, n, lines, keys, scale, gap(grad), samples, HEADS=heads, D=c // heads, **blocks
+    )
+    return dq, dkv, partial.sum(0).to(bias.dtype)
+
+
 class _AttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-        n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
-        out = torch.empty_like(q)
-        blocks = _blocks(c // heads, keys, *FORWARD)
-        _attention_fwd_kernel[(triton.cdiv(lines, blocks["BLOCK_L"]), n * heads)](
-            q, kv, bias, out, lines, keys, (c // heads) ** -0.5, HEADS=heads, D=c // heads, **blocks
-        )
         ctx.save_for_backward(q, kv, bias)
+        out = torch.empty_like(q)
+        attend(q, kv, bias, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, bias = ctx.saved_tensors
-        grad = grad_outputs[0].contiguous()
-        n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
-        scale = (c // heads) ** -0.5
-
-        blocks = _blocks(c // heads, keys, *BACKWARD)
-        steps = triton.cdiv(lines, blocks["BLOCK_L"])
-        each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads))) * blocks["BLOCK_L"]
-        splits = triton.cdiv(lines, each)
-        dq = torch.empty_like(q)
-        partial = torch.empty((splits, *kv.shape), dtype=torch.float32, device=q.device)
-        _attention_bwd_kernel[(n * heads, splits)](
-            q, kv, bias, grad, dq, partial, n, lines, keys, scale, each, HEADS=heads, D=c // heads, **blocks
-        )
-        dkv = partial.sum(0).to(kv.dtype)
-
-        dbias = None
-        if ctx.needs_input_grad[2]:
-            blocks = _blocks(c // heads, keys, *BIAS_GRADIENT)
-            steps = triton.cdiv(lines, blocks["BLOCK_L"])
-            samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, steps * heads)))
-            splits = triton.cdiv(n, samples)
-            partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
-            _bias_gradient_kernel[(steps, heads, splits)](
-                q, kv, bias, grad, partial, n, lines, keys, scale, samples, HEADS=heads, D=c // heads, **blocks
-            )
-            dbias = partial.sum(0).to(bias.dtype)
-        return dq, dkv, dbias
+        return attend_gradient(*ctx.saved_tensors, grad_outputs[0].contiguous())
 
 
 def attention(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:

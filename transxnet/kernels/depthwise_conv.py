@@ -25,6 +25,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from transxnet.kernels.pixels import gap
+
 __all__ = [
     "Tiling",
     "band_matrix",
@@ -118,19 +120,22 @@ def tap_sums(to_ptr, products, K: tl.constexpr, ROWS: tl.constexpr, RANGE: tl.co
 
 @triton.jit
 def _conv_kernel(
-    x_ptr, weight_ptr, bias_ptr, input_ptr, around_ptr, y_ptr, partial_ptr, N, C,
+    x_ptr, weight_ptr, bias_ptr, input_ptr, around_ptr, y_ptr, partial_ptr, N, C, x_gap, y_gap,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
     FORK: tl.constexpr, PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). Backward: x is the output's
-    # gradient, y the input's; gradients of the taps and of the bias to partial[group, channel, 0 : K * K + 1]. FORK:
-    # what comes round the convolution is added to the input's gradient.
+    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). Samples of x and y may have
+    # gaps between them, if PER_SAMPLE, and inputs have none. Backward: x is the output's
+    # gradient, y the input's; to partial the group's gradients, of all channels' taps and then of the bias, or
+    # PER_SAMPLE as they are given. FORK: what comes round the convolution is added to the input's gradient.
     ROWS: tl.constexpr = 4 if K == 5 else 2
     RANGE: tl.constexpr = 4 if K <= 3 else 8
     group, c = tl.program_id(0), tl.program_id(1)
     live, base, down, across = place_tiles(group, N, C, c, H * W, SAMPLES, DOWN, ACROSS)
     plane = group * C + c if PER_SAMPLE else c
     if PER_SAMPLE:
+        x_ptr += group.to(tl.int64) * x_gap
+        y_ptr += group.to(tl.int64) * y_gap
         weight_ptr += plane * (K * K + 1)
         bias_ptr = weight_ptr + K * K
     else:
@@ -162,9 +167,14 @@ def _conv_kernel(
                     acc += given.to(tl.float32)
             tl.store(y_ptr + here, acc.to(y_ptr.dtype.element_ty), mask=inside)
     if BACKWARD:
-        taken = partial_ptr + (group.to(tl.int64) * C + c) * (K * K + 1)
+        if PER_SAMPLE:
+            taken = partial_ptr + (group.to(tl.int64) * C + c) * (K * K + 1)
+            of_bias = taken + K * K
+        else:
+            taken = partial_ptr + group.to(tl.int64) * (C * (K * K + 1)) + c * (K * K)
+            of_bias = partial_ptr + group.to(tl.int64) * (C * (K * K + 1)) + C * (K * K) + c
         tap_sums(taken, products, K, ROWS, RANGE)
-        tl.store(taken + K * K, tl.sum(tl.sum(total, 1), 0))
+        tl.store(of_bias, tl.sum(tl.sum(total, 1), 0))
 
 
 class Tiling(NamedTuple):
@@ -193,33 +203,34 @@ def tiling(n: int, height: int, width: int, *, most: int = TILES, per_sample: bo
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, given: Tensor | None = None,
-    around: Tensor | None = None, residual: bool = False,
+    around: Tensor | None = None, residual: bool = False, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`x` `[N, C, H, W]` convolved; with the forward's input `given`, the gradients: `x` is that of the output then.
 
     Args:
-        x: contiguous, as is all else.
+        x: contiguous, as is all else; with a sample's own weights, part of the channels of a contiguous tensor.
         weight: `[C, 1, K, K]`, or a sample's own taps and its bias behind them, `[N, C, K * K + 1]`.
         bias: `[C]`, for the former.
         given: makes this a backward.
         around: added to the input's gradient.
         residual: whether the forward adds `x`.
+        out: where the output goes, with a sample's own weights; such a part as well.
 
     Returns:
-        The output, or the input's gradient; and the gradients of taps and bias, to be added up over the first
-        dimension, `[groups, C, K * K + 1]`, fp32. A sample's own are a group.
+        The output, or the input's gradient; and in fp32 the gradients of taps and bias, to be added up over the first
+        dimension, `[groups, C * K * K + C]`, or a sample's own, `[N, C, K * K + 1]`.
     """
     n, c, h, w = x.shape
     per_sample, backward = weight.dim() == 3, given is not None
     kernel = math.isqrt(weight.shape[-1]) if per_sample else weight.shape[-1]
     tiles = tiling(n, h, w, per_sample=per_sample)
     groups = triton.cdiv(n, tiles.samples)
-    y = torch.empty_like(x)
-    sums = (groups, c, kernel * kernel + 1)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    sums = (n, c, kernel**2 + 1) if per_sample else (groups, c * (kernel**2 + 1))
     partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
     _conv_kernel[(groups, c)](
         x, weight, weight if bias is None else bias, x if given is None else given, x if around is None else around,
-        y, partial, n, c,
+        y, partial, n, c, gap(x), gap(y),
         H=h, W=w, K=kernel, BACKWARD=backward, RESIDUAL=residual, FORK=around is not None, PER_SAMPLE=per_sample,
         **tiles.options(), num_stages=1,
     )  # fmt: skip
@@ -239,9 +250,8 @@ class _ConvFunction(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad, *around = (grad.contiguous() for grad in grad_outputs)
         dx, partial = convolve(grad, weight, given=x, around=around[0] if around else None, residual=ctx.residual)
-        total = partial.sum(0)
-        dweight = total[..., :-1].reshape(weight.shape)
-        return dx, dweight.to(weight.dtype), total[..., -1].to(ctx.bias_dtype), None, None
+        dweight, dbias = partial.sum(0).split([weight.numel(), len(weight)])
+        return dx, dweight.view_as(weight).to(weight.dtype), dbias.to(ctx.bias_dtype), None, None
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from transxnet.kernels.kernel_generation import MAX_HIDDEN, Generated, Generator
 from transxnet.kernels.kernel_gradients import generate_gradient
 from transxnet.kernels.means import means, means_gradient
 
-__all__ = ["MAX_HIDDEN", "dynamic_conv", "dynamic_conv_reference"]
+__all__ = ["MAX_HIDDEN", "convolve_own", "convolve_own_gradient", "dynamic_conv", "dynamic_conv_reference"]
 
 
 def dynamic_conv_reference(
@@ -39,20 +39,37 @@ def dynamic_conv_reference(
     return out.reshape(x.shape)
 
 
+def convolve_own(x: Tensor, made_with: Generator, norm: nn.BatchNorm2d, out: Tensor) -> Generated:
+    """Into `out`, part of the channels of a contiguous tensor, what `dynamic_conv` returns of contiguous `x`."""
+    generated = generate(means(x, made_with.taps.shape[-1]), made_with, norm)
+    convolve(x, generated.kernels, out=out)
+    return generated
+
+
+def convolve_own_gradient(
+    grad: Tensor, x: Tensor, generated: Generated, made_with: Generator
+) -> tuple[Tensor, Generator]:
+    """Gradients of `x` and the parameters from the output's, part of the channels of a contiguous tensor."""
+    dx, dkernels = convolve(grad, generated.kernels, given=x)
+    dpooled, dparameters = generate_gradient(dkernels, generated, made_with)
+    means_gradient(dpooled, dx, made_with.taps.shape[-1])
+    return dx, dparameters
+
+
 class _DynamicConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: nn.BatchNorm2d, *parameters: Tensor) -> Tensor:
-        kernels, pooled, hidden, *ctx.stats = generate(means(x, parameters[5].shape[-1]), Generator(*parameters), norm)
-        ctx.save_for_backward(x, kernels, pooled, hidden, *parameters)
-        return convolve(x, kernels)[0]
+        out = torch.empty_like(x)
+        *saved, of_taps, of_bias = convolve_own(x, Generator(*parameters), norm, out)
+        ctx.stats = of_taps, of_bias
+        ctx.save_for_backward(x, *saved, *parameters)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, kernels, pooled, hidden, *parameters = ctx.saved_tensors
-        made_with = Generator(*parameters)
-        dx, dkernels = convolve(grad_outputs[0].contiguous(), kernels, given=x)
-        dpooled, dparameters = generate_gradient(dkernels, Generated(kernels, pooled, hidden, *ctx.stats), made_with)
-        means_gradient(dpooled, dx, made_with.taps.shape[-1])
+        generated = Generated(kernels, pooled, hidden, *ctx.stats)
+        dx, dparameters = convolve_own_gradient(grad_outputs[0].contiguous(), x, generated, Generator(*parameters))
         return dx, None, *dparameters
 
 

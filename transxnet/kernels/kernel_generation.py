@@ -134,7 +134,8 @@ def load_activation(
     r = tl.arange(0, BLOCK_R)
     weight = tl.load(weight_ptr + r, mask=r < R, other=0.0)[:, None]
     shift = tl.load(shift_ptr + r, mask=r < R, other=0.0)[:, None]
-    return gelu(xhat * weight + shift).to(hidden_ptr.dtype.element_ty)
+    dtype: tl.constexpr = hidden_ptr.dtype.element_ty
+    return gelu(xhat * weight + shift, dtype).to(dtype)
 
 
 @triton.jit

@@ -125,7 +125,8 @@ def _hidden_gradient_kernel(
     )
     live = r < R
     weight = tl.load(weight_ptr + r, mask=live, other=0.0)[:, None]
-    _, slope = gelu_with_gradient(xhat * weight + tl.load(shift_ptr + r, mask=live, other=0.0)[:, None])
+    shift = tl.load(shift_ptr + r, mask=live, other=0.0)[:, None]
+    _, slope = gelu_with_gradient(xhat * weight + shift, hidden_ptr.dtype.element_ty)
     grad *= slope
     where = dnormed_ptr + (n * R + r[:, None]) * (K * K + 1) + p[None, :]
     tl.store(where, grad.to(dnormed_ptr.dtype.element_ty), mask=live[:, None] & known)

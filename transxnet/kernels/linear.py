@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """1x1 convolutions over `[N, C, H, W]` with GELU and BatchNorm on their way in or out of memory.
 
@@ -27,12 +27,11 @@ from transxnet.kernels.pixels import block, first_channel, place_block
 from transxnet.kernels.statistics import Pieces
 
 __all__ = [
-    "expand_gelu",
-    "expand_gelu_gradient",
     "gelu_norm_linear",
     "gelu_norm_linear_reference",
     "matrix_gradient",
     "multiply",
+    "norm_gradient",
 ]
 
 PROGRAMS = 264
@@ -67,17 +66,17 @@ def _linear_kernel(
         if NORM:
             scale = tl.load(rstd_ptr + c, mask=live, other=0.0) * tl.load(weight_ptr + c, mask=live, other=0.0)
             shift = tl.load(bias_ptr + c, mask=live, other=0.0) - tl.load(mean_ptr + c, mask=live, other=0.0) * scale
-            x = (gelu(x.to(tl.float32)) * scale[:, None] + shift[:, None]).to(x.dtype)
+            x = (gelu(x.to(tl.float32), x.dtype) * scale[:, None] + shift[:, None]).to(x.dtype)
         where = c[None, :] * OUT + o[:, None] if TURNED else o[:, None] * C + c[None, :]
         matrix = tl.load(matrix_ptr + where, mask=(o < OUT)[:, None] & live[None, :], other=0.0)
-        acc = tl.dot(matrix, x, acc, input_precision="ieee")
+        acc = tl.dot(matrix.to(x.dtype), x, acc, input_precision="ieee")
     if HAS_OFFSET:
         acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
     mask = (o < OUT)[:, None] & inside
     where = first_channel(pixels, OUT, HW)[None, :] + (o * HW)[:, None]
     tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=mask)
     if GELU:
-        acc = gelu(acc)
+        acc = gelu(acc, out_ptr.dtype.element_ty)
     if KEEP:
         tl.store(gelu_ptr + where, acc.to(gelu_ptr.dtype.element_ty), mask=mask)
     if PIECES:
@@ -91,13 +90,12 @@ def _linear_kernel(
 
 @triton.jit
 def _matrix_gradient_kernel(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, partial_total_ptr, N, C, OUT, length,
+    grad_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr, N, C, OUT, length,
     HW: tl.constexpr, NORM: tl.constexpr, TOTAL: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     # Program (block of outputs, block of inputs, split): over `length` of all samples' pixels, V into
-    # partial[split, o, c] and G, a product with ones, into partial_total[split, o]; without NORM grad x^T, and G only
-    # if TOTAL.
+    # partial[split, 0 : OUT * C] and behind it, if TOTAL, G, a product with ones; without NORM grad x^T in place of V.
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(2)
@@ -114,19 +112,19 @@ def _matrix_gradient_kernel(
         from_x = x_ptr + (first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None])
         x = tl.load(from_x, mask=(c < C)[:, None] & inside, other=0.0)
         if NORM:
-            x = (gelu(x.to(tl.float32)) * rstd[:, None] - shift[:, None]).to(x.dtype)
+            x = (gelu(x.to(tl.float32), x.dtype) * rstd[:, None] - shift[:, None]).to(x.dtype)
         if TOTAL:
             total = tl.dot(grad, ones, total, input_precision="ieee")
         acc = tl.dot(grad, tl.trans(x), acc, input_precision="ieee")
-    rows = split.to(tl.int64) * OUT + o
-    tl.store(partial_ptr + rows[:, None] * C + c[None, :], acc, mask=(o < OUT)[:, None] & (c < C)[None, :])
+    taken = partial_ptr + split.to(tl.int64) * (OUT * C + OUT if TOTAL else OUT * C)
+    tl.store(taken + o[:, None] * C + c[None, :], acc, mask=(o < OUT)[:, None] & (c < C)[None, :])
     if TOTAL and tl.program_id(1) == 0:
-        tl.store(partial_total_ptr + rows, tl.max(total, 1), mask=o < OUT)
+        tl.store(taken + OUT * C + o, tl.max(total, 1), mask=o < OUT)
 
 
 @triton.jit
 def _finish_kernel(
-    partial_ptr, partial_total_ptr, matrix_ptr, weight_ptr, bias_ptr, dmatrix_ptr, doffset_ptr, sums_ptr, C, OUT,
+    partial_ptr, matrix_ptr, weight_ptr, bias_ptr, dmatrix_ptr, doffset_ptr, sums_ptr, C, OUT,
     splits, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # Program (block of inputs): d M, d offset, and (d bias, d weight) as sums[0:2].
@@ -141,9 +139,9 @@ def _finish_kernel(
         v = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
         total = tl.zeros([BLOCK_O], dtype=tl.float32)
         for split in range(splits):
-            rows = tl.cast(split, tl.int64) * OUT + o
-            v += tl.load(partial_ptr + rows[:, None] * C + c[None, :], mask=mask, other=0.0)
-            total += tl.load(partial_total_ptr + rows, mask=o < OUT, other=0.0)
+            taken = partial_ptr + tl.cast(split, tl.int64) * (OUT * C + OUT)
+            v += tl.load(taken + o[:, None] * C + c[None, :], mask=mask, other=0.0)
+            total += tl.load(taken + OUT * C + o, mask=o < OUT, other=0.0)
         where = o[:, None] * C + c[None, :]
         matrix = tl.load(matrix_ptr + where, mask=mask, other=0.0).to(tl.float32)
         tl.store(dmatrix_ptr + where, v * weight[None, :] + total[:, None] * bias[None, :], mask=mask)
@@ -156,11 +154,13 @@ def _finish_kernel(
 
 
 @triton.jit
-def _norm_gradient(x, grad, c, live, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH: tl.constexpr):
-    # Gradient of x from that of norm(gelu(x)), both [channels, pixels] fp32.
+def norm_gradient(
+    x, grad, c, live, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH: tl.constexpr,
+):  # fmt: skip
+    """Gradient, fp32, of `x` in its own dtype from that of norm(gelu(x)), fp32; both [channels, pixels]."""
     rstd = tl.load(rstd_ptr + c, mask=live, other=0.0)
     scale = rstd * tl.load(weight_ptr + c, mask=live, other=0.0)
-    value, slope = gelu_with_gradient(x)
+    value, slope = gelu_with_gradient(x.to(tl.float32), x.dtype)
     if BATCH:
         two = tl.load(sums_ptr + C + c, mask=live, other=0.0) * inverse_count * rstd
         one = tl.load(sums_ptr + c, mask=live, other=0.0) * inverse_count
@@ -186,52 +186,26 @@ def _input_gradient_kernel(
         live = (o < OUT)[:, None]
         grad = tl.load(grad_ptr + (at + (o * HW)[:, None]), mask=live & inside, other=0.0)
         matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=live & (c < C)[None, :], other=0.0)
-        acc = tl.dot(tl.trans(matrix), grad, acc, input_precision="ieee")
+        acc = tl.dot(tl.trans(matrix.to(grad.dtype)), grad, acc, input_precision="ieee")
     mask = (c < C)[:, None] & inside
     where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
-    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
-    dx = _norm_gradient(x, acc, c, c < C, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH)
+    x = tl.load(x_ptr + where, mask=mask, other=0.0)
+    dx = norm_gradient(x, acc, c, c < C, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH)
     tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _expand_gradient_kernel(
-    grad_ptr, matrix_ptr, h_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dh_ptr, dx_ptr, inverse_count, N, C, OUT,
-    HW: tl.constexpr, BATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    # Program (block of inputs, block of all samples' pixels): grad back through norm and GELU on load, stored as dh,
-    # then dx = M^T dh.
-    row, column = place_block(C, BLOCK_C)
-    c = row * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = column * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = (pixels < N * HW)[None, :]
-    at = first_channel(pixels, OUT, HW)[None, :]
-    acc = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
-    for start in range(0, OUT, BLOCK_O):
-        o = start + tl.arange(0, BLOCK_O)
-        mask = (o < OUT)[:, None] & inside
-        where = at + (o * HW)[:, None]
-        h = tl.load(h_ptr + where, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + where, mask=mask, other=0.0).to(tl.float32)
-        dh = _norm_gradient(h, grad, o, o < OUT, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, OUT, BATCH)
-        dh = tl.where(mask, dh, 0.0).to(dh_ptr.dtype.element_ty)
-        if row == 0:
-            tl.store(dh_ptr + where, dh, mask=mask)
-        matrix = tl.load(
-            matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & (c < C)[None, :], other=0.0
-        )
-        acc = tl.dot(tl.trans(matrix), dh, acc, input_precision="ieee")
-    where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
-    tl.store(dx_ptr + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
+def _stages(normalised: bool) -> int:
+    # A third would spill on sm_80 where nothing is computed on load.
+    return 3 if normalised else 2
 
 
 def multiply(
     x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None = None,
     kept: Tensor | None = None, *, pieces: bool = False, apply_gelu: bool = False, turned: bool = False,
 ) -> tuple[Tensor, Pieces | None]:  # fmt: skip
-    """`matrix` `[O, C]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out.
+    """`matrix` `[O, C, 1, 1]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out.
 
-    `turned`: the matrix is given as `[C, O]`.
+    `turned`: the matrix is given as `[C, O, 1, 1]`.
     """
     (n, c, height, width), o = x.shape, matrix.shape[1 if turned else 0]
     hw = height * width
@@ -244,7 +218,7 @@ def multiply(
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
         partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
         PIECES=pieces, GELU=apply_gelu, TURNED=turned, BLOCK_O=block_o, BLOCK_P=block_p,
-        BLOCK_C=block(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS,
+        BLOCK_C=block(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS, num_stages=_stages(norm is not None),
     )  # fmt: skip
     return out, Pieces(partial, block_p, n * hw, n * hw) if pieces else None
 
@@ -254,22 +228,19 @@ def _gradient_rows(size: int, hw: int, *, normalised: bool) -> int:
     return block(size, WIDE_ROWS if normalised and hw % 2 == 0 else ROWS)
 
 
-def matrix_gradient(
-    grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None, *, total: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Partial sums of V `[splits, O, C]`, or of `grad x^T` without `stats`, and of G `[splits, O]`; fp32."""
+def matrix_gradient(grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None, *, total: bool = True) -> Tensor:
+    """Partial sums of V, or of `grad x^T` without `stats`, and with `total` of G: `[splits, O * C + O]`, fp32."""
     n, c, hw, o = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], grad.shape[1]
     block_o, block_c, block_p = _gradient_rows(o, hw, normalised=stats is not None), block(c, COLUMNS), DEPTH
     tiles = triton.cdiv(o, block_o) * triton.cdiv(c, block_c)
     length = triton.cdiv(triton.cdiv(n * hw, triton.cdiv(PROGRAMS, tiles)), block_p) * block_p
     splits = triton.cdiv(n * hw, length)
-    partial = torch.empty((splits, o, c), dtype=torch.float32, device=x.device)
-    partial_total = torch.empty((splits, o), dtype=torch.float32, device=x.device)
+    partial = torch.empty((splits, o * c + o if total else o * c), dtype=torch.float32, device=x.device)
     _matrix_gradient_kernel[(triton.cdiv(o, block_o), triton.cdiv(c, block_c), splits)](
-        grad, x, *(stats or (x, x)), partial, partial_total, n, c, o, length, HW=hw, NORM=stats is not None,
+        grad, x, *(stats or (x, x)), partial, n, c, o, length, HW=hw, NORM=stats is not None,
         TOTAL=total, BLOCK_O=block_o, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
-    return partial, partial_total
+    return partial
 
 
 class _GeluNormLinearFunction(torch.autograd.Function):
@@ -279,67 +250,41 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         norm: nn.BatchNorm2d, pieces: Pieces | None, out_pieces: bool, out_gelu: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         stats = batch_statistics(x, norm, pieces, apply_gelu=True)
-        low = matrix.flatten(1).to(x.dtype)
         out, made = multiply(
-            x, low, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
+            x, matrix, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
         )
-        ctx.save_for_backward(x, weight, bias, low)
-        ctx.stats, ctx.matrix = stats, (matrix.shape, matrix.dtype)
+        ctx.save_for_backward(x, weight, bias, matrix)
+        ctx.stats = stats
         ctx.offset_dtype = None if offset is None else offset.dtype
         if made is None:
             return out, None
         ctx.mark_non_differentiable(made.partial)
+        ctx.set_materialize_grads(False)
         return out, made.partial
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        x, weight, bias, low = ctx.saved_tensors
-        stats, (o, c), hw = ctx.stats, low.shape, x.shape[2] * x.shape[3]
+        x, weight, bias, matrix = ctx.saved_tensors
+        stats, (o, c), hw = ctx.stats, matrix.shape[:2], x.shape[2] * x.shape[3]
         grad = grad_outputs[0].contiguous()
-        partial, total = matrix_gradient(grad, x, (stats.mean, stats.rstd))
+        partial = matrix_gradient(grad, x, (stats.mean, stats.rstd))
         dmatrix = torch.empty((o, c), dtype=torch.float32, device=x.device)
         doffset = torch.empty(o, dtype=torch.float32, device=x.device)
         sums = torch.empty((2, c), dtype=torch.float32, device=x.device)
         _finish_kernel[(triton.cdiv(c, 16),)](
-            partial, total, low, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
+            partial, matrix, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
             BLOCK_O=block(o, DEPTH), BLOCK_C=16,
         )  # fmt: skip
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
         block_c, block_p, n = block(c, COLUMNS), block(len(x) * hw, COLUMNS), len(x)
         _input_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
-            grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
+            grad, matrix, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
             BATCH=stats.of_batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
         )  # fmt: skip
         offset = None if ctx.offset_dtype is None else doffset.to(ctx.offset_dtype)
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
-        return dx, *affine, dmatrix.view(ctx.matrix[0]).to(ctx.matrix[1]), offset, None, None, None, None
-
-
-def expand_gelu(x: Tensor, matrix: Tensor, *, pieces: bool) -> tuple[Tensor, Tensor, Pieces | None]:
-    """`h = matrix x`, `gelu(h)` and pieces of it; `x` is `[N, C, H, W]`, `matrix` `[O, C]` in its dtype."""
-    kept = torch.empty((x.shape[0], matrix.shape[0], *x.shape[2:]), dtype=x.dtype, device=x.device)
-    h, made = multiply(x, matrix, None, None, kept, pieces=pieces, apply_gelu=True)
-    return h, kept, made
-
-
-def expand_gelu_gradient(
-    x: Tensor, matrix: Tensor, h: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor], shared: Tensor,
-    inverse_count: float, *, batch: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of `x` and `matrix` (fp32) from `grad`, that of `norm(gelu(h))`.
-
-    `norm` is mean, rstd and weight; `shared` and `inverse_count` are what `Statistics.shared` gives; `batch` says
-    whether the norm's statistics are the batch's.
-    """
-    (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
-    dx, dh = torch.empty_like(x), torch.empty_like(h)
-    block_c, block_p = block(c, WIDE_ROWS), block(n * hw, COLUMNS)
-    _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
-        grad, matrix, h, *norm, shared, dh, dx, inverse_count, n, c, o, HW=hw,
-        BATCH=batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
-    )  # fmt: skip
-    return dx, matrix_gradient(dh, x, None, total=False)[0].sum(0)
+        return dx, *affine, dmatrix.view_as(matrix).to(matrix.dtype), offset, None, None, None, None
 
 
 def gelu_norm_linear(

@@ -32,7 +32,7 @@ from transxnet.kernels.depthwise_conv import (
     tap_sums,
     tiling,
 )
-from transxnet.kernels.linear import expand_gelu, expand_gelu_gradient
+from transxnet.kernels.expansion import expand_gelu, expand_gelu_gradient
 from transxnet.kernels.statistics import Pieces, Statistics
 
 __all__ = ["expand_norm_multiscale", "expand_norm_multiscale_reference"]
@@ -48,19 +48,19 @@ def expand_norm_multiscale_reference(
 
 
 @triton.jit
-def _near_mean(x_ptr, inside, taps_ptr, scale, shift, offset, K: tl.constexpr):
+def _near_mean(x_ptr, inside, taps_ptr, scale, shift, offset, dtype: tl.constexpr, K: tl.constexpr):
     # A value near the mean of the channel's gelu(d), so that a large mean does not cancel in the sum of squares about
     # it: gelu of what d is where e is its mean over the first tiles.
     e = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) * scale + shift
     mean = tl.sum(tl.sum(tl.where(inside, e, 0.0), 1), 0) / tl.sum(tl.sum(inside.to(tl.float32), 1), 0)
     taps = tl.arange(0, 64)
     weight = tl.sum(tl.load(taps_ptr + taps, mask=taps < K * K, other=0.0).to(tl.float32), 0)
-    return gelu(mean * (1.0 + weight) + offset)
+    return gelu(mean * (1.0 + weight) + offset, dtype)
 
 
 @triton.jit
 def _one_scale(
-    x_ptr, h_ptr, taps_ptr, offset_ptr, taken_ptr, y_ptr, group, N, C, c, mean, rstd, scale, shift,
+    x_ptr, h_ptr, taps_ptr, offset_ptr, dtaps_ptr, dbias_ptr, y_ptr, group, N, C, c, mean, rstd, scale, shift,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr,
     SAMPLES: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def _one_scale(
     less = 0.0
     if not BACKWARD:
         first_tiles, known = place_values(base + across * 8, live, down, across * 8, H, W, ROWS)
-        less = _near_mean(x_ptr + first_tiles, known, taps_ptr, scale, shift, offset, K)
+        less = _near_mean(x_ptr + first_tiles, known, taps_ptr, scale, shift, offset, dtype, K)
     for top in range(0, H, ROWS):
         for left in range(0, W, ACROSS * 8):
             h, w = top + down, left + across * 8
@@ -94,7 +94,7 @@ def _one_scale(
             g = own
             e = own.to(dtype)
             if BACKWARD:
-                g = gelu(tl.load(h_ptr + here, mask=inside, other=0.0).to(tl.float32))
+                g = gelu(tl.load(h_ptr + here, mask=inside, other=0.0).to(tl.float32), dtype)
                 e = (g * scale + tl.where(inside, shift, 0.0)).to(dtype)
                 acc = own
                 dbias += own
@@ -118,84 +118,88 @@ def _one_scale(
                 acc = tl.where(inside, acc, 0.0)
                 second += acc * (g - mean) * rstd
             else:
-                acc = tl.where(inside, gelu(acc), 0.0)
+                acc = tl.where(inside, gelu(acc, dtype), 0.0)
                 acc = tl.where(inside, acc - less, 0.0)
                 second += acc * acc
             first += acc
     if BACKWARD:
         if K == 1:
-            tl.store(taken_ptr, tl.sum(tl.sum(dtap, 1), 0))
+            tl.store(dtaps_ptr, tl.sum(tl.sum(dtap, 1), 0))
         else:
-            tap_sums(taken_ptr, products, K, ROWS, RANGE)
-        tl.store(taken_ptr + K * K, tl.sum(tl.sum(dbias, 1), 0))
+            tap_sums(dtaps_ptr, products, K, ROWS, RANGE)
+        tl.store(dbias_ptr, tl.sum(tl.sum(dbias, 1), 0))
     return tl.sum(tl.sum(first, 1), 0), tl.sum(tl.sum(second, 1), 0), less
 
 
 @triton.jit
 def _middle_kernel(
     x_ptr, h_ptr, w1_ptr, w3_ptr, w5_ptr, w7_ptr, b1_ptr, b3_ptr, b5_ptr, b7_ptr,
-    mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, partial_ptr, partial_taps_ptr, N, C, quarter,
+    mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, partial_ptr, N, C, quarter, pitch,
     H: tl.constexpr, W: tl.constexpr, BACKWARD: tl.constexpr, SAMPLES: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     # Program (group of samples, channel).
     # Forward: x is g, normalised on load; of the group the sum of gelu(y), and the squares about its mean.
-    # Backward: x is d's gradient, y is e's; with g = gelu(h) the sums of y and of y * (g - mean) * rstd, and the taps'
-    # gradients: a row of partial_taps for each group, [window, K * K + 1] of one scale after the other.
+    # Backward: x is d's gradient, y is e's; with g = gelu(h) the sums of y and of y * (g - mean) * rstd, and behind
+    # them the gradients of taps, [window, K * K], and biases of one scale after the other.
+    # Each group has a row of `pitch` values in partial.
     group, c = tl.program_id(0), tl.program_id(1)
     mean = tl.load(mean_ptr + c)
     rstd = tl.load(rstd_ptr + c)
     scale = rstd * tl.load(weight_ptr + c).to(tl.float32)
     shift = tl.load(bias_ptr + c).to(tl.float32) - mean * scale
     window = C - 3 * quarter
-    taken = partial_taps_ptr + group.to(tl.int64) * (2 * C + 80 * quarter)
+    sums = partial_ptr + group.to(tl.int64) * pitch
+    taken = sums + 2 * C
     if c < window:
         one, two, less = _one_scale(
-            x_ptr, h_ptr, w1_ptr + c, b1_ptr + c, taken + c * 2, y_ptr, group, N, C, c, mean, rstd, scale, shift,
-            H, W, 1, BACKWARD, SAMPLES, ACROSS,
+            x_ptr, h_ptr, w1_ptr + c, b1_ptr + c, taken + c, taken + window + c, y_ptr,
+            group, N, C, c, mean, rstd, scale, shift, H, W, 1, BACKWARD, SAMPLES, ACROSS,
         )  # fmt: skip
     elif c < window + quarter:
         row = c - window
+        taken += 2 * window
         one, two, less = _one_scale(
-            x_ptr, h_ptr, w3_ptr + row * 9, b3_ptr + row, taken + 2 * window + row * 10, y_ptr,
+            x_ptr, h_ptr, w3_ptr + row * 9, b3_ptr + row, taken + row * 9, taken + 9 * quarter + row, y_ptr,
             group, N, C, c, mean, rstd, scale, shift, H, W, 3, BACKWARD, SAMPLES, ACROSS,
         )  # fmt: skip
     elif c < window + 2 * quarter:
         row = c - window - quarter
+        taken += 2 * window + 10 * quarter
         one, two, less = _one_scale(
-            x_ptr, h_ptr, w5_ptr + row * 25, b5_ptr + row, taken + 2 * window + 10 * quarter + row * 26, y_ptr,
+            x_ptr, h_ptr, w5_ptr + row * 25, b5_ptr + row, taken + row * 25, taken + 25 * quarter + row, y_ptr,
             group, N, C, c, mean, rstd, scale, shift, H, W, 5, BACKWARD, SAMPLES, ACROSS,
         )  # fmt: skip
     else:
         row = c - window - 2 * quarter
+        taken += 2 * window + 36 * quarter
         one, two, less = _one_scale(
-            x_ptr, h_ptr, w7_ptr + row * 49, b7_ptr + row, taken + 2 * window + 36 * quarter + row * 50, y_ptr,
+            x_ptr, h_ptr, w7_ptr + row * 49, b7_ptr + row, taken + row * 49, taken + 49 * quarter + row, y_ptr,
             group, N, C, c, mean, rstd, scale, shift, H, W, 7, BACKWARD, SAMPLES, ACROSS,
         )  # fmt: skip
     if not BACKWARD:
         size = (tl.minimum(N - group * SAMPLES, SAMPLES) * (H * W)).to(tl.float32)
         two = tl.maximum(two - one * one / size, 0.0)
         one += less * size
-    sums = partial_ptr + group * 2 * C + c
-    tl.store(sums, one)
-    tl.store(sums + C, two)
+    tl.store(sums + c, one)
+    tl.store(sums + C + c, two)
 
 
 def _launch(
     x: Tensor, h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stats: Statistics,
     affine: tuple[Tensor, Tensor], *, backward: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`_middle_kernel`'s output, its partial sums `[groups, 2, C]`, and those of the taps, a row each group."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`_middle_kernel`'s output, and a row of partial sums for each group."""
     n, c, height, width = x.shape
     tiles = tiling(n, height, width, most=BACKWARD_TILES if backward else TILES)
     quarter, groups = c // 4, triton.cdiv(n, tiles.samples)
     y = torch.empty_like(x)
-    partial = torch.empty((groups, 2, c), dtype=torch.float32, device=x.device)
-    taps = torch.empty((groups, 2 * c + 80 * quarter) if backward else 1, dtype=torch.float32, device=x.device)
+    pitch = 4 * c + 80 * quarter if backward else 2 * c
+    partial = torch.empty((groups, pitch), dtype=torch.float32, device=x.device)
     _middle_kernel[(groups, c)](
-        x, h, *weights, *biases, stats.mean, stats.rstd, *affine, y, partial, taps, n, c, quarter, H=height, W=width,
+        x, h, *weights, *biases, stats.mean, stats.rstd, *affine, y, partial, n, c, quarter, pitch, H=height, W=width,
         BACKWARD=backward, SAMPLES=tiles.samples, ACROSS=tiles.across, num_warps=tiles.warps, num_stages=1,
     )  # fmt: skip
-    return y, partial, taps
+    return y, partial
 
 
 class _ExpandFunction(torch.autograd.Function):
@@ -204,37 +208,33 @@ class _ExpandFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, matrix: Tensor, norm: nn.BatchNorm2d, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         affine, weights, biases = (parameters[0], parameters[1]), parameters[2:6], parameters[6:]
-        low = matrix.flatten(1).to(x.dtype)
-        h, g, pieces = expand_gelu(x, low, pieces=norm.training)
+        h, g, pieces = expand_gelu(x, matrix, pieces=norm.training)
         stats = batch_statistics(h, norm, pieces, apply_gelu=True)
-        d, partial, _ = _launch(g, g, weights, biases, stats, affine, backward=False)
-        ctx.save_for_backward(x, low, h, *affine, *weights)
-        ctx.stats, ctx.matrix = stats, (matrix.shape, matrix.dtype)
+        d, partial = _launch(g, g, weights, biases, stats, affine, backward=False)
+        ctx.save_for_backward(x, matrix, h, *affine, *weights)
+        ctx.stats = stats
         ctx.bias_dtype = biases[0].dtype
         ctx.mark_non_differentiable(partial)
+        ctx.set_materialize_grads(False)
         return d, partial
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, h, weight, bias, *weights = ctx.saved_tensors
+        x, matrix, h, weight, bias, *weights = ctx.saved_tensors
         stats = ctx.stats
         grad = grad_outputs[0].contiguous()
-        de, partial, taps = _launch(grad, h, weights, weights, stats, (weight, bias), backward=True)
-        sums, taps = partial.sum(0), taps.sum(0)
-        dweights, dbiases, first = [], [], 0
-        for taken in weights:
-            last = first + len(taken) + taken.numel()
-            found = taps[first:last].view(len(taken), -1)
-            dweights.append(found[:, :-1].reshape(taken.shape).to(taken.dtype))
-            dbiases.append(found[:, -1].to(ctx.bias_dtype))
-            first = last
+        de, partial = _launch(grad, h, weights, weights, stats, (weight, bias), backward=True)
+        each = [size for taken in weights for size in (taken.numel(), len(taken))]
+        sums, *found = partial.sum(0).split([2 * h.shape[1], *each])
+        sums = sums.view(2, -1)
+        dweights = [taken.view_as(weight).to(weight.dtype) for taken, weight in zip(found[::2], weights, strict=True)]
+        dbiases = [taken.to(ctx.bias_dtype) for taken in found[1::2]]
         shared, inverse_count = stats.shared(sums)
         dx, dmatrix = expand_gelu_gradient(
-            x, low, h, de, (stats.mean, stats.rstd, weight), shared, inverse_count, batch=stats.of_batch
+            x, matrix, h, de, (stats.mean, stats.rstd, weight), shared, inverse_count, batch=stats.of_batch
         )
-        shape, dtype = ctx.matrix
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
-        return dx, dmatrix.view(shape).to(dtype), None, *affine, *dweights, *dbiases
+        return dx, dmatrix.view_as(matrix).to(matrix.dtype), None, *affine, *dweights, *dbiases
 
 
 def expand_norm_multiscale(
@@ -253,4 +253,6 @@ def expand_norm_multiscale(
     d, partial = _ExpandFunction.apply(x.contiguous(), matrix, norm, norm.weight, norm.bias, *weights, *biases)
     n, _, height, width = d.shape
     values = n * height * width
-    return d, Pieces(partial, tiling(n, height, width).samples * height * width, values, values)
+    return d, Pieces(
+        partial.view(len(partial), 2, -1), tiling(n, height, width).samples * height * width, values, values
+    )

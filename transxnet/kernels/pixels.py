@@ -3,8 +3,9 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["block", "first_channel", "place_block"]
+__all__ = ["block", "first_channel", "gap", "place_block"]
 
 
 @triton.jit
@@ -28,3 +29,8 @@ def block(size: int, limit: int | None = None) -> int:
     """Side of a tile that `size` fits, at most `limit`; 16 at the least, which products on tensor cores need."""
     side = max(16, triton.next_power_of_2(size))
     return side if limit is None else min(side, limit)
+
+
+def gap(x: Tensor) -> int:
+    """Values of other channels between two samples of `x` `[N, C, H, W]`, where it is a part of a contiguous tensor."""
+    return x.stride(0) - x[0].numel()

@@ -22,19 +22,17 @@ def projection_reference(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
 class _ProjectionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-        low = matrix.flatten(1).to(x.dtype)
-        ctx.save_for_backward(x, low)
-        ctx.like = matrix.shape, matrix.dtype, offset.dtype
-        return multiply(x, low, offset)[0]
+        ctx.save_for_backward(x, matrix)
+        ctx.offset_dtype = offset.dtype
+        return multiply(x, matrix, offset)[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, low = ctx.saved_tensors
-        shape, dtype, offset_dtype = ctx.like
+        x, matrix = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
-        partial, total = matrix_gradient(grad, x, None)
-        dx = multiply(grad, low, None, turned=True)[0]
-        return dx, partial.sum(0).view(shape).to(dtype), total.sum(0).to(offset_dtype)
+        dmatrix, doffset = matrix_gradient(grad, x, None).sum(0).split([matrix.numel(), len(matrix)])
+        dx = multiply(grad, matrix, None, turned=True)[0]
+        return dx, dmatrix.view_as(matrix).to(matrix.dtype), doffset.to(ctx.offset_dtype)
 
 
 def projection(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:

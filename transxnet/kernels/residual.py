@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from transxnet.kernels.activation import BLOCK, batch_statistics, cut
-from transxnet.kernels.statistics import Pieces
+from transxnet.kernels.statistics import BLOCK_C, BLOCK_S, Pieces
 
 __all__ = ["scaled_residual", "scaled_residual_reference"]
 
@@ -99,6 +99,34 @@ def _residual_sums_kernel(
 
 
 @triton.jit
+def _residual_end_kernel(
+    partial_ptr, weight_ptr, bias_ptr, scale_ptr, found_ptr, C, splits, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    # Program (block of channels): A, B and the gradients of bias, weight and scale, as found[0:5, c].
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < C
+    a = tl.zeros([BLOCK_S, BLOCK_C], dtype=tl.float32)
+    b = tl.zeros([BLOCK_S, BLOCK_C], dtype=tl.float32)
+    d = tl.zeros([BLOCK_S, BLOCK_C], dtype=tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        split = start + tl.arange(0, BLOCK_S)
+        inside = (split < splits)[:, None] & mask[None, :]
+        here = partial_ptr + (split[:, None] * 3) * C + c[None, :]
+        a += tl.load(here, mask=inside, other=0.0)
+        b += tl.load(here + C, mask=inside, other=0.0)
+        d += tl.load(here + 2 * C, mask=inside, other=0.0)
+    one, two = tl.sum(a, 0), tl.sum(b, 0)
+    scale = tl.load(scale_ptr + c, mask=mask, other=0.0)
+    weight = tl.load(weight_ptr + c, mask=mask, other=0.0)
+    tl.store(found_ptr + c, one, mask=mask)
+    tl.store(found_ptr + C + c, two, mask=mask)
+    tl.store(found_ptr + 2 * C + c, scale * one, mask=mask)
+    tl.store(found_ptr + 3 * C + c, scale * two, mask=mask)
+    dscale = weight * two + tl.load(bias_ptr + c, mask=mask, other=0.0) * one + tl.sum(d, 0)
+    tl.store(found_ptr + 4 * C + c, dscale, mask=mask)
+
+
+@triton.jit
 def _residual_bwd_kernel(
     grad_ptr, x_ptr, factor_ptr, dx_ptr, daddend_ptr, mean_ptr, rstd_ptr, weight_ptr, scale_ptr, sums_ptr,
     inverse_count, total, C: tl.constexpr, HW: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr,
@@ -157,8 +185,11 @@ class _ScaledResidualFunction(torch.autograd.Function):
             grad, x, given_addend, given_factor, stats.mean, stats.rstd, partial, n, c, hw, samples,
             **options, BLOCK_N=block_n, BLOCK_P=block_p,
         )  # fmt: skip
-        sums = partial.sum(0)
-        shared, inverse_count = stats.shared(sums)
+        found = torch.empty((5, c), dtype=torch.float32, device=x.device)
+        _residual_end_kernel[(triton.cdiv(c, BLOCK_C),)](
+            partial, weight, bias, scale, found, c, splits, BLOCK_S=BLOCK_S, BLOCK_C=BLOCK_C
+        )
+        shared, inverse_count = stats.shared(found[:2])
         dx = torch.empty_like(x)
         daddend = None if addend is None else torch.empty_like(addend)
         _residual_bwd_kernel[(triton.cdiv(total, BLOCK),)](
@@ -166,10 +197,8 @@ class _ScaledResidualFunction(torch.autograd.Function):
             scale, shared, inverse_count, total, C=c, HW=hw, **options, BATCH=stats.of_batch,
             WIDE=total >= 2**31 - BLOCK, BLOCK=BLOCK,
         )  # fmt: skip
-        a, b, d = sums
-        dscale = weight * b + bias * a + d
-        flat = scale.view(-1)
-        return grad, dx, daddend, None, flat * b, flat * a, dscale.view_as(scale), a, None, None
+        doffset, _, dbias, dweight, dscale = found
+        return grad, dx, daddend, None, dweight, dbias, dscale.view_as(scale), doffset, None, None
 
 
 def scaled_residual(

@@ -7,10 +7,8 @@
     s = scale * gelu(norm1(r))
     z = norm2(s)       out = z + depthwise 3 x 3 of z + offset
 
-PyTorch's gradient of a strided depthwise convolution goes through all K * K taps at every pixel (121 in stage 1), of
-which at most ceil(K / S) ** 2 meet it; here a pixel looks at those alone. The maps r, s and z are small, so everything
-is summed directly, a few samples of a channel a program. The norms' statistics are taken as r and s are stored, the
-sums of their gradients in passing; gradients of taps are partial sums of programs, added in a fixed order.
+The norms' statistics are taken as r and s are stored, the sums of their gradients in passing; gradients of taps are
+partial sums of programs, added in a fixed order. `strided_conv` has the way from x to r.
 """
 
 from typing import Any
@@ -23,11 +21,9 @@ from torch.nn import functional as F
 
 from transxnet.kernels.activation import gelu, gelu_with_gradient
 from transxnet.kernels.statistics import Pieces, check_batch, merge, running_statistics
+from transxnet.kernels.strided_conv import Map, add_piece, place_map, reduce_map, spread_map
 
 __all__ = ["fork_spatial_reduction", "fork_spatial_reduction_reference"]
-
-# Values of a map that a program works on at a time, and pixels.
-TILE, PIXELS = 256, 1024
 
 
 def fork_spatial_reduction_reference(
@@ -39,50 +35,6 @@ def fork_spatial_reduction_reference(
     reduced = norm1(F.conv2d(x, taps, stride=stride, padding=kernel // 2, groups=c))
     z = norm2(F.conv2d(F.gelu(reduced), scale, groups=c))
     return z + F.conv2d(z, local_taps, offset, padding=1, groups=c), x
-
-
-@triton.jit
-def _place(group, start, N, C, c, L: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr):
-    # Of a tile of the map: its positions, offsets of its samples' planes, and which of its values are there.
-    n = group * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = start + tl.arange(0, BLOCK_P)
-    return p, (n.to(tl.int64) * C + c)[:, None], (n < N)[:, None] & (p < L)[None, :]
-
-
-@triton.jit
-def _add_piece(count, total, squares, values, inside):
-    # Number, sum and squares about the mean of what came before and of `values`.
-    more = tl.sum(tl.sum(inside.to(tl.float32), 1), 0)
-    sum_of = tl.sum(tl.sum(tl.where(inside, values, 0.0), 1), 0)
-    away = tl.where(inside, values - sum_of / more, 0.0)
-    between = total / tl.maximum(count, 1.0) - sum_of / more
-    squares += tl.sum(tl.sum(away * away, 1), 0) + between * between * count * more / (count + more)
-    return count + more, total + sum_of, squares
-
-
-@triton.jit
-def _reduce_kernel(
-    x_ptr, taps_ptr, reduced_ptr, partial_ptr, N, C, H: tl.constexpr, W: tl.constexpr, L: tl.constexpr,
-    KEYS_W: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    # Program (group of samples, channel): r, and its piece for norm1.
-    group, c = tl.program_id(0), tl.program_id(1)
-    count = tl.full([], 0.0, tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    squares = tl.full([], 0.0, tl.float32)
-    for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
-        top, left = p // KEYS_W * STRIDE - K // 2, p % KEYS_W * STRIDE - K // 2
-        acc = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
-        for tap in range(K * K):
-            row, column = top + tap // K, left + tap % K
-            on_map = inside & ((row >= 0) & (row < H) & (column >= 0) & (column < W))[None, :]
-            x = tl.load(x_ptr + plane * (H * W) + (row * W + column)[None, :], mask=on_map, other=0.0)
-            acc += x.to(tl.float32) * tl.load(taps_ptr + c * (K * K) + tap).to(tl.float32)
-        tl.store(reduced_ptr + plane * L + p[None, :], acc.to(reduced_ptr.dtype.element_ty), mask=inside)
-        count, total, squares = _add_piece(count, total, squares, acc, inside)
-    tl.store(partial_ptr + group * 2 * C + c, total)
-    tl.store(partial_ptr + group * 2 * C + C + c, squares)
 
 
 @triton.jit
@@ -98,11 +50,11 @@ def _scale_kernel(
     total = tl.full([], 0.0, tl.float32)
     squares = tl.full([], 0.0, tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         reduced = tl.load(reduced_ptr + plane * L + p[None, :], mask=inside, other=0.0).to(tl.float32)
-        scaled = gelu((reduced - mean) * factor + shift) * scale
+        scaled = gelu((reduced - mean) * factor + shift, scaled_ptr.dtype.element_ty) * scale
         tl.store(scaled_ptr + plane * L + p[None, :], scaled.to(scaled_ptr.dtype.element_ty), mask=inside)
-        count, total, squares = _add_piece(count, total, squares, scaled, inside)
+        count, total, squares = add_piece(count, total, squares, scaled, inside)
     tl.store(partial_ptr + group * 2 * C + c, total)
     tl.store(partial_ptr + group * 2 * C + C + c, squares)
 
@@ -125,7 +77,7 @@ def _local_kernel(
     factor = tl.load(rstd_ptr + c) * tl.load(weight_ptr + c)
     shift = tl.load(bias_ptr + c) - tl.load(mean_ptr + c) * factor
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         own = tl.load(scaled_ptr + plane * L + p[None, :], mask=inside, other=0.0).to(tl.float32)
         out = own * factor + shift + tl.load(offset_ptr + c).to(tl.float32)
         for tap in range(9):
@@ -149,7 +101,7 @@ def _local_gradient_kernel(
     index = tl.arange(0, 16)
     sums = tl.zeros([16], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         here = plane * L + p[None, :]
         grad = tl.load(grad_ptr + here, mask=inside, other=0.0).to(tl.float32)
         dz = grad
@@ -194,13 +146,13 @@ def _scale_gradient_kernel(
     one = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
     two = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         here = plane * L + p[None, :]
         dz = tl.load(dz_ptr + here, mask=inside, other=0.0).to(tl.float32)
         scaled = tl.load(scaled_ptr + here, mask=inside, other=0.0).to(tl.float32)
         ds, _ = _through_norm(dz, scaled, mean2_ptr, rstd2_ptr, weight2_ptr, sums_ptr, inverse_count, C, c, BATCH)
         xhat = (tl.load(reduced_ptr + here, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
-        value, slope = gelu_with_gradient(xhat * weight + shift)
+        value, slope = gelu_with_gradient(xhat * weight + shift, dz_ptr.dtype.element_ty)
         ds = tl.where(inside, ds, 0.0)
         dnormed = ds * scale * slope
         tl.store(dnormed_ptr + here, dnormed.to(dnormed_ptr.dtype.element_ty), mask=inside)
@@ -223,7 +175,7 @@ def _reduce_gradient_kernel(
     index = tl.arange(0, BLOCK_K)
     dtaps = tl.zeros([BLOCK_K], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = _place(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         here = plane * L + p[None, :]
         grad = tl.load(dnormed_ptr + here, mask=inside, other=0.0).to(tl.float32)
         reduced = tl.load(reduced_ptr + here, mask=inside, other=0.0).to(tl.float32)
@@ -239,71 +191,36 @@ def _reduce_gradient_kernel(
     tl.store(partial_ptr + (group.to(tl.int64) * C + c) * (K * K) + index, dtaps, mask=index < K * K)
 
 
-@triton.jit
-def _spread_kernel(
-    dreduced_ptr, taps_ptr, around_ptr, dx_ptr, C, H: tl.constexpr, W: tl.constexpr, L: tl.constexpr,
-    KEYS_W: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    # Program (plane, block of pixels): dx, from the windows that a pixel is in and from what comes round the fork.
-    plane = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(0) % C
-    pixels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixels < H * W
-    row, column = pixels // W + K // 2, pixels % W + K // 2
-    dx = tl.load(around_ptr + plane * (H * W) + pixels, mask=inside, other=0.0).to(tl.float32)
-    for up in tl.static_range((K + STRIDE - 1) // STRIDE):
-        for back in tl.static_range((K + STRIDE - 1) // STRIDE):
-            i, j = row // STRIDE - up, column // STRIDE - back
-            a, b = row - i * STRIDE, column - j * STRIDE
-            there = inside & (i >= 0) & (i < L // KEYS_W) & (j >= 0) & (j < KEYS_W) & (a < K) & (b < K)
-            dr = tl.load(dreduced_ptr + plane * L + i * KEYS_W + j, mask=there, other=0.0).to(tl.float32)
-            dx += dr * tl.load(taps_ptr + c * (K * K) + a * K + b, mask=there, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + plane * (H * W) + pixels, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-
-
-def _blocks(positions: int) -> dict[str, int]:
-    block_p = min(TILE, triton.next_power_of_2(positions))
-    return {"BLOCK_N": TILE // block_p, "BLOCK_P": block_p}
-
-
 class _SpatialReductionFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, stride: int, taps: Tensor, norm1: nn.BatchNorm2d, weight1: Tensor, bias1: Tensor,
         scale: Tensor, norm2: nn.BatchNorm2d, weight2: Tensor, bias2: Tensor, local_taps: Tensor, offset: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        (n, c, height, width), kernel = x.shape, taps.shape[-1]
-        keys = [(side + kernel // 2 * 2 - kernel) // stride + 1 for side in (height, width)]
-        positions = keys[0] * keys[1]
-        blocks, reduce = _blocks(positions), {"H": height, "W": width, "K": kernel, "STRIDE": stride}
-        groups = triton.cdiv(n, blocks["BLOCK_N"])
-        reduced, scaled, out = (torch.empty((n, c, *keys), dtype=x.dtype, device=x.device) for _ in range(3))
-        partial = torch.empty((2, groups, 2, c), dtype=torch.float32, device=x.device)
-        _reduce_kernel[(groups, c)](x, taps, reduced, partial[0], n, c, L=positions, KEYS_W=keys[1], **reduce, **blocks)
-        sizes = (blocks["BLOCK_N"] * positions, n * positions, n * positions)
+        sizes = Map(*x.shape, taps.shape[-1], stride)
+        n, c, groups, tiles = sizes.n, sizes.c, sizes.groups(), sizes.tiles()
+        reduced, partial = reduce_map(x, taps, sizes)
+        scaled, out = torch.empty_like(reduced), torch.empty_like(reduced)
         check_batch(reduced, norm1)
-        one = merge(Pieces(partial[0], *sizes), norm1) if norm1.training else running_statistics(norm1)
-        _scale_kernel[(groups, c)](
-            reduced, one.mean, one.rstd, weight1, bias1, scale, scaled, partial[1], n, c, L=positions, **blocks
-        )
-        two = merge(Pieces(partial[1], *sizes), norm2) if norm2.training else running_statistics(norm2)
+        values = n * sizes.positions()
+        pieces = (tiles["BLOCK_N"] * sizes.positions(), values, values)
+        one = merge(Pieces(partial, *pieces), norm1) if norm1.training else running_statistics(norm1)
+        partial = torch.empty_like(partial)
+        _scale_kernel[(groups, c)](reduced, one.mean, one.rstd, weight1, bias1, scale, scaled, partial, n, c, **tiles)
+        two = merge(Pieces(partial, *pieces), norm2) if norm2.training else running_statistics(norm2)
         _local_kernel[(groups, c)](
-            scaled, two.mean, two.rstd, weight2, bias2, local_taps, offset, out, n, c,
-            L=positions, KEYS_W=keys[1], **blocks,
-        )  # fmt: skip
+            scaled, two.mean, two.rstd, weight2, bias2, local_taps, offset, out, n, c, KEYS_W=sizes.keys()[1], **tiles
+        )
         ctx.save_for_backward(x, reduced, scaled, taps, weight1, bias1, scale, weight2, bias2, local_taps)
-        ctx.stats, ctx.reduce, ctx.offset_dtype = (one, two), reduce, offset.dtype
+        ctx.stats, ctx.sizes, ctx.offset_dtype = (one, two), sizes, offset.dtype
         return out, x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, reduced, scaled, taps, weight1, bias1, scale, weight2, bias2, local_taps = ctx.saved_tensors
-        one, two = ctx.stats
+        (one, two), sizes = ctx.stats, ctx.sizes
         grad, around = (grad.contiguous() for grad in grad_outputs)
-        (n, c, height, width), keys, kernel = x.shape, reduced.shape[2:], taps.shape[-1]
-        positions = keys[0] * keys[1]
-        blocks = _blocks(positions)
-        groups = triton.cdiv(n, blocks["BLOCK_N"])
+        n, c, groups, tiles, window = sizes.n, sizes.c, sizes.groups(), sizes.tiles(), sizes.kernel**2
 
         def partial(*sums: int) -> Tensor:
             return torch.empty((groups, *sums), dtype=torch.float32, device=x.device)
@@ -312,28 +229,23 @@ class _SpatialReductionFunction(torch.autograd.Function):
         taken = partial(12, c)
         _local_gradient_kernel[(groups, c)](
             grad, scaled, two.mean, two.rstd, weight2, bias2, local_taps, dz, taken, n, c,
-            L=positions, KEYS_W=keys[1], **blocks,
+            KEYS_W=sizes.keys()[1], **tiles,
         )  # fmt: skip
         local = taken.sum(0)
         shared, inverse_count = two.shared(local[10:])
         taken = partial(3, c)
         _scale_gradient_kernel[(groups, c)](
             dz, scaled, reduced, one.mean, one.rstd, weight1, bias1, two.mean, two.rstd, weight2, shared, scale,
-            dnormed, taken, inverse_count, n, c, L=positions, BATCH=two.of_batch, **blocks,
+            dnormed, taken, inverse_count, n, c, BATCH=two.of_batch, **tiles,
         )  # fmt: skip
         scaling = taken.sum(0)
         shared, inverse_count = one.shared(scaling[1:])
-        taken = partial(c, kernel**2)
+        taken = partial(c, window)
         _reduce_gradient_kernel[(groups, c)](
             dnormed, reduced, x, one.mean, one.rstd, weight1, shared, dreduced, taken, inverse_count, n, c,
-            L=positions, KEYS_W=keys[1], BATCH=one.of_batch, **ctx.reduce, **blocks,
-            BLOCK_K=triton.next_power_of_2(kernel**2),
+            BATCH=one.of_batch, BLOCK_K=triton.next_power_of_2(window), **sizes.sides(), **tiles,
         )  # fmt: skip
-        dx = torch.empty_like(x)
-        block = min(PIXELS, triton.next_power_of_2(height * width))
-        _spread_kernel[(n * c, triton.cdiv(height * width, block))](
-            dreduced, taps, around, dx, c, L=positions, KEYS_W=keys[1], **ctx.reduce, BLOCK=block
-        )
+        dx = spread_map(dreduced, taps, around, sizes)
         return (
             dx, None, taken.sum(0).view_as(taps).to(taps.dtype), None, scaling[2].to(weight1.dtype),
             scaling[1].to(weight1.dtype), scaling[0].view_as(scale).to(scale.dtype), None, local[11].to(weight2.dtype),

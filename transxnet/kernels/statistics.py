@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["Pieces", "Statistics", "check_batch", "merge", "running_statistics"]
+__all__ = ["BLOCK_C", "BLOCK_S", "Pieces", "Statistics", "check_batch", "merge", "running_statistics"]
 
 BLOCK_S, BLOCK_C = 32, 32
 
