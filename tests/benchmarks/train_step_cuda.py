@@ -92,7 +92,16 @@ def _operators(
     config: transxnet.TransXNetConfig, stage: int, batch: int, side: int, key_side: int, dim: int
 ) -> list[tuple[str, float, tuple[Callable[[], None], Callable[[], None]]]]:
     """(Name, least bytes of forward and backward, the two forms) of one block's operators."""
-    from transxnet.kernels import attention, depthwise_conv, dynamic_conv, group_norm, linear, multiscale_ffn, residual
+    from transxnet.kernels import (
+        attention,
+        depthwise_conv,
+        dynamic_conv,
+        group_norm,
+        linear,
+        multiscale_ffn,
+        residual,
+        spatial_reduction,
+    )
 
     def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
@@ -139,6 +148,13 @@ def _operators(
             leaf(half // 4, half, 1, 1), nn.BatchNorm2d(half // 4).cuda(), leaf(groups * half, half // 4, 1, 1),
             leaf(groups * half), leaf(groups, half, 7, 7), leaf(groups, half))),
     ]  # fmt: skip
+    if (ratio := config.sr_ratios[stage]) > 1:
+        found.append(
+            ("OSRA's keys", 2.5 * x_bytes, both(
+                spatial_reduction.fork_spatial_reduction_reference, spatial_reduction.fork_spatial_reduction,
+                leaf(batch, half, side, side), ratio, leaf(half, 1, ratio + 3, ratio + 3), nn.BatchNorm2d(half).cuda(),
+                leaf(half, 1, 1, 1), nn.BatchNorm2d(half).cuda(), leaf(half, 1, 3, 3), leaf(half)))
+        )  # fmt: skip
     if key_side**2 <= attention.MAX_KEYS:
         bias = leaf(1, config.num_heads[stage], side**2, key_side**2, dtype=torch.float32)
         found.append(

@@ -22,7 +22,7 @@ __all__ = ["MAX_KEYS", "attend", "attend_gradient", "attention", "attention_refe
 
 # 49 keys at 224 px, 64 at 256 px. With a block of 128 the backward kernels spill registers.
 MAX_KEYS = 64
-PROGRAMS = 528
+PROGRAMS = 512
 # (Queries, warps) of a program: the largest that spill no registers on sm_80 and sm_90 in bf16.
 FORWARD, BACKWARD, BIAS_GRADIENT = (64, 4), (64, 8), (32, 4)
 
@@ -91,7 +91,7 @@ def _attention_bwd_kernel(
     q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, gap, lines_per_split,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    # Program (sample and head, split of the queries): dq of its queries, and its part of dk and dv, fp32.
+    # Program (sample and head, split of the queries): dq of its queries, and its part of dk and dv.
     n = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
     split = tl.program_id(1)
@@ -119,8 +119,9 @@ def _attention_bwd_kernel(
         dq = tl.dot(k, tl.trans(ds), input_precision="ieee")
         tl.store(dq_ptr + offsets, dq.to(dq_ptr.dtype.element_ty), mask=line_mask)
     partial = partial_ptr + split.to(tl.int64) * (N * 2 * HEADS * D * M) + k_base
-    tl.store(partial + key_offsets, dk, mask=key_mask)
-    tl.store(partial + HEADS * D * M + key_offsets, dv, mask=key_mask)
+    dtype = partial_ptr.dtype.element_ty
+    tl.store(partial + key_offsets, dk.to(dtype), mask=key_mask)
+    tl.store(partial + HEADS * D * M + key_offsets, dv.to(dtype), mask=key_mask)
 
 
 @triton.jit
@@ -180,11 +181,11 @@ def attend_gradient(q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor) -> tuple[
     each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads))) * blocks["BLOCK_L"]
     splits = triton.cdiv(lines, each)
     dq = torch.empty_like(q)
-    partial = torch.empty((splits, *kv.shape), dtype=torch.float32, device=q.device)
+    partial = torch.empty((splits, *kv.shape), dtype=kv.dtype if splits == 1 else torch.float32, device=q.device)
     _attention_bwd_kernel[(n * heads, splits)](
         q, kv, bias, grad, dq, partial, n, lines, keys, scale, gap(grad), each, HEADS=heads, D=c // heads, **blocks
     )
-    dkv = partial.sum(0).to(kv.dtype)
+    dkv = partial[0] if splits == 1 else partial.sum(0).to(kv.dtype)
 
     blocks = _blocks(c // heads, keys, *BIAS_GRADIENT)
     steps = triton.cdiv(lines, blocks["BLOCK_L"])

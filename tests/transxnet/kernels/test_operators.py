@@ -359,6 +359,7 @@ def test_projection(shape, outputs, dtype):
     ("n", "heads", "width", "size", "keys", "dtype"),
     [
         (2, 2, 19, (13, 9), (7, 7), FP32),
+        (2, 1, 17, (5, 7), (3, 3), LOW),
         pytest.param(3, 1, 24, (13, 9), (4, 3), FP32, marks=extra),
         pytest.param(2, 2, 21, (13, 9), (8, 8), FP32, marks=extra),
         pytest.param(2, 2, 28, (13, 9), (4, 3), LOW, marks=extra),
