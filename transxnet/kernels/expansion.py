@@ -40,13 +40,13 @@ def _expand_gradient_kernel(
         matrix = tl.load(
             matrix_ptr + o[:, None] * C + c[None, :], mask=(o < OUT)[:, None] & (c < C)[None, :], other=0.0
         )
-        acc = tl.dot(tl.trans(matrix.to(dh.dtype)), dh, acc, input_precision="ieee")
+        acc = tl.dot(tl.trans(matrix), dh, acc, input_precision="ieee")
     where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
     tl.store(dx_ptr + where, acc.to(dx_ptr.dtype.element_ty), mask=(c < C)[:, None] & inside)
 
 
 def expand_gelu(x: Tensor, matrix: Tensor, *, pieces: bool) -> tuple[Tensor, Tensor, Pieces | None]:
-    """`h = matrix x`, `gelu(h)` and pieces of it; `x` is `[N, C, H, W]`, `matrix` `[O, C, 1, 1]`."""
+    """`h = matrix x`, `gelu(h)` and pieces of it; `x` is `[N, C, H, W]`, `matrix` `[O, C]` in its dtype."""
     kept = torch.empty((x.shape[0], matrix.shape[0], *x.shape[2:]), dtype=x.dtype, device=x.device)
     h, made = multiply(x, matrix, None, None, kept, pieces=pieces, apply_gelu=True)
     return h, kept, made
@@ -61,7 +61,7 @@ def expand_gelu_gradient(
     `norm` is mean, rstd and weight; `shared` and `inverse_count` are what `Statistics.shared` gives; `batch` says
     whether the norm's statistics are the batch's.
     """
-    o, c, n, hw = *matrix.shape[:2], len(x), x.shape[2] * x.shape[3]
+    (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
     block_c, block_p = block(c, WIDE_ROWS), block(n * hw, COLUMNS)
     _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](

@@ -69,7 +69,7 @@ def _linear_kernel(
             x = (gelu(x.to(tl.float32), x.dtype) * scale[:, None] + shift[:, None]).to(x.dtype)
         where = c[None, :] * OUT + o[:, None] if TURNED else o[:, None] * C + c[None, :]
         matrix = tl.load(matrix_ptr + where, mask=(o < OUT)[:, None] & live[None, :], other=0.0)
-        acc = tl.dot(matrix.to(x.dtype), x, acc, input_precision="ieee")
+        acc = tl.dot(matrix, x, acc, input_precision="ieee")
     if HAS_OFFSET:
         acc += tl.load(offset_ptr + o, mask=o < OUT, other=0.0).to(tl.float32)[:, None]
     mask = (o < OUT)[:, None] & inside
@@ -186,7 +186,7 @@ def _input_gradient_kernel(
         live = (o < OUT)[:, None]
         grad = tl.load(grad_ptr + (at + (o * HW)[:, None]), mask=live & inside, other=0.0)
         matrix = tl.load(matrix_ptr + o[:, None] * C + c[None, :], mask=live & (c < C)[None, :], other=0.0)
-        acc = tl.dot(tl.trans(matrix.to(grad.dtype)), grad, acc, input_precision="ieee")
+        acc = tl.dot(tl.trans(matrix), grad, acc, input_precision="ieee")
     mask = (c < C)[:, None] & inside
     where = first_channel(pixels, C, HW)[None, :] + (c * HW)[:, None]
     x = tl.load(x_ptr + where, mask=mask, other=0.0)
@@ -194,18 +194,13 @@ def _input_gradient_kernel(
     tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def _stages(normalised: bool) -> int:
-    # A third would spill on sm_80 where nothing is computed on load.
-    return 3 if normalised else 2
-
-
 def multiply(
     x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None = None,
     kept: Tensor | None = None, *, pieces: bool = False, apply_gelu: bool = False, turned: bool = False,
 ) -> tuple[Tensor, Pieces | None]:  # fmt: skip
-    """`matrix` `[O, C, 1, 1]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out.
+    """`matrix` `[O, C]` times `x`, normalised with `norm` (mean, rstd, weight, bias); pieces of what comes out.
 
-    `turned`: the matrix is given as `[C, O, 1, 1]`.
+    The matrix is in the dtype of `x`; `turned`: it is given as `[C, O]`.
     """
     (n, c, height, width), o = x.shape, matrix.shape[1 if turned else 0]
     hw = height * width
@@ -218,7 +213,7 @@ def multiply(
         x, matrix, matrix if offset is None else offset, *(norm or (x, x, x, x)), out, out if kept is None else kept,
         partial, n, c, o, HW=hw, NORM=norm is not None, HAS_OFFSET=offset is not None, KEEP=kept is not None,
         PIECES=pieces, GELU=apply_gelu, TURNED=turned, BLOCK_O=block_o, BLOCK_P=block_p,
-        BLOCK_C=block(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS, num_stages=_stages(norm is not None),
+        BLOCK_C=block(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS,
     )  # fmt: skip
     return out, Pieces(partial, block_p, n * hw, n * hw) if pieces else None
 
@@ -250,11 +245,12 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         norm: nn.BatchNorm2d, pieces: Pieces | None, out_pieces: bool, out_gelu: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         stats = batch_statistics(x, norm, pieces, apply_gelu=True)
+        low = matrix.flatten(1).to(x.dtype)
         out, made = multiply(
-            x, matrix, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
+            x, low, offset, (stats.mean, stats.rstd, weight, bias), None, pieces=out_pieces, apply_gelu=out_gelu
         )
-        ctx.save_for_backward(x, weight, bias, matrix)
-        ctx.stats = stats
+        ctx.save_for_backward(x, weight, bias, low)
+        ctx.stats, ctx.matrix = stats, (matrix.shape, matrix.dtype)
         ctx.offset_dtype = None if offset is None else offset.dtype
         if made is None:
             return out, None
@@ -264,27 +260,27 @@ class _GeluNormLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        x, weight, bias, matrix = ctx.saved_tensors
-        stats, (o, c), hw = ctx.stats, matrix.shape[:2], x.shape[2] * x.shape[3]
+        x, weight, bias, low = ctx.saved_tensors
+        stats, (o, c), hw = ctx.stats, low.shape, x.shape[2] * x.shape[3]
         grad = grad_outputs[0].contiguous()
         partial = matrix_gradient(grad, x, (stats.mean, stats.rstd))
         dmatrix = torch.empty((o, c), dtype=torch.float32, device=x.device)
         doffset = torch.empty(o, dtype=torch.float32, device=x.device)
         sums = torch.empty((2, c), dtype=torch.float32, device=x.device)
         _finish_kernel[(triton.cdiv(c, 16),)](
-            partial, matrix, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
+            partial, low, weight, bias, dmatrix, doffset, sums, c, o, len(partial),
             BLOCK_O=block(o, DEPTH), BLOCK_C=16,
         )  # fmt: skip
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
         block_c, block_p, n = block(c, COLUMNS), block(len(x) * hw, COLUMNS), len(x)
         _input_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
-            grad, matrix, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
+            grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
             BATCH=stats.of_batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
         )  # fmt: skip
         offset = None if ctx.offset_dtype is None else doffset.to(ctx.offset_dtype)
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
-        return dx, *affine, dmatrix.view_as(matrix).to(matrix.dtype), offset, None, None, None, None
+        return dx, *affine, dmatrix.view(ctx.matrix[0]).to(ctx.matrix[1]), offset, None, None, None, None
 
 
 def gelu_norm_linear(

@@ -208,11 +208,12 @@ class _ExpandFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, matrix: Tensor, norm: nn.BatchNorm2d, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         affine, weights, biases = (parameters[0], parameters[1]), parameters[2:6], parameters[6:]
-        h, g, pieces = expand_gelu(x, matrix, pieces=norm.training)
+        low = matrix.flatten(1).to(x.dtype)
+        h, g, pieces = expand_gelu(x, low, pieces=norm.training)
         stats = batch_statistics(h, norm, pieces, apply_gelu=True)
         d, partial = _launch(g, g, weights, biases, stats, affine, backward=False)
-        ctx.save_for_backward(x, matrix, h, *affine, *weights)
-        ctx.stats = stats
+        ctx.save_for_backward(x, low, h, *affine, *weights)
+        ctx.stats, ctx.matrix = stats, (matrix.shape, matrix.dtype)
         ctx.bias_dtype = biases[0].dtype
         ctx.mark_non_differentiable(partial)
         ctx.set_materialize_grads(False)
@@ -220,7 +221,7 @@ class _ExpandFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, matrix, h, weight, bias, *weights = ctx.saved_tensors
+        x, low, h, weight, bias, *weights = ctx.saved_tensors
         stats = ctx.stats
         grad = grad_outputs[0].contiguous()
         de, partial = _launch(grad, h, weights, weights, stats, (weight, bias), backward=True)
@@ -231,10 +232,11 @@ class _ExpandFunction(torch.autograd.Function):
         dbiases = [taken.to(ctx.bias_dtype) for taken in found[1::2]]
         shared, inverse_count = stats.shared(sums)
         dx, dmatrix = expand_gelu_gradient(
-            x, matrix, h, de, (stats.mean, stats.rstd, weight), shared, inverse_count, batch=stats.of_batch
+            x, low, h, de, (stats.mean, stats.rstd, weight), shared, inverse_count, batch=stats.of_batch
         )
+        shape, dtype = ctx.matrix
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))
-        return dx, dmatrix.view_as(matrix).to(matrix.dtype), None, *affine, *dweights, *dbiases
+        return dx, dmatrix.view(shape).to(dtype), None, *affine, *dweights, *dbiases
 
 
 def expand_norm_multiscale(

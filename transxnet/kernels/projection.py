@@ -22,17 +22,19 @@ def projection_reference(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
 class _ProjectionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-        ctx.save_for_backward(x, matrix)
-        ctx.offset_dtype = offset.dtype
-        return multiply(x, matrix, offset)[0]
+        low = matrix.flatten(1).to(x.dtype)
+        ctx.save_for_backward(x, low)
+        ctx.like = matrix.shape, matrix.dtype, offset.dtype
+        return multiply(x, low, offset)[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, matrix = ctx.saved_tensors
+        x, low = ctx.saved_tensors
+        shape, dtype, offset_dtype = ctx.like
         grad = grad_outputs[0].contiguous()
-        dmatrix, doffset = matrix_gradient(grad, x, None).sum(0).split([matrix.numel(), len(matrix)])
-        dx = multiply(grad, matrix, None, turned=True)[0]
-        return dx, dmatrix.view_as(matrix).to(matrix.dtype), doffset.to(ctx.offset_dtype)
+        dmatrix, doffset = matrix_gradient(grad, x, None).sum(0).split([low.numel(), len(low)])
+        dx = multiply(grad, low, None, turned=True)[0]
+        return dx, dmatrix.view(shape).to(dtype), doffset.to(offset_dtype)
 
 
 def projection(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
