@@ -102,6 +102,10 @@ def _reduction(side: int, stride: int, taps: int) -> list[tuple[str, Any, dict[s
     ]
 
 
+def _columns(side: int, rows: int, most: int) -> int:
+    return linear.columns(linear.block(rows, most), 128 * side * side, side * side)
+
+
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("pieces", activation._pieces_kernel, {"GELU": True, "BLOCK_N": 1, "BLOCK_P": 1024}, 4),
     *(
@@ -120,7 +124,8 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             {
                 "NORM": norm, "HAS_OFFSET": norm, "KEEP": not norm, "PIECES": True, "GELU": not norm, "HW": side * side,
                 "TURNED": False,
-                "BLOCK_O": linear.block(out, linear.WIDE_ROWS if norm else linear.ROWS), "BLOCK_P": 64,
+                "BLOCK_O": linear.block(out, linear.WIDE_ROWS if norm else linear.ROWS),
+                "BLOCK_P": _columns(side, out, linear.WIDE_ROWS if norm else linear.ROWS),
                 "BLOCK_C": linear.block(c, linear.DEPTH // 2 if norm and out > 128 else linear.DEPTH),
             },
             linear.WARPS,
@@ -146,7 +151,8 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             linear._linear_kernel,
             {
                 "NORM": False, "HAS_OFFSET": not turned, "KEEP": False, "PIECES": False, "GELU": False,
-                "HW": side * side, "TURNED": turned, "BLOCK_O": linear.block(out, linear.ROWS), "BLOCK_P": 64,
+                "HW": side * side, "TURNED": turned,
+                "BLOCK_O": linear.block(out, linear.ROWS), "BLOCK_P": _columns(side, out, linear.ROWS),
                 "BLOCK_C": linear.block(c, linear.DEPTH),
             },
             linear.WARPS,
@@ -183,24 +189,27 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("matrix gradient's end", linear._finish_kernel, {"BLOCK_O": 32, "BLOCK_C": 16}, 4),
     *(
         (
-            f"linear input gradient {c} to {out}",
+            f"linear input gradient {c} to {out} at {side}",
             linear._input_gradient_kernel,
             {
-                "HW": 49, "BATCH": True, "BLOCK_O": linear.block(out, linear.DEPTH),
-                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": 64,
+                "HW": side * side, "BATCH": True, "BLOCK_O": linear.block(out, linear.DEPTH),
+                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": _columns(side, c, linear.COLUMNS),
             },
             linear.WARPS,
         )
-        for c, out in ((192, 48), (896, 224))
+        for side, c, out in ((56, 192, 48), (14, 896, 224), (7, 1792, 448))
     ),
     *(
         (
-            f"expand gradient {c} to {4 * c}",
+            f"expand gradient {c} to {4 * c} at {side}",
             expansion._expand_gradient_kernel,
-            {"HW": 49, "BATCH": True, "BLOCK_O": 32, "BLOCK_C": linear.block(c, linear.WIDE_ROWS), "BLOCK_P": 64},
+            {
+                "HW": side * side, "BATCH": True, "BLOCK_O": 32, "BLOCK_C": linear.block(c, linear.WIDE_ROWS),
+                "BLOCK_P": _columns(side, c, linear.WIDE_ROWS),
+            },
             linear.WARPS,
         )
-        for c in (48, 224)
+        for side, c in ((56, 48), (28, 96), (7, 224))
     ),
     ("group norm pieces", group_norm._pieces_kernel, {"CHUNK": 8192, "BLOCK": 1024}, 4),
     ("group norm", group_norm._apply_kernel, {"HW": 3136, "CHUNK": 8192, "BLOCK": 1024, "BLOCK_K": 32}, 4),
@@ -313,7 +322,7 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ),
 ]  # fmt: skip
 QUICK = (
-    "linear input gradient 192 to 48",
+    "linear input gradient 192 to 48 at 56",
     "residual gradient",
     "depthwise gradient at 7",
     "attention bias gradient",

@@ -120,22 +120,24 @@ def tap_sums(to_ptr, products, K: tl.constexpr, ROWS: tl.constexpr, RANGE: tl.co
 
 @triton.jit
 def _conv_kernel(
-    x_ptr, weight_ptr, bias_ptr, input_ptr, around_ptr, y_ptr, partial_ptr, N, C, x_gap, y_gap,
+    x_ptr, weight_ptr, bias_ptr, input_ptr, around_ptr, y_ptr, partial_ptr, N, C, gap,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
     FORK: tl.constexpr, PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). Samples of x and y may have
-    # gaps between them, if PER_SAMPLE, and inputs have none. Backward: x is the output's
-    # gradient, y the input's; to partial the group's gradients, of all channels' taps and then of the bias, or
-    # PER_SAMPLE as they are given. FORK: what comes round the convolution is added to the input's gradient.
+    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). PER_SAMPLE there may be a gap
+    # between samples of the output, or of its gradient. Backward: x is the output's gradient, y the input's; to partial
+    # the group's gradients, of all channels' taps and then of the bias, or PER_SAMPLE as they are given. FORK: what
+    # comes round the convolution is added to the input's gradient.
     ROWS: tl.constexpr = 4 if K == 5 else 2
     RANGE: tl.constexpr = 4 if K <= 3 else 8
     group, c = tl.program_id(0), tl.program_id(1)
     live, base, down, across = place_tiles(group, N, C, c, H * W, SAMPLES, DOWN, ACROSS)
     plane = group * C + c if PER_SAMPLE else c
     if PER_SAMPLE:
-        x_ptr += group.to(tl.int64) * x_gap
-        y_ptr += group.to(tl.int64) * y_gap
+        if BACKWARD:
+            x_ptr += group.to(tl.int64) * gap
+        else:
+            y_ptr += group.to(tl.int64) * gap
         weight_ptr += plane * (K * K + 1)
         bias_ptr = weight_ptr + K * K
     else:
@@ -230,7 +232,7 @@ def convolve(
     partial = torch.empty(sums if backward else 1, dtype=torch.float32, device=x.device)
     _conv_kernel[(groups, c)](
         x, weight, weight if bias is None else bias, x if given is None else given, x if around is None else around,
-        y, partial, n, c, gap(x), gap(y),
+        y, partial, n, c, gap(x if backward else y),
         H=h, W=w, K=kernel, BACKWARD=backward, RESIDUAL=residual, FORK=around is not None, PER_SAMPLE=per_sample,
         **tiles.options(), num_stages=1,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from transxnet.kernels.linear import COLUMNS, DEPTH, WARPS, WIDE_ROWS, matrix_gradient, multiply, norm_gradient
+from transxnet.kernels.linear import DEPTH, WARPS, WIDE_ROWS, columns, matrix_gradient, multiply, norm_gradient
 from transxnet.kernels.pixels import block, first_channel, place_block
 from transxnet.kernels.statistics import Pieces
 
@@ -63,7 +63,8 @@ def expand_gelu_gradient(
     """
     (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
-    block_c, block_p = block(c, WIDE_ROWS), block(n * hw, COLUMNS)
+    block_c = block(c, WIDE_ROWS)
+    block_p = columns(block_c, n * hw, hw)
     _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
         grad, matrix, h, *norm, shared, dh, dx, inverse_count, n, c, o, HW=hw,
         BATCH=batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,

@@ -27,6 +27,7 @@ from transxnet.kernels.pixels import block, first_channel, place_block
 from transxnet.kernels.statistics import Pieces
 
 __all__ = [
+    "columns",
     "gelu_norm_linear",
     "gelu_norm_linear_reference",
     "matrix_gradient",
@@ -194,6 +195,11 @@ def _input_gradient_kernel(
     tl.store(dx_ptr + where, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
+def columns(rows: int, values: int, hw: int) -> int:
+    """Pixels of a tile of `rows`: values loaded one by one, where rows have an odd length, take more registers."""
+    return block(values, 2 * COLUMNS if rows <= ROWS and hw % 2 == 0 else COLUMNS)
+
+
 def multiply(
     x: Tensor, matrix: Tensor, offset: Tensor | None, norm: tuple[Tensor, ...] | None = None,
     kept: Tensor | None = None, *, pieces: bool = False, apply_gelu: bool = False, turned: bool = False,
@@ -206,7 +212,8 @@ def multiply(
     hw = height * width
     out = torch.empty((n, o, height, width), dtype=x.dtype, device=x.device)
     # One block of outputs where it fits: each block evaluates GELU anew.
-    block_o, block_p = block(o, ROWS if norm is None else WIDE_ROWS), block(n * hw, COLUMNS)
+    block_o = block(o, ROWS if norm is None else WIDE_ROWS)
+    block_p = columns(block_o, n * hw, hw)
     blocks = triton.cdiv(n * hw, block_p)
     partial = torch.empty((blocks, 2, o) if pieces else 1, dtype=torch.float32, device=x.device)
     _linear_kernel[(triton.cdiv(o, block_o) * blocks,)](
@@ -273,7 +280,8 @@ class _GeluNormLinearFunction(torch.autograd.Function):
         )  # fmt: skip
         shared, inverse_count = stats.shared(sums)
         dx = torch.empty_like(x)
-        block_c, block_p, n = block(c, COLUMNS), block(len(x) * hw, COLUMNS), len(x)
+        n, block_c = len(x), block(c, COLUMNS)
+        block_p = columns(block_c, n * hw, hw)
         _input_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
             grad, low, x, stats.mean, stats.rstd, weight, shared, dx, inverse_count, n, c, o, HW=hw,
             BATCH=stats.of_batch, BLOCK_O=block(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
@@ -300,4 +308,6 @@ def gelu_norm_linear(
     )
     if partial is None:
         return out, None
-    return out, Pieces(partial, block(values := out.numel() // out.shape[1], COLUMNS), values, values)
+    n, o, height, width = out.shape
+    values = n * height * width
+    return out, Pieces(partial, columns(block(o, WIDE_ROWS), values, height * width), values, values)
