@@ -106,6 +106,10 @@ def _columns(side: int, rows: int, most: int) -> int:
     return linear.columns(linear.block(rows, most), 128 * side * side, side * side)
 
 
+def _depth(rows: int, side: int, *, normalised: bool) -> int:
+    return linear._gradient_columns(linear._gradient_rows(rows, side * side, normalised=normalised))
+
+
 LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("pieces", activation._pieces_kernel, {"GELU": True, "BLOCK_N": 1, "BLOCK_P": 1024}, 4),
     *(
@@ -139,11 +143,13 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             {
                 "HW": side * side, "NORM": norm, "TOTAL": norm,
                 "BLOCK_O": linear._gradient_rows(out, side * side, normalised=norm),
-                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": linear.DEPTH,
+                "BLOCK_C": linear.block(c, linear.COLUMNS), "BLOCK_P": _depth(out, side, normalised=norm),
             },
             linear.WARPS,
         )
-        for side, c, out, norm in ((7, 48, 192, False), (56, 192, 48, True), (14, 896, 224, True), (7, 1792, 448, True))
+        for side, c, out, norm in (
+            (56, 48, 192, False), (56, 192, 48, True), (14, 896, 224, True), (7, 1792, 448, True)
+        )
     ),
     *(
         (
@@ -164,7 +170,7 @@ LAUNCHES: list[tuple[str, Any, dict[str, Any], int]] = [
             f"projection's matrix gradient {c} to {out} at {side}",
             linear._matrix_gradient_kernel,
             {
-                "HW": side * side, "NORM": False, "TOTAL": True, "BLOCK_P": linear.DEPTH,
+                "HW": side * side, "NORM": False, "TOTAL": True, "BLOCK_P": _depth(out, side, normalised=False),
                 "BLOCK_O": linear._gradient_rows(out, side * side, normalised=False),
                 "BLOCK_C": linear.block(c, linear.COLUMNS),
             },

@@ -124,10 +124,10 @@ def _conv_kernel(
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, RESIDUAL: tl.constexpr,
     FORK: tl.constexpr, PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, or PER_SAMPLE one, with its bias behind its taps; channel). PER_SAMPLE there may be a gap
-    # between samples of the output, or of its gradient. Backward: x is the output's gradient, y the input's; to partial
-    # the group's gradients, of all channels' taps and then of the bias, or PER_SAMPLE as they are given. FORK: what
-    # comes round the convolution is added to the input's gradient.
+    # Program (group of samples, channel). PER_SAMPLE: the group is a sample, its bias stands behind its taps, and a gap
+    # may stand between samples of the output or of its gradient. Backward: x is the output's gradient, y the input's;
+    # to partial the group's gradients, of all channels' taps and then of biases, or PER_SAMPLE as they are given. FORK:
+    # what comes round the convolution is added to the input's gradient.
     ROWS: tl.constexpr = 4 if K == 5 else 2
     RANGE: tl.constexpr = 4 if K <= 3 else 8
     group, c = tl.program_id(0), tl.program_id(1)

@@ -230,10 +230,16 @@ def _gradient_rows(size: int, hw: int, *, normalised: bool) -> int:
     return block(size, WIDE_ROWS if normalised and hw % 2 == 0 else ROWS)
 
 
+def _gradient_columns(rows: int) -> int:
+    # Pixels of a tile, of which two or three are in shared memory.
+    return DEPTH if rows > ROWS else 2 * DEPTH
+
+
 def matrix_gradient(grad: Tensor, x: Tensor, stats: tuple[Tensor, Tensor] | None, *, total: bool = True) -> Tensor:
     """Partial sums of V, or of `grad x^T` without `stats`, and with `total` of G: `[splits, O * C + O]`, fp32."""
     n, c, hw, o = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], grad.shape[1]
-    block_o, block_c, block_p = _gradient_rows(o, hw, normalised=stats is not None), block(c, COLUMNS), DEPTH
+    block_o, block_c = _gradient_rows(o, hw, normalised=stats is not None), block(c, COLUMNS)
+    block_p = _gradient_columns(block_o)
     tiles = triton.cdiv(o, block_o) * triton.cdiv(c, block_c)
     length = triton.cdiv(triton.cdiv(n * hw, triton.cdiv(PROGRAMS, tiles)), block_p) * block_p
     splits = triton.cdiv(n * hw, length)
