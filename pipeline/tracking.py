@@ -23,6 +23,9 @@ what it did not send is sent by its next attempt; a cancelled one is killed afte
 GRACE_S: dict[EndStatus | None, float] = {"FINISHED": 20.0, "FAILED": 20.0, "KILLED": 10.0, None: 4.0}
 """What the worker may need besides, for a last answer and the picture, before it is killed."""
 
+QUIET_S = 10.0
+"""How long an end waits before it says so."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -101,11 +104,14 @@ class Tracker:
             return False
         timeout_s = PATIENCE_S[status] if timeout_s is None else timeout_s
         self._tell({"close": status or "SCHEDULED", "timeout_s": timeout_s})
-        code = None
-        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-            if self._worker.stdin:
+        if self._worker.stdin:
+            with contextlib.suppress(OSError):
                 self._worker.stdin.close()
-            code = self._worker.wait(timeout=timeout_s + GRACE_S[status])
+        longest = timeout_s + GRACE_S[status]
+        code = self._wait_for_worker(min(QUIET_S, longest))
+        if code is None and longest > QUIET_S:
+            _log.warning("waiting for MLflow to take the end of this run, %.0f s at the longest", longest - QUIET_S)
+            code = self._wait_for_worker(longest - QUIET_S)
         if code is None:
             self._worker.kill()
             self._worker.wait()
@@ -117,6 +123,12 @@ class Tracker:
                 self._run_dir,
             )
         return code == 0
+
+    def _wait_for_worker(self, timeout_s: float) -> int | None:
+        assert self._worker is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._worker.wait(timeout=timeout_s)
+        return None
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self._worker is None or self._worker.stdin is None:

@@ -83,7 +83,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 content = content[wrapper]
         return from_upstream({k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)})
     except Exception as error:  # a damaged file raises whatever its reader stumbles over
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] or f"its reader ended with {type(error).__name__}"
         raise ValueError(f"{path} holds no weights that can be read safely: {reason}") from error
 
 

@@ -118,7 +118,7 @@ def test_requeue_and_signals_by_hand_lose_no_step(slurm, tmp_path, command):
 
 
 def test_cancelled_job_saves_stays_cancelled_and_says_so(slurm, tmp_path):
-    submission = submit(tmp_path)
+    submission = submit(tmp_path, end=NEVER)
     wait_for_start(tmp_path)
     submission.cancel()
     assert submission.wait(0.2) is jobs.Outcome.CANCELLED

@@ -82,12 +82,14 @@ def test_what_gives_no_weights_is_said(trained, run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Command()}, "hostile.pth")
     Path("cut.safetensors").write_bytes((run_dir / "export/model.safetensors").read_bytes()[:1000])
-    Path("notes.txt").write_text("")
+    for empty in ("notes.txt", "empty.pth"):
+        Path(empty).write_text("")
     for source, words in {
         "nowhere": "nowhere gives no weights: nowhere does not exist",
         str(tmp_path): "model.safetensors does not exist",
         "notes.txt": "notes.txt is no file of weights",
         "hostile.pth": "hostile.pth holds no weights that can be read safely",
+        "empty.pth": "empty.pth holds no weights that can be read safely: its reader ended with EOFError",
         "cut.safetensors": "cut.safetensors holds no weights that can be read safely",
     }.items():
         with pytest.raises(ValueError, match=r"weights|exist") as caught:
