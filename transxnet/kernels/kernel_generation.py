@@ -144,7 +144,7 @@ def softmax(logits, group, G, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, BLOC
     logits = tl.where((group < G)[:, None], logits, float("-inf"))
     logits = tl.reshape(logits, [BLOCK_C, BLOCK_G, BLOCK_P])
     found = tl.exp(logits - tl.max(logits, 1)[:, None, :])
-    return found / tl.sum(found, 1)[:, None, :]
+    return found * (1.0 / tl.sum(found, 1))[:, None, :]
 
 
 @triton.jit

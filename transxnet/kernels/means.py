@@ -60,7 +60,7 @@ def _means_kernel(
         mask = (c < C)[:, None] & (pixels < H * W)[None, :]
         x = tl.load(x_ptr + (n * C + c[:, None]) * (H * W) + pixels[None, :], mask=mask, other=0.0)
         total = tl.dot(x, _members(pixels, H, W, K, BLOCK_P).to(x.dtype), total, input_precision="ieee")
-    pooled = total / _areas(H, W, K, BLOCK_P)[None, :]
+    pooled = total * (1.0 / _areas(H, W, K, BLOCK_P))[None, :]
     where = (n * C + c[:, None]) * (K * K + 1) + p[None, :]
     tl.store(pooled_ptr + where, pooled.to(pooled_ptr.dtype.element_ty), mask=(c < C)[:, None] & (p <= K * K)[None, :])
 
@@ -77,7 +77,7 @@ def _means_gradient_kernel(
     p = tl.arange(0, BLOCK_P)
     where = (n * C + c[:, None]) * (K * K + 1) + p[None, :]
     grad = tl.load(dpooled_ptr + where, mask=(c < C)[:, None] & (p <= K * K)[None, :], other=0.0)
-    grad = (grad.to(tl.float32) / _areas(H, W, K, BLOCK_P)[None, :]).to(grad.dtype)
+    grad = (grad.to(tl.float32) * (1.0 / _areas(H, W, K, BLOCK_P))[None, :]).to(grad.dtype)
     dx = tl.dot(grad, tl.trans(_members(pixels, H, W, K, BLOCK_P).to(grad.dtype)), input_precision="ieee")
     mask = (c < C)[:, None] & (pixels < H * W)[None, :]
     where = (n * C + c[:, None]) * (H * W) + pixels[None, :]
