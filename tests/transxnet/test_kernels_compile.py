@@ -356,6 +356,8 @@ def test_no_spills_and_shared_memory_in_bounds(launch, capability, monkeypatch, 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name, kernel, constants, warps = launch
     stages = 1 if "ACROSS" in constants else 3
+    if kernel is kernel_gradients._squeeze_gradient_kernel:
+        stages = kernel_gradients.STAGES
     usage = compile_kernel(kernel, _types(kernel), constants, capability, warps=warps, stages=stages)
     assert usage.stack_bytes == 0, f"{name} spills on sm_{capability}: {usage}"
     assert usage.registers * 32 * warps <= 65536, f"{name} does not fit a multiprocessor: {usage}"

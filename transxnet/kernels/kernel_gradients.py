@@ -30,6 +30,9 @@ from transxnet.kernels.pixels import block
 
 __all__ = ["generate_gradient"]
 
+# How far the loads of `_squeeze_gradient_kernel` run ahead: the most that spills no registers on sm_80 with triton 3.6.
+STAGES = 2
+
 
 @triton.jit
 def _mix_gradient_kernel(
@@ -229,7 +232,7 @@ def generate_gradient(dkernels: Tensor, given: Generated, made_with: Generator) 
     partial = torch.empty((splits, r, c), dtype=torch.float32, device=pooled.device)
     _squeeze_gradient_kernel[(triton.cdiv(c, block_c), splits)](
         dnormed, hidden, *norm, sums_taps, sums_bias, made_with.squeeze, pooled, dpooled, partial, inverse_taps,
-        inverse_bias, n, c, r, samples, BATCH=of_taps.of_batch, **whole, BLOCK_C=block_c,
+        inverse_bias, n, c, r, samples, BATCH=of_taps.of_batch, **whole, BLOCK_C=block_c, num_stages=STAGES,
     )  # fmt: skip
     dshift, dweight = sums[:2] + sums[2:]
     found = zip((partial.sum(0), dweight, dshift, dexpand, *mixing), made_with, strict=True)
