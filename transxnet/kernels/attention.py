@@ -1,5 +1,6 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 """OSRA's attention: every position to a few keys, with a learned bias for each pair.
 
     out = softmax(q^T k / sqrt(D) + bias) v      per sample and head; L queries, M keys, D channels a head

@@ -1,5 +1,6 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 """IDConv's kernels from the means of its input, for P = K * K + 1 positions: the taps and the bias.
 
     hidden = squeeze pooled                                     [N, R, P]
