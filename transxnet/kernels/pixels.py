@@ -33,4 +33,4 @@ def block(size: int, limit: int | None = None) -> int:
 
 def gap(x: Tensor) -> int:
     """Values of other channels between two samples of `x` `[N, C, H, W]`, where it is a part of a contiguous tensor."""
-    return x.stride(0) - x[0].numel()
+    return x.stride(0) - x.shape[1:].numel()
