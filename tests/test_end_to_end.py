@@ -143,7 +143,7 @@ def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, uninterru
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace, uninterrupted: str):
     """1, then 2, then 4 processes, ZeRO 1, 0, 3; killed between; each epoch is read exactly once, as by one process."""
-    from pipeline.audit import read_audit
+    from pipeline.data.audit import read_audit
 
     run = workplace.folder / "elastic"
     steps, batch = 24, 64

@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import transxnet
-from pipeline.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig, digest, to_dict
-from pipeline.digits import prepare_digits
-from pipeline.metrics import Evaluation, evaluate_batches
-from pipeline.model_card import ModelCard, Preprocessing, save_model_card
-from pipeline.register_verify import sample_images
-from pipeline.tracking_client import local_database, open_client, resolve_tracking_uri
+from pipeline.config.schema import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from pipeline.config.serialise import digest, to_dict
+from pipeline.evaluate.accuracy import Evaluation, evaluate_batches
+from pipeline.recipes.digits import prepare_digits
+from pipeline.register.verify import sample_images
+from pipeline.tracking.client import local_database, open_client, resolve_tracking_uri
+from pipeline.weights.card import ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
 
 START = 1_700_000_000.0

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pipeline.checkpoint import CheckpointStore
-from pipeline.config import ModelConfig, TrainConfig
-from pipeline.distributed import World
-from pipeline.ema import Ema
-from pipeline.engine import Engine
-from pipeline.model import build_model
-from pipeline.recorder import Recorder
-from pipeline.saving import Saver
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.engine.engine import Engine
+from pipeline.run.recorder import Recorder
+from pipeline.train.model import build_model
 from tests.pipeline.ranks import run_ranks
 
 
@@ -29,7 +29,15 @@ def measure(world: World, folder: str, rounds: int) -> dict[str, list[float]]:
     engine = Engine(build_model(config, 1000), config, world)
     ema = Ema(engine.local_weights(), engine.network, config.ema_decay, partitioned=False)
     store = CheckpointStore(Path(folder))
-    saver = Saver(store, engine, ema, Recorder(Path(folder), world), every=100, keep=2, facts=dict)
+    saver = Saver(
+        store,
+        engine,
+        ema,
+        Recorder(Path(folder), is_main=world.is_main, world_size=world.size),
+        every=100,
+        keep=2,
+        facts=dict,
+    )
     times: dict[str, list[float]] = {"pause": [], "behind": [], "deepspeed": []}
     for step in range(1, rounds + 2):
         dist.barrier()

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import run_dir as run_directory
-from pipeline.config import TrainConfig
-from pipeline.run_files import read_events, read_metrics
+from pipeline.config.checks import check
+from pipeline.config.schema import TrainConfig
+from pipeline.run import directory as run_directory
+from pipeline.run.files import read_events, read_metrics
 from tests.pipeline.attempts import FINISHED, RunningAttempt
 from tests.pipeline.small_shards import config, pack
 
@@ -44,18 +45,21 @@ class Bench:
 
     def config(self, steps: int) -> TrainConfig:
         """A training whose every batch, draw and rate matters to the result."""
-        return config(
-            self.shards,
-            self.folder / "cache",
-            steps=steps,
-            global_batch_size=8,
-            precision="fp32",
-            ema_decay=0.9,
-            save_every_steps=EVERY,
-            eval_every_steps=2 * EVERY + 1,
-            log_every_steps=EVERY,
-            collective_timeout_s=TIMEOUT_S,
-        ).check(2)
+        return check(
+            config(
+                self.shards,
+                self.folder / "cache",
+                steps=steps,
+                global_batch_size=8,
+                precision="fp32",
+                ema_decay=0.9,
+                save_every_steps=EVERY,
+                eval_every_steps=2 * EVERY + 1,
+                log_every_steps=EVERY,
+                collective_timeout_s=TIMEOUT_S,
+            ),
+            2,
+        )
 
     def prepare(self, name: str, steps: int, parent: Path | None = None) -> Path:
         """A new run directory."""

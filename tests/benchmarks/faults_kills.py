@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import CheckpointStore
-from pipeline.goodput import run_spent
-from pipeline.run_files import read_events, read_metrics
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.run.files import read_events, read_metrics
+from pipeline.run.goodput import run_spent
 from tests.benchmarks.faults_bench import EVERY, Bench, finish, resumed_at
 from tests.pipeline.attempts import RunningAttempt, finished_steps
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.checkpoint import CheckpointStore
-from pipeline.run_files import read_metrics
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.run.files import read_metrics
 from tests.benchmarks.faults_bench import EVERY, SHORT, STOPPED, TIMEOUT_S, Bench, finish, resumed_at
 from tests.pipeline.attempts import FINISHED, INTERRUPTED, RunningAttempt, finished_steps
 

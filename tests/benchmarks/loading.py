@@ -24,8 +24,8 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from pipeline.data import TrainLoader, build_train_loader
+from pipeline.config.schema import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from pipeline.data.loader import TrainLoader, build_train_loader
 from sharding.build import BuildOptions, build
 
 BATCH, AHEAD = 64, 8

@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline import augment
-from pipeline.augment import TrainAugment
-from pipeline.data_index import cache_folder, open_index
-from pipeline.data_reader import ReaderSpec, SampleReader
-from pipeline.decode import EncodedImage
-from pipeline.randaugment import RandAugment
+from pipeline.augment import transforms as augment
+from pipeline.augment.decode import EncodedImage
+from pipeline.augment.randaugment import RandAugment
+from pipeline.augment.transforms import TrainAugment
+from pipeline.data.index import cache_folder, open_index
+from pipeline.data.reader import ReaderSpec, SampleReader
 from sharding import load_manifest
 from sharding.build import BuildOptions, build
 from tests.benchmarks.loading import RECIPE, timms_dataset, timms_loader

@@ -82,7 +82,7 @@ def trained(world_size: int, folder: Path) -> dict[str, Any]:
 
 def _images_of_ranks(run_dir: Path, world_size: int) -> list[int]:
     """How many images each rank has read in a step."""
-    from pipeline.audit import read_audit
+    from pipeline.data.audit import read_audit
 
     ranks = read_audit(run_dir)["rank"].to_pylist()
     return [ranks.count(rank) // STEPS for rank in range(world_size)]

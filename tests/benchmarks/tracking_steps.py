@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import TrainConfig
-from pipeline.tracking import Tracker
+from pipeline.config.schema import TrainConfig
+from pipeline.tracking.tracker import Tracker
 from tests.tracking_runs import config_json
 from tests.tracking_servers import free_port
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import transxnet
-from pipeline.config import OptimizerConfig
-from pipeline.flat import FlatModel
-from pipeline.graphs import Graphed
-from pipeline.groups import parameter_groups
-from pipeline.loss import LossModel
+from pipeline.config.schema import OptimizerConfig
+from pipeline.engine.cuda_graphs import Graphed
+from pipeline.engine.flat import FlatModel
+from pipeline.engine.loss import LossModel
+from pipeline.engine.optimizer import parameter_groups
 
 
 def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:

@@ -134,7 +134,7 @@ def test_error_of_a_lost_peer_is_told_from_an_own_one(tmp_path, traceback):
     leave(tmp_path, 0, traceback)
     leave(tmp_path, 1, "Traceback (most recent call last):\n  File\nKeyError: 'label'")
     assert failure(tmp_path, "7", 2).startswith("rank 1 failed: KeyError: 'label'\n")
-    assert last_error("pipeline.data_reader.DamagedSampleError: sample 7") == "DamagedSampleError: sample 7"
+    assert last_error("pipeline.data.reader.DamagedSampleError: sample 7") == "DamagedSampleError: sample 7"
 
 
 ENVIRONMENT = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SLURM_NTASKS": "2"}

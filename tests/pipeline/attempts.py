@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from pipeline.run_files import read_metrics
+from pipeline.run.files import read_metrics
 from tests.pipeline.ranks import environment, forks, free_port
 
 FINISHED, FAILED, INTERRUPTED = 0, 1, 3
@@ -34,8 +34,8 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
 
     from jobs import Outcome
-    from pipeline.errors import TrainingError
-    from pipeline.task import TrainTask
+    from pipeline.common.errors import TrainingError
+    from pipeline.train.job_task import TrainTask
 
     task, outcome = TrainTask(run_dir), Outcome.FAILED
     try:

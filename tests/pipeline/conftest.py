@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.digits import prepare_digits
+from pipeline.recipes.digits import prepare_digits
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-import pipeline.attempt  # noqa: F401
-from pipeline.imports import import_deepspeed
+import pipeline.train.attempt  # noqa: F401
+from pipeline.engine.deepspeed_imports import import_deepspeed
 
 if not Path("/dev/nvidiactl").exists():
     os.environ["DS_ACCELERATOR"] = "cpu"

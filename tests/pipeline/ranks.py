@@ -55,7 +55,7 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 def _rank(function: Callable[..., Any], rank: int, size: int, port: int, args: tuple[Any, ...], out: Any) -> None:
     os.environ |= environment(rank, size, port)
-    from pipeline.distributed import join_world, leave_world
+    from pipeline.engine.distributed import join_world, leave_world
 
     try:
         world = join_world()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import simplejpeg
 import xxhash
 
-from pipeline.config import AugmentConfig, DataConfig, MixConfig, ModelConfig, TrainConfig
+from pipeline.config.schema import AugmentConfig, DataConfig, MixConfig, ModelConfig, TrainConfig
 from sharding.manifest import INDEX_SCHEMA, ClassInfo, Manifest, ShardInfo, index_digest, write_manifest
 from sharding.storage import Folder
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import run_dir as run_directory
-from pipeline.config import OptimizerConfig, ScheduleConfig
-from pipeline.digits import prepare_digits
-from pipeline.recipes import demo
-from pipeline.run_files import read_events, read_metrics
+from pipeline.config.checks import check
+from pipeline.config.schema import OptimizerConfig, ScheduleConfig
+from pipeline.recipes.digits import demo, prepare_digits
+from pipeline.run import directory as run_directory
+from pipeline.run.files import read_events, read_metrics
 from tests.pipeline.attempts import FAILED, RunningAttempt
 from tests.pipeline.ranks import free_port
 from tests.pipeline.small_shards import config, pack
@@ -37,7 +37,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(run_dir: Path, digits: Path, **changes: Any) -> "subprocess.Popen[str]":
     config = replace(demo(), data=replace(demo().data, shards=str(digits)), **changes)
     uri = f"sqlite:///{run_dir.parent}/mlflow.db"
-    run_directory.prepare(run_dir, config.check(2), {"tracking_uri": uri, "recipe": "demo"})
+    run_directory.prepare(run_dir, check(config, 2), {"tracking_uri": uri, "recipe": "demo"})
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     command += [str(free_port()), "-m", "pipeline.train", str(run_dir)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: P
         schedule=ScheduleConfig(warmup_epochs=0.0),
     )
     run_dir = tmp_path / "run"
-    run_directory.prepare(run_dir, diverging.check(2), {"tracking_uri": "sqlite:///none.db"})
+    run_directory.prepare(run_dir, check(diverging, 2), {"tracking_uri": "sqlite:///none.db"})
     with RunningAttempt(run_dir) as attempt:
         assert attempt.wait() == [FAILED, FAILED]
         output = attempt.output()

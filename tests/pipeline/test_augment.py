@@ -14,13 +14,13 @@ from timm.data import auto_augment
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 
-from pipeline import draws
-from pipeline.augment import TrainAugment, draw_crop, evaluation_pixels, resize
-from pipeline.augment_faithful import FaithfulAugment
-from pipeline.config import AugmentConfig
-from pipeline.decode import DecodeError, EncodedImage
-from pipeline.randaugment import CHOICES, INCREASING_CHOICES, PolicyError, RandAugment
-from pipeline.randaugment_ops import Resampling
+from pipeline.augment.decode import DecodeError, EncodedImage
+from pipeline.augment.operations import Resampling
+from pipeline.augment.randaugment import CHOICES, INCREASING_CHOICES, PolicyError, RandAugment
+from pipeline.augment.timm_transforms import FaithfulAugment
+from pipeline.augment.transforms import TrainAugment, draw_crop, evaluation_pixels, resize
+from pipeline.config.schema import AugmentConfig
+from pipeline.order import draws
 from tests.pipeline.small_shards import photograph
 
 FILL = (124, 116, 104)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache import CacheError, RemoteShards, ShardCache, locked
-from pipeline.data import build_evaluation_loader, build_train_loader
-from pipeline.data_reader import LoaderError
-from pipeline.launch_checks import check_shards
-from pipeline.launch_options import LaunchError
+from pipeline.data.cache import CacheError, RemoteShards, ShardCache, locked
+from pipeline.data.loader import build_evaluation_loader, build_train_loader
+from pipeline.data.reader import LoaderError
+from pipeline.launch.checks import check_shards
+from pipeline.launch.options import LaunchError
 from sharding import open_filesystem
 from tests.pipeline.small_shards import config, pack
 
@@ -92,7 +92,7 @@ def test_a_shard_that_cannot_fit_or_is_not_what_the_manifest_says_is_an_error(so
 
 KILLED = """
 import os, signal, sys
-from pipeline.cache import RemoteShards, ShardCache
+from pipeline.data.cache import RemoteShards, ShardCache
 from tests.pipeline.test_cache import SIZE, shards
 from pathlib import Path
 class Slow(ShardCache):
@@ -122,7 +122,7 @@ def test_a_fetch_that_was_killed_half_way_leaves_nothing_that_counts(source, tmp
 JOB = """
 import os, sys
 from pathlib import Path
-from pipeline.cache import ShardCache
+from pipeline.data.cache import ShardCache
 from tests.pipeline.test_cache import SIZE, content, shards
 cache = ShardCache(shards(Path(sys.argv[1]), Path(sys.argv[2]), 2 * SIZE + 10, digest=sys.argv[3] * 64))
 print("reading", flush=True)
@@ -307,7 +307,7 @@ def test_a_cache_that_no_shard_fits_into_is_refused_before_anything_is_queued(bu
 
 def test_a_server_that_does_not_answer_is_named_with_the_sample(bucket, tmp_path, monkeypatch):
     uri, _ = bucket
-    monkeypatch.setattr("pipeline.cache._ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.data.cache._ATTEMPTS", 1)
     with build_train_loader(
         config(uri, tmp_path / "cache"), world_size=1, rank=0, start_step=0, total_steps=12, device="cpu"
     ) as loader:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint import CheckpointStore, DamagedCheckpointError, RankWriter, step_name
+from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError, step_name
+from pipeline.checkpoint.writer import RankWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +112,7 @@ def test_a_full_disk_is_an_answer_and_no_checkpoint(store: CheckpointStore):
 WRITER = """
 import sys
 from pathlib import Path
-from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint.store import CheckpointStore
 from tests.pipeline.test_checkpoint import save
 store = CheckpointStore(Path(sys.argv[1]))
 store.remove_leftovers()

@@ -7,34 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run_dir as run_directory
-from pipeline.config import (
-    AugmentConfig,
-    ConfigError,
-    MixConfig,
-    OptimizerConfig,
-    TrainConfig,
-    difference,
-    digest,
-    flatten,
-    from_dict,
-    to_dict,
-)
-from pipeline.config_ranges import RANGES
-from pipeline.engine_config import deepspeed_config
-from pipeline.journal import Journal
-from pipeline.launch_options import LaunchError, parse
+from pipeline.config.checks import RANGES, check
+from pipeline.config.schema import AugmentConfig, ConfigError, MixConfig, OptimizerConfig, TrainConfig
+from pipeline.config.serialise import difference, digest, flatten, from_dict, to_dict
+from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.launch.options import LaunchError, parse
 from pipeline.recipes import RECIPES
-from pipeline.run_dir import RunDirectoryError
-from pipeline.run_files import read_metrics
+from pipeline.run import directory as run_directory
+from pipeline.run.directory import RunDirectoryError
+from pipeline.run.files import read_metrics
+from pipeline.run.journal import Journal
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
-    config = RECIPES[recipe]().check(2)
+    config = check(RECIPES[recipe].train(), 2)
     assert from_dict(to_dict(config)) == config
-    assert RECIPES[recipe].__doc__
-    assert "python -m pipeline.launch" in RECIPES[recipe].__doc__
+    assert RECIPES[recipe].train.__doc__
+    assert "python -m pipeline.launch" in RECIPES[recipe].train.__doc__
 
 
 @pytest.mark.parametrize(
@@ -57,7 +47,7 @@ def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
 )
 def test_contradictions_are_refused_with_the_numbers(changes: dict, world_size: int, words: list[str]):
     with pytest.raises(ConfigError) as caught:
-        replace(TrainConfig(), **changes).check(world_size)
+        check(replace(TrainConfig(), **changes), world_size)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -74,7 +64,7 @@ def test_every_number_has_a_range():
 
 def test_the_global_batch_is_kept_by_accumulation():
     for world_size in (1, 2, 4, 8, 16):
-        json = deepspeed_config(TrainConfig().check(world_size), world_size)
+        json = deepspeed_config(check(TrainConfig(), world_size), world_size)
         micro, steps = json["train_micro_batch_size_per_gpu"], json["gradient_accumulation_steps"]
         assert micro * steps * world_size == json["train_batch_size"] == 1024
         assert micro <= 128

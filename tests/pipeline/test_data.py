@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from pipeline.audit import AuditWriter, read_audit
-from pipeline.data import build_evaluation_loader, build_train_loader
-from pipeline.data_reader import DamagedSampleError, LoaderError
-from pipeline.data_source import Batch
-from pipeline.mixup import DeviceTransform
+from pipeline.data.audit import AuditWriter, read_audit
+from pipeline.data.batch import Batch
+from pipeline.data.device import DeviceTransform
+from pipeline.data.loader import build_evaluation_loader, build_train_loader
+from pipeline.data.reader import DamagedSampleError, LoaderError
 from tests.pipeline.small_shards import CLASSES, config, pack
 
 SHARDS = (17, 9, 23, 4, 30, 12, 5)
@@ -186,7 +186,7 @@ def test_a_shard_that_is_gone_is_named(shards, cache, tmp_path):
 
 def children() -> list[psutil.Process]:
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "pipeline.data_worker" in " ".join(child.cmdline())]
+    return [child for child in alive if "pipeline.data.worker" in " ".join(child.cmdline())]
 
 
 def test_workers_survive_preemption_signals_and_a_killed_one_is_reported(shards, cache):
@@ -213,7 +213,7 @@ def test_workers_survive_preemption_signals_and_a_killed_one_is_reported(shards,
 ORPHAN = """
 import sys
 from pathlib import Path
-from pipeline.data import build_train_loader
+from pipeline.data.loader import build_train_loader
 from tests.pipeline.small_shards import config
 settings = config(sys.argv[1], Path(sys.argv[2]), data={"workers": 2})
 loader = build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=1000, device="cpu")

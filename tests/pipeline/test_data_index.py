@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data_index import cache_folder, open_index
+from pipeline.data.index import cache_folder, open_index
 from sharding import load_manifest
 from sharding.manifest import INDEX_SCHEMA, ClassInfo, Manifest, ManifestError, ShardInfo, index_digest, write_manifest
 from sharding.storage import Folder
@@ -45,7 +45,7 @@ def synthetic(folder: Path, samples: int, shards: int) -> None:
 
 OPEN = """
 import sys
-from pipeline.data_index import cache_folder, open_index
+from pipeline.data.index import cache_folder, open_index
 from sharding import load_manifest
 index = open_index(sys.argv[1], load_manifest(sys.argv[1], "train"), cache_folder(sys.argv[2]))
 print(len(index.rows), *index.keys([0, 99]))
@@ -82,9 +82,9 @@ def test_the_index_of_imagenet_takes_less_than_64_megabytes_a_node(tmp_path):
 OPEN_LATE = """
 import json, sys, time
 import torch
-import pipeline.data_source, pyarrow.fs
-from pipeline.config import DataConfig, TrainConfig
-from pipeline.data import build_train_loader
+import pipeline.data.source, pyarrow.fs
+from pipeline.config.schema import DataConfig, TrainConfig
+from pipeline.data.loader import build_train_loader
 
 def kilobytes(file, *names):
     lines = [line.split() for line in open(file)]

@@ -10,14 +10,15 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV2
 
-from pipeline.checkpoint import CheckpointStore
-from pipeline.config import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
-from pipeline.distributed import World
-from pipeline.ema import Ema
-from pipeline.engine import DTYPES, Engine
-from pipeline.model import build_model, step_seed
-from pipeline.recorder import Recorder
-from pipeline.saving import Saver
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config.schema import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.engine.engine import DTYPES, Engine
+from pipeline.order.draws import step_seed
+from pipeline.run.recorder import Recorder
+from pipeline.train.model import build_model
 from tests.pipeline.ranks import run_ranks
 
 CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS, LONG = 5, 64, 4, 2, 2, 2, 20
@@ -104,11 +105,11 @@ class Trained:
         self.engine = Engine(build_model(config, CLASSES), config, world)
         partitioned = config.zero_stage == 3
         self.ema = Ema(self.engine.local_weights(), self.engine.network, config.ema_decay, partitioned=partitioned)
-        recorder = Recorder(run_dir, world)
+        recorder = Recorder(run_dir, is_main=world.is_main, world_size=world.size)
         self.saver = Saver(CheckpointStore(run_dir), self.engine, self.ema, recorder, every=100, keep=9, facts=dict)
 
     def steps(self, first: int, last: int) -> list[tuple[float, float]]:
-        from pipeline.distributed import sum_over_ranks
+        from pipeline.engine.distributed import sum_over_ranks
 
         out = []
         for step in range(first, last):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import evaluate_progress
-from pipeline.config import ConfigError
-from pipeline.digits import write_class_folders
-from pipeline.evaluate import evaluate, main, match_classes
-from pipeline.evaluate_measure import Measurement
-from pipeline.evaluate_model import load_model
-from pipeline.metrics import Evaluation, count_batch, evaluate_batches
-from pipeline.tracking_client import resolve_tracking_uri
+from pipeline.config.schema import ConfigError
+from pipeline.evaluate import progress as evaluate_progress
+from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches
+from pipeline.evaluate.classes import match_classes
+from pipeline.evaluate.command import main
+from pipeline.evaluate.measure import Measurement, evaluate
+from pipeline.recipes.digits import write_class_folders
+from pipeline.tracking.client import resolve_tracking_uri
+from pipeline.weights.load import load_model
 from sharding import load_manifest
 from sharding.build import BuildOptions, build
 from tests.tracking_runs import Pixels, finished_run

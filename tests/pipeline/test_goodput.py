@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.distributed import World
-from pipeline.goodput import attempts_spent, run_spent
-from pipeline.recorder import Recorder
-from pipeline.run_files import read_events, read_metrics
-from pipeline.startup import StartUp
+from pipeline.engine.distributed import World
+from pipeline.run.files import read_events, read_metrics
+from pipeline.run.goodput import StartUp, attempts_spent, run_spent
+from pipeline.run.recorder import Recorder
 
 
 def record(step: int, attempt: int, time: float) -> dict:
@@ -57,11 +56,11 @@ def test_a_clock_that_goes_backwards_gives_no_negative_time():
 def test_an_attempt_says_what_its_forerunner_lost_and_where_its_own_time_went(tmp_path: Path, capsys):
     world = World(rank=0, local_rank=0, size=1, device=None)  # type: ignore[arg-type]
     fields = {"loss": 1.0, "step_s": 0.5, "data_wait": 0.5, "time": 1.0}
-    killed = Recorder(tmp_path, world, StartUp())
+    killed = Recorder(tmp_path, is_main=True, world_size=world.size, start_up=StartUp())
     killed.open(0)
     for step in (1, 2, 3):
         killed.step({"step": step, **fields})
-    resumed = Recorder(tmp_path, world, StartUp())
+    resumed = Recorder(tmp_path, is_main=True, world_size=world.size, start_up=StartUp())
     resumed.open(1)
     resumed.step({"step": 2, **fields})
     resumed.end("finished")

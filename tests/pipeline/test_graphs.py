@@ -23,18 +23,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transxnet
-from pipeline import run_dir as run_directory
-from pipeline.checkpoint import CheckpointStore
-from pipeline.config import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
-from pipeline.distributed import World, join_world, leave_world
-from pipeline.ema import Ema
-from pipeline.engine import Engine
-from pipeline.errors import TrainingError
-from pipeline.graphs import Graphed, Part, Record, Recorded, record_cuda_graphs
-from pipeline.model import build_model, step_seed
-from pipeline.recorder import Recorder
-from pipeline.saving import Saver
-from pipeline.train import Training
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.common.errors import TrainingError
+from pipeline.config.schema import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pipeline.engine.cuda_graphs import Graphed, Part, Record, Recorded, record_cuda_graphs
+from pipeline.engine.distributed import World, join_world, leave_world
+from pipeline.engine.ema import Ema
+from pipeline.engine.engine import Engine
+from pipeline.order.draws import step_seed
+from pipeline.run import directory as run_directory
+from pipeline.run.recorder import Recorder
+from pipeline.train.loop import Training
+from pipeline.train.model import build_model
 from tests.pipeline.ranks import environment, free_port, run_ranks
 
 CLASSES, MICRO, ACCUMULATION, STEPS = 5, 2, 3, 2
@@ -119,7 +120,13 @@ class Trained:
             self.engine.load_scalars({"optimizer_steps": 0, "loss_scale": 16.0, "good_steps": 0})
         self.ema = Ema(self.engine.local_weights(), self.engine.network, 0.9, partitioned=False)
         self.saver = Saver(
-            CheckpointStore(run_dir), self.engine, self.ema, Recorder(run_dir, world), every=100, keep=9, facts=dict
+            CheckpointStore(run_dir),
+            self.engine,
+            self.ema,
+            Recorder(run_dir, is_main=world.is_main, world_size=world.size),
+            every=100,
+            keep=9,
+            facts=dict,
         )
 
     def batches(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -4,8 +4,9 @@ import pytest
 from timm.optim._param_groups import param_groups_layer_decay
 
 import transxnet
-from pipeline.config import ConfigError, OptimizerConfig, TrainConfig
-from pipeline.groups import parameter_groups
+from pipeline.config.checks import check
+from pipeline.config.schema import ConfigError, OptimizerConfig, TrainConfig
+from pipeline.engine.optimizer import parameter_groups
 
 
 def test_layer_decay_is_timms():
@@ -39,4 +40,4 @@ def test_without_it_there_are_two_groups_at_the_full_rate():
 
 def test_a_layer_decay_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"layer_decay 1\.5 must be in \(0, 1\]"):
-        TrainConfig(optimizer=OptimizerConfig(layer_decay=1.5)).check(1)
+        check(TrainConfig(optimizer=OptimizerConfig(layer_decay=1.5)), 1)

@@ -8,8 +8,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
-from pipeline import jpeg_region
-from pipeline.decode import EncodedImage
+from pipeline.augment.decode import EncodedImage
+from pipeline.augment.jpeg import region as jpeg_region
 
 pytestmark = pytest.mark.skipif(
     not jpeg_region.is_built(), reason="the decoder is built when the package is installed, with a C compiler"

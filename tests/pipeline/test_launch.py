@@ -9,15 +9,15 @@ import pytest
 
 import jobs
 from jobs import Outcome
-from pipeline.config import TrainConfig
-from pipeline.follow import closing_words
-from pipeline.launch import main
-from pipeline.launch_checks import check_shards
-from pipeline.launch_options import LaunchError, parse
-from pipeline.launch_plan import PACKAGES, build_plan, check_tracking_uri
-from pipeline.launch_run import prepare_run
-from pipeline.run_dir import RunDirectoryError, document, prepare
-from pipeline.tracking_state import TrackingState, save_state, tracking_uri_of
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.checks import check_shards
+from pipeline.launch.closing import closing_words
+from pipeline.launch.command import main
+from pipeline.launch.options import LaunchError, parse
+from pipeline.launch.plan import PACKAGES, build_plan, check_tracking_uri
+from pipeline.launch.run import prepare_run
+from pipeline.run.directory import RunDirectoryError, document, prepare
+from pipeline.tracking.state import TrackingState, save_state, tracking_uri_of
 from tests.pipeline.small_shards import config, pack
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import MixConfig, ModelConfig, TrainConfig
-from pipeline.distributed import World
-from pipeline.ema import Ema
-from pipeline.engine import Engine
-from pipeline.model import build_model
+from pipeline.config.schema import MixConfig, ModelConfig, TrainConfig
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.engine.engine import Engine
+from pipeline.train.model import build_model
 from tests.pipeline.ranks import run_ranks
 
 STEP_BUDGET = 100

@@ -6,15 +6,9 @@ import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from pipeline.config import AugmentConfig, MixConfig
-from pipeline.data_source import Batch
-from pipeline.mixup import (
-    DeviceTransform,
-    Normalise,
-    draw_erasing,
-    draw_flips,
-    draw_mixing,
-)
+from pipeline.config.schema import AugmentConfig, MixConfig
+from pipeline.data.batch import Batch
+from pipeline.data.device import DeviceTransform, Normalise, draw_erasing, draw_flips, draw_mixing
 
 SIZE, CLASSES = 32, 7
 PLAIN = AugmentConfig(horizontal_flip=0.0, random_erasing=0.0)

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from jobs import Notice
-from pipeline.distributed import World
-from pipeline.notice import Needs, warnings
-from pipeline.recorder import Recorder
+from pipeline.engine.distributed import World
+from pipeline.run.recorder import Recorder
+from pipeline.run.time_to_save import Needs, warnings
 
 WORDS = "asked to stop, this run needs up to 45 s (a step of 2.0 s, an evaluation of 3.0 s and a save of 40.0 s), but "
 
 
 def train(run_dir: Path, world: World) -> None:
     """Four steps, an evaluation and two saves, as the loop records them."""
-    recorder = Recorder(run_dir, world)
+    recorder = Recorder(run_dir, is_main=True, world_size=1)
     recorder.open(0)
     for step in range(1, 5):
         recorder.step({"step": step, "time": 0.0, "step_s": 2.0, "data_wait": 0.0})

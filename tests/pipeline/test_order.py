@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import SampleOrder, global_order, rank_positions
+from pipeline.order.samples import SampleOrder, global_order, rank_positions
 
 properties = settings(max_examples=40, deadline=None)
 WORLD_SIZES = (1, 2, 3, 4, 7, 8, 13)
@@ -150,7 +150,7 @@ def test_a_range_outside_the_epoch_is_an_error():
 OPEN_LATE = """
 import time
 import numpy
-from pipeline.order import SampleOrder
+from pipeline.order.samples import SampleOrder
 sizes = (1252,) * 1023 + (1281167 - 1252 * 1023,)
 started = time.process_time()
 steps = 300 * 1281167 // 1024

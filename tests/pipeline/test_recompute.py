@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import transxnet
-from pipeline.config import OptimizerConfig
-from pipeline.flat import FlatModel
-from pipeline.groups import parameter_groups
-from pipeline.recompute import recompute_in_backward
+from pipeline.config.schema import OptimizerConfig
+from pipeline.engine.flat import FlatModel
+from pipeline.engine.gradient_checkpointing import recompute_in_backward
+from pipeline.engine.optimizer import parameter_groups
 
 
 def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:

@@ -17,15 +17,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.evaluate import evaluate, main
-from pipeline.evaluate_model import load_model
-from pipeline.model_card import ModelCard, ModelCardError, load_model_card, save_model_card
-from pipeline.register import register
-from pipeline.register_aliases import OPEN, STATE_TAG, champion_of, promote, settled_versions
-from pipeline.register_best import best_weights
-from pipeline.register_name import check_name
-from pipeline.register_verify import tolerance
-from pipeline.tracking_client import TrackingError, open_client, resolve_tracking_uri
+from pipeline.evaluate.command import main
+from pipeline.evaluate.measure import evaluate
+from pipeline.register.best import best_weights
+from pipeline.register.champion import OPEN, STATE_TAG, champion_of, promote, settled_versions
+from pipeline.register.names import check_name
+from pipeline.register.registration import register
+from pipeline.register.verify import tolerance
+from pipeline.tracking.client import TrackingError, open_client, resolve_tracking_uri
+from pipeline.weights.card import ModelCard, ModelCardError, load_model_card, save_model_card
+from pipeline.weights.load import load_model
 from tests.tracking_runs import digits_network, finished_run, new_store, validation_images
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def asked_to_stop() -> Iterator[list[int]]:
         while not over.wait(0.02):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
-                    if child.pid not in told and any("register_check" in word for word in child.cmdline()):
+                    if child.pid not in told and any("clean_process" in word for word in child.cmdline()):
                         child.send_signal(signal.SIGUSR2)
                         child.terminate()
                         told.append(child.pid)

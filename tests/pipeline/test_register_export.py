@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 
-from pipeline.register_export import export
-from pipeline.status import sync_run
-from pipeline.tracking_client import open_client, resolve_tracking_uri
-from pipeline.tracking_state import load_state
+from pipeline.register.formats import export
+from pipeline.status.sync import sync_run
+from pipeline.tracking.client import open_client, resolve_tracking_uri
+from pipeline.tracking.state import load_state
 from tests.tracking_runs import finished_run
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from pipeline.config import ScheduleConfig, TrainConfig
+from pipeline.config.schema import ScheduleConfig, TrainConfig
 from pipeline.recipes import RECIPES
-from pipeline.schedule import build_schedule, evaluation_is_due
+from pipeline.train.schedule import build_schedule, evaluation_is_due
 
 IMAGENET = 1_281_167
 
@@ -37,7 +37,7 @@ def test_learning_rate_is_timms_at_every_step():
 
 
 def test_upstreams_recipe_on_imagenet():
-    schedule = build_schedule(RECIPES["tiny"](), IMAGENET)
+    schedule = build_schedule(RECIPES["tiny"].train(), IMAGENET)
     assert schedule.total_steps == -(-310 * IMAGENET // 1024)
     assert schedule.lr_at(0) == 1e-6
     assert schedule.lr_at(schedule.warmup_steps) == pytest.approx(2e-3, rel=1e-2)

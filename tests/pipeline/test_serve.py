@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.augment import evaluation_pixels
-from pipeline.model_card import EXPORT_FOLDER, Preprocessing
-from pipeline.register import register
+from pipeline.augment.transforms import evaluation_pixels
+from pipeline.register.registration import register
 from pipeline.serve import ServedClassifier
-from pipeline.tracking_client import resolve_tracking_uri
+from pipeline.tracking.client import resolve_tracking_uri
+from pipeline.weights.card import EXPORT_FOLDER, Preprocessing
 from tests.tracking_runs import finished_run, validation_images
 from tests.tracking_servers import answers, free_port, wait_for
 

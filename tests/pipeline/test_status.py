@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from jobs.presence import claim
-from pipeline.config import ModelConfig, TrainConfig
-from pipeline.report import draw, markdown, write_report
-from pipeline.run_files import read_metrics
-from pipeline.status import lines, main, table
-from pipeline.status_data import read_status, run_state
-from pipeline.tracking_state import TrackingState, save_state
+from pipeline.config.schema import ModelConfig, TrainConfig
+from pipeline.run.files import read_metrics
+from pipeline.run.report import draw, markdown, write_report
+from pipeline.run.status import read_status, run_state
+from pipeline.status.command import main
+from pipeline.status.show import lines, table
+from pipeline.tracking.state import TrackingState, save_state
 from tests.tracking_runs import START, append_records, config_json, write_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -139,7 +140,7 @@ def test_what_is_printed(run_dir, capsys):
 
 
 def test_watching_all_runs_ends_when_nothing_more_will_happen(run_dir, monkeypatch):
-    monkeypatch.setattr("pipeline.status.WATCH_EVERY_S", 0.02)
+    monkeypatch.setattr("pipeline.status.command.WATCH_EVERY_S", 0.02)
     finished = run_dir.parent / "finished"
     shutil.copytree(run_dir, finished)
     event(finished, "start", 1, 0, step=0, world_size=1)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConfigError, ModelConfig, TrainConfig
-from pipeline.launch_options import parse
-from pipeline.recipes import demo
-from pipeline.status import sync_run
-from pipeline.status_data import find_runs
-from pipeline.sweep import build_members, prepare_folder, read_folder
-from pipeline.tracking import resolve_tracking_uri
-from pipeline.tracking_client import open_client
-from pipeline.tracking_shipper import EVERYTHING, Shipper
+from pipeline.config.schema import ConfigError, ModelConfig, TrainConfig
+from pipeline.config.sweep import build_members
+from pipeline.launch.options import parse
+from pipeline.recipes.digits import demo
+from pipeline.run.status import find_runs
+from pipeline.run.sweep import prepare_folder, read_folder
+from pipeline.status.sync import sync_run
+from pipeline.tracking.client import open_client
+from pipeline.tracking.shipper import EVERYTHING, Shipper
+from pipeline.tracking.tracker import resolve_tracking_uri
 from tests.tracking_runs import append_records, config_json
 
 

@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 
 from jobs import Update
-from pipeline import tracking_system, tracking_worker
-from pipeline.config import DataConfig, ModelConfig, TrainConfig
-from pipeline.follow import Progress
-from pipeline.status import lines, sync_run, table
-from pipeline.status_data import read_status
-from pipeline.tracking import Tracker, resolve_tracking_uri
-from pipeline.tracking_client import open_client
-from pipeline.tracking_shipper import Shipper
-from pipeline.tracking_state import load_state
+from pipeline.config.schema import DataConfig, ModelConfig, TrainConfig
+from pipeline.launch.progress import Progress
+from pipeline.run import system as tracking_system
+from pipeline.run.status import read_status
+from pipeline.status.show import lines, table
+from pipeline.status.sync import sync_run
+from pipeline.tracking import worker as tracking_worker
+from pipeline.tracking.client import open_client
+from pipeline.tracking.shipper import Shipper
+from pipeline.tracking.state import load_state
+from pipeline.tracking.tracker import Tracker, resolve_tracking_uri
 from tests.tracking_runs import append_records, config_json, new_store, write_checkpoint
 from tests.tracking_servers import MlflowServer, Relay, free_port, self_signed_certificate, wait_for
 
@@ -189,7 +191,7 @@ def test_a_killed_training_does_not_stay_running(tmp_path):
     program = f"""
         import json, sys, time
         from pathlib import Path
-        from pipeline.tracking import Tracker
+        from pipeline.tracking.tracker import Tracker
         run_dir = Path({str(run_dir)!r})
         tracker = Tracker.start(run_dir, json.loads((run_dir / "config.json").read_text()), attempt=1, world_size=1)
         while tracker.run_id is None:
@@ -364,7 +366,7 @@ def test_a_server_that_refuses_is_said_in_one_line(tmp_path, capfd, trouble):
 def test_a_database_whose_making_was_killed_is_made_by_the_next_two_at_once(tmp_path):
     """MLflow builds it table by table; half of one could never be opened again."""
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs"
-    command = [sys.executable, "-c", f"from pipeline.tracking_client import open_client; open_client({uri!r})"]
+    command = [sys.executable, "-c", f"from pipeline.tracking.client import open_client; open_client({uri!r})"]
     killed = subprocess.Popen(command, cwd=REPOSITORY)
     wait_for(lambda: any(path.stat().st_size > 50_000 for path in folder.glob(".mlflow.db.*[!l]")), 120)
     killed.kill()

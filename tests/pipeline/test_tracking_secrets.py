@@ -4,13 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
-from pipeline import uncommitted
-from pipeline.config import DataConfig, TrainConfig
-from pipeline.report import write_report
-from pipeline.tracking_client import open_client
-from pipeline.tracking_secrets import mask_secrets
-from pipeline.tracking_shipper import Shipper
-from pipeline.uncommitted import keep_changes, uncommitted_changes
+from pipeline.common.secrets import mask_secrets
+from pipeline.config.schema import DataConfig, TrainConfig
+from pipeline.run import code_state as uncommitted
+from pipeline.run.code_state import keep_changes, uncommitted_changes
+from pipeline.run.report import write_report
+from pipeline.tracking.client import open_client
+from pipeline.tracking.shipper import Shipper
 from tests.tracking_runs import config_json, new_store
 
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from pipeline.register import register
-from pipeline.status import sync_run
-from pipeline.tracking_client import open_client
-from pipeline.tracking_state import load_state
+from pipeline.register.registration import register
+from pipeline.status.sync import sync_run
+from pipeline.tracking.client import open_client
+from pipeline.tracking.state import load_state
 from tests.tracking_runs import finished_run
 from tests.tracking_servers import MlflowServer, answers, free_port, has_postgres, postgres, wait_for
 

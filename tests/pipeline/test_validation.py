@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.distributed import World
-from pipeline.ema import Ema
-from pipeline.metrics import Evaluation
-from pipeline.model import build_model
-from pipeline.validation import Evaluator
-from pipeline.zero import LocalWeight
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.engine.fragments import LocalWeight
+from pipeline.evaluate.accuracy import Evaluation
+from pipeline.train.model import build_model
+from pipeline.train.validation import Evaluator
 from tests.pipeline.ranks import run_ranks
 from tests.pipeline.small_shards import CLASSES, config, pack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import ask
-from pipeline.tracking_client import open_client
+from pipeline.tracking.client import open_client
 from tests.slurm.runs import Run, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

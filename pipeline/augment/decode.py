@@ -1,0 +1,136 @@
+"""From encoded bytes to pixels. No torch: loader workers import this."""
+
+import io
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from pipeline.augment.jpeg import region as jpeg_region
+
+Pixels = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB."""
+_ROWS = 16
+"""Rows a JPEG is decoded in steps of, or a multiple of them."""
+
+
+def as_pixels(array: Any) -> Pixels:
+    """What OpenCV returns, by its type: OpenCV's annotations say that uint8 may become anything."""
+    return array
+
+
+class DecodeError(ValueError):
+    """The bytes are not an image that can be decoded."""
+
+
+class EncodedImage:
+    """An image whose size is known before its pixels are: JPEGs by libjpeg-turbo and our own, all else by Pillow."""
+
+    def __init__(self, encoded: bytes) -> None:
+        """Read the size.
+
+        Args:
+            encoded: content of a file; grey, CMYK and palette images are converted to RGB.
+
+        Raises:
+            DecodeError: no decoder reads it.
+        """
+        self._encoded, self._pixels = encoded, None
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+            self.height, self.width = int(height), int(width)
+        except (ValueError, KeyError):  # KeyError: a header without an image
+            space = "not a JPEG"
+        self._regions = space == "YCbCr"
+        if space in ("CMYK", "YCCK", "not a JPEG"):
+            self._pixels = _decode_with_pillow(encoded)
+            self.height, self.width = self._pixels.shape[:2]
+
+    def pixels(self) -> Pixels:
+        """The whole image: uint8 [height, width, 3].
+
+        Raises:
+            DecodeError: the bytes behind the header are no image.
+        """
+        return self._decode(self._encoded) if self._pixels is None else self._pixels
+
+    def crop(self, top: int, left: int, height: int, width: int, enough: int) -> Pixels:
+        """A part of the image, perhaps already halved.
+
+        What lies around it is not decoded where the format allows that (by `jpeg.region`, or else the rows below), and colour is not smoothed between its samples (0.1 grey levels of the result). A part of at least twice
+        `enough` pixels on both sides is decoded at half its size or less, which libjpeg-turbo does several times
+        faster; it then begins and ends up to seven pixels earlier.
+
+        Args:
+            top: first row.
+            left: first column.
+            height: rows.
+            width: columns.
+            enough: pixels that are wanted of each side.
+
+        Returns:
+            uint8 [H, W, 3]: height x width, or its half, quarter or eighth.
+
+        Raises:
+            DecodeError: the bytes behind the header are no image.
+        """
+        bottom = top + height
+        if self._pixels is not None:
+            return self._pixels[top:bottom, left : left + width]
+        reduction = 1
+        while reduction < 8 and min(height, width) >= 2 * reduction * enough:
+            reduction *= 2
+        if reduction == 1:
+            region = jpeg_region.decode(self._encoded, top, left, height, width) if self._regions else None
+            if region is not None:
+                return region
+            return self._decode(self._rows(bottom), smooth=False)[top:bottom, left : left + width]
+        reduced = self._decode(self._encoded, reduction)
+        first_row, first_column = top // reduction, left // reduction
+        return reduced[first_row : first_row + height // reduction, first_column : first_column + width // reduction]
+
+    def _rows(self, bottom: int) -> bytes | bytearray:
+        """The file with a header that ends the image at `bottom` or a little below: the decoder stops there."""
+        end = -(-bottom // _ROWS) * _ROWS
+        position = _height_position(self._encoded) if end < self.height else None
+        if position is None:
+            return self._encoded
+        shorter = bytearray(self._encoded)
+        shorter[position : position + 2] = end.to_bytes(2, "big")
+        return shorter
+
+    def _decode(self, encoded: bytes | bytearray, reduction: int = 1, *, smooth: bool = True) -> Pixels:
+        try:
+            if reduction == 1:
+                return simplejpeg.decode_jpeg(encoded, "RGB", fastupsample=not smooth, strict=False)
+            height, width = self.height // reduction, self.width // reduction
+            return simplejpeg.decode_jpeg(
+                encoded, "RGB", min_height=height, min_width=width, min_factor=reduction, strict=False
+            )
+        except ValueError as error:
+            raise DecodeError(f"cannot be decoded: {error}") from error
+
+
+def _height_position(encoded: bytes) -> int | None:
+    """Where a baseline JPEG says its height; None in a progressive one, whose scans are all needed for any row."""
+    at = 2
+    while at + 9 < len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker in (0xC0, 0xC1):
+            return at + 5
+        if (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xCC)) or marker == 0xDA:
+            return None
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None
+
+
+def _decode_with_pillow(encoded: bytes) -> Pixels:
+    """What libjpeg-turbo does not turn into RGB: CMYK JPEGs, PNG and others."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DecodeError(f"cannot be decoded: {error}") from error

@@ -1,0 +1,58 @@
+"""timm's own training transforms, for comparison (`--train.augment.mode faithful`): several times slower.
+
+timm draws from the process's three global generators; they are seeded for each sample, and put back afterwards.
+"""
+
+import io
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from pipeline.augment.decode import DecodeError, Pixels
+from pipeline.config.schema import AugmentConfig
+from pipeline.order import draws
+
+
+class FaithfulAugment:
+    """Decodes with Pillow and augments with timm, to uint8: crop, flip and RandAugment."""
+
+    def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
+        """Build timm's transform; arguments as of `TrainAugment`."""
+        self._seed = seed
+        options: dict[str, Any] = {
+            "scale": config.crop_scale,
+            "ratio": config.crop_ratio,
+            "hflip": config.horizontal_flip,
+            "color_jitter": None,
+            "auto_augment": config.rand_augment,
+            "interpolation": config.interpolation,
+            "mean": config.mean,
+        }
+        # With `use_prefetcher` it ends with uint8 arrays; normalisation and erasing follow on the device.
+        self._transform: Any = create_transform(image_size, is_training=True, use_prefetcher=True, **options)
+
+    def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[int]:
+        """A seed for each sample."""
+        return [int(key) for key in draws.key(self._seed, draws.Purpose.FAITHFUL, epochs, samples)]
+
+    def __call__(self, encoded: bytes, drawn: int, out: Pixels) -> None:
+        """As `TrainAugment`."""
+        states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        try:
+            random.seed(drawn)
+            np.random.seed(drawn & 0xFFFFFFFF)
+            torch.random.default_generator.manual_seed(drawn >> 1)
+            with Image.open(io.BytesIO(encoded)) as image:
+                array = np.asarray(self._transform(image.convert("RGB")))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DecodeError(f"cannot be decoded: {error}") from error
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.random.set_rng_state(states[2])
+        out[:] = array.transpose(1, 2, 0)

@@ -1,0 +1,127 @@
+"""Which numbers each field of a `TrainConfig` may have by itself."""
+
+import math
+from collections.abc import Callable
+
+from pipeline.config.schema import ConfigError, TrainConfig
+from pipeline.config.serialise import flatten, to_dict
+
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "must be greater than 0",
+        lambda value: value > 0,
+        (
+            "global_batch_size",
+            "micro_batch_size",
+            "epochs",
+            "steps",
+            "save_every_steps",
+            "keep_checkpoints",
+            "eval_every_steps",
+            "log_every_steps",
+            "collective_timeout_s",
+            "data.lanes",
+            "data.block_shards",
+            "data.prefetch_batches",
+            "data.cache_gb",
+            "augment.crop_ratio",
+            "augment.std",
+            "optimizer.lr",
+        ),
+    ),
+    (
+        "must be 0 or more",
+        lambda value: value >= 0,
+        (
+            "seed",
+            "max_skipped_batches",
+            "data.workers",
+            "data.max_replacements",
+            "mix.mixup",
+            "mix.cutmix",
+            "optimizer.clip_grad_norm",
+            "optimizer.eps",
+            "optimizer.weight_decay",
+            "schedule.warmup_epochs",
+            "schedule.warmup_lr",
+            "schedule.min_lr",
+            "schedule.cooldown_epochs",
+        ),
+    ),
+    (
+        "must be in [0, 1]",
+        lambda value: 0 <= value <= 1,
+        ("augment.horizontal_flip", "augment.random_erasing", "mix.switch", "mix.probability"),
+    ),
+    (
+        "must be in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("ema_decay", "model.drop_path_rate", "mix.label_smoothing", "optimizer.betas"),
+    ),
+    (
+        "must be in (0, 1]",
+        lambda value: 0 < value <= 1,
+        ("augment.crop_scale", "augment.evaluation_crop", "optimizer.layer_decay"),
+    ),
+    ("must be a number", lambda value: True, ("augment.mean",)),
+    ("is too small: the network halves it 5 times", lambda value: value >= 32, ("model.image_size",)),
+)
+"""What is said of a value that is not there, whether it is, and of which fields; a field of several values has each."""
+PAIRS = ("augment.crop_scale", "augment.crop_ratio")
+"""Fields of a smallest and a largest value."""
+
+
+def check(config: TrainConfig, world_size: int) -> TrainConfig:
+    """Return the config if the values can work together on `world_size` ranks, else raise `ConfigError`."""
+    check_ranges(config)
+    micro = config.micro_batch(world_size)
+    if config.global_batch_size % (micro * world_size):
+        fitting = [
+            m for m in range(1, config.global_batch_size + 1) if config.global_batch_size % (m * world_size) == 0
+        ]
+        if fitting:
+            near = min(fitting, key=lambda m: abs(m - micro))
+            hint = f"--train.micro-batch-size {near} would fit"
+        else:
+            down = config.global_batch_size // world_size * world_size
+            near = " or ".join(str(g) for g in (down, down + world_size) if g > 0)
+            hint = f"--train.global-batch-size {near} would fit"
+        raise ConfigError(
+            f"global_batch_size {config.global_batch_size} is not divisible by micro_batch_size {micro} "
+            f"x world_size {world_size}; {hint}"
+        )
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError("compile decides by itself what to compute again: leave out gradient_checkpointing")
+    beside = {
+        "zero_stage 3, which fetches weights meanwhile": config.zero_stage == 3,
+        "compile, which arranges the computation by itself": config.compile,
+        "gradient_checkpointing, which reads the random state meanwhile": config.gradient_checkpointing,
+    }
+    refused = [other for other, on in beside.items() if on and config.cuda_graphs]
+    if refused:
+        raise ConfigError(f"cuda_graphs cannot record a step with {refused[0]}: leave out one of the two")
+    mixing = config.mix.mixup > 0 or config.mix.cutmix > 0
+    if mixing and micro % 2:
+        raise ConfigError(
+            f"mixup pairs the images of a micro-batch, but micro_batch_size is {micro}: take an even one, "
+            "or --train.mix.mixup 0 --train.mix.cutmix 0"
+        )
+    return config
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Refuse a value that no training can have, before anything is computed from it.
+
+    Raises:
+        ConfigError: with the field and the value.
+    """
+    flat = flatten(to_dict(config))
+    for words, holds, names in RANGES:
+        for name in names:
+            values = flat[name] if isinstance(flat[name], list) else [flat[name]]
+            if any(value is not None and not (math.isfinite(value) and holds(value)) for value in values):
+                raise ConfigError(f"{name} {' '.join(map(str, values))} {words}")
+    for name in PAIRS:
+        low, high = flat[name]
+        if low > high:
+            raise ConfigError(f"{name} {low} {high} must begin with the smaller of the two")

@@ -1,0 +1,45 @@
+"""From shards to batches on the device, opened at a step.
+
+The rank's side is `loader`, `source` and `pool`; a loader worker runs `worker`, `reader` and `slots`, without torch.
+Remote shards go through `cache`, filled ahead of need by `prefetch`. `device` flips, normalises,
+mixes and erases batches.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.common.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from pipeline.data.audit import AuditWriter
+    from pipeline.data.batch import Batch
+    from pipeline.data.device import DeviceTransform
+    from pipeline.data.loader import build_evaluation_loader, build_train_loader
+    from pipeline.data.reader import DamagedSampleError, LoaderError
+    from pipeline.data.split import Split, open_split
+
+__all__ = [
+    "AuditWriter",
+    "Batch",
+    "DamagedSampleError",
+    "DeviceTransform",
+    "LoaderError",
+    "Split",
+    "build_evaluation_loader",
+    "build_train_loader",
+    "open_split",
+]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "AuditWriter": "audit",
+        "Batch": "batch",
+        "DamagedSampleError": "reader",
+        "DeviceTransform": "device",
+        "LoaderError": "reader",
+        "Split": "split",
+        "build_evaluation_loader": "loader",
+        "build_train_loader": "loader",
+        "open_split": "split",
+    },
+)

@@ -1,0 +1,224 @@
+"""From uint8 batches to what the network sees, on the device and batched: flip, normalise, erase, mix, smooth.
+
+Distributions are timm's (`RandomHorizontalFlip`, `RandomErasing` in pixel mode, `Mixup` in batch mode). Flip and
+erasing are drawn from (seed, epoch, sample), the mixing from (seed, step) alone: every rank and micro-batch of a step
+mixes by the same weight and box, and a resumed step by that of the step it repeats.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.schema import AugmentConfig, MixConfig
+from pipeline.data.batch import Batch
+from pipeline.order import draws
+
+_ATTEMPTS = 10
+_ERASED_AREA = (0.02, 1 / 3)
+_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+
+
+class Normalise:
+    """uint8 pixels to normalised float32, as the network is evaluated and served."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        """Take mean and deviation from the config."""
+        self._mean, self._std = config.mean, config.std
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
+        """Normalise.
+
+        Args:
+            images: uint8 [N, 3, H, W], on any device.
+            device: where the result lies.
+
+        Returns:
+            float32 [N, 3, H, W], contiguous.
+        """
+        if device not in self._constants:
+            mean = torch.tensor(self._mean, device=device).view(1, 3, 1, 1) * 255
+            scale = 1 / (torch.tensor(self._std, device=device).view(1, 3, 1, 1) * 255)
+            self._constants[device] = (-mean * scale, scale)
+        shift, scale = self._constants[device]
+        images = images.to(device, non_blocking=True)
+        return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the images of a step are mixed with those of the reversed batch.
+
+    Attributes:
+        weight: of an image itself; 1 mixes nothing.
+        box: (top, left, bottom, right) that is pasted from the other image; None blends the whole images.
+    """
+
+    weight: float
+    box: tuple[int, int, int, int] | None
+
+
+def draw_mixing(seed: int, step: int, height: int, width: int, config: MixConfig) -> Mixing:
+    """Draw the mixing of a step; the same on every rank.
+
+    Args:
+        seed: of the training.
+        step: optimizer step.
+        height: of the images.
+        width: of the images.
+        config: alphas and probabilities.
+    """
+    key = draws.key(seed, draws.Purpose.MIX, step)
+    u_mix, u_cut, u_top, u_left = draws.uniforms(key, 4).tolist()
+    if not (config.mixup > 0 or config.cutmix > 0) or u_mix >= config.probability:
+        return Mixing(1.0, None)
+    cut = config.cutmix > 0 and (config.mixup <= 0 or u_cut < config.switch)
+    alpha = config.cutmix if cut else config.mixup
+    # A step draws one Beta variate, so a stream seeded by its key is cheap; numpy's Beta has been stable since 1.17.
+    weight = float(np.random.Generator(np.random.Philox(key=int(draws.bits(key, 5)[4]))).beta(alpha, alpha))
+    if not cut:
+        return Mixing(weight, None)
+    share = math.sqrt(1 - weight)
+    cut_height, cut_width = int(height * share), int(width * share)
+    middle_y, middle_x = int(u_top * height), int(u_left * width)
+    top, bottom = max(0, middle_y - cut_height // 2), min(height, middle_y + cut_height // 2)
+    left, right = max(0, middle_x - cut_width // 2), min(width, middle_x + cut_width // 2)
+    return Mixing(1 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right))
+
+
+def draw_flips(
+    seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64], probability: float
+) -> NDArray[np.bool_]:
+    """Which samples are flipped: bool [N]."""
+    key = draws.key(seed, draws.Purpose.FLIP, epochs, samples)
+    return draws.uniforms(key, 1)[:, 0] < probability
+
+
+def draw_erasing(
+    seed: int,
+    epochs: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    size: tuple[int, int],
+    probability: float,
+) -> NDArray[np.int64]:
+    """Rectangles to erase and where their noise begins: int64 [N, 6] of top, left, height, width, noise row, column.
+
+    A sample that is not erased has height and width 0.
+
+    Args:
+        seed: of the training.
+        epochs: int64 [N], in which the samples are read.
+        samples: int64 [N], rows in the index.
+        size: (height, width) of the images.
+        probability: that a sample is erased.
+    """
+    height, width = size
+    keys = draws.key(seed, draws.Purpose.ERASING, epochs, samples)
+    uniforms = draws.uniforms(keys, 3 + 4 * _ATTEMPTS)
+    attempts = uniforms[:, 3:].reshape(-1, _ATTEMPTS, 4)
+    area = (_ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * attempts[..., 0]) * height * width
+    aspect = np.exp(_LOG_ASPECT[0] + (_LOG_ASPECT[1] - _LOG_ASPECT[0]) * attempts[..., 1])
+    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (heights < height) & (widths < width)
+    first = fits.argmax(axis=1)
+    row = np.arange(len(first))
+    erased = (uniforms[:, 0] < probability) & fits[row, first]
+    tall, wide = heights[row, first] * erased, widths[row, first] * erased
+    tops = np.floor(attempts[row, first, 2] * (height - tall + 1))
+    lefts = np.floor(attempts[row, first, 3] * (width - wide + 1))
+    noise = np.floor(uniforms[:, 1:3] * [height, width])
+    return np.stack([tops, lefts, tall, wide, noise[:, 0], noise[:, 1]], axis=1).astype(np.int64)
+
+
+class DeviceTransform:
+    """What training does to a batch on the device."""
+
+    def __init__(self, augment: AugmentConfig, mix: MixConfig, num_classes: int, seed: int) -> None:
+        """Prepare the transform of a training.
+
+        Args:
+            augment: flip, erasing, mean and deviation.
+            mix: mixup, cutmix and label smoothing.
+            num_classes: length of a target.
+            seed: of the training.
+        """
+        self._augment, self._mix, self._num_classes, self._seed = augment, mix, num_classes, seed
+        self._normalise = Normalise(augment)
+        self._noise: Tensor | None = None
+
+    def __call__(self, batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Transform a batch.
+
+        Args:
+            batch: of the loader.
+            device: where the results lie.
+
+        Returns:
+            images float32 [N, 3, H, W] and targets float32 [N, num_classes] that sum to 1.
+        """
+        device = torch.device(device)
+        height, width = batch.images.shape[2:]
+        epochs, samples = batch.epochs.numpy(), batch.indices.numpy()
+        images = self._normalise(batch.images, device)
+        labels = batch.labels.to(device, non_blocking=True)
+        if self._augment.horizontal_flip > 0 and self._augment.mode == "fast":
+            flips = np.flatnonzero(draw_flips(self._seed, epochs, samples, self._augment.horizontal_flip))
+            chosen = _upload(flips, device)
+            images[chosen] = images[chosen].flip(3)
+        if self._augment.random_erasing > 0:
+            boxes = draw_erasing(self._seed, epochs, samples, (height, width), self._augment.random_erasing)
+            self._erase(images, boxes)
+        mixing = draw_mixing(self._seed, batch.step, height, width, self._mix)
+        return _mix_images(images, mixing), self._targets(labels, mixing.weight)
+
+    def _erase(self, images: Tensor, boxes: NDArray[np.int64]) -> None:
+        """Put noise into the rectangles of `images`, in place.
+
+        The noise is a window of one bank, drawn once on the CPU from the seed: each sample has its own place in it, so
+        the pixels are the same on every device and cost one gather instead of a generator for each sample.
+        """
+        height, width = images.shape[2:]
+        if self._noise is None or self._noise.shape[1:] != (2 * height, 2 * width):
+            generator = torch.Generator().manual_seed(self._seed)
+            self._noise = torch.randn(3, 2 * height, 2 * width, generator=generator).to(images.device)
+        erased = np.flatnonzero(boxes[:, 2])
+        if not len(erased):
+            return
+        chosen, box = _upload(erased, images.device), _upload(boxes[erased], images.device)
+        top, left, tall, wide, noise_row, noise_column = box.view(-1, 6, 1, 1).unbind(1)
+        rows = torch.arange(height, device=images.device).view(1, -1, 1)
+        columns = torch.arange(width, device=images.device).view(1, 1, -1)
+        inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+        noise = self._noise[:, rows + noise_row, columns + noise_column].transpose(0, 1)
+        images[chosen] = torch.where(inside.unsqueeze(1), noise, images[chosen])
+
+    def _targets(self, labels: Tensor, weight: float) -> Tensor:
+        """Smoothed one-hot targets of the labels and of the reversed labels, mixed: float32 [N, num_classes]."""
+        rest = self._mix.label_smoothing / self._num_classes
+        targets = torch.full((len(labels), self._num_classes), rest, device=labels.device)
+        mass = torch.full((len(labels), 1), 1 - self._mix.label_smoothing, device=labels.device)
+        targets.scatter_add_(1, labels.unsqueeze(1), mass * weight)
+        if weight < 1:
+            targets.scatter_add_(1, labels.flip(0).unsqueeze(1), mass * (1 - weight))
+        return targets
+
+
+def _mix_images(images: Tensor, mixing: Mixing) -> Tensor:
+    """Mix each image with the one at its place in the reversed batch; float32 [N, 3, H, W]."""
+    if mixing.box is not None:
+        top, left, bottom, right = mixing.box
+        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
+    elif mixing.weight < 1:
+        images = torch.lerp(images.flip(0), images, mixing.weight)
+    return images
+
+
+def _upload(values: NDArray[np.int64] | Sequence[int], device: torch.device) -> Tensor:
+    """Small integers to the device without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

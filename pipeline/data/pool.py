@@ -1,0 +1,125 @@
+"""The loader's worker processes, seen from the training: start them, hand out chunks, collect, end them."""
+
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+from collections import deque
+
+from pipeline.common.processes import end_helper, start_helper
+from pipeline.data import worker as worker_module
+from pipeline.data.reader import DamagedSampleError, LoaderError, ReaderSpec, Replacement
+from pipeline.data.slots import SharedSlots
+from pipeline.data.worker import MAX_REPORT, TASK, Report, WorkerSpec
+
+_CHUNK = 32
+_CHECK_S = 1.0
+
+
+class WorkerPool:
+    """Workers that fill slots, chunk by chunk, whoever is free taking the next."""
+
+    def __init__(self, spec: ReaderSpec, *, workers: int, slots: int, slot_samples: int) -> None:
+        """Start the workers.
+
+        Args:
+            spec: what is read and how.
+            workers: number of processes, at least 1.
+            slots: micro-batches that can be in the making.
+            slot_samples: samples of a micro-batch.
+        """
+        self.slots = SharedSlots(slots, slot_samples, spec.image_size)
+        self._missing = [0] * slots
+        self._replaced: list[list[Replacement]] = [[] for _ in range(slots)]
+        self._chunk = max(1, min(_CHUNK, -(-slot_samples // workers)))
+        self._unsent: deque[bytes] = deque()
+        self._tasks, worker_tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reports, worker_reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._tasks.setblocking(False)
+        spec_fd = os.memfd_create("loader-spec")
+        os.write(spec_fd, pickle.dumps(WorkerSpec(spec, slots, slot_samples)))
+        inherited = (spec_fd, self.slots.descriptor, worker_tasks.fileno(), worker_reports.fileno())
+        self._workers: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(workers):
+                self._workers.append(start_helper(worker_module.__name__, [str(fd) for fd in inherited], inherited))
+        finally:
+            os.close(spec_fd)
+            worker_tasks.close()
+            worker_reports.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._workers]
+
+    def submit(self, slot: int, samples: int) -> None:
+        """Have the first `samples` of a slot read, whose rows and epochs are written there; returns at once."""
+        self._missing[slot] = samples
+        self._replaced[slot] = []
+        for first in range(0, samples, self._chunk):
+            self._unsent.append(TASK.pack(slot, first, min(self._chunk, samples - first)))
+        self._send()
+
+    def wait(self, slot: int) -> list[Replacement]:
+        """Wait until a submitted slot is read; what was replaced in it.
+
+        Raises:
+            DamagedSampleError: a sample is not what the index says, and is not to be replaced.
+            LoaderError: a worker failed or was killed.
+        """
+        while self._missing[slot]:
+            self._send()
+            poll = select.poll()
+            poll.register(self._reports, select.POLLIN)
+            if self._unsent:
+                poll.register(self._tasks, select.POLLOUT)
+            events = poll.poll(_CHECK_S * 1000)
+            if any(descriptor == self._reports.fileno() for descriptor, _ in events):
+                data = self._reports.recv(MAX_REPORT)
+                if data:
+                    self._collect(pickle.loads(data))
+                    continue
+            if not events or any(event & (select.POLLHUP | select.POLLERR) for _, event in events):
+                self._check_workers()
+        return self._replaced[slot]
+
+    def close(self) -> None:
+        """End the workers; what they were reading is lost."""
+        self._tasks.close()
+        self._reports.close()
+        for worker in self._workers:
+            end_helper(worker)
+        if self._workers:
+            os.close(self.slots.descriptor)
+        self._workers = []
+
+    def _send(self) -> None:
+        """Hand out chunks as far as the socket takes them without waiting."""
+        try:
+            while self._unsent:
+                self._tasks.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._check_workers()
+
+    def _collect(self, report: Report) -> None:
+        if report.problem == "damaged":
+            raise DamagedSampleError(report.message)
+        if report.problem == "failed":
+            raise LoaderError(f"a loader worker failed: {report.message}")
+        self._missing[report.slot] -= report.samples
+        self._replaced[report.slot].extend(report.replaced)
+
+    def _check_workers(self) -> None:
+        """Raise if a worker is gone."""
+        for worker in self._workers:
+            code = worker.poll()
+            if code is not None:
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                hint = "; out of memory? Take fewer --train.data.workers" if code == -signal.SIGKILL else ""
+                raise LoaderError(f"loader worker {worker.pid} {how}{hint}")

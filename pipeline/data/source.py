@@ -1,0 +1,161 @@
+"""Batches in order, from requests that say what is in them: read ahead by workers, or by this process when asked."""
+
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.batch import Batch, Request
+from pipeline.data.pool import WorkerPool
+from pipeline.data.reader import DamagedSampleError, ReaderSpec, Replacement, SampleReader
+from pipeline.data.slots import Slot
+
+logger = logging.getLogger(__name__)
+
+
+class BatchSource:
+    """Turns requests into batches, in order; by workers ahead of time, or by this process when asked."""
+
+    def __init__(
+        self,
+        spec: ReaderSpec,
+        requests: Iterator[Request],
+        *,
+        samples: int,
+        workers: int,
+        ahead: int,
+        max_replacements: int,
+        device: torch.device,
+    ) -> None:
+        self.data_wait_s = 0.0
+        self._requests, self._samples, self._side = requests, samples, spec.image_size
+        self._max_replacements, self._replacements = max_replacements, 0
+        self._pinned = device.type == "cuda"
+        self._pool: WorkerPool | None = None
+        self._running: deque[tuple[int, Request]] = deque()
+        self._returned: deque[int] = deque()
+        self._copying: deque[tuple[torch.cuda.Event, list[int]]] = deque()
+        self._slots = ahead + 2
+        self._free = deque(range(self._slots))
+        if workers == 0:
+            self._reader = SampleReader(spec)
+            return
+        self._pool = WorkerPool(spec, workers=workers, slots=self._slots, slot_samples=samples)
+        if self._pinned:
+            _page_lock(self._pool.slots.memory)
+        self._submit()
+
+    def __next__(self) -> Batch:
+        """The next batch; waits for it."""
+        started = time.perf_counter()
+        batch = self._from_process() if self._pool is None else self._from_pool(self._pool)
+        self.data_wait_s += time.perf_counter() - started
+        return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is None:
+            self._reader.close()
+            return
+        if self._pinned:
+            torch.cuda.synchronize()
+            cudart: Any = torch.cuda.cudart()
+            cudart.cudaHostUnregister(self._pool.slots.memory.ctypes.data)
+        self._pool.close()
+
+    def _from_process(self) -> Batch:
+        request = next(self._requests)
+        slot = Slot.allocate(len(request.rows), self._side)
+        replaced = self._reader.fill(request.rows, request.epochs, slot.pixels, slot.labels)
+        images = _as_images(slot.pixels)
+        return self._batch(request, images.pin_memory() if self._pinned else images, slot.labels, replaced)
+
+    def _from_pool(self, pool: WorkerPool) -> Batch:
+        self._reclaim()
+        self._submit()
+        if not self._running:
+            raise StopIteration
+        index, request = self._running.popleft()
+        replaced = pool.wait(index)
+        count = len(request.rows)
+        slot = pool.slots[index]
+        labels = slot.labels[:count].copy()
+        pixels = slot.pixels[:count]
+        if self._slots - len(self._free) - len(self._running) <= self._slots // 2:
+            weakref.finalize(pixels, self._returned.append, index)
+            images = _as_images(pixels)
+        else:  # too many are held to lend another
+            images = _as_images(pixels.copy())
+            images = images.pin_memory() if self._pinned else images
+            self._free.append(index)
+        batch = self._batch(request, images, labels, replaced)
+        self._submit()
+        return batch
+
+    def _submit(self) -> None:
+        """Put requests into free slots and hand them to the workers."""
+        assert self._pool is not None
+        while self._free:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            index = self._free.popleft()
+            slot: Slot = self._pool.slots[index]
+            slot.rows[: len(request.rows)] = request.rows
+            slot.epochs[: len(request.rows)] = request.epochs
+            self._pool.submit(index, len(request.rows))
+            self._running.append((index, request))
+
+    def _reclaim(self) -> None:
+        """Free the slots whose batches are gone, and copied to the GPU if there is one."""
+        returned = [self._returned.popleft() for _ in range(len(self._returned))]
+        if not self._pinned:
+            self._free.extend(returned)
+        elif returned:
+            event = torch.cuda.Event()
+            event.record()
+            self._copying.append((event, returned))
+        while self._copying and self._copying[0][0].query():
+            self._free.extend(self._copying.popleft()[1])
+
+    def _batch(self, request: Request, images: Tensor, labels: NDArray[np.int64], replaced: list[Replacement]) -> Batch:
+        substitutes = np.full(len(request.rows), -1, np.int64)
+        for entry in replaced:
+            substitutes[request.rows == entry.row] = entry.substitute
+            self._replacements += 1
+            counted = f"{self._replacements} of at most {self._max_replacements}"
+            logger.warning("step %d: replaced a damaged sample (%s): %s", request.step, counted, entry.reason)
+        if self._replacements > self._max_replacements:
+            raise DamagedSampleError(
+                f"{self._replacements} samples were damaged and replaced, more than --train.data.max-replacements "
+                f"{self._max_replacements}; the last: {replaced[-1].reason}"
+            )
+        return Batch(
+            images=images,
+            labels=torch.from_numpy(labels),
+            indices=torch.from_numpy(request.rows),
+            epochs=torch.from_numpy(request.epochs),
+            substitutes=torch.from_numpy(substitutes),
+            step=request.step,
+            micro_step=request.micro_step,
+        )
+
+
+def _as_images(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels [N, H, W, 3] as a tensor [N, 3, H, W] over the same memory."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _page_lock(memory: NDArray[np.uint8]) -> None:
+    """Register shared memory with CUDA, so that copies to the GPU run beside the computation."""
+    cudart: Any = torch.cuda.cudart()
+    code = cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+    if int(code) != 0:
+        logger.warning("the loader's memory could not be page-locked (CUDA error %s): copies will be slower", code)

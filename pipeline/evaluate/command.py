@@ -1,0 +1,107 @@
+"""Evaluates a model on packed images: `python -m pipeline.evaluate MODEL --shards U`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import mask_secrets
+from pipeline.evaluate.classes import ClassMap
+from pipeline.evaluate.measure import evaluate
+from pipeline.tracking.client import TrackingError
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.measure import Report
+    from pipeline.weights.load import LoadedModel
+    from sharding import Manifest
+
+
+WORST = 5
+
+
+def summary(report: "Report", matched: ClassMap, model: "LoadedModel", manifest: "Manifest") -> list[str]:
+    """The result in a few lines."""
+    among = "" if len(matched.outputs) == model.card.num_classes else f" among {len(matched.outputs)} classes"
+    lines = [
+        f"{model.card.name} on {manifest.stem}, {report.samples:,} images{among}",
+        f"  top-1              {100 * report.top1:.2f} %",
+        f"  top-5              {100 * report.top5:.2f} %",
+        f"  per class          {100 * report.mean_class_accuracy:.2f} % on average",
+        f"  calibration error  {100 * report.calibration_error:.2f} %",
+        f"  loss               {report.loss:.4f}",
+        f"  throughput         {report.images_per_s:,.0f} images/s, loading included",
+    ]
+    accuracy = report.class_accuracy
+    worst = sorted((k for k in range(len(accuracy)) if accuracy[k] < 1), key=lambda k: accuracy[k])[:WORST]
+    if worst:
+        lines.append(
+            "  weakest classes    " + ", ".join(f"{_name(matched, k)} {100 * accuracy[k]:.0f} %" for k in worst)
+        )
+    mistakes = report.confusions(WORST)
+    if mistakes:
+        taken = [f"{_name(matched, label)} for {_name(matched, guess)} ({count})" for label, guess, count in mistakes]
+        lines.append("  mistaken most      " + ", ".join(taken))
+    return lines
+
+
+def _name(matched: ClassMap, index: int) -> str:
+    wnid, name = matched.classes[index]
+    return name.split(",")[0] or wnid
+
+
+def main(
+    model: str,
+    /,
+    *,
+    shards: str,
+    split: str = "validation",
+    name: str | None = None,
+    subset: bool = False,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 2,
+    output: Path | None = None,
+    no_log: bool = False,
+) -> int:
+    """Measure top-1, top-5, per-class accuracy, confusion, calibration and throughput.
+
+    Args:
+        model: A run directory, a models:/ URI, a .safetensors file, or a published .pth file.
+        shards: Folder or URI with the split's manifest.
+        split: Split to evaluate on.
+        name: What the data is called in MLflow, such as imagenet-v2; by default as its manifest says.
+        subset: Let only the split's own classes compete, as ImageNet-A and -R are scored.
+        precision: Arithmetic of the forward.
+        workers: Loader processes.
+        output: JSON file for everything that was measured.
+        no_log: Do not add the result to the MLflow run that the model came from.
+    """
+    from sharding import ShardingError
+
+    try:
+        if output is not None and not output.absolute().parent.is_dir():
+            raise ValueError(f"--output {output}: there is no such folder")
+        from pipeline.weights.load import load_model
+
+        loaded = load_model(model)
+        report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
+    except (TrackingError, ShardingError, ValueError, OSError) as error:
+        print(f"evaluate: {mask_secrets(str(error))}", file=sys.stderr)
+        return 1
+    print("\n".join(summary(report, matched, loaded, manifest)))
+    if output is not None:
+        output.write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n")
+        print(f"  everything         {output}")
+    if no_log or loaded.card.mlflow_run_id is None:
+        return 0
+    try:
+        from pipeline.evaluate.log import log_report
+
+        run = log_report(loaded, report, matched, manifest, name or manifest.stem)
+    except Exception as error:
+        print(
+            f"evaluate: not added to MLflow at {mask_secrets(loaded.tracking_uri)}: {one_line(error)}", file=sys.stderr
+        )
+        return 1
+    print(f"  MLflow             run {run}")
+    return 0

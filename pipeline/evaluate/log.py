@@ -1,0 +1,92 @@
+"""Adds an evaluation to the MLflow run that the model came from: numbers, tables and pictures."""
+
+import csv
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.client import mlflow_session
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.classes import ClassMap
+    from pipeline.evaluate.measure import Report
+    from pipeline.weights.load import LoadedModel
+    from sharding import Manifest
+
+
+NAMED_CLASSES = 40
+"""Up to so many classes are named on the confusion picture."""
+
+
+def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", manifest: "Manifest", name: str) -> str:
+    """Log under `eval/NAME/...` and `evaluation/NAME/`; returns the run's id.
+
+    Raises:
+        Exception: what MLflow raises.
+    """
+    from mlflow.entities import Metric
+
+    run_id = model.card.mlflow_run_id
+    assert run_id is not None
+    now = int(1000 * time.time())
+    metrics = [
+        Metric(
+            f"eval/{name}/{key}", value, now, model.card.step, dataset_name=name, dataset_digest=manifest.digest[:32]
+        )
+        for key, value in report.scalars().items()
+    ]
+    with mlflow_session(model.tracking_uri) as client, tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        client.log_batch(run_id, metrics=metrics)
+        write_files(Path(folder), report, matched)
+        client.log_artifacts(run_id, folder, f"evaluation/{name}")
+    return run_id
+
+
+def write_files(folder: Path, report: "Report", matched: "ClassMap") -> None:
+    """Write report.json, classes.csv, confusions.csv and pictures.png into a folder."""
+    (folder / "report.json").write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False))
+    accuracy = report.class_accuracy
+    with open(folder / "classes.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["wnid", "name", "samples", "accuracy"])
+        for (wnid, name), row, value in zip(matched.classes, report.confusion, accuracy, strict=True):
+            rows.writerow([wnid, name, int(row.sum()), f"{value:.4f}"])
+    with open(folder / "confusions.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "guess", "times"])
+        for label, guess, times in report.confusions(1000):
+            rows.writerow([matched.classes[label][1], matched.classes[guess][1], times])
+    draw(folder / "pictures.png", report, matched)
+
+
+def draw(path: Path, report: "Report", matched: "ClassMap") -> None:
+    """Confusion, accuracy over the classes, and calibration in one picture."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    axes: Any = figure.subplots(1, 3)
+    totals = np.maximum(report.confusion.sum(1, keepdims=True), 1)
+    image = axes[0].imshow(report.confusion / totals, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes[0].set(title="Confusion", xlabel="first guess", ylabel="label")
+    if len(matched.classes) <= NAMED_CLASSES:
+        names = [name.split(",")[0] for _, name in matched.classes]
+        axes[0].set_xticks(range(len(names)), names, rotation=90)
+        axes[0].set_yticks(range(len(names)), names)
+    figure.colorbar(image, ax=axes[0], shrink=0.8, label="share of the label's images")
+    accuracy = report.class_accuracy
+    axes[1].plot(np.sort(100 * accuracy[~np.isnan(accuracy)]), color="tab:blue")
+    axes[1].axhline(100 * report.top1, color="tab:gray", linestyle="--", label=f"top-1 {100 * report.top1:.2f} %")
+    axes[1].set(title="Accuracy of each class", xlabel="classes, weakest first", ylabel="%", ylim=(0, 101))
+    axes[1].legend(loc="lower right")
+    counts, confidence, correct = report.bins
+    seen = counts > 0
+    axes[2].plot([0, 100], [0, 100], color="tab:gray", linestyle="--", label="perfect")
+    axes[2].plot(100 * confidence[seen] / counts[seen], 100 * correct[seen] / counts[seen], "o-", label="measured")
+    axes[2].bar((np.arange(len(counts)) + 0.5) * 100 / len(counts), 100 * counts / counts.sum(), width=5, alpha=0.2)
+    title = f"Calibration (error {100 * report.calibration_error:.2f} %)"
+    axes[2].set(title=title, xlabel="confidence %", ylabel="accuracy %, share of images %")
+    axes[2].legend(loc="upper left")
+    figure.savefig(path, dpi=110)

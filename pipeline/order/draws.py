@@ -1,0 +1,87 @@
+"""Random numbers as a pure function of what they are for: a counter-based generator over integer names.
+
+numpy's and torch's generators are streams: what they give depends on who drew before, and one generator for every
+sample costs more than decoding some images. Here a draw is a hash of (seed, epoch, sample, number of the draw), for
+whole batches at once, and stays the same in every version of numpy. The mixer is SplitMix64's finaliser (Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.config.schema import TrainConfig
+
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_ALL = (1 << 64) - 1
+
+
+class Purpose(IntEnum):
+    """What a draw is for: part of its key, so that two uses of one seed never share bits."""
+
+    SHARDS = 1
+    BLOCK = 2
+    CROP = 3
+    RAND_AUGMENT = 4
+    FLIP = 5
+    ERASING = 6
+    MIX = 7
+    SUBSTITUTE = 8
+    FAITHFUL = 9
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, elementwise: a bijection of 64 bits in which every input bit moves half the output."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_FIRST)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_SECOND)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _mix_one(bits: int) -> int:
+    """As `_mix`, of one number: a tenth of the time that arrays of one take."""
+    bits = (bits ^ (bits >> 30)) * _FIRST & _ALL
+    bits = (bits ^ (bits >> 27)) * _SECOND & _ALL
+    return bits ^ (bits >> 31)
+
+
+def key(*names: ArrayLike) -> NDArray[np.uint64]:
+    """Hash integers (broadcast against each other) to 64 bits; the order of the names matters.
+
+    Args:
+        names: integers of any sign, each a number or an array.
+    """
+    single, singles = 0, 0
+    for name in names:
+        if not isinstance(name, int | np.integer):
+            break
+        single = _mix_one(((single ^ _mix_one((int(name) + _GOLDEN) & _ALL)) + _GOLDEN) & _ALL)
+        singles += 1
+    state = np.array(single, np.uint64)
+    with np.errstate(over="ignore"):
+        for name in names[singles:]:
+            value = np.asarray(name).astype(np.int64).astype(np.uint64)
+            state = _mix((state ^ _mix(value + np.uint64(_GOLDEN))) + np.uint64(_GOLDEN))
+    return np.asarray(state)
+
+
+def bits(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """`count` independent 64-bit draws for each key: shape [*keys.shape, count]."""
+    with np.errstate(over="ignore"):
+        counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        return _mix(keys[..., None] + counters)
+
+
+def uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
+    """`count` draws of U[0, 1) for each key: float64 [*keys.shape, count]."""
+    return (bits(keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(key: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
+    """A uniformly drawn order of 0 … size-1 that depends on the key alone: int64 [size]."""
+    return np.argsort(bits(key.reshape(()), size), kind="stable")
+
+
+def step_seed(config: TrainConfig, step: int, rank: int) -> int:
+    """Seed of a rank's drop path in one step: nothing random is carried from step to step."""
+    return (config.seed * 1_000_003 + step) * 65_537 + rank

@@ -1,0 +1,202 @@
+"""The order in which a training reads its samples: who reads what, when, as pure functions.
+
+An epoch is one permutation of all samples. Shards are permuted; their concatenation is cut into `lanes` equal lanes;
+each lane is shuffled within blocks of `block_shards` shards; position p of the epoch belongs to lane p mod lanes.
+Batch s is positions [s G, (s + 1) G) of the endless concatenation of epochs, and rank r of W takes those with
+p mod W = r. So a batch is the same set for every number of ranks, and while W divides the lanes a shard is read by one
+rank (at a lane's edge, by two), which is what makes a small cache of remote shards enough.
+
+Any position is evaluated by itself: the cost of opening at a step is that of one batch, whatever the step.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.order import draws
+
+_SAMPLES_AT_ONCE = 2048
+
+
+class SampleOrder:
+    """The order of all epochs over shards of given sizes. Rows count samples in shard order, as the index does."""
+
+    def __init__(self, shard_samples: tuple[int, ...], *, seed: int, lanes: int = 64, block_shards: int = 4) -> None:
+        """Fix the order.
+
+        Args:
+            shard_samples: samples of each shard, in the manifest's order.
+            seed: of the training.
+            lanes: parts that an epoch's shards are cut into; a batch takes from all of them in turn.
+            block_shards: shards whose samples are shuffled together within a lane.
+
+        Raises:
+            ValueError: there are no samples, or `lanes` or `block_shards` is not positive.
+        """
+        if min(shard_samples, default=0) < 0 or sum(shard_samples) < 1:
+            raise ValueError(f"shards with {list(shard_samples)[:8]} samples cannot be trained on: there must be one")
+        if lanes < 1 or block_shards < 1:
+            raise ValueError(f"lanes {lanes} and block_shards {block_shards} must be greater than 0")
+        self.seed, self.lanes, self.block_shards = seed, lanes, block_shards
+        self.shard_samples = np.asarray(shard_samples, np.int64)
+        self.first_rows = np.concatenate([[0], np.cumsum(self.shard_samples)])
+        self.num_samples = int(self.first_rows[-1])
+        self._shuffled_shards = lru_cache(maxsize=2)(self._shuffle_shards)
+        self._cached_edges = lru_cache(maxsize=2 * lanes)(lambda epoch, lane: self.lane_edges(epoch, lane).tolist())
+        self._shuffled_block = lru_cache(maxsize=2 * lanes)(self._shuffle_block)
+
+    def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows at positions (each in [0, num_samples)) of an epoch: int64, as many as positions."""
+        rows = np.empty(len(positions), np.int64)
+        within, lane_of = np.divmod(positions, self.lanes)
+        by_lane = np.argsort(lane_of, kind="stable")
+        lanes, firsts = np.unique(lane_of[by_lane], return_index=True)
+        for lane, begin, end in zip(lanes.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+            here = by_lane[begin:end]
+            edges = self._cached_edges(epoch, lane)
+            places = edges[0] + within[here]
+            # Positions of a batch lie close together in a lane: mostly within one block.
+            blocks = range(bisect_right(edges, places.min()) - 1, bisect_right(edges, places.max()))
+            for low, high in ((edges[block], edges[block + 1]) for block in blocks):
+                inside = slice(None) if len(blocks) == 1 else (low <= places) & (places < high)
+                rows[here[inside]] = self._shuffled_block(epoch, low, high)[places[inside] - low]
+        return rows
+
+    def batch(
+        self, step: int, global_batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What a rank reads at a step: its rows and the epoch each is read in, int64 [share] each.
+
+        Args:
+            step: optimizer step, from 0.
+            global_batch_size: samples of a step over all ranks.
+            rank: which rank.
+            world_size: number of ranks.
+        """
+        return self._read(rank_positions(step, global_batch_size, rank, world_size))
+
+    def batches(
+        self, steps: range, global_batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield (step, rows, epochs) of consecutive steps, the latter two as `batch`.
+
+        Several steps are evaluated at once: a small batch has one sample of each lane, and costs as much as many.
+
+        Args:
+            steps: consecutive optimizer steps.
+            global_batch_size: samples of a step over all ranks.
+            rank: which rank.
+            world_size: number of ranks.
+        """
+        together = max(1, _SAMPLES_AT_ONCE * world_size // global_batch_size)
+        for first in range(steps.start, steps.stop, together):
+            some = range(first, min(first + together, steps.stop))
+            positions = [rank_positions(step, global_batch_size, rank, world_size) for step in some]
+            rows, epochs = self._read(np.concatenate(positions))
+            ends = np.cumsum([len(part) for part in positions])[:-1]
+            yield from zip(some, np.split(rows, ends), np.split(epochs, ends), strict=True)
+
+    def _read(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and epochs at positions in the endless concatenation of epochs."""
+        epochs, within = np.divmod(positions, self.num_samples)
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            rows[chosen] = self.at(int(epoch), within[chosen])
+        return rows, epochs
+
+    def lane_edges(self, epoch: int, lane: int) -> NDArray[np.int64]:
+        """Where a lane's blocks begin, and where the last ends, in the epoch's concatenation: int64 [blocks + 1]."""
+        begin, end = self._lane_range(lane)
+        _, starts = self._shuffled_shards(epoch)
+        inner = np.unique(starts[(starts > begin) & (starts < end)])
+        return np.concatenate([np.concatenate([[begin], inner])[:: self.block_shards], [end]])
+
+    def shards_by_need(self, position: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield (position, shard) in the order in which a rank comes to need shards, without end.
+
+        A position is of the endless concatenation of epochs; the rank reads nothing of the shard in that epoch before
+        it. A shard that is needed already is yielded with a position before `position`.
+
+        Args:
+            position: from which the rank reads.
+            rank: which rank.
+            world_size: number of ranks.
+        """
+        for epoch in count(position // self.num_samples):
+            first = epoch * self.num_samples
+            needs: dict[int, int] = {}
+            for lane in range(self.lanes):
+                if self.lanes % world_size == 0 and (first + lane) % world_size != rank:
+                    continue
+                edges = self.lane_edges(epoch, lane)
+                shuffled, starts = self._shuffled_shards(epoch)
+                for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                    begin, end = (first + lane + self.lanes * (edge - int(edges[0])) for edge in (low, high))
+                    if end <= position or low == high:
+                        continue
+                    slots = range(np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high))
+                    for shard in shuffled[slots].tolist():
+                        needs[shard] = min(begin, needs.get(shard, begin))
+            yield from sorted((begin, shard) for shard, begin in needs.items())
+
+    def _lane_range(self, lane: int) -> tuple[int, int]:
+        """Begin and end of a lane: the positions p < num_samples with p mod lanes = lane, as many as there are."""
+        size, longer = divmod(self.num_samples, self.lanes)
+        begin = lane * size + min(lane, longer)
+        return begin, begin + size + (lane < longer)
+
+    def _shuffle_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shards in the epoch's order, and where each begins in their concatenation."""
+        shuffled = draws.permutation(draws.key(self.seed, draws.Purpose.SHARDS, epoch), len(self.shard_samples))
+        sizes = self.shard_samples[shuffled]
+        return shuffled, np.cumsum(sizes) - sizes
+
+    def _shuffle_block(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
+        """Rows of the stretch [low, high) of the epoch's concatenation, shuffled."""
+        shuffled, starts = self._shuffled_shards(epoch)
+        places = low + draws.permutation(draws.key(self.seed, draws.Purpose.BLOCK, epoch, low), high - low)
+        # Of shards that begin at one place all but the last are empty.
+        slot = np.searchsorted(starts, places, side="right") - 1
+        return self.first_rows[shuffled[slot]] + places - starts[slot]
+
+
+def rank_positions(step: int, global_batch_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+    """Positions in the endless concatenation of epochs that a rank reads at a step: int64 [share]."""
+    first = step * global_batch_size
+    return np.arange(first + (rank - first) % world_size, first + global_batch_size, world_size, dtype=np.int64)
+
+
+def global_order(
+    shard_samples: tuple[int, ...],
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    stop: int | None = None,
+    lanes: int = 64,
+    block_shards: int = 4,
+) -> NDArray[np.int64]:
+    """Rows at positions [start, stop) of an epoch: int64 [stop - start].
+
+    Args:
+        shard_samples: samples of each shard, in the manifest's order.
+        seed: of the training.
+        epoch: from 0.
+        start: first position.
+        stop: position after the last; None: the end of the epoch.
+        lanes: as `SampleOrder`.
+        block_shards: as `SampleOrder`.
+
+    Raises:
+        ValueError: as `SampleOrder`, or the range does not lie in the epoch.
+    """
+    order = SampleOrder(shard_samples, seed=seed, lanes=lanes, block_shards=block_shards)
+    stop = order.num_samples if stop is None else stop
+    if not 0 <= start <= stop <= order.num_samples:
+        raise ValueError(f"positions [{start}, {stop}) do not lie in an epoch of {order.num_samples} samples")
+    return order.at(epoch, np.arange(start, stop, dtype=np.int64))

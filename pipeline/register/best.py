@@ -1,0 +1,86 @@
+"""Which weights of a run are registered: the averaged ones of the checkpoint with the best top-1.
+
+`export/` holds those of the last step. Where an earlier checkpoint that was kept did better on the validation split,
+its averaged weights are put into `export/best/`, with a card of their own, and those are registered.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.run.files import checkpoints, read_metrics
+from pipeline.weights.card import (
+    EXPORT_FOLDER,
+    WEIGHTS_NAME,
+    ModelCard,
+    ModelCardError,
+    load_model_card,
+    save_model_card,
+)
+
+BEST_FOLDER = "best"
+
+
+def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
+    """The folder of the run's best weights (`model.safetensors`, `model.json`) and their card.
+
+    Among equals the last step counts. A damaged checkpoint is passed over with a line.
+
+    Raises:
+        ModelCardError: the run exported nothing.
+    """
+    folder = run_dir / EXPORT_FOLDER
+    card = load_model_card(folder)
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise ModelCardError(f"{folder / WEIGHTS_NAME} is missing: the training writes it when it ends")
+    for step, evaluation in _better(run_dir, card):
+        best = dataclasses.replace(
+            card,
+            step=step,
+            epoch=card.epoch * step / card.step,
+            top1=evaluation["eval_top1"],
+            top5=evaluation.get("eval_top5"),
+        )
+        if _extract(run_dir, best, folder / BEST_FOLDER):
+            return folder / BEST_FOLDER, best
+    return folder, card
+
+
+def _better(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
+    """(Step, its record) of the kept checkpoints whose top-1 is above the card's, the best first."""
+    if card.top1 is None:
+        return []
+    kept = checkpoints(run_dir)
+    found = {
+        record["step"]: record
+        for record in read_metrics(run_dir)
+        if record.get("step") in kept and record.get("eval_top1", 0.0) > card.top1
+    }
+    return sorted(found.items(), key=lambda item: (-item[1]["eval_top1"], -item[0]))
+
+
+def _extract(run_dir: Path, card: ModelCard, folder: Path) -> bool:
+    """Write a checkpoint's averaged weights and their card into a folder; says so where the checkpoint is damaged."""
+    import torch
+    from safetensors.torch import save_file
+
+    import transxnet
+    from pipeline.checkpoint.state import averaged_state
+    from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError
+
+    try:
+        checkpoint = CheckpointStore(run_dir).read(card.step)
+        with torch.device("meta"):
+            network = transxnet.build(card.name, num_classes=card.num_classes, image_size=card.image_size)
+        state = averaged_state(checkpoint, {name: value.shape for name, value in network.state_dict().items()})
+    except (DamagedCheckpointError, ValueError) as error:
+        print(f"the best checkpoint (step {card.step}) is not registered: {error}", file=sys.stderr)
+        return False
+    folder.mkdir(mode=0o700, exist_ok=True)
+    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
+    save_file(transxnet.to_upstream(state), aside)
+    aside.replace(folder / WEIGHTS_NAME)
+    save_model_card(card, folder)
+    return True

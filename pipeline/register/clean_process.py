@@ -1,0 +1,21 @@
+"""Loads a registered model as a stranger would and classifies a folder of images; run as a script in a clean process.
+
+`python clean_process.py MODEL_URI FOLDER`: reads `FOLDER/*.img`, writes `FOLDER/answers.json`, the WordNet ids of the
+first guesses by file name. It imports mlflow alone, so that everything else must come with the model.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(model_uri: str, folder: Path) -> None:
+    """Classify every image of the folder."""
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(model_uri)
+    files = sorted(folder.glob("*.img"))
+    table = model.predict([file.read_bytes() for file in files])
+    code = sys.modules["transxnet"].__file__
+    answers = {file.name: wnid for file, wnid in zip(files, table["wnid"], strict=True)}
+    (folder / "answers.json").write_text(json.dumps({"answers": answers, "code": code}))

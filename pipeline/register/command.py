@@ -1,0 +1,50 @@
+"""The command: `python -m pipeline.register RUN_DIR`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.common.secrets import mask_secrets
+from pipeline.register.registration import register
+from pipeline.tracking.client import TrackingError
+
+if TYPE_CHECKING:
+    from pipeline.register.formats import Format
+
+
+def main(
+    run_dir: Path,
+    /,
+    *,
+    alias: str | None = None,
+    registered_name: str | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
+) -> int:
+    """Register the best averaged weights of a run as a model version.
+
+    The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
+    itself when the top-1 is greater on the same validation data.
+
+    Args:
+        run_dir: The run's folder.
+        alias: Another alias to point to this version, such as production.
+        registered_name: Model in the registry that it becomes a version of; by default as the launch was told.
+        onnx: Add the network as ONNX to the run's artifacts, checked in onnxruntime.
+        torch_export: Add the network as torch.export makes it to the run's artifacts.
+    """
+    formats: list[Format] = [*(["onnx"] if onnx else []), *(["torch_export"] if torch_export else [])]
+    try:
+        done = register(run_dir, alias, registered_name)
+        exports = []
+        if formats:
+            from pipeline.register.formats import export
+
+            exports = export(run_dir, formats)
+    except (TrackingError, ValueError, OSError) as error:
+        print(f"register: {mask_secrets(str(error))}", file=sys.stderr)
+        return 1
+    print(f"{done.name} version {done.version}, aliases {', '.join(done.aliases) or 'none'}: {done.uri}")
+    if exports:
+        print(f"added to the run's artifacts: {', '.join(exports)}")
+    return 0

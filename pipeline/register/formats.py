@@ -1,0 +1,163 @@
+"""The network for other runtimes, ONNX and `torch.export`, each checked against PyTorch before it is kept."""
+
+import contextlib
+import tempfile
+import types
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.common.errors import one_line
+from pipeline.register.best import best_weights
+from pipeline.tracking.client import TrackingError, mlflow_session
+from pipeline.tracking.state import load_state, tracking_uri_of
+from pipeline.weights.card import WEIGHTS_NAME, ModelCardError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from transxnet.mixer import DynamicConv
+
+
+Format = Literal["onnx", "torch_export"]
+FILES: dict[Format, str] = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+FOLDER = "exports"
+BATCHES = (1, 3)
+"""Batch sizes that an export must answer; it is traced with another."""
+TOLERANCE = 1e-3
+"""Largest difference of a logit, relative to the largest logit."""
+ONNX_PACKAGES = "onnx onnxscript onnxruntime"
+
+
+def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
+    """Export the weights that a run registers and log the files as artifacts of its MLflow run, in `exports/`.
+
+    Input: normalised float32 images `[N, 3, S, S]`, named `images`; output: logits `[N, num_classes]`; any N.
+
+    Args:
+        run_dir: a run that has ended.
+        formats: which files to make.
+
+    Returns:
+        The artifact paths.
+
+    Raises:
+        TrackingError: an export fails or differs from PyTorch, or the server does not take it.
+        ModelCardError: the run exported no weights, or has no MLflow run.
+    """
+    import transxnet
+    from pipeline.weights.load import load_model
+
+    folder = Path(run_dir).resolve()
+    loaded = load_model(str(best_weights(folder)[0] / WEIGHTS_NAME))
+    card, state = loaded.card, load_state(folder)
+    run_id = card.mlflow_run_id or (state.run_id if state else None)
+    if run_id is None:
+        raise ModelCardError(f"{run_dir} has no MLflow run: python -m pipeline.status --sync {run_dir}")
+    # The kernels are for training; what is exported is plain PyTorch.
+    network = transxnet.build(
+        card.name, num_classes=card.num_classes, image_size=card.image_size, drop_path_rate=0.0, backend="reference"
+    )
+    network.load_state_dict(loaded.network.state_dict())
+    network.eval()
+    made = []
+    with tempfile.TemporaryDirectory(prefix="exports-") as name:
+        for wanted in formats:
+            path = Path(name) / FILES[wanted]
+            try:
+                _check(wanted, network, _EXPORTERS[wanted](network, card.image_size, path), card.image_size)
+            except (TrackingError, ModelCardError):
+                raise
+            except Exception as error:
+                raise TrackingError(f"{card.name} could not be exported as {wanted}: {one_line(error)}") from error
+            made.append(f"{FOLDER}/{path.name}")
+        with mlflow_session(tracking_uri_of(folder)) as client:
+            client.log_artifacts(run_id, name, FOLDER)
+    return made
+
+
+def _check(wanted: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", size: int) -> None:
+    """Compare an export with PyTorch at several batch sizes."""
+    import torch
+
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+        with torch.inference_mode():
+            expected = network(images)
+        difference = ((run(images) - expected).abs().max() / expected.abs().max()).item()
+        if not difference <= TOLERANCE:
+            raise TrackingError(
+                f"the {wanted} export differs from PyTorch by {difference:.1e} at batch {batch}; "
+                f"{TOLERANCE:.0e} is allowed"
+            )
+
+
+def _torch_export(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Tensor]":
+    import torch
+
+    program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: _any_batch()},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _onnx(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Tensor]":
+    import torch
+
+    try:
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ModelCardError(f"exporting to ONNX needs more packages: pip install {ONNX_PACKAGES}") from error
+    with _without_batch_in_groups(network):
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, size, size),),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: _any_batch()},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _any_batch() -> object:
+    import torch
+
+    return torch.export.Dim.DYNAMIC
+
+
+@contextlib.contextmanager
+def _without_batch_in_groups(network: "nn.Module") -> Iterator[None]:
+    """Inside, IDConv multiplies patches instead of convolving: ONNX has no convolution whose groups count the batch."""
+    from transxnet.mixer import DynamicConv
+
+    modules = [module for module in network.modules() if isinstance(module, DynamicConv)]
+    for module in modules:
+        module.forward = types.MethodType(_dynamic_conv_by_patches, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _dynamic_conv_by_patches(module: "DynamicConv", x: "Tensor") -> "Tensor":
+    """`DynamicConv.forward` for `x` `[N, C, H, W]`, as a sum over the taps."""
+    import torch.nn.functional as F
+
+    n, c, h, w = x.shape
+    taps = module.kernel * module.kernel
+    weight, bias = module.kernels(x)
+    patches = F.unfold(x, module.kernel, padding=module.kernel // 2)
+    mixed = (patches.view(n, c, taps, h * w) * weight.reshape(n, c, taps, 1)).sum(2)
+    return mixed.view(n, c, h, w) + bias[:, :, None, None]
+
+
+_EXPORTERS: "dict[Format, Callable[[nn.Module, int, Path], Callable[[Tensor], Tensor]]]" = {
+    "onnx": _onnx,
+    "torch_export": _torch_export,
+}

@@ -1,0 +1,171 @@
+"""The files of a registered model: code, weights, card, signature, example and requirements, in MLflow's format."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.common.processes import PROJECT_ROOT
+from pipeline.common.secrets import mask_secrets
+from pipeline.tracking.metrics import evaluation_metrics
+from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+
+_LOUD = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
+
+
+def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelCard) -> str:
+    """Log the weights in the folder `weights` as a model of the run, as `mlflow.pyfunc.log_model` does; returns its id.
+
+    The client's own calls are used instead, because `log_model` works on a global active run and ends it.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    assert card.mlflow_run_id is not None
+    run = client.get_run(card.mlflow_run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=card.name,
+        source_run_id=card.mlflow_run_id,
+        params={"image_size": str(card.image_size), "num_classes": str(card.num_classes)},
+        tags={"step": str(card.step), "weights": "exported"},
+        model_type="image-classification",
+    )
+    client.log_outputs(card.mlflow_run_id, models=[LoggedModelOutput(logged.model_id, step=card.step)])
+    metrics = evaluation_metrics(run_dir, card.step, logged.model_id)
+    if metrics:
+        client.log_batch(card.mlflow_run_id, metrics=metrics)
+    with tempfile.TemporaryDirectory(prefix="model-") as name:
+        card_file = Path(name) / CARD_NAME
+        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False))
+        path = Path(name) / "model"
+        with _quiet():
+            mlflow.pyfunc.save_model(
+                path,
+                python_model=str(PROJECT_ROOT / "pipeline" / "serve.py"),
+                code_paths=[str(PROJECT_ROOT / "transxnet")],
+                artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
+                signature=signature(),
+                input_example=input_example(card.image_size),
+                pip_requirements=requirements(),
+                mlflow_model=Model(
+                    artifact_path=logged.artifact_location,
+                    model_uuid=logged.model_id,
+                    model_id=logged.model_id,
+                    run_id=card.mlflow_run_id,
+                ),
+            )
+        client.log_model_artifacts(logged.model_id, str(path))
+    return logged.model_id
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's words on what it does, and on pip, which an environment of uv does not have."""
+    loggers = {logging.getLogger(f"mlflow.{name}"): level for name, level in _LOUD.items()}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
+
+
+def signature() -> "ModelSignature":
+    """One column of encoded images in; class, WordNet id, probability and the five best out.
+
+    The column has no name, so that lists, dicts and tables with any column name are taken.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    guess = {"class_name": DataType.string, "wnid": DataType.string, "probability": DataType.double}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary)]),
+        outputs=Schema(
+            [
+                *(ColSpec(kind, name=name) for name, kind in guess.items()),
+                ColSpec(Array(Object([Property(name, kind) for name, kind in guess.items()])), name="top5"),
+            ]
+        ),
+    )
+
+
+def input_example(image_size: int) -> "pd.DataFrame":
+    """A generated JPEG (nobody's photograph) in the form that the model takes."""
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, max(image_size, 32), dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(128)), axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG")
+    return pd.DataFrame({"image": [file.getvalue()]})
+
+
+def requirements() -> list[str]:
+    """What loading needs, at the versions that are installed here (without a build's local suffix)."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def describe(card: ModelCard, name: str, train: Mapping[str, Any], tracking_uri: str) -> str:
+    """The page of a version of `name` in the registry: results, origin, and how to load it from there."""
+
+    def percent(value: float | None) -> str:
+        return "not evaluated" if value is None else f"{100 * value:.2f} %"
+
+    rows = {
+        "top-1": percent(card.top1),
+        "top-5": percent(card.top5),
+        "validation images": f"{card.validation_samples:,}",
+        "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
+        "classes": f"{card.num_classes:,}",
+        "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {train['global_batch_size']:,}",
+        "weights": f"{'moving average' if train['ema_decay'] else 'as trained'} at the step of the best top-1",
+        "precision": train["precision"],
+        "run": card.mlflow_run_id or "unknown",
+        "code": card.git_commit or "unknown",
+        "training data": (card.train_digest or "unknown")[:16],
+        "validation data": (card.validation_digest or "unknown")[:16],
+    }
+    # MLflow's page sets the columns of a table without a gap.
+    table = "\n".join(f"| {label}&emsp; | {value} |" for label, value in rows.items())
+    return f"""{name}, an image classifier.
+
+| model&emsp; | {card.name} |
+|---|---|
+{table}
+
+How to load it:
+
+```python
+import mlflow
+
+mlflow.set_tracking_uri("{mask_secrets(tracking_uri)}")  # or MLFLOW_TRACKING_URI
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
+network = model.unwrap_python_model().network  # the torch.nn.Module
+
+import transxnet  # the same network where this project is installed
+
+network = transxnet.{card.name}(pretrained="models:/{name}@champion")
+```
+"""

@@ -1,0 +1,234 @@
+"""A run on one page: a picture of its curves and its time, and a Markdown report, in `RUN_DIR/report/`."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.console import duration
+from pipeline.common.secrets import mask_secrets
+from pipeline.run.files import read_config, read_events, read_metrics, registered_name
+from pipeline.run.goodput import TimeSpent, attempts_spent
+from pipeline.run.status import AttemptSpan, RunStatus, read_status
+
+FOLDER = "report"
+PICTURE_NAME = "training.png"
+REPORT_NAME = "report.md"
+POINTS = 2000
+"""Most points that a curve is drawn with."""
+SMOOTH = 50
+"""Windows that the smoothed loss has along a curve."""
+_UNITS = ((3600, "hours"), (60, "minutes"))
+_COLOURS = {
+    "finished": "tab:green",
+    "running": "tab:blue",
+    "interrupted": "tab:orange",
+    "cancelled": "tab:orange",
+    "failed": "tab:red",
+    "killed": "tab:red",
+}
+_USES = {
+    "productive": "tab:green",
+    "data_wait": "tab:olive",
+    "restart": "tab:cyan",
+    "save": "tab:purple",
+    "evaluation": "tab:blue",
+    "lost": "tab:red",
+    "down": "lightgray",
+    "other": "tab:gray",
+}
+"""Where time goes (`TimeSpent`), in the order of the band."""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write the picture and the report of a run as it stands; returns their folder.
+
+    Raises:
+        ValueError: the folder is no run.
+        OSError: it cannot be written.
+    """
+    status = read_status(run_dir)
+    records = read_metrics(run_dir)
+    folder = run_dir / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    spent = attempts_spent(read_events(run_dir), records)
+    (folder / REPORT_NAME).write_text(markdown(status, records, read_config(run_dir), spent))
+    if records:
+        draw(folder / PICTURE_NAME, run_dir, status, records)
+    return folder
+
+
+def markdown(
+    status: RunStatus, records: list[dict[str, Any]], config: Mapping[str, Any], spent: Mapping[int, TimeSpent]
+) -> str:
+    """The report's text: what was trained, what came of it, attempt by attempt, and how to use it."""
+    train = config["train"]
+    last = records[-1] if records else {}
+    evaluated = [record for record in records if "eval_top1" in record]
+    best = max(evaluated, key=lambda record: record["eval_top1"], default=None)
+    rows = {
+        "state": status.state,
+        "steps": f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""),
+        "last loss": _number(last.get("loss"), "{:.4f}"),
+        "top-1, top-5": _accuracies(evaluated[-1] if evaluated else None),
+        "best top-1": _accuracies(best) + (f" (step {best['step']:,})" if best else ""),
+        "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
+        "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
+        "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
+    }
+    setup = {
+        "precision, ZeRO stage": f"{train['precision']}, {train['zero_stage']}",
+        "code": f"{(config.get('git') or {}).get('commit') or 'unknown'}",
+        "configuration": str(config.get("digest", "unknown"))[:16],
+    }
+    # MLflow's viewer cuts a table after twelve rows, shows an empty head as a row, and no picture.
+    table, settings = ("\n".join(f"| {name} | {value} |" for name, value in part.items()) for part in (rows, setup))
+    attempts = "\n".join(
+        f"| {span.number} | {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(span.started))} | "
+        f"{duration(span.ended - span.started)} | {span.world_size or ''} | {span.first_step:,} | "
+        f"{_goodput(spent.get(span.number))} | {_outcome(span, status)} |"
+        for span in status.attempts
+    )
+    reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
+    headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
+    went = f"The time went to: {status.spent.words()}.\n\n" if status.goodput is not None else ""
+    picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
+    uri = status.registered["uri"] if status.registered else f"models:/{registered_name(config)}@champion"
+    tracking = config.get("tracking_uri")
+    server = f'mlflow.set_tracking_uri("{tracking}")\n' if tracking else ""
+    return mask_secrets(
+        f"""# {status.run_dir.name}
+
+**{headline}**
+
+| model | {status.model}, {train["model"]["image_size"]} px |
+|---|---|
+{table}
+
+{went}{picture}| batch | {train["global_batch_size"]:,} images |
+|---|---|
+{settings}
+
+| attempt | began | lasted | ranks | from step | goodput | ended |
+|---|---|---|---|---|---|---|
+{attempts}
+
+```python
+import mlflow
+
+{server}model = mlflow.pyfunc.load_model("{uri}")
+model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
+```
+"""
+    )
+
+
+def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, Any]]) -> None:
+    """Loss, accuracy, learning rate and throughput over steps, and attempts, saves and goodput over time."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 9.2), layout="constrained")
+    axes: Any = figure.subplot_mosaic([["loss", "top1"], ["lr", "rate"], ["time", "time"]], height_ratios=[3, 3, 1.7])
+    shown = records[:: max(1, len(records) // POINTS)]
+    evaluated = [record for record in records if "eval_top1" in record]
+    steps = [record["step"] for record in shown]
+
+    loss = np.array([record["loss"] for record in records], float)
+    axes["loss"].plot(steps, [record["loss"] for record in shown], color="tab:blue", alpha=0.3, linewidth=0.8)
+    window = max(1, len(loss) // SMOOTH)
+    count = len(loss) // window * window
+    middles = np.array([record["step"] for record in records], float)[:count].reshape(-1, window).mean(1)
+    axes["loss"].plot(middles, loss[:count].reshape(-1, window).mean(1), color="tab:blue", label="training")
+    if evaluated:
+        at = [record["step"] for record in evaluated]
+        losses = [record.get("eval_loss", np.nan) for record in evaluated]
+        axes["loss"].plot(at, losses, "o-", color="tab:orange", markersize=4, label="validation")
+        for key, name in (("eval_top1", "top-1"), ("eval_top5", "top-5")):
+            values = [100 * record.get(key, np.nan) for record in evaluated]
+            label = f"{name} {values[-1]:.2f} %"
+            axes["top1"].plot(at, values, "o-", markersize=4, label=label)
+        axes["top1"].legend(loc="lower right")
+    axes["loss"].legend(loc="upper right")
+    axes["lr"].plot(steps, [record.get("lr", np.nan) for record in shown], color="tab:green")
+    axes["rate"].plot(
+        steps, [record.get("images_per_s", np.nan) for record in shown], color="tab:purple", linewidth=0.8
+    )
+    axes["rate"].set_ylim(bottom=0)
+    titles = {"loss": "Loss", "top1": "Accuracy of the averaged weights, %", "lr": "Learning rate", "rate": "Images/s"}
+    for name, title in titles.items():
+        axes[name].set_title(title, loc="left")
+        axes[name].set_xlabel("step")
+        axes[name].grid(alpha=0.3)
+    _draw_time(axes["time"], run_dir, status, records)
+    figure.suptitle(f"{status.run_dir.name} ({status.model}), {status.state} at step {status.step:,}")
+    figure.savefig(path, dpi=110)
+
+
+def _goodput(spent: TimeSpent | None) -> str:
+    return f"{100 * spent.goodput:.1f} %" if spent is not None and spent.wall else ""
+
+
+def _outcome(span: AttemptSpan, status: RunStatus) -> str:
+    """How an attempt ended; one that cannot say so was killed."""
+    if span.outcome is not None:
+        return span.outcome
+    return "running" if span is status.attempts[-1] and status.state == "running" else "killed"
+
+
+def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[str, Any]]) -> None:
+    """The band of attempts over wall time: how each ended, what of it was lost, and where it saved."""
+    if not status.attempts:
+        return
+    begin, end = status.attempts[0].started, status.attempts[-1].ended
+    unit, name = next(((size, word) for size, word in _UNITS if end - begin > 2 * size), (1, "seconds"))
+    for span in status.attempts:
+        outcome = _outcome(span, status)
+        colour = _COLOURS.get(outcome, "tab:gray")
+        left = (span.started - begin) / unit
+        width = max(span.ended - span.started, (end - begin) / 500) / unit
+        axis.barh(0, width, left=left, color=colour, edgecolor="white")
+        # What an attempt did after its last step that counts was computed again, or never finished.
+        kept = max((record["time"] for record in records if record.get("attempt") == span.number), default=span.started)
+        if outcome not in ("finished", "running") and span.ended > kept:
+            lost = {"color": "none", "edgecolor": "white", "hatch": "////"}
+            axis.barh(0, (span.ended - kept) / unit, left=(kept - begin) / unit, **lost)
+        if span.ended - span.started > (end - begin) / 12:
+            box = {"facecolor": colour, "edgecolor": "none", "pad": 2}
+            words = f"{span.number}: {outcome}"
+            axis.text(left + width / 2, 0, words, ha="center", va="center", color="white", bbox=box)
+    saves = [event["time"] for event in read_events(run_dir) if event.get("event") == "save"]
+    axis.plot([(at - begin) / unit for at in saves], [0.55] * len(saves), "v", color="black", markersize=5)
+    preempted = sum(_outcome(span, status) == "interrupted" for span in status.attempts)
+    count = len(status.attempts)
+    title = [f"{count} attempt{'s' if count > 1 else ''}", f"{preempted} preempted", f"{len(saves)} saves (triangles)"]
+    title += [] if status.goodput is None else [f"goodput {100 * status.goodput:.0f} % of the time"]
+    axis.set_title(", ".join([*title, "hatched: lost"]), loc="left")
+    left = 0.0
+    for part, colour in _USES.items():
+        seconds = getattr(status.spent, part)
+        if seconds > 0.002 * status.spent.wall:
+            label = f"{part.replace('_', ' ')} {100 * seconds / status.spent.wall:.1f} %"
+            axis.barh(-1, seconds / unit, left=left / unit, height=0.4, color=colour, label=label)
+            left += seconds
+    if left:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_USES), frameon=False, fontsize=9)
+    axis.set_yticks([0, -1], ["attempts", "sums"])
+    axis.set(xlabel=f"{name} since the first start", ylim=(-1.4, 0.75))
+    axis.margins(x=0.01)
+
+
+def _accuracies(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "not evaluated"
+    return f"{100 * record['eval_top1']:.2f} %, {100 * record.get('eval_top5', float('nan')):.2f} %"
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "unknown" if value is None else pattern.format(value)
+
+
+def _median(records: list[dict[str, Any]], key: str, factor: float = 1.0) -> float | None:
+    values = [record[key] for record in records if key in record]
+    return factor * statistics.median(values) if values else None

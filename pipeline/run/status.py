@@ -1,0 +1,182 @@
+"""How a run stands, from its own files: no server, no cluster command, no torch."""
+
+import fcntl
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.common.atomic import read_json
+from pipeline.run.files import (
+    CONFIG_NAME,
+    LOCK_NAME,
+    REGISTERED_NAME,
+    checkpoints,
+    read_config,
+    read_events,
+    read_metrics,
+)
+from pipeline.run.goodput import TimeSpent, run_spent
+from pipeline.run.sweep import FILE_NAME as SWEEP_NAME
+
+RECENT = 50
+"""Steps that the present rate is measured over."""
+State = Literal["submitted", "running", "finished", "interrupted", "cancelled", "failed", "killed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptSpan:
+    """One attempt of a run, from its start to its end or its last sign of life."""
+
+    number: int
+    started: float
+    """Unix seconds."""
+    ended: float
+    """Unix seconds; for a killed attempt the last thing it wrote."""
+    outcome: str | None
+    """As it said itself; None: it runs, or was killed."""
+    first_step: int
+    """Steps that were finished when it began."""
+    world_size: int
+    """Ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run at a moment. Times are unix seconds, fractions in [0, 1]; None is unknown."""
+
+    run_dir: Path
+    model: str
+    state: State
+    attempts: list[AttemptSpan]
+    step: int
+    total_steps: int | None
+    loss: float | None
+    top1: float | None
+    images_per_s: float | None
+    remaining_s: float | None
+    checkpoint_step: int | None
+    checkpoint_time: float | None
+    spent: TimeSpent
+    """Where the time since the first start went; all zero before it."""
+    registered: dict[str, Any] | None
+    logs: Path
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the time since the first start that went into steps which count; None before the first step."""
+        return self.spent.goodput if self.spent.productive else None
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Run directories directly below a folder, and those of the sweeps there, oldest first."""
+    sweeps = [path.parent for path in (*root.glob(SWEEP_NAME), *root.glob(f"*/{SWEEP_NAME}"))]
+    runs = {path.parent for folder in (root, *sweeps) for path in folder.glob(f"*/{CONFIG_NAME}")}
+    return sorted(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime)
+
+
+def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
+    """Look at a run.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    config = read_config(run_dir)
+    now = time.time() if now is None else now
+    records = read_metrics(run_dir)
+    last = records[-1] if records else {}
+    state, attempts = run_state(run_dir), read_attempts(run_dir, records)
+    if state == "running" and attempts:
+        attempts[-1] = _until(attempts[-1], now)
+    step, total = int(last.get("step", 0)), config.get("total_steps") or config["train"].get("steps")
+    rate = _rate(records)
+    kept = checkpoints(run_dir)
+    saved = max(kept, default=-1)
+    evaluated = next((record["eval_top1"] for record in reversed(records) if "eval_top1" in record), None)
+    manifest = kept.get(saved, run_dir) / "manifest.json"
+    return RunStatus(
+        run_dir=run_dir,
+        model=config["train"]["model"]["name"],
+        state=state,
+        attempts=attempts,
+        step=step,
+        total_steps=total,
+        loss=last.get("loss"),
+        top1=evaluated,
+        images_per_s=None if rate is None else rate * config["train"]["global_batch_size"],
+        remaining_s=(total - step) / rate if rate and total and state == "running" else None,
+        checkpoint_step=saved if saved >= 0 else None,
+        checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
+        spent=run_spent(read_events(run_dir), records),
+        registered=read_json(run_dir / REGISTERED_NAME),
+        logs=_logs(run_dir),
+    )
+
+
+def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptSpan]:
+    """The attempts of a run in order; where the book of attempts is missing, as the records tell."""
+    spans: dict[int, AttemptSpan] = {}
+    events = read_events(run_dir)
+    for event in sorted([*events, *records], key=lambda entry: entry["time"]):
+        number, kind = int(event.get("attempt", 1)), event.get("event")
+        span = spans.get(number)
+        if span is None:
+            finished = int(event.get("step", 1)) - (0 if kind == "start" else 1)
+            span = AttemptSpan(
+                number=number,
+                started=event.get("began", event["time"] - float(event.get("step_s", 0))),
+                ended=event["time"],
+                outcome=None,
+                first_step=max(0, finished),
+                world_size=int(event.get("world_size", 0)),
+            )
+        span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
+        spans[number] = span
+    return [spans[number] for number in sorted(spans)]
+
+
+def _until(span: AttemptSpan, ended: float, outcome: str | None = None) -> AttemptSpan:
+    return replace(span, ended=max(span.ended, ended), outcome=outcome)
+
+
+def _rate(records: list[dict[str, Any]]) -> float | None:
+    """Steps a second over the last steps of the last attempt, evaluations and saves included."""
+    recent = records[-RECENT:]
+    recent = [record for record in recent if record.get("attempt") == recent[-1].get("attempt")]
+    if len(recent) < 2:
+        return None
+    seconds = recent[-1]["time"] - recent[0]["time"]
+    return (recent[-1]["step"] - recent[0]["step"]) / seconds if seconds > 0 else None
+
+
+def run_state(run_dir: Path) -> State:
+    """What a run is at, from its lock and its book of attempts."""
+    events = read_events(run_dir)
+    lock = run_dir / LOCK_NAME
+    last = events[-1] if events else {}
+    if _is_locked(lock) and not (last.get("event") == "end" and last["time"] > lock.stat().st_mtime):
+        return "running"
+    if not events:
+        return "submitted"
+    if last.get("event") != "end":
+        return "killed"
+    known: dict[str, State] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
+    return known.get(str(last.get("outcome")), "interrupted")
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether an attempt holds the run; asks without writing."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _logs(run_dir: Path) -> Path:
+    """Where the job writes: the run's own folder, or that of the sweep it belongs to."""
+    own = run_dir / "submitit"
+    return Path((read_json(own / "submission.json") or {}).get("folder", own))

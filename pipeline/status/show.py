@@ -1,0 +1,102 @@
+"""One run in full, and many runs as a table: the lines that `pipeline.status` prints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.common.console import duration
+from pipeline.tracking.backlog import KEPT, behind_words, steps_waiting
+from pipeline.tracking.state import load_state
+
+if TYPE_CHECKING:
+    from pipeline.run.status import RunStatus
+
+
+def lines(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
+    """A run in full, with what the cluster says of its job where it was asked."""
+    from pipeline.run.files import METRICS_NAME
+
+    rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
+    if job is not None:
+        rows["job"] = job
+    if status.images_per_s is not None:
+        rows["rate"] = f"{status.images_per_s:,.0f} images/s"
+    if status.remaining_s is not None:
+        rows["remaining"] = duration(status.remaining_s)
+    if status.loss is not None:
+        rows["loss"] = f"{status.loss:.4f}"
+    if status.top1 is not None:
+        rows["top-1"] = f"{100 * status.top1:.2f} %"
+    if status.checkpoint_step is not None:
+        age = "" if status.checkpoint_time is None else f", {duration(max(0, now - status.checkpoint_time))} ago"
+        rows["checkpoint"] = f"step {status.checkpoint_step}{age}"
+    else:
+        rows["checkpoint"] = "none yet"
+    if status.goodput is not None:
+        rows["time"] = status.spent.words()
+    rows["tracking"] = _tracking(status, now)
+    if status.registered:
+        rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"
+    rows["logs"] = str(status.logs)
+    rows["metrics"] = str(status.run_dir / METRICS_NAME)
+    return [f"{status.run_dir} ({status.model})", *(f"  {name:<11}{value}" for name, value in rows.items())]
+
+
+def table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | None = None) -> list[str]:
+    """Many runs below a folder, one a line, with what the cluster says of their jobs where it was asked."""
+    jobs = jobs or {}
+    head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", "top-1", "goodput")
+    rows: list[tuple[str, ...]] = [head]
+    for status in statuses:
+        rows.append(
+            (
+                str(status.run_dir.relative_to(root)),
+                status.model,
+                status.state,
+                str(status.attempts[-1].number if status.attempts else 0),
+                _step(status),
+                "" if status.images_per_s is None else f"{status.images_per_s:,.0f}",
+                "" if status.remaining_s is None else duration(status.remaining_s),
+                "" if status.checkpoint_step is None else str(status.checkpoint_step),
+                "" if status.loss is None else f"{status.loss:.4f}",
+                "" if status.top1 is None else f"{100 * status.top1:.2f} %",
+                "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
+            )
+        )
+    behind = [steps_waiting(load_state(status.run_dir), status.step) for status in statuses]
+    if any(behind):
+        rows = [(*row, cell) for row, cell in zip(rows, ["unsent", *map(str, behind)], strict=True)]
+    if jobs:
+        cells = ["job", *(jobs.get(status.run_dir, "") for status in statuses)]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _step(status: "RunStatus") -> str:
+    if status.total_steps is None:
+        return str(status.step)
+    return f"{status.step}/{status.total_steps} ({100 * status.step // max(1, status.total_steps)} %)"
+
+
+def _attempt(status: "RunStatus") -> str:
+    if not status.attempts:
+        return "none has started"
+    last = status.attempts[-1]
+    ranks = f" on {last.world_size} ranks" if last.world_size else ""
+    return f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
+
+
+def _tracking(status: "RunStatus", now: float) -> str:
+    state = load_state(status.run_dir)
+    there = state is not None and state.run_id is not None
+    words = "not in MLflow yet"
+    if state is not None and there:
+        words = f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}"
+    behind = behind_words(state, status.step, now)
+    if behind is not None:
+        words += f"; {behind}"
+    if status.state == "running":
+        return words if behind is None else f"{words}; {KEPT}"
+    sent = state is not None and there and state.sent_status == state.status
+    return words if sent else f"{words}; to send: python -m pipeline.status --sync {status.run_dir}"

@@ -1,0 +1,163 @@
+"""What an MLflow run says beside its metrics: data sets, environment, report, checkpoints."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from pipeline.common.secrets import mask_secrets
+from pipeline.run.code_state import CHANGES_NAME
+from pipeline.run.files import checkpoints
+from pipeline.tracking.metrics import evaluation_metrics
+from pipeline.tracking.state import TrackingState
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+
+CONFIGURATION = "configuration"
+DESCRIPTION_TAG = "mlflow.note.content"
+EXTERNAL_TAG = "mlflow.model.isExternal"
+"""Marks a logged model whose files lie elsewhere: a checkpoint stays where it is."""
+
+
+def log_details(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Log the data sets, the configuration, the environment and uncommitted changes of the code."""
+    inputs = dataset_inputs(config)
+    if inputs:
+        client.log_inputs(run_id, datasets=inputs)
+    client.log_text(run_id, mask_secrets(json.dumps(config, indent=1)), f"{CONFIGURATION}/config.json")
+    client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
+    patch = run_dir / CHANGES_NAME
+    if patch.exists():
+        client.log_text(run_id, patch.read_text(), f"{CONFIGURATION}/{CHANGES_NAME}")
+
+
+def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
+    """The two splits with their manifests' digests; one that cannot be read is left out."""
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.data.sources import LocalArtifactDatasetSource  # pyright: ignore[reportAttributeAccessIssue]
+    from mlflow.entities import DatasetInput, InputTag
+
+    from sharding import ShardingError, load_manifest
+
+    data = config["train"]["data"]
+    splits = {
+        "training": (data["shards"], data["train_split"]),
+        "validation": (data["validation_shards"] or data["shards"], data["validation_split"]),
+    }
+    inputs = []
+    for context, (location, split) in splits.items():
+        try:
+            manifest = load_manifest(location, split)
+        except (ShardingError, OSError):
+            continue
+        remote = "://" in location
+        source = (
+            resolve_dataset_source(mask_secrets(location))
+            if remote
+            else LocalArtifactDatasetSource(str(Path(location).absolute()))
+        )
+        # MLflow keeps 36 characters of a digest; the whole one is in the profile.
+        dataset = MetaDataset(source, name=manifest.stem, digest=manifest.digest[:32])
+        entity = dataset._to_mlflow_entity()
+        entity._profile = json.dumps(
+            {
+                "samples": manifest.num_samples,
+                "classes": len(manifest.classes),
+                "shards": len(manifest.shards),
+                "bytes": sum(shard.bytes for shard in manifest.shards),
+                "digest": manifest.digest,
+            }
+        )
+        inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
+    return inputs
+
+
+def environment() -> dict[str, Any]:
+    """Machine, Python and every installed package."""
+    packages = {entry.metadata["Name"]: entry.version for entry in metadata.distributions() if entry.metadata["Name"]}
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        gpus = []
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "gpus": gpus,
+        "packages": dict(sorted(packages.items(), key=lambda entry: entry[0].lower())),
+    }
+
+
+def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Log what the jobs found on their nodes: devices, hosts, file systems, versions, one file for each attempt.
+
+    Returns:
+        Whether `state.job_reports` has changed.
+    """
+    assert state.run_id is not None
+    new = [path for path in sorted(run_dir.glob("submitit/*_report_*.json")) if path.name not in state.job_reports]
+    for path in new:
+        client.log_text(state.run_id, mask_secrets(path.read_text()), f"{CONFIGURATION}/jobs/{path.name}")
+        state.job_reports.append(path.name)
+    return bool(new)
+
+
+def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
+    """Show the run's page that was written: `report/` among the artifacts, its text as the description.
+
+    The description links to the picture; MLflow would show it there in its full size, wider than the page.
+    """
+    from pipeline.run.report import FOLDER, PICTURE_NAME, REPORT_NAME
+
+    folder = run_dir / FOLDER
+    if not (folder / REPORT_NAME).is_file():
+        return
+    client.log_artifacts(run_id, str(folder), FOLDER)
+    # The page has the run's name above the description already.
+    text = (folder / REPORT_NAME).read_text()
+    address = urlencode({"path": f"{FOLDER}/{PICTURE_NAME}", "run_uuid": run_id})
+    text = text.replace(f"`{PICTURE_NAME}`, beside this page", f"[{FOLDER}/{PICTURE_NAME}](get-artifact?{address})")
+    client.set_tag(run_id, DESCRIPTION_TAG, text.partition("\n\n")[2] if text.startswith("# ") else text)
+
+
+def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Make every kept checkpoint a logged model of the run, without its files, and drop those that are gone.
+
+    Returns:
+        Whether `state.checkpoints` has changed.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    assert state.run_id is not None
+    kept = {folder.name: folder for folder in checkpoints(run_dir).values()}
+    new = sorted(kept.keys() - state.checkpoints.keys())
+    gone = sorted(state.checkpoints.keys() - kept.keys())
+    for name in new:
+        step = int(name.removeprefix("step_"))
+        model = client.create_logged_model(
+            state.experiment_id or "0",
+            name=name,
+            source_run_id=state.run_id,
+            tags={"step": str(step), "checkpoint": str(kept[name]), EXTERNAL_TAG: "true"},
+            model_type="checkpoint",
+        )
+        state.checkpoints[name] = model.model_id
+        client.log_outputs(state.run_id, models=[LoggedModelOutput(model.model_id, step=step)])
+        metrics = evaluation_metrics(run_dir, step, model.model_id)
+        if metrics:
+            client.log_batch(state.run_id, metrics=metrics)
+        client.finalize_logged_model(model.model_id, "READY")
+    for name in gone:
+        client.delete_logged_model(state.checkpoints[name])
+        del state.checkpoints[name]
+    return bool(new or gone)

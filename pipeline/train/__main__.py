@@ -1,0 +1,34 @@
+"""The training alone, under torchrun or in one process: `torchrun -m pipeline.train RUN_DIR`."""
+
+import sys
+from pathlib import Path
+
+from pipeline.common.errors import TrainingError
+
+
+def main() -> int:
+    """`torchrun -m pipeline.train RUN_DIR`: one attempt in this process."""
+    import signal
+
+    from jobs import Outcome
+    from pipeline.train.job_task import TrainTask
+
+    if len(sys.argv) != 2:
+        print("usage: torchrun --nproc-per-node N -m pipeline.train RUN_DIR (a folder that pipeline.launch made)")
+        return 2
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda received, _: stop.append(received))
+    task = TrainTask(Path(sys.argv[1]))
+    outcome = Outcome.FAILED
+    try:
+        outcome = task(lambda: bool(stop))
+    except (TrainingError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    finally:
+        task.ended(outcome)
+    return 0 if outcome is Outcome.FINISHED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

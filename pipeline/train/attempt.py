@@ -1,0 +1,100 @@
+"""One attempt at a run, from joining the ranks to the registered model."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.common.errors import TrainingError
+from pipeline.engine.deepspeed_imports import import_deepspeed
+from pipeline.engine.distributed import World, agreed_by_main, join_world, leave_world, silent_ranks
+from pipeline.run import directory as run_directory
+from pipeline.run.goodput import StartUp
+from pipeline.run.recorder import Recorder
+from pipeline.run.system import SystemMonitor
+from pipeline.tracking.tracker import EndStatus, Tracker
+from pipeline.train.loop import Training
+from pipeline.weights.export import export_weights
+
+
+class Attempt:
+    """One attempt at a run: its ranks, its lock, its records; ends by `close` on rank 0."""
+
+    def __init__(self, run_dir: Path, start_up: StartUp) -> None:
+        """Nothing is done before `run`; `start_up` was begun before the imports of this module."""
+        self._run_dir, self._start_up = run_dir, start_up
+        self._tracker: Tracker | None = None
+        self._monitor: SystemMonitor | None = None
+        self._lock: IO[str] | None = None
+        self._recorder: Recorder | None = None
+
+    def run(self, stop_requested: Callable[[], bool]) -> bool:
+        """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
+        config = run_directory.load(self._run_dir)
+        self._start_up.lap("imports")
+        world = join_world(config.collective_timeout_s)
+        self._start_up.lap("ranks")
+        import_deepspeed()
+        self._start_up.lap("imports")
+        try:
+            self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
+            self._recorder = recorder = Recorder(
+                self._run_dir, is_main=world.is_main, world_size=world.size, start_up=self._start_up
+            )
+            if world.is_main:
+                document = run_directory.document(self._run_dir)
+                tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
+                self._tracker = Tracker.start(
+                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags=tags
+                )
+            elif world.local_rank == 0:
+                # The tracker watches the first node itself.
+                self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
+            recorder.lap("tracking")
+            training = Training(self._run_dir, world, recorder, self._tracker)
+            if not training.run(stop_requested):
+                return False
+            export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
+        except RuntimeError as error:
+            silent = silent_ranks(error)
+            if not silent:
+                raise
+            names = ", ".join(map(str, silent))
+            raise TrainingError(
+                f"rank {names} of {world.size} hangs or was lost: the others waited for it in vain ({error}); "
+                "the log of that rank says what it did last, and a new attempt goes on from the newest checkpoint"
+            ) from error
+        finally:
+            if self._monitor is not None:
+                self._monitor.stop()
+            leave_world()
+        if world.is_main:
+            self.close("finished")
+            from pipeline.register.registration import register_or_say_how
+
+            register_or_say_how(self._run_dir)
+        return True
+
+    def close(self, outcome: str) -> None:
+        """Write down how the attempt ended (the value of a `jobs.Outcome`) and give the MLflow run its status."""
+        status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+        if self._recorder is not None:
+            self._recorder.end(outcome)
+            self._recorder = None
+        if self._tracker is not None:
+            self._tracker.close(status.get(outcome))
+            self._tracker = None
+
+
+def _refuse_together(world: World, action: Callable[[], Any]) -> Any:
+    """Do `action` on rank 0; if it refuses, every rank raises the same message instead of waiting for rank 0."""
+    value, problem = None, None
+    if world.is_main:
+        try:
+            value = action()
+        except run_directory.RunDirectoryError as error:
+            problem = str(error)
+    problem = agreed_by_main(problem)
+    if problem is not None:
+        raise TrainingError(str(problem))
+    return value

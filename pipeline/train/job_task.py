@@ -1,0 +1,40 @@
+"""A run directory as a task for `jobs`; torch is imported only where it runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import Outcome, StopRequested
+from pipeline.run.files import durable_step
+from pipeline.weights.card import is_exported
+
+if TYPE_CHECKING:
+    from pipeline.train.attempt import Attempt
+
+
+class TrainTask:
+    """Trains the run whose `config.json` stands in `run_dir`. Picklable; nothing in it decides where to go on."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Keep the folder; nothing is opened here."""
+        self.run_dir = Path(run_dir)
+        self._attempt: Attempt | None = None
+
+    def progress(self) -> str:
+        """The newest checkpoint's name, for counting the attempts that get nowhere."""
+        exported = " exported" if is_exported(self.run_dir) else ""
+        return f"step_{max(0, durable_step(self.run_dir)):08d}{exported}"
+
+    def __call__(self, stop_requested: StopRequested) -> Outcome:
+        """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
+        from pipeline.run.goodput import StartUp
+
+        start_up = StartUp()
+        from pipeline.train.attempt import Attempt
+
+        self._attempt = Attempt(self.run_dir, start_up)
+        return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED
+
+    def ended(self, outcome: Outcome) -> None:
+        """Give the MLflow run the status that the job's end deserves. Rank 0 alone."""
+        if self._attempt is not None:
+            self._attempt.close(outcome.value)

@@ -1,0 +1,65 @@
+"""Learning rate and length of a training, as functions of the step alone."""
+
+import math
+from dataclasses import dataclass
+
+from pipeline.config.schema import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, cosine, constant cooldown, in optimizer steps.
+
+    Equal to timm's `CosineLRScheduler(t_in_epochs=False)` without warm-up prefix: the cosine runs from step 0 and the
+    warm-up replaces its beginning.
+    """
+
+    total_steps: int
+    """Steps of the whole training, cooldown included."""
+    cosine_steps: int
+    """Step at which the cosine reaches `min_lr`."""
+    warmup_steps: int
+    """Steps of the linear warm-up."""
+    lr: float
+    """Peak learning rate."""
+    warmup_lr: float
+    """Learning rate of the first step."""
+    min_lr: float
+    """Learning rate of the cooldown."""
+
+    def lr_at(self, completed_steps: int) -> float:
+        """Learning rate of the step that follows `completed_steps` finished ones."""
+        if completed_steps < self.warmup_steps:
+            return self.warmup_lr + completed_steps * (self.lr - self.warmup_lr) / self.warmup_steps
+        if completed_steps < self.cosine_steps:
+            return self.min_lr + 0.5 * (self.lr - self.min_lr) * (
+                1 + math.cos(math.pi * completed_steps / self.cosine_steps)
+            )
+        return self.min_lr
+
+
+def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
+    """Schedule of `config` over a training split of `num_samples`; `steps` scales all its parts alike."""
+    plan = config.schedule
+    epochs = config.epochs + plan.cooldown_epochs
+    steps_per_epoch = num_samples / config.global_batch_size
+    total = config.steps if config.steps is not None else max(1, math.ceil(epochs * steps_per_epoch))
+    per_epoch = total / epochs
+    return Schedule(
+        total_steps=total,
+        cosine_steps=total if not plan.cooldown_epochs else max(1, round(config.epochs * per_epoch)),
+        warmup_steps=round(min(plan.warmup_epochs, config.epochs) * per_epoch),
+        lr=config.optimizer.lr,
+        warmup_lr=plan.warmup_lr,
+        min_lr=plan.min_lr,
+    )
+
+
+def evaluation_is_due(config: TrainConfig, step: int, total_steps: int, num_samples: int) -> bool:
+    """Whether the state after `step` finished steps is evaluated: every interval or epoch, and at the end."""
+    if step == total_steps:
+        return True
+    if config.eval_every_steps is not None:
+        return step % config.eval_every_steps == 0
+    batch = config.global_batch_size
+    return step * batch // num_samples > (step - 1) * batch // num_samples

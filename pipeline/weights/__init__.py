@@ -1,0 +1,23 @@
+"""Weights of a model without optimizer state: exported by a training, and read from wherever they are."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.common.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from pipeline.weights.card import ModelCard
+    from pipeline.weights.export import export_weights
+    from pipeline.weights.load import LoadedModel, initialise, load_model
+
+__all__ = ["LoadedModel", "ModelCard", "export_weights", "initialise", "load_model"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "LoadedModel": "load",
+        "ModelCard": "card",
+        "export_weights": "export",
+        "initialise": "load",
+        "load_model": "load",
+    },
+)

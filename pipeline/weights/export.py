@@ -1,0 +1,61 @@
+"""`RUN_DIR/export`: the averaged weights under the published names, and the card that says what they are."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.common.atomic import fsync_folder
+from pipeline.config.schema import TrainConfig
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.run import directory as run_directory
+from pipeline.run.files import read_metrics
+from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
+from sharding import load_manifest
+
+
+def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, epoch: Callable[[int], float]) -> None:
+    """Write `export/model.safetensors` and then `export/model.json`, on rank 0. Collective."""
+    import transxnet
+
+    state = ema.full_state()
+    if not world.is_main:
+        return
+    folder = run_dir / EXPORT_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / CARD_NAME).unlink(missing_ok=True)
+    weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in transxnet.to_upstream(state).items()}
+    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
+    save_file(weights, aside)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(folder / WEIGHTS_NAME)
+    fsync_folder(folder)
+
+    train = load_manifest(config.data.shards, config.data.train_split)
+    validation = load_manifest(config.data.validation_shards or config.data.shards, config.data.validation_split)
+    store = CheckpointStore(run_dir)
+    manifest = store.read(store.steps()[-1]).manifest
+    last = next(r for r in reversed(read_metrics(run_dir)) if "eval_top1" in r)
+    card = ModelCard(
+        name=config.model.name,
+        num_classes=len(train.classes),
+        image_size=config.model.image_size,
+        classes=tuple((c.wnid, c.name) for c in train.classes),
+        preprocessing=Preprocessing(
+            evaluation_crop=config.augment.evaluation_crop, mean=config.augment.mean, std=config.augment.std
+        ),
+        step=manifest["step"],
+        epoch=epoch(manifest["step"]),
+        top1=last["eval_top1"],
+        top5=last["eval_top5"],
+        validation_samples=validation.num_samples,
+        train_digest=train.digest,
+        validation_digest=validation.digest,
+        git_commit=run_directory.document(run_dir)["git"]["commit"],
+        mlflow_run_id=manifest["mlflow_run_id"],
+    )
+    save_model_card(card, folder)
