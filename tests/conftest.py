@@ -27,7 +27,7 @@ NEEDS = {
 }
 
 
-LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", "tests/transxnet/kernels/", "tests/pipeline/test_engine.py")
+LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", "tests/transxnet/kernels/", "tests/pipeline/engine/")
 """What starts first where the tests run in several workers."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -26,7 +26,7 @@ class Workplace:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "SLURM_", "SUBMITIT_"))}
-        return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
     def start(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(

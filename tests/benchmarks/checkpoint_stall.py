@@ -20,7 +20,7 @@ from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 from pipeline.run.recorder import Recorder
 from pipeline.train.model import build_model
-from tests.pipeline.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 
 def measure(world: World, folder: str, rounds: int) -> dict[str, list[float]]:

@@ -8,8 +8,8 @@ from pipeline.config.checks import check
 from pipeline.config.schema import TrainConfig
 from pipeline.run import directory as run_directory
 from pipeline.run.files import read_events, read_metrics
-from tests.pipeline.attempts import FINISHED, RunningAttempt
-from tests.pipeline.small_shards import config, pack
+from tests.support.attempts import FINISHED, RunningAttempt
+from tests.support.small_shards import config, pack
 
 EVERY = 3
 """Steps between two checkpoints."""

@@ -10,7 +10,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.run.files import read_events, read_metrics
 from pipeline.run.goodput import run_spent
 from tests.benchmarks.faults_bench import EVERY, Bench, finish, resumed_at
-from tests.pipeline.attempts import RunningAttempt, finished_steps
+from tests.support.attempts import RunningAttempt, finished_steps
 
 
 def in_the_making(checkpoints: Path, name: str) -> bool:

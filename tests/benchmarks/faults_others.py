@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.run.files import read_metrics
 from tests.benchmarks.faults_bench import EVERY, SHORT, STOPPED, TIMEOUT_S, Bench, finish, resumed_at
-from tests.pipeline.attempts import FINISHED, INTERRUPTED, RunningAttempt, finished_steps
+from tests.support.attempts import FINISHED, INTERRUPTED, RunningAttempt, finished_steps
 
 
 def tear(checkpoint: Path) -> None:

@@ -32,8 +32,8 @@ from sharding.plan import make_plan
 from sharding.sources import list_split
 from sharding.tarfiles import END, header
 from tests.sharding.synthetic import photograph
+from tests.support import SAMPLE
 
-SAMPLE = Path(__file__).parents[2] / "../shared/imagenet-sample"
 RESULTS = Path(__file__).with_name("RESULTS_packing.md")
 IMAGENET = 1_281_167
 MEAN_BYTES = 110_000

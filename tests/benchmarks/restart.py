@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.test_end_to_end import ROOT, kill_everything_of
+from tests.support import REPOSITORY
+from tests.test_end_to_end import kill_everything_of
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def launch(run: Path, checkout: Path) -> tuple[float, dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkout", type=Path, default=ROOT)
+    parser.add_argument("--checkout", type=Path, default=REPOSITORY)
     parser.add_argument("--rounds", type=int, default=3, help="restarts after the first start")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

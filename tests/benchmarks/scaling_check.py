@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.scaling import allreduce_bytes, state_bytes
+from tests.support import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 WORLD_SIZES = (1, 2, 4)
 STEPS = 12
 BATCH = 64

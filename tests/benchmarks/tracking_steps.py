@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline.config.schema import TrainConfig
 from pipeline.tracking.tracker import Tracker
-from tests.tracking_runs import config_json
-from tests.tracking_servers import free_port
+from tests.support.tracking_runs import config_json
+from tests.support.tracking_servers import free_port
 
 STEPS, ROUNDS, SAVE_EVERY = 400, 2, 25
 STEP_S = 0.01

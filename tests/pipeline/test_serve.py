@@ -22,8 +22,8 @@ from pipeline.register.registration import register
 from pipeline.serve import ServedClassifier
 from pipeline.tracking.client import resolve_tracking_uri
 from pipeline.weights.card import EXPORT_FOLDER, Preprocessing
-from tests.tracking_runs import finished_run, validation_images
-from tests.tracking_servers import answers, free_port, wait_for
+from tests.support.tracking_runs import finished_run, validation_images
+from tests.support.tracking_servers import answers, free_port, wait_for
 
 
 @pytest.fixture(scope="module")

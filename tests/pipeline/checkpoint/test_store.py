@@ -1,0 +1,147 @@
+"""Checkpoints survive what happens to files and to the processes that write them."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError, step_name
+from pipeline.checkpoint.writer import RankWriter
+from tests.support import REPOSITORY
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {
+        "buffer|count|0": torch.tensor([step]),
+        "weight|a|0": torch.full((70_001,), float(step)),
+        "weight|b|5": torch.arange(7, dtype=torch.float32) + step,
+    }
+
+
+def save(store: CheckpointStore, step: int, top1: float | None = None) -> None:
+    writer = RankWriter(tensors(step), rank=0)
+    writer.start(store.aside(step))
+    assert writer.finish() is None
+    store.publish(step, {"world_size": 1, "top1": top1})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path)
+
+
+def test_what_is_written_is_read(store: CheckpointStore):
+    save(store, 3)
+    checkpoint = store.newest_sound(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+    stored = load_file(checkpoint.rank_file(0))
+    assert stored.keys() == tensors(3).keys()
+    assert all(torch.equal(stored[name], value) for name, value in tensors(3).items())
+    assert [p.name for p in store.folder.iterdir()] == [step_name(3)]
+    assert sorted(p.name for p in checkpoint.path.iterdir()) == ["manifest.json", "rank_00000.safetensors"]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def tear(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def spoil_manifest(path: Path) -> None:
+    (path.parent / "manifest.json").write_text('{"schema": 1')
+
+
+@pytest.mark.parametrize("damage", [flip, tear, Path.unlink, spoil_manifest])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_damage_is_named_and_the_one_before_is_taken(store: CheckpointStore, damage, damaged: int):
+    for step in (1, 2, 3):
+        save(store, step)
+    for step in (3, 2)[:damaged]:
+        damage(store.folder / step_name(step) / "rank_00000.safetensors")
+        with pytest.raises(DamagedCheckpointError, match=step_name(step)):
+            store.read(step)
+    said: list[str] = []
+    checkpoint = store.newest_sound(said.append)
+    assert checkpoint is not None
+    assert checkpoint.step == 3 - damaged
+    assert len(said) == damaged
+    assert step_name(3) in said[0]
+
+
+def test_the_newest_and_the_best_stay(store: CheckpointStore):
+    for step, top1 in [(1, 0.5), (2, 0.9), (3, 0.7), (4, None), (5, 0.8)]:
+        save(store, step, top1)
+    store.retain(2)
+    assert store.steps() == [2, 4, 5]
+
+
+def test_a_full_disk_is_an_answer_and_no_checkpoint(store: CheckpointStore):
+    save(store, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        writer = RankWriter(tensors(2), rank=0)
+        writer.start(store.aside(2))
+        error = writer.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    assert isinstance(error, OSError)
+    store.remove_leftovers()
+    assert store.steps() == [1]
+    writer.start(store.aside(3))
+    assert writer.finish() is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pipeline.checkpoint.store import CheckpointStore
+from tests.pipeline.checkpoint.test_store import save
+store = CheckpointStore(Path(sys.argv[1]))
+store.remove_leftovers()
+print("ready", flush=True)
+for step in range((store.steps() or [0])[-1] + 1, 10**6):
+    save(store, step)
+    store.retain(3)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_sound_checkpoints(store: CheckpointStore, tmp_path: Path):
+    chance = random.Random(7)
+    reached = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        limit = time.monotonic() + 60
+        while (store.steps() or [0])[-1] <= reached and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.1)
+        process.kill()
+        process.wait()
+        for step in store.steps():
+            checkpoint = store.read(step)
+            assert json.loads((checkpoint.path / "manifest.json").read_text())["step"] == step
+            assert load_file(checkpoint.rank_file(0))["buffer|count|0"].item() == step
+        assert store.steps()[-1] > reached
+        reached = store.steps()[-1]
+    store.remove_leftovers()
+    assert all(path.name.startswith("step_") for path in store.folder.iterdir())

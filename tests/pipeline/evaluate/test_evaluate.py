@@ -1,0 +1,155 @@
+"""The measured accuracy is the recorded one, whatever the model is given as, and lands in its run."""
+
+import dataclasses
+import json
+import re
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.schema import ConfigError
+from pipeline.evaluate import progress as evaluate_progress
+from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches
+from pipeline.evaluate.classes import match_classes
+from pipeline.evaluate.command import main
+from pipeline.evaluate.measure import Measurement, evaluate
+from pipeline.recipes.digits import write_class_folders
+from pipeline.tracking.client import resolve_tracking_uri
+from pipeline.weights.load import load_model
+from sharding import load_manifest
+from sharding.build import BuildOptions, build
+from tests.support.tracking_runs import Pixels, finished_run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def card(home, digits):
+    return finished_run(home / "runs/first", digits, resolve_tracking_uri(home))
+
+
+def test_counts_do_not_depend_on_the_batches():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(97, 13), torch.randint(0, 13, (97,))
+    logits[5] = torch.nan
+    logits[6] = 0.0
+    whole = count_batch(logits, labels)
+    parts = sum(count_batch(a, b) for a, b in zip(logits.split(10), labels.split(10), strict=True))
+    assert torch.equal(whole[:3], parts[:3])
+    expected = (logits[:5].topk(5).indices == labels[:5, None]).sum()
+    assert count_batch(logits[:5], labels[:5])[1] == expected
+    # A network that gives no numbers is never right; equal scores go to the lower class.
+    assert count_batch(logits[5:6], labels[5:6])[:2].sum() == 0
+    assert count_batch(logits[6:7], torch.tensor([0]))[0] == 1
+    assert count_batch(logits[6:7], torch.tensor([1]))[0] == 0
+    assert count_batch(logits[:2], torch.tensor([-1, 3]))[2] == 1
+
+
+def test_labels_beyond_the_model_are_refused():
+    batch = Pixels(torch.zeros(2, 3, 4, 4), torch.tensor([0, 12]))
+    with pytest.raises(ValueError, match="label 12, the model 10 classes"):
+        evaluate_batches(
+            lambda x: torch.zeros(len(x), 10),
+            [batch],
+            num_classes=10,
+            device="cpu",
+            autocast=nullcontext(),
+            normalise=lambda b, d: b.images,
+        )
+    with pytest.raises(ValueError, match="nothing was evaluated"):
+        Evaluation.from_counts(torch.zeros(4, dtype=torch.float64))
+
+
+def test_calibration_and_confusion_by_hand():
+    measured = Measurement(2, "cpu")
+    # Ten answers at 90 % confidence, eight of them right: off by 0.1.
+    logits = torch.log(torch.tensor([[0.9, 0.1]])).repeat(10, 1)
+    measured.add(logits, torch.tensor([0] * 8 + [1] * 2))
+    report = measured.result(seconds=2.0)
+    assert report.calibration_error == pytest.approx(0.1, abs=1e-6)
+    assert report.confusion.tolist() == [[8, 0], [2, 0]]
+    assert report.class_accuracy.tolist() == [1.0, 0.0]
+    assert report.top1 == 0.8
+    assert report.mean_class_accuracy == 0.5
+    assert report.confusions(5) == [(1, 0, 2)]
+    assert report.images_per_s == 5
+
+
+def test_other_shards_are_scored_among_their_own_classes(home, card, capsys, monkeypatch):
+    """As ImageNet-A and -R are: packed from class folders, fewer classes, other labels. Progress goes to a log."""
+    monkeypatch.setattr(evaluate_progress, "LINE_EVERY_S", 0)
+    write_class_folders(home / "folders")
+    (home / "few").mkdir()
+    for name in ("2", "7", "8"):
+        (home / "folders/validation" / name).rename(home / "few" / name)
+    build(
+        BuildOptions(source=str(home / "few"), output=str(home / "a"), name="imagenet-a", split="validation", workers=1)
+    )
+    capsys.readouterr()
+    answers = {}
+    for subset in (True, False):
+        arguments = {"shards": str(home / "a"), "subset": subset, "workers": 0, "output": home / "out.json"}
+        assert main(str(home / "runs/first"), **arguments, no_log=True) == 0
+        answers[subset] = json.loads((home / "out.json").read_text())
+        said = capsys.readouterr()
+        assert ("imagenet-a-validation, 88 images among 3 classes" in said.out) == subset
+        lines = [line for line in said.err.splitlines() if line.startswith("image ")]
+        assert re.fullmatch(r"image 88/88  images/s \d+  remaining 0:00", lines[-1])
+    assert {entry["wnid"] for entry in answers[True]["classes"]} == {"2", "7", "8"}
+    assert len(answers[False]["classes"]) == 10
+    assert answers[True]["top1"] > answers[False]["top1"] > 0.5
+    assert answers[True]["samples"] == sum(entry["samples"] for entry in answers[False]["classes"]) == 88
+
+
+def test_classes_are_matched_by_name_or_number(digits, card):
+    manifest = load_manifest(str(digits), "validation")
+    few = dataclasses.replace(manifest, classes=(manifest.classes[7], manifest.classes[2]))
+    matched = match_classes(card, few, subset=True)
+    assert matched.outputs == [2, 7]
+    assert matched.labels == [1, 0]
+    everything = match_classes(card, few, subset=False)
+    assert everything.outputs == list(range(10))
+    assert everything.labels == [7, 2]
+    # ImageNet-V2's folders have the numbers of the classes.
+    named = dataclasses.replace(card, classes=tuple((f"n{k:08d}", name) for k, (_, name) in enumerate(card.classes)))
+    assert match_classes(named, few, subset=False).labels == [7, 2]
+    unknown = dataclasses.replace(few.classes[0], wnid="n99999999")
+    with pytest.raises(ConfigError, match="1 classes that transxnet_n was not trained on: n99999999"):
+        match_classes(card, dataclasses.replace(few, classes=(unknown,)), subset=True)
+
+
+def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_path):
+    bare = tmp_path / "weights.safetensors"
+    bare.write_bytes((home / "runs/first/export/model.safetensors").read_bytes())
+    guessed = load_model(str(bare)).card
+    assert (guessed.name, guessed.num_classes, guessed.image_size) == ("transxnet_n", 10, 32)
+    assert not np.any([wnid for wnid, _ in guessed.classes])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("nowhere", "is no run directory, models:/ URI or file of weights"),
+        (__file__, "holds no weights that can be read"),
+    ],
+)
+def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
+    assert main(model, shards=str(digits)) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_fewer_than_no_workers_are_refused(home, card, digits):
+    with pytest.raises(ConfigError, match=r"data\.workers -1 must be 0 or more"):
+        evaluate(load_model(str(home / "runs/first")), str(digits), workers=-1)
+
+
+def test_a_folder_for_the_results_that_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
+    assert main("nowhere", shards="shards", output=tmp_path / "gone/results.json") == 1
+    assert "results.json: there is no such folder" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""What a launch shows and refuses before anything is queued."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+import jobs
+from jobs import Outcome
+from pipeline.config.schema import TrainConfig
+from pipeline.launch.checks import check_shards
+from pipeline.launch.closing import closing_words
+from pipeline.launch.command import main
+from pipeline.launch.options import LaunchError, parse
+from pipeline.launch.plan import PACKAGES, build_plan, check_tracking_uri
+from pipeline.launch.run import prepare_run
+from pipeline.run.directory import RunDirectoryError, document, prepare
+from pipeline.tracking.state import TrackingState, save_state, tracking_uri_of
+from tests.support import REPOSITORY
+from tests.support.small_shards import config, pack
+
+
+def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    work, programs = tmp_path / "work", tmp_path / "programs"
+    work.mkdir()
+    programs.mkdir()
+    (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "sinfo").chmod(0o700)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.chdir(work)
+    flags = ["--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "2", "--slurm", "nice=3"]
+    flags += ["--slurm", "exclusive=true"]
+    assert main([*flags, "--sweep", "train.optimizer.lr=1e-3,2e-3", "--run-dir", "sweep", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    code = jobs.settle(REPOSITORY, PACKAGES, work / "sweep" / "code", copy=False)
+    for words in (
+        "#SBATCH --array=0-1%2\n",
+        "#SBATCH --gpus-per-node=2\n",
+        "#SBATCH --ntasks-per-node=2\n",
+        "#SBATCH --nice=3\n",
+        "#SBATCH --exclusive\n",
+        f"export PYTHONPATH={code.root}$",
+    ):
+        assert words in shown
+    for value in (0.001, 0.002):
+        _, _, after = shown.partition(f"# {work}/sweep/lr={value}/config.json\n")
+        assert json.JSONDecoder().raw_decode(after)[0]["train"]["optimizer"]["lr"] == value
+    assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--no-wait", "--sweep", "train.seed=1,2"], "without SLURM a sweep trains one run after the other"),
+        (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
+        (["--cluster", "local", "--partition", "gpu"], "--partition is for Slurm, and this would be --cluster local"),
+        (["--recipe", "tiny"], "--recipe is given twice"),
+        (
+            ["--cluster", "slurm", "--dry-run", "--container-image", "a.sqsh", "--train.data.shards", "/data/shards"],
+            "--train.data.shards /data/shards is not seen in the container",
+        ),
+        (["--registered-name", "toys/digits"], "--registered-name 'toys/digits' cannot name a model in MLflow"),
+        (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
+        (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
+        (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
+    ],
+)
+def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--recipe", "demo", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_registered_run_that_was_overtaken_is_named_by_its_version(tmp_path):
+    prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:///runs/mlflow.db"})
+    version = {"name": "transxnet_n", "version": "3", "aliases": []}
+    (tmp_path / "registered.json").write_text(json.dumps(version))
+    words = closing_words(tmp_path, Outcome.FINISHED)
+    assert "models:/transxnet_n/3 (no alias)" in words
+    assert 'load_model("models:/transxnet_n/3")' in words
+
+
+def test_a_run_keeps_the_name_it_is_to_be_registered_under(tmp_path):
+    pack(tmp_path / "shards", (17, 9))
+    pack(tmp_path / "shards", (5,), split="validation")
+
+    def prepared(*flags: str) -> str | None:
+        words = ["--cluster", "debug", "--run-dir", f"{tmp_path}/run", "--train.data.shards", f"{tmp_path}/shards"]
+        plan = build_plan(parse([*words, *flags]))
+        prepare_run(plan, plan.runs[0])
+        return document(tmp_path / "run")["registered_name"]
+
+    assert prepared() is None
+    assert prepared("--registered-name", "toy") == "toy"
+    assert prepared() == "toy"
+    (tmp_path / "run/registered.json").write_text('{"name": "toy"}')
+    assert prepared("--registered-name", "toy") == "toy"
+    with pytest.raises(LaunchError, match=r"is registered as toy already; .* --registered-name pets$"):
+        prepared("--registered-name", "pets")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder belong to somebody else")
+def test_a_run_directory_of_somebody_else_is_refused(tmp_path):
+    os.chown(tmp_path, 65534, -1)
+    with pytest.raises(RunDirectoryError, match="belongs to another user"):
+        prepare(tmp_path, TrainConfig(), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_that_mlflow_cannot_have_is_refused():
+    for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
+        with pytest.raises(LaunchError, match="is no address of MLflow's"):
+            check_tracking_uri(uri)
+    for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
+        check_tracking_uri(uri)
+
+
+def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first, here = tmp_path / "first.db", f"sqlite:///{tmp_path}/other.db"
+    first.touch()
+    run = tmp_path / "run"
+    prepare(run, TrainConfig(), {"tracking_uri": here})
+    state = TrackingState(key="k", run_id="r", tracking_uri=f"sqlite:///{first}")
+    save_state(run, state)
+    assert tracking_uri_of(run) == f"sqlite:///{first}"
+    first.unlink()
+    assert tracking_uri_of(run) == here
+    save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
+    with pytest.raises(ValueError, match=r"tracked in MLflow at http://bob:\*\*\*@host: set MLFLOW_TRACKING_URI"):
+        tracking_uri_of(run)
+    # A server that never answered has nothing of the run; it is waited for all the same, unless another is named.
+    prepare(run, TrainConfig(), {"tracking_uri": None})
+    save_state(run, TrackingState(key="k", tracking_uri="http://host"))
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to that address, or, since nothing of it is there"):
+        tracking_uri_of(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    assert tracking_uri_of(run) == "http://other"
+    save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
+    prepare(run, TrainConfig(), {"tracking_uri": None})
+    assert tracking_uri_of(run) == "http://bob:pw@host"
+
+
+def test_a_dry_run_refuses_what_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    work, shards = tmp_path / "work", tmp_path / "shards"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    flags = ["--cluster", "local", "--dry-run", "--run-dir", "run", "--train.data.shards", str(shards)]
+    assert main(flags) == 0
+    assert "warning: a launch from here would be refused: no shards at" in capsys.readouterr().err
+    pack(shards, (17, 9))
+    pack(shards, (5,), split="validation")
+    flags += ["--train.steps", "3"]
+    assert main(flags) == 0
+    assert "# data: 26 training and 5 validation images of 5 classes (a model of 5 classes is trained); 3 steps\n" in (
+        capsys.readouterr().out
+    )
+    assert not list(work.iterdir())
+    prepare(work / "run", TrainConfig(steps=4), {})
+    before = (work / "run/config.json").read_bytes()
+    assert main(flags) == 2
+    assert "belongs to another training:\n  steps: 4 -> 3\n" in capsys.readouterr().err
+    assert main([*flags, "--sweep", "train.seed=1,2"]) == 2
+    assert "is the folder of a run, not of a sweep" in capsys.readouterr().err
+    min(shards.glob("*.tar")).unlink()
+    assert main(flags) == 2
+    assert "is missing: python -m sharding.verify" in capsys.readouterr().err
+    assert main(["--recipe", "demo", "--dry-run"]) == 0
+    assert "# data: the handwritten digits, which the launch packs" in capsys.readouterr().out
+    assert [path.name for path in work.rglob("*")] == ["run", "config.json"]
+    assert (work / "run/config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_storage_that_does_not_answer_is_one_line(tmp_path, capsys):
+    shards = "s3://key:word@bucket/shards?endpoint_override=127.0.0.1:1&scheme=http"
+    assert main(["--cluster", "local", "--run-dir", f"{tmp_path}/run", "--train.data.shards", shards]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the shards at s3://")
+    assert error.count("\n") == 1
+    assert ":word@" not in error
+
+
+def test_shards_that_are_not_whole_are_refused_before_anything_is_queued(tmp_path):
+    pack(tmp_path, (17, 9))
+    pack(tmp_path, (5,), split="validation")
+    training = config(tmp_path, tmp_path / "cache")
+    assert check_shards(training).num_samples == 26
+    shard = sorted(tmp_path.glob("*train*.tar"))[1]
+    os.truncate(shard, 3000)
+    with pytest.raises(LaunchError, match=rf"shard {shard.name} of .* has 3,000 bytes instead of .* sharding.verify"):
+        check_shards(training)
+    shard.unlink()
+    with pytest.raises(LaunchError, match=rf"shard {shard.name} of .* is missing: "):
+        check_shards(training)
+    check_shards(dataclasses.replace(training, data=dataclasses.replace(training.data, on_damage="replace")))

@@ -1,0 +1,359 @@
+"""The registered model: proven before it counts, loaded by strangers, and the right one is champion."""
+
+import contextlib
+import dataclasses
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.evaluate.command import main
+from pipeline.evaluate.measure import evaluate
+from pipeline.register.best import best_weights
+from pipeline.register.champion import OPEN, STATE_TAG, champion_of, promote, settled_versions
+from pipeline.register.names import check_name
+from pipeline.register.registration import register
+from pipeline.register.verify import tolerance
+from pipeline.tracking.client import TrackingError, open_client, resolve_tracking_uri
+from pipeline.weights.card import ModelCard, ModelCardError, load_model_card, save_model_card
+from pipeline.weights.load import load_model
+from tests.support import REPOSITORY
+from tests.support.tracking_runs import digits_network, finished_run, new_store, validation_images
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Send the process that checks a model what a preemption sends to all processes of a job; those that got it."""
+    told: list[int] = []
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(0.02):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if child.pid not in told and any("clean_process" in word for word in child.cmdline()):
+                        child.send_signal(signal.SIGUSR2)
+                        child.terminate()
+                        told.append(child.pid)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    yield told
+    over.set()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def registered(home, digits):
+    """A run that was better at step 20 than at its end, the card of what must be registered, and the version.
+
+    It is registered although its job is asked to stop meanwhile.
+    """
+    last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
+    best = digits_network(digits)[1]
+    assert best.top1 > last.top1
+    with asked_to_stop() as told:
+        version = register(home / "runs/first")
+    assert told
+    return dataclasses.replace(last, step=20, top1=best.top1, top5=best.top5), version
+
+
+def in_clean_process(program: str, folder: Path, uri: str) -> dict:
+    """Run a program as a colleague would: elsewhere, without this repository on the path."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "UserWarning" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
+    card, version = registered
+    assert (version.step, version.top1) == (20, card.top1)
+    assert version.version == "1"
+    assert version.aliases == ("latest", "champion")
+    assert version.uri == "models:/transxnet_n@champion"
+    assert json.loads((home / "runs/first/registered.json").read_text())["version"] == "1"
+    client = open_client(resolve_tracking_uri(home))
+    stored = client.get_model_version("transxnet_n", "1")
+    assert (stored.tags["step"], float(stored.tags["top1"])) == ("20", card.top1)
+    assert stored.tags["validation_digest"] == card.validation_digest
+    assert "images in a clean process" in stored.tags["verified"]
+    assert f"{100 * card.top1:.2f} %" in stored.description
+    assert f'mlflow.set_tracking_uri("{resolve_tracking_uri(home)}")' in stored.description
+    # The checkpoints stay where they are and are models of the run all the same; the registered one has its results.
+    run = client.get_run(stored.run_id)
+    assert card.validation_digest[:32] in {entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    assert {model.name for model in models} == {"step_00000020", "step_00000030", "transxnet_n"}
+    assert {m.value for model in models for m in model.metrics or [] if m.key == "eval/top1" and m.step == 20} == {
+        card.top1
+    }
+    files = [path for path in (home / "runs/mlartifacts").rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix in (".safetensors", ".pkl", ".pickle", ".pth", ".bin")] == [
+        "model.safetensors"
+    ]
+    model = next(path.parent for path in files if path.name == "MLmodel")
+    assert "signature:" in (model / "MLmodel").read_text()
+    assert {"serve.py", "input_example.json", "requirements.txt"} <= {path.name for path in model.iterdir()}
+    required = (model / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in required} >= {"mlflow", "torch", "safetensors"}
+    assert all("==" in line for line in required)
+
+
+def test_a_damaged_best_checkpoint_is_passed_over(home, registered, tmp_path, capsys):
+    shutil.copytree(home / "runs/first", tmp_path / "run")
+    damaged = tmp_path / "run/checkpoints/step_00000020/rank_00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    folder, card = best_weights(tmp_path / "run")
+    assert (folder, card.step) == (tmp_path / "run/export", 30)
+    assert "the best checkpoint (step 20) is not registered" in capsys.readouterr().err
+
+
+def test_a_stranger_loads_it_in_three_ways_and_gets_the_recorded_top1(home, digits, registered, tmp_path):
+    card, version = registered
+    images = validation_images(digits, 100)
+    for k, (content, _) in enumerate(images):
+        (tmp_path / f"{k:03d}.jpg").write_bytes(content)
+    program = f"""
+        import io, json, sys
+        from pathlib import Path
+        import torch, transxnet
+        last = transxnet.transxnet_n(pretrained={str(home / "runs/first")!r})
+        alone = "mlflow" not in sys.modules
+        same_network = transxnet.transxnet_n(pretrained={version.uri!r}).eval()
+        own = transxnet.__file__
+        for name in [name for name in sys.modules if name.split(".")[0] == "transxnet"]:
+            del sys.modules[name]
+        import mlflow, numpy as np, pandas as pd
+        from PIL import Image
+        model = mlflow.pyfunc.load_model({version.uri!r})
+        files = sorted(Path({str(tmp_path)!r}).glob("*.jpg"))
+        table = model.predict([file.read_bytes() for file in files])
+        frame = model.predict(pd.DataFrame({{"image": [file.read_bytes() for file in files[:2]]}}))
+        paths = model.predict([str(file) for file in files[:2]])
+        arrays = model.predict({{"image": [np.asarray(Image.open(file).convert("RGB")) for file in files[:2]]}})
+        single = model.predict(files[0].read_bytes())
+        same = all(list(t["wnid"]) == list(table["wnid"][: len(t)]) for t in (frame, paths, arrays, single))
+        network = model.unwrap_python_model().network
+        pixels = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            equal = torch.equal(network(pixels), same_network(pixels))
+        print(json.dumps({{
+            "wnids": list(table["wnid"]), "same": same, "best": table["top5"][0], "columns": list(table.columns),
+            "code": sys.modules["transxnet"].__file__, "alone": alone, "equal": equal, "own": own,
+            "bias": [n.classifier.linear.bias[0].item() for n in (last, same_network)],
+        }}))
+    """
+    answer = in_clean_process(program, tmp_path / "elsewhere", resolve_tracking_uri(home))
+    assert answer["same"]
+    assert answer["equal"]
+    # A run's folder gives the last weights, blind for the first class, and needs no MLflow.
+    assert answer["alone"]
+    assert answer["bias"][1] - answer["bias"][0] == pytest.approx(1000)
+    assert answer["own"] != answer["code"]
+    assert answer["columns"] == ["class_name", "wnid", "probability", "top5"]
+    assert len(answer["best"]) == 5
+    assert sum(best["probability"] for best in answer["best"]) <= 1.0 + 1e-6
+    assert not answer["code"].startswith(str(REPOSITORY))
+    right = sum(wnid == truth for wnid, (_, truth) in zip(answer["wnids"], images, strict=True))
+    assert abs(right / 100 - card.top1) <= tolerance(card, 100)
+
+
+def test_registering_again_gives_the_same_version_and_sets_the_alias(home, registered):
+    again = register(home / "runs/first", alias="production")
+    assert again.version == registered[1].version
+    assert "production" in again.aliases
+
+
+def test_a_run_that_was_told_another_name_leaves_the_networks_own_alone(home, registered):
+    shutil.copytree(home / "runs/first", home / "runs/toy")
+    config = json.loads((home / "runs/toy/config.json").read_text())
+    # Without its validation images nothing is verified, which is shown elsewhere and takes its time.
+    config["train"]["data"]["shards"] = "gone"
+    (home / "runs/toy/config.json").write_text(json.dumps(config | {"registered_name": "toy of mine"}))
+    version = register(home / "runs/toy", alias="favourite")
+    assert (version.name, version.uri, version.aliases) == (
+        "toy of mine",
+        "models:/toy of mine/1",
+        ("latest", "favourite"),
+    )
+    client = open_client(resolve_tracking_uri(home))
+    assert "models:/toy of mine@champion" in client.get_model_version("toy of mine", "1").description
+    assert {str(v.version) for v in client.search_model_versions("name = 'transxnet_n'")} == {"1"}
+    for alias, name in ((None, "toys/digits"), ("my best", None), ("v2", None)):
+        with pytest.raises(ValueError, match="MLflow"):
+            register(home / "runs/toy", alias, name)
+
+
+def test_every_name_that_is_let_in_can_be_found_in_mlflow_again(client):
+    for name in ("transxnet_t-pets", "main.models.transxnet", "Tiere+1", "ä b", "x" * 256):
+        check_name(name)
+        client.create_registered_model(name)
+        candidate(client, name, 0.5)
+        assert settled_versions(client, name) == set()
+        client.set_registered_model_alias(name, "champion", "1")
+        assert champion_of(client, name) == "1"
+    for name in ("", " ", "a/b", "a:b", "a@b", "it's", 'a"b', "..", ".hidden", "a ", "a?b", "a%b", "a\n", "x" * 257):
+        with pytest.raises(ValueError, match="cannot name a model in MLflow"):
+            check_name(name)
+
+
+def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, digits, registered):
+    card = finished_run(home / "runs/wrong", digits, resolve_tracking_uri(home))
+    # Classes in another order: everything loads and answers, and the answers are wrong.
+    wrong = dataclasses.replace(card, classes=tuple(reversed(card.classes)))
+    save_model_card(wrong, home / "runs/wrong/export")
+    with pytest.raises(TrackingError, match=r"right, but its recorded top-1 is 0\.\d+: it was not registered"):
+        register(home / "runs/wrong")
+    client = open_client(resolve_tracking_uri(home))
+    assert {str(v.version) for v in client.search_model_versions("name = 'transxnet_n'")} == {"1"}
+
+
+def test_a_run_that_exported_nothing_is_refused(home, registered, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="is no run directory"):
+        register(run)
+    (run / "config.json").write_text((home / "runs/first/config.json").read_text())
+    with pytest.raises(ModelCardError, match=r"model\.json is missing: the training writes it when it ends"):
+        register(run)
+
+
+def test_a_card_survives_the_disk(home, registered, tmp_path):
+    card = registered[0]
+    save_model_card(card, tmp_path)
+    assert load_model_card(tmp_path) == card
+    with pytest.raises(ModelCardError, match="9 class names for num_classes 10"):
+        dataclasses.replace(card, classes=card.classes[1:])
+
+
+def test_evaluation_finds_the_recorded_accuracy_wherever_the_model_is(home, digits, registered, monkeypatch, capsys):
+    card, _ = registered
+    monkeypatch.chdir(home)
+    last = load_model_card(home / "runs/first/export")
+    for source, expected in [
+        ("runs/first", last),
+        ("runs/first/export/model.safetensors", last),
+        ("models:/transxnet_n@champion", card),
+    ]:
+        report, _, _ = evaluate(load_model(source), str(digits), workers=0)
+        assert (report.top1, report.top5, report.samples) == (expected.top1, expected.top5, card.validation_samples)
+    assert main("models:/transxnet_n@latest", shards=str(digits), workers=0, output=home / "out.json") == 0
+    assert f"top-1              {100 * card.top1:.2f} %" in capsys.readouterr().out
+    written = json.loads((home / "out.json").read_text())
+    assert sum(entry["samples"] for entry in written["classes"]) == card.validation_samples
+    client = open_client(resolve_tracking_uri(home))
+    run = client.get_run(client.get_model_version("transxnet_n", "1").run_id)
+    assert run.data.metrics["eval/digits-validation/top1"] == card.top1
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/digits-validation")} == {
+        f"evaluation/digits-validation/{name}"
+        for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")
+    }
+
+
+def candidate(client, name: str, top1: float, digest: str = "d1") -> str:
+    tags = {"top1": str(top1), "validation_digest": digest, STATE_TAG: OPEN}
+    return str(client.create_model_version(name, "s3://nowhere/model", tags=tags).version)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    return open_client(new_store(tmp_path_factory.mktemp("registry")))
+
+
+def test_champion_is_the_better_one_on_the_same_data(client):
+    client.create_registered_model("m")
+    for top1, digest, expected in [
+        (0.5, "d1", "1"),
+        (0.4, "d1", "1"),
+        (0.6, "d1", "3"),
+        (0.6, "d1", "3"),
+        (0.9, "d2", "3"),
+    ]:
+        settled = settled_versions(client, "m")
+        assert promote(client, "m", candidate(client, "m", top1, digest), settled) == expected
+    assert champion_of(client, "m") == "3"
+    # A person's choice stands until something beats it; the past best is not brought back.
+    client.set_registered_model_alias("m", "champion", "2")
+    settled = settled_versions(client, "m")
+    assert promote(client, "m", candidate(client, "m", 0.45), settled) == "6"
+
+
+def test_two_that_finish_together_leave_the_better_champion(client, monkeypatch):
+    """Every interleaving in which one reads before and writes after the other."""
+    for slow_top1, fast_top1 in [(0.7, 0.8), (0.8, 0.7)]:
+        name = f"race{slow_top1}"
+        client.create_registered_model(name)
+        settled = settled_versions(client, name)
+        slow = candidate(client, name, slow_top1)
+        write, held, release = client.set_registered_model_alias, threading.Event(), threading.Event()
+
+        def late(*args, write=write, held=held, release=release):
+            if threading.current_thread().name == "slow" and not held.is_set():
+                held.set()
+                release.wait(60)
+            write(*args)
+
+        monkeypatch.setattr(client, "set_registered_model_alias", late)
+        thread = threading.Thread(target=promote, args=(client, name, slow, settled), name="slow")
+        thread.start()
+        assert held.wait(60)
+        # The other begins and ends while the first is about to write what it decided alone.
+        others_settled = settled_versions(client, name)
+        fast = candidate(client, name, fast_top1)
+        promote(client, name, fast, others_settled)
+        release.set()
+        thread.join()
+        monkeypatch.undo()
+        assert champion_of(client, name) == (slow if slow_top1 > fast_top1 else fast)
+
+
+def test_many_that_finish_together_leave_the_best_champion(tmp_path):
+    """Nobody is held: eight registrars with connections of their own, again and again."""
+    uri = new_store(tmp_path)
+    clients, order = [open_client(uri) for _ in range(8)], random.Random(0)
+    for number in range(4):
+        name, start = f"crowd{number}", threading.Barrier(len(clients))
+        clients[0].create_registered_model(name)
+        scores = order.sample(range(100), len(clients))
+
+        def finish(client, score, name=name, start=start):
+            start.wait(60)
+            settled = settled_versions(client, name)
+            promote(client, name, candidate(client, name, score / 100), settled)
+
+        with ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(finish, clients, scores))
+        champion = clients[0].get_model_version_by_alias(name, "champion")
+        assert float(champion.tags["top1"]) == max(scores) / 100
+
+
+def test_the_tolerance_notices_a_wrong_preprocessing():
+    card = ModelCard(
+        name="m", num_classes=1, image_size=32, classes=(("n", "n"),), preprocessing=None, step=1, epoch=1, top1=0.8
+    )
+    assert tolerance(dataclasses.replace(card, validation_samples=64), 64) == pytest.approx(1 / 64)
+    assert 0.1 < tolerance(dataclasses.replace(card, validation_samples=50_000), 64) < 0.25

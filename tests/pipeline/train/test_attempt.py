@@ -1,0 +1,116 @@
+"""An attempt: what a hanging rank, under plain torchrun, and a loss that is not finite end in."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.checks import check
+from pipeline.config.schema import OptimizerConfig, ScheduleConfig
+from pipeline.recipes.digits import demo, prepare_digits
+from pipeline.run import directory as run_directory
+from pipeline.run.files import read_events, read_metrics
+from tests.support import REPOSITORY
+from tests.support.attempts import FAILED, RunningAttempt
+from tests.support.ranks import free_port
+from tests.support.small_shards import config, pack
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "shards"
+    prepare_digits(folder)
+    return folder
+
+
+def start(run_dir: Path, digits: Path, **changes: Any) -> "subprocess.Popen[str]":
+    config = replace(demo(), data=replace(demo().data, shards=str(digits)), **changes)
+    uri = f"sqlite:///{run_dir.parent}/mlflow.db"
+    run_directory.prepare(run_dir, check(config, 2), {"tracking_uri": uri, "recipe": "demo"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    command += [str(free_port()), "-m", "pipeline.train", str(run_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command,
+        cwd=run_dir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rank_process(parent: int, rank: int) -> int:
+    """Process id of a rank below torchrun."""
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    raise AssertionError(f"no rank {rank} below {parent}")
+
+
+@pytest.mark.slow
+def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, digits, collective_timeout_s=15.0)
+    groups = [process.pid]
+    try:
+        limit = time.monotonic() + 300
+        while len(read_metrics(run_dir)) < 5 and time.monotonic() < limit:
+            time.sleep(0.2)
+        groups.append(rank_process(process.pid, 1))  # torchrun gives each rank a group of its own
+        os.kill(groups[1], signal.SIGSTOP)
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if "hangs or was lost" in line:
+                break
+    finally:
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+    assert "rank 1 of 2 hangs or was lost" in output, output[-3000:]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: Path):
+    """A learning rate that always diverges: every batch after the first checkpoint is bad, so the limit is reached."""
+    pack(tmp_path / "shards", (17, 12))
+    pack(tmp_path / "shards", (8,), split="validation")
+    diverging = config(
+        tmp_path / "shards",
+        tmp_path / "cache",
+        steps=12,
+        global_batch_size=8,
+        precision="fp32",
+        save_every_steps=1,
+        on_non_finite="skip",
+        max_skipped_batches=1,
+        optimizer=OptimizerConfig(lr=1e18),
+        schedule=ScheduleConfig(warmup_epochs=0.0),
+    )
+    run_dir = tmp_path / "run"
+    run_directory.prepare(run_dir, check(diverging, 2), {"tracking_uri": "sqlite:///none.db"})
+    with RunningAttempt(run_dir) as attempt:
+        assert attempt.wait() == [FAILED, FAILED]
+        output = attempt.output()
+    assert "is not finite; samples of rank" in output, output[-3000:]
+    assert "to skip this batch" in output
+    assert "1 batches were skipped before" in output
+    skipped = json.loads((run_dir / "skipped.json").read_text())
+    assert len(skipped) == 1
+    steps = [r["step"] for r in read_metrics(run_dir)]
+    assert steps == sorted(set(steps))
+    [back] = [event for event in read_events(run_dir) if event["event"] == "back"]
+    assert back["step"] == skipped[0]

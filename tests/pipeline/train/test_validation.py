@@ -1,0 +1,42 @@
+"""Top-1 as a training measures it: the same to the last digit however many processes share the images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.engine.distributed import World
+from pipeline.engine.ema import Ema
+from pipeline.engine.fragments import LocalWeight
+from pipeline.evaluate.accuracy import Evaluation
+from pipeline.train.model import build_model
+from pipeline.train.validation import Evaluator
+from tests.support.ranks import run_ranks
+from tests.support.small_shards import CLASSES, config, pack
+
+IMAGES = (29, 3, 21)
+
+
+def evaluate(world: World, folder: str, cache: str) -> Evaluation:
+    settings = config(folder, Path(cache), data={"workers": 1})
+    torch.manual_seed(0)
+    model = build_model(settings, CLASSES)
+    weights = [
+        LocalWeight(name=name, start=0, shape=weight.shape, values=weight.detach().flatten())
+        for name, weight in model.named_parameters()
+    ]
+    return Evaluator(settings, world, CLASSES)(Ema(weights, model, 0.9, partitioned=False))
+
+
+@pytest.mark.slow
+def test_top1_is_the_same_to_the_last_digit_for_1_to_4_processes(tmp_path):
+    pack(tmp_path, IMAGES, split="validation")
+    pack(tmp_path, (5,))
+    results = {size: run_ranks(evaluate, size, str(tmp_path), str(tmp_path / "cache")) for size in (1, 2, 3, 4)}
+    [alone] = results[1]
+    assert alone.samples == sum(IMAGES)
+    assert 0 < alone.top1 < 1
+    for size, everyones in results.items():
+        for result in everyones:
+            assert (result.top1, result.top5, result.samples) == (alone.top1, alone.top5, alone.samples), size
+            assert result.loss == pytest.approx(alone.loss)

@@ -1,0 +1,121 @@
+"""Attempts at a run as a launcher would start them, in processes that can be killed, stopped and listened to.
+
+The ranks are forked with everything imported, and MLflow is left out: importing it again and again would take longer
+than all else. Everything else is the real thing: `TrainTask`, its locks, its process group, its files.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from pipeline.run.files import read_metrics
+from tests.support.ranks import environment, forks, free_port
+
+FINISHED, FAILED, INTERRUPTED = 0, 1, 3
+"""Exit codes of a rank."""
+
+
+def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed: float) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ |= environment(rank, size, port)
+    # The tracker's worker ends at once, and registering says that it could not.
+    sys.executable = "/bin/true"
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    if clock_speed != 1.0:
+        began, real = time.time(), time.time
+        time.time = lambda: began + clock_speed * (real() - began)
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+
+    from jobs import Outcome
+    from pipeline.common.errors import TrainingError
+    from pipeline.train.job_task import TrainTask
+
+    task, outcome = TrainTask(run_dir), Outcome.FAILED
+    try:
+        outcome = task(lambda: bool(stop))
+    except (TrainingError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", flush=True)
+    finally:
+        task.ended(outcome)
+    sys.stdout.flush()
+    os._exit({Outcome.FINISHED: FINISHED, Outcome.INTERRUPTED: INTERRUPTED}.get(outcome, FAILED))
+
+
+class RunningAttempt:
+    """One attempt at the run in `run_dir`, begun; killed at the end of a `with`."""
+
+    def __init__(self, run_dir: Path, *, log: Path | None = None, ranks: int = 2, clock_speed: float = 1.0) -> None:
+        """Start the ranks; their `time.time` runs `clock_speed` times as fast, backwards where it is negative."""
+        context, port = forks(), free_port()
+        self.run_dir = run_dir
+        self.log = log or run_dir.parent / f"{run_dir.name}.{port}.log"
+        self.processes = [
+            context.Process(target=_rank, args=(run_dir, self.log, rank, ranks, port, clock_speed), daemon=True)
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def signal(self, number: int, *ranks: int) -> None:
+        """Send a signal to `ranks`, by default to all."""
+        for rank in ranks or range(len(self.processes)):
+            process = self.processes[rank]
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+    def kill(self, *ranks: int) -> None:
+        """kill -9 of `ranks`, by default of all, and wait until they are gone."""
+        self.signal(signal.SIGKILL, *ranks)
+        for rank in ranks or range(len(self.processes)):
+            self.processes[rank].join()
+
+    def wait(self, timeout_s: float = 400.0) -> list[int | None]:
+        """Wait until all ranks have ended; their exit codes."""
+        deadline = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def over(self) -> bool:
+        """Whether a rank has ended."""
+        return any(process.exitcode is not None for process in self.processes)
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 400.0) -> bool:
+        """Wait for `condition`, looking several thousand times a second; False where the attempt ended without it."""
+        deadline, looks = time.monotonic() + timeout_s, 0
+        while not condition():
+            looks += 1
+            if looks % 100 == 0:
+                if self.over:
+                    return condition()
+                assert time.monotonic() < deadline, f"it did not come to it\n{self.output()[-3000:]}"
+            time.sleep(0.0002)
+        return True
+
+    def until_step(self, step: int) -> bool:
+        """Wait until `step` is recorded; False where the attempt ended before."""
+        return self.until(lambda: finished_steps(self.run_dir) >= step)
+
+    def output(self) -> str:
+        """What the ranks have printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def finished_steps(run_dir: Path) -> int:
+    """The last step in a run's journal."""
+    records = read_metrics(run_dir)
+    return records[-1]["step"] if records else 0
