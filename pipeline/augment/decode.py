@@ -58,7 +58,8 @@ class EncodedImage:
     def crop(self, top: int, left: int, height: int, width: int, enough: int) -> Pixels:
         """A part of the image, perhaps already halved.
 
-        What lies around it is not decoded where the format allows that (by `jpeg.region`, or else the rows below), and colour is not smoothed between its samples (0.1 grey levels of the result). A part of at least twice
+        What lies around it is not decoded where the format allows that (by `jpeg.region`, or else the rows below),
+        and colour is not smoothed between its samples (0.1 grey levels of the result). A part of at least twice
         `enough` pixels on both sides is decoded at half its size or less, which libjpeg-turbo does several times
         faster; it then begins and ends up to seven pixels earlier.
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from pipeline.config.schema import OptimizerConfig, TrainConfig
 
-
 _BLOCK = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?")
 _AFTER = 10**6
 """Where the classifier stands among the stages."""

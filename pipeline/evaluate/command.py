@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
-from pipeline.evaluate.classes import ClassMap
-from pipeline.evaluate.measure import evaluate
 from pipeline.tracking.client import TrackingError
 
 if TYPE_CHECKING:
+    from pipeline.evaluate.classes import ClassMap
     from pipeline.evaluate.measure import Report
     from pipeline.weights.load import LoadedModel
     from sharding import Manifest
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 WORST = 5
 
 
-def summary(report: "Report", matched: ClassMap, model: "LoadedModel", manifest: "Manifest") -> list[str]:
+def summary(report: "Report", matched: "ClassMap", model: "LoadedModel", manifest: "Manifest") -> list[str]:
     """The result in a few lines."""
     among = "" if len(matched.outputs) == model.card.num_classes else f" among {len(matched.outputs)} classes"
     lines = [
@@ -45,7 +44,7 @@ def summary(report: "Report", matched: ClassMap, model: "LoadedModel", manifest:
     return lines
 
 
-def _name(matched: ClassMap, index: int) -> str:
+def _name(matched: "ClassMap", index: int) -> str:
     wnid, name = matched.classes[index]
     return name.split(",")[0] or wnid
 
@@ -81,6 +80,7 @@ def main(
     try:
         if output is not None and not output.absolute().parent.is_dir():
             raise ValueError(f"--output {output}: there is no such folder")
+        from pipeline.evaluate.measure import evaluate
         from pipeline.weights.load import load_model
 
         loaded = load_model(model)

@@ -19,3 +19,7 @@ def main(model_uri: str, folder: Path) -> None:
     code = sys.modules["transxnet"].__file__
     answers = {file.name: wnid for file, wnid in zip(files, table["wnid"], strict=True)}
     (folder / "answers.json").write_text(json.dumps({"answers": answers, "code": code}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

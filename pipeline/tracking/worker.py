@@ -125,3 +125,10 @@ def _messages(inbox: "queue.Queue[dict[str, Any]]", wait_s: float) -> list[dict[
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         print(mask_secrets(text), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    # Threads of a library that still wait for a dead server must not delay the end.
+    code = main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(code)
