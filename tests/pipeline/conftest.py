@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.recipes.digits import prepare_digits
+from tests.support.tracking_runs import config_json
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +15,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards = tmp_path_factory.mktemp("digits") / "shards"
     prepare_digits(shards)
     return shards
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    config_json(tmp_path / "run", TrainConfig(steps=100, model=ModelConfig(name="transxnet_n")), None)
+    return tmp_path / "run"

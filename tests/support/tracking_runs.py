@@ -75,6 +75,11 @@ def append_records(
             file.write(json.dumps(record) + "\n")
 
 
+def append_event(run_dir: Path, kind: str, attempt: int, at: float, **fields) -> None:
+    with open(run_dir / "attempts.jsonl", "a") as file:
+        file.write(json.dumps({"event": kind, "attempt": attempt, "time": START + at, **fields}) + "\n")
+
+
 def write_checkpoint(run_dir: Path, step: int) -> None:
     folder = run_dir / f"checkpoints/step_{step:08d}"
     folder.mkdir(parents=True)

@@ -15,8 +15,7 @@ from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
 from pipeline.launch.plan import PACKAGES, build_plan, check_tracking_uri
 from pipeline.launch.run import prepare_run
-from pipeline.run.directory import RunDirectoryError, document, prepare
-from pipeline.tracking.state import TrackingState, save_state, tracking_uri_of
+from pipeline.run.directory import document, prepare
 from tests.support import REPOSITORY
 from tests.support.small_shards import config, pack
 
@@ -104,47 +103,12 @@ def test_a_run_keeps_the_name_it_is_to_be_registered_under(tmp_path):
         prepared("--registered-name", "pets")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder belong to somebody else")
-def test_a_run_directory_of_somebody_else_is_refused(tmp_path):
-    os.chown(tmp_path, 65534, -1)
-    with pytest.raises(RunDirectoryError, match="belongs to another user"):
-        prepare(tmp_path, TrainConfig(), {})
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_address_that_mlflow_cannot_have_is_refused():
     for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
         with pytest.raises(LaunchError, match="is no address of MLflow's"):
             check_tracking_uri(uri)
     for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
         check_tracking_uri(uri)
-
-
-def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    first, here = tmp_path / "first.db", f"sqlite:///{tmp_path}/other.db"
-    first.touch()
-    run = tmp_path / "run"
-    prepare(run, TrainConfig(), {"tracking_uri": here})
-    state = TrackingState(key="k", run_id="r", tracking_uri=f"sqlite:///{first}")
-    save_state(run, state)
-    assert tracking_uri_of(run) == f"sqlite:///{first}"
-    first.unlink()
-    assert tracking_uri_of(run) == here
-    save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
-    with pytest.raises(ValueError, match=r"tracked in MLflow at http://bob:\*\*\*@host: set MLFLOW_TRACKING_URI"):
-        tracking_uri_of(run)
-    # A server that never answered has nothing of the run; it is waited for all the same, unless another is named.
-    prepare(run, TrainConfig(), {"tracking_uri": None})
-    save_state(run, TrackingState(key="k", tracking_uri="http://host"))
-    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to that address, or, since nothing of it is there"):
-        tracking_uri_of(run)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
-    assert tracking_uri_of(run) == "http://other"
-    save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
-    prepare(run, TrainConfig(), {"tracking_uri": None})
-    assert tracking_uri_of(run) == "http://bob:pw@host"
 
 
 def test_a_dry_run_refuses_what_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):

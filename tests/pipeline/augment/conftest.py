@@ -1,0 +1,20 @@
+"""Photographs that the tests of the augmentation share."""
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support import SAMPLE
+from tests.support.small_shards import photograph
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[bytes]:
+    """Real photographs where they are at hand, generated ones elsewhere, as soft as a lens makes them."""
+    files = sorted(SAMPLE.glob("*/*.JPEG"))[::25]
+    return [file.read_bytes() for file in files] or [soft(photograph(n, 300 + 20 * n, 340)) for n in range(8)]
+
+
+def soft(encoded: bytes) -> bytes:
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.imencode(".jpg", cv2.GaussianBlur(pixels, (3, 3), 0.8))[1].tobytes()

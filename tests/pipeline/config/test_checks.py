@@ -1,0 +1,44 @@
+"""A config is complete, comes back from its file, and refuses what cannot work before anything is queued."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.checks import RANGES, check
+from pipeline.config.schema import AugmentConfig, ConfigError, OptimizerConfig, TrainConfig
+from pipeline.config.serialise import flatten, to_dict
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "words"),
+    [
+        ({"global_batch_size": 1000, "micro_batch_size": 32}, 32, ["1000", "32", "world_size 32", "would fit"]),
+        ({"global_batch_size": 3}, 4, ["3", "--train.global-batch-size 4"]),
+        ({"micro_batch_size": 0}, 1, ["micro_batch_size 0"]),
+        ({"global_batch_size": 0}, 1, ["global_batch_size 0"]),
+        ({"steps": 0}, 1, ["steps 0"]),
+        ({"ema_decay": 1.0}, 1, ["ema_decay 1.0 must be in [0, 1)"]),
+        ({"epochs": float("inf")}, 1, ["epochs inf must be greater than 0"]),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, 1, ["optimizer.betas 0.9 1.0 must be in [0, 1)"]),
+        ({"augment": AugmentConfig(crop_scale=(1.0, 0.1))}, 1, ["augment.crop_scale 1.0 0.1 must begin with"]),
+        ({"global_batch_size": 8}, 8, ["mixup", "micro_batch_size is 1"]),
+        ({"cuda_graphs": True, "zero_stage": 3}, 1, ["cuda_graphs", "zero_stage 3"]),
+        ({"cuda_graphs": True, "compile": True}, 1, ["cuda_graphs", "compile"]),
+        ({"cuda_graphs": True, "gradient_checkpointing": True}, 1, ["cuda_graphs", "gradient_checkpointing"]),
+    ],
+)
+def test_contradictions_are_refused_with_the_numbers(changes: dict, world_size: int, words: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        check(replace(TrainConfig(), **changes), world_size)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_every_number_has_a_range():
+    numbers = {
+        name
+        for name, value in flatten(to_dict(TrainConfig(steps=1, micro_batch_size=1, eval_every_steps=1))).items()
+        if not isinstance(value, bool | str | None)
+    }
+    optional = {"model.drop_path_rate", "optimizer.clip_grad_norm"}
+    # The ZeRO stage has its values, and no others.
+    assert {name for _, _, names in RANGES for name in names} == (numbers | optional) - {"zero_stage"}

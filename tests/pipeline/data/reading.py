@@ -1,0 +1,25 @@
+"""What the tests of the loader read: the sizes of the shards, and all that a rank reads."""
+
+import hashlib
+
+from pipeline.data.loader import build_train_loader
+
+SHARDS = (17, 9, 23, 4, 30, 12, 5)
+SAMPLES = sum(SHARDS)
+
+
+def read(settings, *, world_size=1, rank=0, steps=(0, 4)):
+    """Everything a rank reads: {(step, sample): digest of pixels and label}, and the rows in the order of reading."""
+    read, order = {}, []
+    with build_train_loader(
+        settings, world_size=world_size, rank=rank, start_step=steps[0], total_steps=steps[1], device="cpu"
+    ) as loader:
+        for batches in loader:
+            for batch in batches:
+                assert batch.images.shape[1:] == (3, 32, 32)
+                for i, row in enumerate(batch.indices.tolist()):
+                    pixels = batch.images[i].contiguous().numpy().tobytes()
+                    digest = hashlib.sha256(pixels).hexdigest()
+                    read[batch.step, row] = (digest, int(batch.labels[i]))
+                    order.append((batch.step, batch.micro_step, row))
+    return read, order

@@ -1,0 +1,61 @@
+"""How a run stands is told from its files alone, at every stage of its life."""
+
+import fcntl
+import json
+import time
+
+import pytest
+
+from pipeline.run.status import read_status, run_state
+from pipeline.status.show import lines
+from tests.support.tracking_runs import START, append_event, append_records, write_checkpoint
+
+
+def test_a_run_from_submission_to_its_end(run_dir):
+    assert run_state(run_dir) == "submitted"
+    with open(run_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        append_event(run_dir, "start", 1, 0, step=0, world_size=4)
+        append_records(run_dir, range(1, 21))
+        status = read_status(run_dir, now=START + 25)
+        assert (status.state, status.step, status.total_steps) == ("running", 20, 100)
+        assert status.remaining_s == pytest.approx(80)
+        assert status.images_per_s == pytest.approx(1024)
+        assert status.checkpoint_step is None
+    assert run_state(run_dir) == "killed"
+    write_checkpoint(run_dir, 20)
+    append_event(run_dir, "end", 1, 22, outcome="interrupted")
+    assert run_state(run_dir) == "interrupted"
+    append_event(run_dir, "start", 2, 60, step=20, world_size=2)
+    append_records(run_dir, range(21, 101), attempt=2, start=START + 40)
+    append_event(run_dir, "end", 2, 142, outcome="finished")
+    status = read_status(run_dir)
+    assert status.state == "finished"
+    assert [(span.number, span.first_step, span.world_size, span.outcome) for span in status.attempts] == [
+        (1, 0, 4, "interrupted"),
+        (2, 20, 2, "finished"),
+    ]
+    assert status.attempts[0].ended - status.attempts[0].started == 22
+    assert status.checkpoint_step == 20
+    assert status.remaining_s is None
+
+
+def test_a_job_that_failed_says_so_while_it_still_closes(run_dir):
+    with open(run_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+        append_event(run_dir, "end", 1, time.time() - START + 60, outcome="failed")
+        assert run_state(run_dir) == "failed"
+
+
+def test_goodput_counts_only_steps_that_stay(run_dir):
+    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+    append_event(run_dir, "start", 2, 90, step=10, world_size=1)
+    append_event(run_dir, "end", 2, 100, outcome="finished")
+    records = [{"step": k, "time": START + k, "step_s": 2.5} for k in range(1, 21)]
+    assert read_status(run_dir).goodput is None
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # Twenty steps of 2.5 s in 100 s; what the first attempt computed after its save is lost and not there.
+    status = read_status(run_dir)
+    assert status.goodput == pytest.approx(0.5)
+    assert any("goodput 50.0 % of 100.0 s: steps 50.0 s" in line for line in lines(status, START))

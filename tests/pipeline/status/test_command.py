@@ -1,0 +1,97 @@
+"""What the status command prints, watches and sends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jobs.presence import claim
+from pipeline.run.status import read_status
+from pipeline.status.command import main
+from pipeline.status.show import lines, table
+from pipeline.tracking.state import TrackingState, save_state
+from tests.support import REPOSITORY
+from tests.support.tracking_runs import START, append_event, append_records
+
+
+def json_train(run_dir: Path) -> dict:
+    return json.loads((run_dir / "config.json").read_text())["train"]
+
+
+def test_what_is_printed(run_dir, capsys):
+    append_records(run_dir, range(1, 11))
+    status = read_status(run_dir)
+    assert "10/100 (10 %)" in "\n".join(lines(status, START))
+    assert table([status], run_dir.parent)[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
+    assert main(runs=run_dir.parent) == 0
+    listed = capsys.readouterr().out
+    assert "transxnet_n" in listed
+    (run_dir.parent / "other").mkdir()
+    (run_dir.parent / "other/config.json").write_text('{"train": {}}')
+    assert main(run_dir.parent) == 0
+    assert capsys.readouterr().out == (
+        f"{listed}{run_dir.parent}/other/config.json is not a configuration of this version: it has no model\n"
+    )
+    (run_dir / "checkpoints").mkdir()
+    assert main(run_dir / "checkpoints") == 1
+    assert main(runs=run_dir) == 1
+    nothing, none = capsys.readouterr().err.splitlines()
+    assert nothing.endswith("checkpoints is no run directory, for it has no config.json, and no runs are in it")
+    assert none == f"status: no runs in {run_dir}: give a run directory or a folder of runs"
+
+
+def test_watching_all_runs_ends_when_nothing_more_will_happen(run_dir, monkeypatch):
+    monkeypatch.setattr("pipeline.status.command.WATCH_EVERY_S", 0.02)
+    finished = run_dir.parent / "finished"
+    shutil.copytree(run_dir, finished)
+    append_event(finished, "start", 1, 0, step=0, world_size=1)
+    append_event(finished, "end", 1, 9, outcome="finished")
+    (run_dir / "submitit").mkdir()
+    (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
+    # Submitted, and its processes still import.
+    held = claim(run_dir / "submitit")
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(main, run_dir.parent, watch=True)
+        with pytest.raises(TimeoutError):
+            watching.result(0.5)
+        append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+        # Killed with all that belonged to it.
+        os.close(held)
+        assert watching.result(30) == 0
+
+
+def test_a_run_that_cannot_be_synced_does_not_stop_the_next(run_dir, monkeypatch, capsys):
+    shutil.copytree(run_dir, run_dir.parent / "other")
+    for folder in (run_dir, run_dir.parent / "other"):
+        state = TrackingState(key="k", run_id="r", tracking_uri="http://127.0.0.1:9", status="FAILED")
+        save_state(folder, state)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(run_dir.parent, sync=True) == 1
+    said = capsys.readouterr().err
+    assert said.count("is tracked in MLflow at http://127.0.0.1:9: set MLFLOW_TRACKING_URI") == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run_dir):
+    command = [sys.executable, "-m", "pipeline.status", str(run_dir)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["status", "register", "evaluate"])
+def test_help_needs_nothing_heavy(command):
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['pipeline.{command}', '--help']\n"
+        f"try: runpy.run_module('pipeline.{command}', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'mlflow', 'pyarrow', 'numpy', 'matplotlib', 'deepspeed', 'submitit'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, capture_output=True)

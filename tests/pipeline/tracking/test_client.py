@@ -1,0 +1,26 @@
+"""The database of a first run."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.tracking.client import open_client
+from pipeline.tracking.tracker import resolve_tracking_uri
+from tests.support import REPOSITORY
+from tests.support.tracking_servers import wait_for
+
+
+@pytest.mark.slow
+def test_a_database_whose_making_was_killed_is_made_by_the_next_two_at_once(tmp_path):
+    """MLflow builds it table by table; half of one could never be opened again."""
+    uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs"
+    command = [sys.executable, "-c", f"from pipeline.tracking.client import open_client; open_client({uri!r})"]
+    killed = subprocess.Popen(command, cwd=REPOSITORY)
+    wait_for(lambda: any(path.stat().st_size > 50_000 for path in folder.glob(".mlflow.db.*[!l]")), 120)
+    killed.kill()
+    killed.wait()
+    assert not (folder / "mlflow.db").exists()
+    both = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert open_client(uri).get_experiment("0").name == "Default"

@@ -1,0 +1,194 @@
+"""A server that is dead, slow or refusing costs the training nothing and gets everything when it answers."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import Update
+from pipeline.launch.progress import Progress
+from pipeline.run.status import read_status
+from pipeline.status.show import lines, table
+from pipeline.status.sync import sync_run
+from pipeline.tracking.client import open_client
+from pipeline.tracking.state import load_state
+from pipeline.tracking.tracker import Tracker, resolve_tracking_uri
+from tests.pipeline.tracking.runs import history, new_run
+from tests.support.tracking_runs import append_records, new_store
+from tests.support.tracking_servers import MlflowServer, Relay, free_port, self_signed_certificate, wait_for
+
+RETRIES = 1
+"""What MLflow's client tries again by itself, unseen by the worker."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launched(request, tmp_path_factory):
+    """A server that gets ready while the first tests wait for other things; not launched where no test needs it."""
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(folder, store=new_store(folder))
+    if any("server" in item.fixturenames for item in request.session.items if item.path == request.path):
+        server.launch()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(launched):
+    return launched.start()
+
+
+def shipped_step(run_dir: Path) -> int:
+    state = load_state(run_dir)
+    return -1 if state is None else state.shipped_step
+
+
+def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, caplog):
+    port = free_port()
+    run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+    append_records(run_dir, range(1, 11))
+    tracker.durable(10)
+    assert time.monotonic() - began < 5
+    progress = Progress({"": run_dir}, 10)
+    wait_for(lambda: (state := load_state(run_dir)) is not None and state.behind_since is not None, 60)
+    progress.show("", Update(state="RUNNING"))
+    progress.show("", Update(state="RUNNING"))
+    said = capfd.readouterr().out
+    assert said.count("tracking is behind: 10 steps wait for MLflow at http://127.0.0.1:") == 1
+    assert "Connection refused" in said
+    assert "; they are kept in metrics.jsonl and sent when it answers\n" in said
+    assert "  unsent 10" in said
+    assert not tracker.close("FINISHED", timeout_s=0.5)
+    shown = "\n".join(lines(read_status(run_dir), time.time()))
+    assert "10 steps wait for MLflow at" in shown
+    assert f"to send: python -m pipeline.status --sync {run_dir}" in shown
+    assert "unsent" in table([read_status(run_dir)], tmp_path)[0]
+    assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
+    assert tracker.run_id is None
+
+    # The same server, now at an address that answers.
+    (run_dir / "config.json").write_text(json.dumps({**config, "tracking_uri": server.uri}))
+    assert "status FINISHED" in sync_run(run_dir)
+    assert "nothing was missing" in sync_run(run_dir)
+    progress.show("", Update(state="COMPLETED"))
+    assert "MLflow takes what is sent again; nothing was lost" in capfd.readouterr().out
+    shown = "\n".join([*lines(read_status(run_dir), time.time()), *table([read_status(run_dir)], tmp_path)])
+    assert "up to step 10\n" in shown
+    assert "unsent" not in shown
+    run = open_client(server.uri).get_run(load_state(run_dir).run_id)
+    assert run.info.status == "FINISHED"
+    assert history(server.uri, run.info.run_id) == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_server_killed_while_it_takes_steps_has_each_once_when_it_is_back(tmp_path, capfd):
+    with MlflowServer(tmp_path / "server") as server:
+        run_dir, config = new_run(tmp_path, server.uri)
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        append_records(run_dir, range(1, 4001))
+        tracker.durable(4000)
+        wait_for(lambda: shipped_step(run_dir) > 0, 60, 0.01)
+        server.kill()
+        slowest = 0.0
+        for step in range(4001, 4091):
+            began = time.monotonic()
+            append_records(run_dir, range(step, step + 1))
+            tracker.durable(step)
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(1)
+        assert slowest < 1
+        assert shipped_step(run_dir) < 4000
+        server.start()
+        assert tracker.close("FINISHED", timeout_s=120)
+        assert sorted(history(server.uri, tracker.run_id)) == list(range(1, 4091))
+        assert open_client(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+    said = capfd.readouterr().err
+    assert said.count("does not take what is sent") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_does_not_keep_a_job_from_its_requeue(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        append_records(run_dir, range(1, 11))
+        tracker.durable(10)
+        silent.accept()
+        began = time.monotonic()
+        assert not tracker.close(None)
+        # Slurm's usual grace is 30 s, and one request that is not answered takes 20.
+        assert time.monotonic() - began < 10
+    assert not caplog.text, "the next attempt sends it"
+    # The next attempt finds what to send.
+    (run_dir / "config.json").write_text(json.dumps(config | {"tracking_uri": new_store(tmp_path)}))
+    tracker = Tracker.start(run_dir, json.loads((run_dir / "config.json").read_text()), attempt=2, world_size=1)
+    assert tracker.close("FINISHED")
+    assert history(resolve_tracking_uri(tmp_path), tracker.run_id) == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_a_slow_server_holds_nobody_up_and_gets_everything(tmp_path, server):
+    with Relay(server.port) as relay:
+        relay.mode = "slow"
+        run_dir, config = new_run(tmp_path, relay.uri)
+        began = time.monotonic()
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        for step in range(1, 51):
+            append_records(run_dir, range(step, step + 1))
+            tracker.durable(step)
+        assert time.monotonic() - began < 2, "one answer takes as long"
+        assert tracker.close("FINISHED", timeout_s=200)
+        assert history(server.uri, tracker.run_id) == list(range(1, 51))
+        assert open_client(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_gets_everything(tmp_path, server, capfd):
+    relay = Relay(server.port)
+    with relay:
+        relay.mode = "broken"
+        run_dir, config = new_run(tmp_path, relay.uri)
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        append_records(run_dir, range(1, 11))
+        tracker.durable(5)
+        wait_for(lambda: relay.served > RETRIES, 60)
+        relay.mode = "pass"
+        tracker.durable(10)
+        wait_for(lambda: shipped_step(run_dir) == 10, 60)
+        # Down in the middle, slow at the end.
+        relay.mode = "broken"
+        append_records(run_dir, range(11, 21))
+        served = relay.served
+        tracker.durable(20)
+        wait_for(lambda: relay.served > served + RETRIES, 60)
+        relay.mode = "slow"
+        assert tracker.close("FINISHED", timeout_s=60)
+        assert history(server.uri, tracker.run_id) == list(range(1, 21))
+    said = capfd.readouterr().err
+    assert said.count("does not take what is sent") <= 2
+    assert "answers again" in said
+
+
+@pytest.mark.parametrize("trouble", ["login", pytest.param("certificate", marks=pytest.mark.slow)])
+def test_a_server_that_refuses_is_said_in_one_line(tmp_path, capfd, trouble):
+    certificate = self_signed_certificate(tmp_path) if trouble == "certificate" else None
+    # Nothing gets through to a server behind it.
+    with Relay(free_port(), certificate) as relay:
+        relay.mode = "login" if trouble == "login" else "pass"
+        uri = relay.uri.replace("://", "://someone:s3cret-word@")
+        run_dir, config = new_run(tmp_path, uri)
+        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        assert not tracker.close("FINISHED", timeout_s=5)
+    said = capfd.readouterr().err
+    lines = [line for line in said.splitlines() if "does not take what is sent" in line]
+    assert len(lines) == 1
+    assert (
+        ("401" in lines[0] or "authenticated" in lines[0]) if trouble == "login" else "certificate" in lines[0].lower()
+    )
+    everything = said + "".join(path.read_text() for path in run_dir.glob("mlflow.json"))
+    assert "s3cret-word" not in everything
+    assert "Traceback" not in said
