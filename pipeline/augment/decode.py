@@ -56,12 +56,13 @@ class EncodedImage:
         return self._decode(self._encoded) if self._pixels is None else self._pixels
 
     def crop(self, top: int, left: int, height: int, width: int, enough: int) -> Pixels:
-        """A part of the image, perhaps already halved.
+        """Decode a rectangle of the image, at a reduced size where that still leaves enough pixels.
 
-        What lies around it is not decoded where the format allows that (by `jpeg.region`, or else the rows below),
-        and colour is not smoothed between its samples (0.1 grey levels of the result). A part of at least twice
-        `enough` pixels on both sides is decoded at half its size or less, which libjpeg-turbo does several times
-        faster; it then begins and ends up to seven pixels earlier.
+        Where the format allows it, only the rectangle is decoded (by `jpeg.region`), or else only the rows down to its
+        bottom. Colour samples are repeated rather than interpolated, which changes the result by 0.1 grey levels on
+        average. A rectangle with at least twice `enough` pixels on both sides is decoded at a half, a quarter or an
+        eighth of its size, which libjpeg-turbo does several times faster; its edges then lie up to seven pixels
+        further up and left.
 
         Args:
             top: first row.

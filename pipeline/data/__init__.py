@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from pipeline.data.audit import AuditWriter
+    from pipeline.data.audit import open_audit
     from pipeline.data.batch import Batch
     from pipeline.data.device import DeviceTransform
     from pipeline.data.loader import build_evaluation_loader, build_train_loader
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.data.split import Split, open_split
 
 __all__ = [
-    "AuditWriter",
     "Batch",
     "DamagedSampleError",
     "DeviceTransform",
@@ -26,13 +25,13 @@ __all__ = [
     "Split",
     "build_evaluation_loader",
     "build_train_loader",
+    "open_audit",
     "open_split",
 ]
 
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "AuditWriter": "audit",
         "Batch": "batch",
         "DamagedSampleError": "reader",
         "DeviceTransform": "device",
@@ -40,6 +39,7 @@ __getattr__ = lazy_attributes(
         "Split": "split",
         "build_evaluation_loader": "loader",
         "build_train_loader": "loader",
+        "open_audit": "audit",
         "open_split": "split",
     },
 )

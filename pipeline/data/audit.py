@@ -1,22 +1,21 @@
-"""Who read what: `RUN_DIR/audit/step_*.parquet`, with `--train.audit-samples`.
+"""A record of which rank read which sample: `RUN_DIR/audit/step_*.parquet`, written with `--train.audit-samples`.
 
-One file a rank and flush, published whole. Flushed where a checkpoint is saved, the files of a run that was killed and
-went on say each step once: what lies beyond the checkpoint it went on from is removed first.
+Each rank writes one file for each flush, and a file appears complete or not at all. Ranks flush where a checkpoint is
+saved, and an attempt first removes the rows at or beyond the step it resumes from. So the audit holds each step once,
+even after a run was killed and resumed.
 """
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    from pipeline.data.batch import Batch
-
+from pipeline.config.schema import TrainConfig
+from pipeline.data.batch import Batch
 
 logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
@@ -29,40 +28,54 @@ SCHEMA = pa.schema(
         ("substitute", pa.int64()),
     ]
 )
-"""`sample` is a row of the index; `substitute` the row read in a damaged sample's place, or -1."""
+"""Columns of the audit.
+
+`sample` is a row of the index; `substitute` is the row that was read in place of a damaged sample, or -1.
+"""
+
+
+class NullAudit:
+    """The audit of a run that keeps none: the training loop calls it, and nothing is written."""
+
+    def add(self, batch: Batch) -> None:
+        """Ignore the batch."""
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 class AuditWriter:
-    """Records what one rank reads."""
+    """Records the samples that one rank reads."""
 
     def __init__(
         self, run_dir: str | Path, rank: int, *, start_step: int, keys: Callable[[Sequence[int]], list[str]]
     ) -> None:
-        """Open the audit of a run; rank 0 removes what lies at or beyond `start_step`.
+        """Open the audit of a run; rank 0 removes the rows at or beyond `start_step`.
 
-        Build it on every rank before the first collective of the training, so that nothing is written before that.
+        Every rank builds its writer before the first collective of the training: no rank has written a file by then.
 
         Args:
-            run_dir: of the run.
-            rank: of this process.
+            run_dir: run directory.
+            rank: rank of this process.
             start_step: first step that will be recorded.
-            keys: keys of rows, such as `TrainLoader.keys`.
+            keys: function from rows of the index to sample keys, such as `TrainLoader.keys`.
         """
         self._folder, self._rank, self._keys = Path(run_dir) / "audit", rank, keys
         self._rows: list[tuple[np.ndarray, ...]] = []
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if rank == 0:
-            _truncate(self._folder, start_step)
+            _remove_steps_from(start_step, self._folder)
 
-    def add(self, batch: "Batch") -> None:
-        """Record a batch."""
+    def add(self, batch: Batch) -> None:
+        """Record the samples of a batch in memory."""
         steps = np.full(len(batch.indices), batch.step, np.int64)
         self._rows.append((steps, batch.indices.numpy(), batch.epochs.numpy(), batch.substitutes.numpy()))
 
     def flush(self) -> None:
-        """Publish what was recorded since the last flush; call it before a checkpoint is published, and at the end.
+        """Write the rows recorded since the last flush; call it before a checkpoint is published, and at the end.
 
-        What a full disk does not take is kept, with a warning, and written by the next flush.
+        If the file cannot be written, as on a full disk, the rows are kept, a warning is logged, and the next flush
+        writes them.
         """
         if not self._rows:
             return
@@ -76,21 +89,38 @@ class AuditWriter:
             _publish(table, self._folder / f"step_{steps[0]:08d}_rank_{self._rank:05d}.parquet")
         except OSError as error:
             logger.warning(
-                "rank %d: what was read since step %d is not in the audit yet: %s", self._rank, steps[0], error
+                "rank %d: the audit rows since step %d could not be written and are kept for the next flush: %s",
+                self._rank,
+                steps[0],
+                error,
             )
         else:
             self._rows = []
 
 
+def open_audit(
+    config: TrainConfig,
+    run_dir: str | Path,
+    rank: int,
+    *,
+    start_step: int,
+    keys: Callable[[Sequence[int]], list[str]],
+) -> AuditWriter | NullAudit:
+    """Open the audit of a run, or a `NullAudit` unless `config.audit_samples` is set; arguments as of `AuditWriter`."""
+    if not config.audit_samples:
+        return NullAudit()
+    return AuditWriter(run_dir, rank, start_step=start_step, keys=keys)
+
+
 def read_audit(run_dir: str | Path) -> pa.Table:
-    """All rows of a run's audit (`SCHEMA`), by step and rank."""
+    """Read all rows of a run's audit: a table of `SCHEMA`, sorted by step and rank."""
     files = sorted((Path(run_dir) / "audit").glob("step_*.parquet"))
     tables = [pq.read_table(file, schema=SCHEMA) for file in files]
     return pa.concat_tables(tables or [SCHEMA.empty_table()]).sort_by([("step", "ascending"), ("rank", "ascending")])
 
 
-def _truncate(folder: Path, start_step: int) -> None:
-    """Remove the rows of steps from `start_step` on."""
+def _remove_steps_from(start_step: int, folder: Path) -> None:
+    """Remove the rows of all steps from `start_step` on."""
     for file in folder.glob("step_*.parquet"):
         table = pq.read_table(file, schema=SCHEMA)
         kept = table.filter(pa.array(table["step"].to_numpy() < start_step))
@@ -101,10 +131,10 @@ def _truncate(folder: Path, start_step: int) -> None:
 
 
 def _publish(table: pa.Table, file: Path) -> None:
-    """Write a file aside and rename it into place."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    """Write a table to a temporary file and rename it to `file`."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        pq.write_table(table, aside)
-        os.replace(aside, file)
+        pq.write_table(table, temporary)
+        os.replace(temporary, file)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from pipeline.common.atomic import write_durably
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import ConfigError
 from pipeline.config.serialise import digest
-from pipeline.data.audit import AuditWriter
+from pipeline.data.audit import open_audit
 from pipeline.data.batch import Batch
 from pipeline.data.device import DeviceTransform
 from pipeline.data.loader import TrainLoader, build_train_loader
@@ -136,9 +136,7 @@ class Training:
         assert isinstance(skipped, set)
         result: Evaluation | None = None
         loader = self._open_loader(step, total)
-        audit = None
-        if config.audit_samples:
-            audit = AuditWriter(self.run_dir, self.world.rank, start_step=step, keys=loader.keys)
+        audit = open_audit(config, self.run_dir, self.world.rank, start_step=step, keys=loader.keys)
         with contextlib.closing(loader):
             began = time.monotonic()
             for batches in loader:
@@ -156,9 +154,8 @@ class Training:
                     record |= {"loss": None, "grad_norm": None, "skipped": True}
                 else:
                     self._require_finite(record, loss, seen, loader)
-                if audit is not None:
-                    for batch in seen:
-                        audit.add(batch)
+                for batch in seen:
+                    audit.add(batch)
                 step += 1
                 evaluate = evaluation_is_due(config, step, total, self.num_samples)
                 if evaluate:
@@ -169,8 +166,7 @@ class Training:
                     recorder.progress(record, total, self.epoch(step))
                 saver.publish_if_written(written)
                 if evaluate or saver.is_due(step) or stop:
-                    if audit is not None:
-                        audit.flush()
+                    audit.flush()
                     saver.start(step, result.top1 if evaluate and result else None)
                 self._track()
                 if stop and step < total:
