@@ -1,4 +1,4 @@
-"""A batch, and the request that a reader makes one from."""
+"""The plain types of the loader: a request names the samples of a micro-batch, and a batch holds them."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of a rank.
+    """One micro-batch of a rank: CPU tensors of N samples.
 
-    The images lie in memory that is used again once no tensor refers to it; on a GPU machine it is page-locked, and
-    what was queued on the current stream by then is waited for.
+    The loader reuses the memory of `images` once no tensor refers to it. For a GPU that memory is page-locked, and the
+    loader first waits for the copies that the current stream had queued by then.
 
     Attributes:
-        images: uint8 [N, 3, H, W] on the CPU (strides of channels last).
-        labels: int64 [N].
-        indices: int64 [N], rows in the index.
-        epochs: int64 [N], in which each sample is read.
-        substitutes: int64 [N], the row that was read in a damaged one's place, or -1.
-        step: optimizer step.
+        images: uint8 [N, 3, H, W], RGB, with the strides of channels last.
+        labels: int64 [N], class of each sample.
+        indices: int64 [N], row of each sample in the index.
+        epochs: int64 [N], epoch in which each sample is read.
+        substitutes: int64 [N], row that was read in place of a damaged sample, or -1.
+        step: optimizer step that the batch belongs to; in an evaluation, number of the batch.
         micro_step: position among the micro-batches of the step.
     """
 
@@ -35,7 +35,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Request:
-    """What a batch is to hold."""
+    """The samples that a micro-batch will hold.
+
+    Attributes:
+        rows: int64 [N], row of each sample in the index.
+        epochs: int64 [N], epoch in which each sample is read.
+        step: as in `Batch`.
+        micro_step: as in `Batch`.
+    """
 
     rows: NDArray[np.int64]
     epochs: NDArray[np.int64]

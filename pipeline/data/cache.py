@@ -1,9 +1,12 @@
-"""Remote shards kept whole in a local folder that the processes of a node share, within a bound.
+"""A node's cache of remote shards: whole files in a folder that ranks, loader workers and jobs share, up to a limit.
 
-Safe by construction, without a server: a shard appears under its name by a rename, whole; who fetches it holds a file
-lock, which the kernel drops with the process; making room and reserving it is done under one lock; and a reader keeps
-what it has open, even when it is removed to make room. So several ranks, workers and jobs use one folder, and kill -9
-leaves at most a part file, which the next process that needs room removes.
+There is no server; file operations keep the cache consistent:
+- A process downloads a shard to a part file and renames it, so a shard is complete when it appears under its name.
+- The process that downloads a shard holds a file lock, which the kernel releases when the process dies.
+- A process frees and reserves room for a shard under one lock of the folder.
+- A shard that is removed to make room stays readable for the processes that have it open.
+
+`kill -9` leaves at most a part file, which the next process that needs room removes.
 """
 
 import contextlib
@@ -22,26 +25,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 8 << 20
+"""Bytes of one read from the remote file."""
 _ATTEMPTS = 6
+"""Attempts in a row without progress after which a download fails."""
 _FIRST_PAUSE_S = 0.2
+"""Seconds before the first retry; the pause doubles with each further one."""
 _ROOM_PAUSE_S = 0.05
+"""Seconds between two attempts to reserve room."""
 _PART = ".part"
+"""End of the name of a part file."""
 
 
 class CacheError(RuntimeError):
-    """A shard could not be fetched, or there is no room for it."""
+    """A shard could not be downloaded, or the cache has no room for it."""
 
 
 @dataclass(frozen=True)
 class RemoteShards:
-    """Where the shards of a split lie; small and picklable.
+    """The remote shards of a split and the cache for them; small and picklable.
 
     Attributes:
-        location: URI of the folder.
-        digest: of the manifest; two versions of a split never share a file.
-        sizes: bytes of each shard.
+        location: URI of the remote folder.
+        digest: digest of the manifest; part of the cached files' names, so two versions of a split share no file.
+        sizes: number of bytes of each shard, by its file name.
         folder: local folder of the cache.
-        limit: bytes that the shards in it may take together.
+        limit: greatest number of bytes that all shards in the cache may take together.
     """
 
     location: str
@@ -52,21 +60,21 @@ class RemoteShards:
 
 
 class ShardCache:
-    """Opens shards of one remote folder through the node's cache."""
+    """Opens the shards of one remote folder through the node's cache."""
 
     def __init__(self, remote: RemoteShards) -> None:
-        """Prepare; nothing is fetched or connected yet."""
+        """Remember the shards; the first download opens the connection."""
         self._remote = remote
         self._folder = Path(remote.folder)
-        self._shown = remote.location.split("?")[0]
+        self._location = remote.location.split("?")[0]
         self._prefix = f"shard-{remote.digest[:16]}-"
         self._source: tuple[fs.FileSystem, str] | None = None
 
     def open(self, name: str) -> int:
-        """A descriptor for reading a shard, fetched first if it is not there.
+        """Open a shard for reading, after downloading it if it is not in the cache; return its descriptor.
 
         Raises:
-            CacheError: it cannot be fetched, or does not fit into the cache.
+            CacheError: the shard cannot be downloaded, or the cache has no room for it.
         """
         path = self._path(name)
         while True:
@@ -77,14 +85,14 @@ class ShardCache:
             self.fetch(name)
 
     def touch(self, descriptor: int) -> None:
-        """Say that a shard is in use: the one that was not used for longest makes room first."""
+        """Mark a shard as used now; the least recently used one is removed first."""
         os.utime(descriptor)
 
     def fetch(self, name: str) -> None:
-        """Bring a shard into the cache if it is not there; waits for another process that does so.
+        """Download a shard if it is not in the cache, or wait for the process that is downloading it.
 
         Raises:
-            CacheError: as `open`.
+            CacheError: the shard cannot be downloaded, or the cache has no room for it.
         """
         path, size = self._path(name), self._remote.sizes[name]
         with locked(path.with_name(f".{path.name}.lock")):
@@ -95,31 +103,45 @@ class ShardCache:
             self._reserve(part, size)
             try:
                 self._download(name, part, size)
-                # Who counts the folder's files meanwhile could meet it under neither name.
+                # Without the lock, a process that lists the folder now could see the shard under neither name.
                 with self._room():
                     os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
+        """Return where the cache keeps a shard."""
         return self._folder / f"{self._prefix}{name}"
 
     def _room(self) -> contextlib.AbstractContextManager[None]:
-        """Held by who counts what is in the folder, and by who changes more than to remove from it."""
+        """Lock the folder: to list its files and reserve room, or to rename a part file."""
         return locked(self._folder / ".room.lock")
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room and take it; waits while what is being fetched, by others too, takes all the room there is."""
+        """Reserve room for a shard; wait while the downloads of all processes together leave too little.
+
+        Raises:
+            CacheError: the shard is larger than the limit, or the disk is full.
+        """
         if size > self._remote.limit:
             raise CacheError(
-                f"no room for a shard of {size / 1e9:.2f} GB in {self._folder}: its bound is "
+                f"no room for a shard of {size / 1e9:.2f} GB in {self._folder}: the cache is limited to "
                 f"{self._remote.limit / 1e9:.2f} GB; raise --train.data.cache-gb"
             )
         while not self._try_to_reserve(part, size):
             time.sleep(_ROOM_PAUSE_S)
 
     def _try_to_reserve(self, part: Path, size: int) -> bool:
-        """Make room and take it, so that those who reserve at the same time do not count on the same room."""
+        """Remove the least recently used shards until there is room, and reserve it with a part file of that size.
+
+        Both happen under the folder's lock, so two processes never reserve the same room.
+
+        Returns:
+            Whether room was reserved; downloads of other processes may leave too little.
+
+        Raises:
+            CacheError: the disk is full.
+        """
         with self._room():
             entries = sorted(self._entries())
             taken = sum(entry_size for _, entry_size, _ in entries)
@@ -136,13 +158,13 @@ class ShardCache:
             except OSError as error:
                 part.unlink(missing_ok=True)
                 raise CacheError(
-                    f"{self._folder} has no room for a shard of {size / 1e9:.2f} GB ({error.strerror}): "
-                    "make room, lower --train.data.cache-gb, or choose another --train.data.cache-dir"
+                    f"the disk of {self._folder} has no room for a shard of {size / 1e9:.2f} GB ({error.strerror}): "
+                    "free some space, lower --train.data.cache-gb, or choose another --train.data.cache-dir"
                 ) from error
             return True
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, bytes and path of every shard and part in the folder, of whatever data set."""
+        """Yield (time of last use, bytes, path) of every shard and part file in the folder, of all data sets."""
         for path in self._folder.iterdir():
             if path.name.startswith("shard-") or path.name.endswith(_PART):
                 with contextlib.suppress(FileNotFoundError):
@@ -150,7 +172,11 @@ class ShardCache:
                     yield status.st_mtime, status.st_size, path
 
     def _download(self, name: str, part: Path, size: int) -> None:
-        """Copy a shard, going on where a connection broke."""
+        """Download a shard into its part file; after a broken connection, continue where it broke.
+
+        Raises:
+            CacheError: the remote file has another size than the manifest says, or `_ATTEMPTS` attempts failed.
+        """
         done, failures = 0, 0
         with part.open("r+b", buffering=0) as file:
             while done < size:
@@ -159,7 +185,7 @@ class ShardCache:
                     with filesystem.open_input_file(f"{folder}/{name}") as source:
                         if source.size() != size:
                             raise CacheError(
-                                f"{self._shown}/{name} has {source.size()} bytes; its manifest says {size}"
+                                f"{self._location}/{name} has {source.size()} bytes; its manifest says {size}"
                             )
                         while done < size:
                             data = source.read_at(min(_CHUNK_BYTES, size - done), done)
@@ -170,13 +196,21 @@ class ShardCache:
                     failures += 1
                     if failures == _ATTEMPTS:
                         raise CacheError(
-                            f"{self._shown}/{name} could not be fetched in {_ATTEMPTS} attempts: {error}"
+                            f"{self._location}/{name} could not be fetched in {_ATTEMPTS} attempts: {error}"
                         ) from error
-                    logger.info("fetching %s again from byte %d: %s", name, done, error)
+                    logger.info(
+                        "process %d: download of %s/%s broke at byte %d and continues there: %s",
+                        os.getpid(),
+                        self._location,
+                        name,
+                        done,
+                        error,
+                    )
                     time.sleep(_FIRST_PAUSE_S * 2 ** (failures - 1))
 
     def _connect(self) -> "tuple[fs.FileSystem, str]":
-        from sharding import open_filesystem
+        """Return the remote file system and the folder in it; open the connection at the first call."""
+        from sharding import open_filesystem  # imports pyarrow, which a reader of cached shards does without
 
         if self._source is None:
             self._source = open_filesystem(self._remote.location)
@@ -185,7 +219,7 @@ class ShardCache:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a file lock; the kernel drops it with the process."""
+    """Hold an exclusive lock on a file; the kernel releases it when the process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -195,7 +229,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a shard, or a part that nobody is fetching; whether it is gone."""
+    """Remove a shard, or a part file that no process is downloading; return whether it is gone."""
     if not path.name.endswith(_PART):
         path.unlink(missing_ok=True)
         return True

@@ -1,8 +1,9 @@
-"""From uint8 batches to what the network sees, on the device and batched: flip, normalise, erase, mix, smooth.
+"""From uint8 batches to the network's input, on the device: flip, normalise, erase, mix, and smooth the labels.
 
-Distributions are timm's (`RandomHorizontalFlip`, `RandomErasing` in pixel mode, `Mixup` in batch mode). Flip and
-erasing are drawn from (seed, epoch, sample), the mixing from (seed, step) alone: every rank and micro-batch of a step
-mixes by the same weight and box, and a resumed step by that of the step it repeats.
+The distributions are those of timm 1.0.31 (`timm.data.random_erasing.RandomErasing` in pixel mode,
+`timm.data.mixup.Mixup` in batch mode) and of torchvision's `RandomHorizontalFlip`, which timm uses. Flip and erasing
+depend on (seed, epoch, sample) alone, the mixing on (seed, step) alone: every rank and micro-batch of a step mixes with
+the same weight and box, and a resumed run mixes a step as the interrupted run did.
 """
 
 import math
@@ -19,24 +20,27 @@ from pipeline.data.batch import Batch
 from pipeline.order import draws
 
 _ATTEMPTS = 10
+"""Rectangles that are drawn until one fits into the image, as in timm's `RandomErasing`."""
 _ERASED_AREA = (0.02, 1 / 3)
+"""Range of the erased share of the image, as in timm's `RandomErasing`."""
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+"""Range of the logarithm of the erased rectangle's aspect ratio, as in timm's `RandomErasing`."""
 
 
 class Normalise:
-    """uint8 pixels to normalised float32, as the network is evaluated and served."""
+    """Normalises uint8 pixels to float32: subtracts the mean and divides by the standard deviation of each channel."""
 
     def __init__(self, config: AugmentConfig) -> None:
-        """Take mean and deviation from the config."""
+        """Take mean and standard deviation from `config`."""
         self._mean, self._std = config.mean, config.std
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """Normalise.
+        """Normalise a batch.
 
         Args:
             images: uint8 [N, 3, H, W], on any device.
-            device: where the result lies.
+            device: device of the result.
 
         Returns:
             float32 [N, 3, H, W], contiguous.
@@ -52,11 +56,12 @@ class Normalise:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a step are mixed with those of the reversed batch.
+    """How image i of a micro-batch is mixed with image N - 1 - i.
 
     Attributes:
-        weight: of an image itself; 1 mixes nothing.
-        box: (top, left, bottom, right) that is pasted from the other image; None blends the whole images.
+        weight: weight of image i itself; 1 mixes nothing.
+        box: (top, left, bottom, right) of the rectangle that is pasted from the other image (CutMix); None blends the
+            whole images (Mixup).
     """
 
     weight: float
@@ -64,13 +69,13 @@ class Mixing:
 
 
 def draw_mixing(seed: int, step: int, height: int, width: int, config: MixConfig) -> Mixing:
-    """Draw the mixing of a step; the same on every rank.
+    """Draw the mixing of a step as timm's `Mixup` does; every rank draws the same one.
 
     Args:
-        seed: of the training.
+        seed: seed of the training.
         step: optimizer step.
-        height: of the images.
-        width: of the images.
+        height: height of the images.
+        width: width of the images.
         config: alphas and probabilities.
     """
     key = draws.key(seed, draws.Purpose.MIX, step)
@@ -79,7 +84,7 @@ def draw_mixing(seed: int, step: int, height: int, width: int, config: MixConfig
         return Mixing(1.0, None)
     cut = config.cutmix > 0 and (config.mixup <= 0 or u_cut < config.switch)
     alpha = config.cutmix if cut else config.mixup
-    # A step draws one Beta variate, so a stream seeded by its key is cheap; numpy's Beta has been stable since 1.17.
+    # One Beta variate is drawn for a step, so a generator for it is cheap; numpy's Beta is unchanged since 1.17.
     weight = float(np.random.Generator(np.random.Philox(key=int(draws.bits(key, 5)[4]))).beta(alpha, alpha))
     if not cut:
         return Mixing(weight, None)
@@ -94,7 +99,7 @@ def draw_mixing(seed: int, step: int, height: int, width: int, config: MixConfig
 def draw_flips(
     seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64], probability: float
 ) -> NDArray[np.bool_]:
-    """Which samples are flipped: bool [N]."""
+    """Draw which samples are flipped: bool [N], for epochs and samples int64 [N]."""
     key = draws.key(seed, draws.Purpose.FLIP, epochs, samples)
     return draws.uniforms(key, 1)[:, 0] < probability
 
@@ -106,16 +111,18 @@ def draw_erasing(
     size: tuple[int, int],
     probability: float,
 ) -> NDArray[np.int64]:
-    """Rectangles to erase and where their noise begins: int64 [N, 6] of top, left, height, width, noise row, column.
-
-    A sample that is not erased has height and width 0.
+    """Draw the rectangle that is erased in each sample, and where its noise begins in the noise bank.
 
     Args:
-        seed: of the training.
-        epochs: int64 [N], in which the samples are read.
-        samples: int64 [N], rows in the index.
+        seed: seed of the training.
+        epochs: int64 [N], epoch in which each sample is read.
+        samples: int64 [N], row of each sample in the index.
         size: (height, width) of the images.
-        probability: that a sample is erased.
+        probability: probability that a sample is erased.
+
+    Returns:
+        int64 [N, 6]: top, left, height, width, noise row, noise column. Height and width are 0 for a sample that is not
+        erased.
     """
     height, width = size
     keys = draws.key(seed, draws.Purpose.ERASING, epochs, samples)
@@ -136,16 +143,16 @@ def draw_erasing(
 
 
 class DeviceTransform:
-    """What training does to a batch on the device."""
+    """The part of the training augmentation that runs on the device."""
 
     def __init__(self, augment: AugmentConfig, mix: MixConfig, num_classes: int, seed: int) -> None:
         """Prepare the transform of a training.
 
         Args:
-            augment: flip, erasing, mean and deviation.
-            mix: mixup, cutmix and label smoothing.
-            num_classes: length of a target.
-            seed: of the training.
+            augment: flip, erasing, mean and standard deviation.
+            mix: Mixup, CutMix and label smoothing.
+            num_classes: number of classes, the length of a target.
+            seed: seed of the training.
         """
         self._augment, self._mix, self._num_classes, self._seed = augment, mix, num_classes, seed
         self._normalise = Normalise(augment)
@@ -155,11 +162,11 @@ class DeviceTransform:
         """Transform a batch.
 
         Args:
-            batch: of the loader.
-            device: where the results lie.
+            batch: batch from the training loader.
+            device: device of the result.
 
         Returns:
-            images float32 [N, 3, H, W] and targets float32 [N, num_classes] that sum to 1.
+            Images float32 [N, 3, H, W] and targets float32 [N, num_classes]; each target sums to 1.
         """
         device = torch.device(device)
         height, width = batch.images.shape[2:]
@@ -177,10 +184,14 @@ class DeviceTransform:
         return _mix_images(images, mixing), self._targets(labels, mixing.weight)
 
     def _erase(self, images: Tensor, boxes: NDArray[np.int64]) -> None:
-        """Put noise into the rectangles of `images`, in place.
+        """Overwrite the rectangles of `images` with normal noise.
 
-        The noise is a window of one bank, drawn once on the CPU from the seed: each sample has its own place in it, so
-        the pixels are the same on every device and cost one gather instead of a generator for each sample.
+        The noise of a sample is a window of a noise bank [3, 2H, 2W], which is drawn once on the CPU from the seed. So
+        the noise is the same on every device, and costs one gather instead of one generator for each sample.
+
+        Args:
+            images: float32 [N, 3, H, W], changed in place.
+            boxes: int64 [N, 6], result of `draw_erasing`.
         """
         height, width = images.shape[2:]
         if self._noise is None or self._noise.shape[1:] != (2 * height, 2 * width):
@@ -198,7 +209,7 @@ class DeviceTransform:
         images[chosen] = torch.where(inside.unsqueeze(1), noise, images[chosen])
 
     def _targets(self, labels: Tensor, weight: float) -> Tensor:
-        """Smoothed one-hot targets of the labels and of the reversed labels, mixed: float32 [N, num_classes]."""
+        """Mix the smoothed one-hot targets of `labels` (int64 [N]) and of the reversed labels: float32 [N, classes]."""
         rest = self._mix.label_smoothing / self._num_classes
         targets = torch.full((len(labels), self._num_classes), rest, device=labels.device)
         mass = torch.full((len(labels), 1), 1 - self._mix.label_smoothing, device=labels.device)
@@ -209,7 +220,7 @@ class DeviceTransform:
 
 
 def _mix_images(images: Tensor, mixing: Mixing) -> Tensor:
-    """Mix each image with the one at its place in the reversed batch; float32 [N, 3, H, W]."""
+    """Mix each image with the one at its place in the reversed batch: float32 [N, 3, H, W] to the same shape."""
     if mixing.box is not None:
         top, left, bottom, right = mixing.box
         images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
@@ -219,6 +230,6 @@ def _mix_images(images: Tensor, mixing: Mixing) -> Tensor:
 
 
 def _upload(values: NDArray[np.int64] | Sequence[int], device: torch.device) -> Tensor:
-    """Small integers to the device without waiting for it."""
+    """Copy a small array of integers to the device without waiting for the copy."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

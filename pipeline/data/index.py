@@ -1,8 +1,8 @@
-"""The index of a split as every process of a node maps it: one copy in the page cache, whatever the number of readers.
+"""The index of a split, memory-mapped by every process of a node: one copy in memory, whatever the number of readers.
 
-The parquet index of ImageNet takes a second and hundreds of megabytes to read. So the first process of a node that
-needs it has it written out as flat arrays into the cache folder, and all map those: 24 bytes a sample, 31 MB for
-ImageNet, and apart from them the keys (4 bytes and their letters), which are touched only when a sample is named.
+Reading the parquet index of ImageNet takes a second and hundreds of megabytes. So the first process of a node that
+needs it writes it as flat arrays into the node's cache folder, and all processes map those: 24 bytes a sample, 31 MB
+for ImageNet. The keys lie in separate files (4 bytes and the text of each), which are read only to name a sample.
 """
 
 import contextlib
@@ -28,26 +28,28 @@ if TYPE_CHECKING:
 
 
 ROW = np.dtype([("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), ("label", np.int32)])
-"""What is known of a sample: where its image begins in its shard, its digest, its bytes and its label."""
+"""Entry of a sample: offset of its image in the shard, digest of the image's bytes, their number, and the label."""
 _FORMAT = 2
+"""Version of the arrays' format, part of their folder's name."""
 _KEEP_S = 30 * 24 * 3600
-_APART_FROM = 100_000
-"""Samples from which on another process writes the arrays, and takes the memory with it when it ends."""
+"""Seconds after which an unused index is removed from the cache folder."""
+_HELPER_FROM = 100_000
+"""Number of samples from which a helper process writes the arrays: the memory it takes is freed when it ends."""
 
 
 class CacheFolderError(ValueError):
-    """The folder for the node's copies of indices and shards cannot be used."""
+    """The node's folder for copies of indices and shards cannot be used."""
 
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """The samples of a split, mapped from a folder that the processes of a node share.
+    """The samples of a split, memory-mapped from a folder that the processes of a node share.
 
     Attributes:
-        folder: where the arrays lie.
-        rows: `ROW` [num_samples], in shard order.
+        folder: folder of the arrays.
+        rows: `ROW` [num_samples], in the order of the shards.
         shard_names: file name of each shard.
-        first_rows: int64 [num_shards + 1], row at which each shard begins, and the number of samples.
+        first_rows: int64 [num_shards + 1], first row of each shard, and at the end the number of samples.
     """
 
     folder: str
@@ -57,7 +59,7 @@ class SampleIndex:
 
     @classmethod
     def map(cls, folder: str) -> "SampleIndex":
-        """Map the arrays that `open_index` wrote."""
+        """Map the arrays that `open_index` wrote into `folder`."""
         shards = json.loads((Path(folder) / "shards.json").read_text())
         first_rows = np.concatenate([[0], np.cumsum([samples for _, samples in shards])])
         # A plain view of the mapping: numpy's memmap class makes each access several times slower.
@@ -65,11 +67,11 @@ class SampleIndex:
         return cls(folder, rows, tuple(name for name, _ in shards), first_rows)
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions in `shard_names` of the shards that hold some rows: int64 [N]."""
+        """Return the position in `shard_names` of the shard that holds each row: int64 [N] for int64 [N]."""
         return np.searchsorted(self.first_rows, rows, side="right") - 1
 
     def keys(self, rows: Iterable[int]) -> list[str]:
-        """Keys of rows."""
+        """Return the keys of the samples at `rows`."""
         ends = np.load(Path(self.folder) / "key_ends.npy", mmap_mode="r")
         text = np.memmap(Path(self.folder) / "keys.bin", np.uint8, "r")
         spans = ((int(ends[row - 1]) if row else 0, int(ends[row])) for row in rows)
@@ -77,13 +79,13 @@ class SampleIndex:
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The node's folder for indices and remote shards, made if it is not there.
+    """Return the node's folder for indices and remote shards, and create it if it does not exist.
 
     Args:
-        configured: `DataConfig.cache_dir`.
+        configured: `DataConfig.cache_dir`; None stands for a folder of the user below the system's temporary folder.
 
     Raises:
-        CacheFolderError: it cannot be made or belongs to somebody else.
+        CacheFolderError: the folder cannot be created, belongs to another user or cannot be written.
     """
     hint = "choose another one with --train.data.cache-dir"
     folder = Path(configured or f"{tempfile.gettempdir()}/transxnet-shards-{os.getuid()}")
@@ -98,15 +100,15 @@ def cache_folder(configured: str | None) -> Path:
 
 
 def open_index(location: str, manifest: "Manifest", cache: Path) -> SampleIndex:
-    """Map the index of a split, writing the node's copy if it is not there; one process of the node does so.
+    """Map the index of a split; one process of the node first writes the node's copy if there is none.
 
     Args:
         location: folder or URI of the shards.
-        manifest: of the split.
-        cache: `cache_folder(...)`.
+        manifest: manifest of the split.
+        cache: result of `cache_folder`.
 
     Raises:
-        ManifestError: the index is missing or does not fit its manifest.
+        ManifestError: the index is missing or does not match the manifest.
         CacheFolderError: the node's copy cannot be written.
     """
     folder = cache / f"index-{_FORMAT}-{manifest.digest[:32]}"
@@ -114,31 +116,33 @@ def open_index(location: str, manifest: "Manifest", cache: Path) -> SampleIndex:
         with locked(cache / ".index.lock"):
             if not folder.is_dir():
                 _remove_old(cache)
-                write = _write if manifest.num_samples < _APART_FROM else _write_apart
+                write = _write if manifest.num_samples < _HELPER_FROM else _write_in_helper
                 write(location, manifest, folder)
     with contextlib.suppress(OSError):
         os.utime(folder)
     return SampleIndex.map(str(folder))
 
 
-def _write_apart(location: str, manifest: "Manifest", folder: Path) -> None:
-    """As `_write`, in another process."""
+def _write_in_helper(location: str, manifest: "Manifest", folder: Path) -> None:
+    """Run `_write` in a helper process, and raise what it raised."""
     task, answer = os.memfd_create("index-task"), os.memfd_create("index-answer")
     try:
         os.write(task, pickle.dumps((location, manifest, folder)))
         code = start_helper(__name__, [str(task), str(answer)], (task, answer)).wait()
-        said = os.pread(answer, os.fstat(answer).st_size, 0)
+        pickled_error = os.pread(answer, os.fstat(answer).st_size, 0)
     finally:
         os.close(task)
         os.close(answer)
-    if said:
-        raise pickle.loads(said)
+    if pickled_error:
+        raise pickle.loads(pickled_error)
     if code:
-        raise CacheFolderError(f"the process that writes the index of {location} to {folder.parent} ended with {code}")
+        raise CacheFolderError(
+            f"the helper process that writes the index of {location} to {folder.parent} ended with exit code {code}"
+        )
 
 
 def main() -> None:
-    """Write the arrays that `_write_apart` asks for, and answer with the exception if there is one."""
+    """Write the arrays that `_write_in_helper` asks for, and send back the exception if there is one."""
     task, answer = (int(text) for text in become_helper())
     try:
         _write(*pickle.loads(os.pread(task, os.fstat(task).st_size, 0)))
@@ -147,7 +151,7 @@ def main() -> None:
 
 
 def _write(location: str, manifest: "Manifest", folder: Path) -> None:
-    """Write the arrays aside and rename them into place."""
+    """Write the arrays into a temporary folder and rename it to `folder`."""
     import pyarrow as pa
 
     from sharding import load_index
@@ -156,20 +160,22 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
     rows = np.empty(table.num_rows, ROW)
     for name in ROW.names or ():
         rows[name] = table[name].to_numpy()
-    # As Arrow holds strings: where each ends, and all letters one after the other.
+    # Arrow holds strings as the offsets between them and one buffer of UTF-8 text.
     keys = table["key"].cast(pa.large_string()).combine_chunks()
-    _, ends, letters = keys.buffers()
+    _, offsets, text = keys.buffers()
     del table
     try:
-        aside = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
         try:
-            np.save(aside / "rows.npy", rows)
-            np.save(aside / "key_ends.npy", np.frombuffer(ends, np.int64)[1 : len(keys) + 1].astype(np.uint32))
-            (aside / "keys.bin").write_bytes(letters or b"")
-            (aside / "shards.json").write_text(json.dumps([(shard.name, shard.samples) for shard in manifest.shards]))
-            aside.rename(folder)
+            np.save(temporary / "rows.npy", rows)
+            np.save(temporary / "key_ends.npy", np.frombuffer(offsets, np.int64)[1 : len(keys) + 1].astype(np.uint32))
+            (temporary / "keys.bin").write_bytes(text or b"")
+            (temporary / "shards.json").write_text(
+                json.dumps([(shard.name, shard.samples) for shard in manifest.shards])
+            )
+            temporary.rename(folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():
             raise CacheFolderError(
@@ -179,7 +185,7 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
 
 
 def _remove_old(cache: Path) -> None:
-    """Remove indices that nobody opened for a month, and what a killed process left."""
+    """Remove indices that no process has opened for a month, and old temporary folders of killed processes."""
     for folder in [*cache.glob("index-*"), *cache.glob(".index-*")]:
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _KEEP_S:

@@ -1,4 +1,4 @@
-"""The loader's worker processes, seen from the training: start them, hand out chunks, collect, end them."""
+"""The rank's side of its loader workers: start them, send them chunks, collect their reports, end them."""
 
 import os
 import pickle
@@ -15,20 +15,22 @@ from pipeline.data.slots import SharedSlots
 from pipeline.data.worker import MAX_REPORT, TASK, Report, WorkerSpec
 
 _CHUNK = 32
+"""Greatest number of samples in a chunk."""
 _CHECK_S = 1.0
+"""Seconds without a report after which the rank checks that its workers are alive."""
 
 
 class WorkerPool:
-    """Workers that fill slots, chunk by chunk, whoever is free taking the next."""
+    """The loader workers of a rank: they fill slots chunk by chunk, and a free worker takes the next chunk."""
 
     def __init__(self, spec: ReaderSpec, *, workers: int, slots: int, slot_samples: int) -> None:
         """Start the workers.
 
         Args:
-            spec: what is read and how.
-            workers: number of processes, at least 1.
-            slots: micro-batches that can be in the making.
-            slot_samples: samples of a micro-batch.
+            spec: what the workers read, and how.
+            workers: number of worker processes, at least 1.
+            slots: number of slots, each for one micro-batch.
+            slot_samples: number of samples of a micro-batch.
         """
         self.slots = SharedSlots(slots, slot_samples, spec.image_size)
         self._missing = [0] * slots
@@ -56,7 +58,10 @@ class WorkerPool:
         return [worker.pid for worker in self._workers]
 
     def submit(self, slot: int, samples: int) -> None:
-        """Have the first `samples` of a slot read, whose rows and epochs are written there; returns at once."""
+        """Have the workers read the first `samples` samples of a slot, and return at once.
+
+        The caller has written their rows and epochs into the slot.
+        """
         self._missing[slot] = samples
         self._replaced[slot] = []
         for first in range(0, samples, self._chunk):
@@ -64,10 +69,10 @@ class WorkerPool:
         self._send()
 
     def wait(self, slot: int) -> list[Replacement]:
-        """Wait until a submitted slot is read; what was replaced in it.
+        """Wait until the workers have read a submitted slot, and return the samples that were replaced in it.
 
         Raises:
-            DamagedSampleError: a sample is not what the index says, and is not to be replaced.
+            DamagedSampleError: a sample differs from the index and may not be replaced.
             LoaderError: a worker failed or was killed.
         """
         while self._missing[slot]:
@@ -87,7 +92,7 @@ class WorkerPool:
         return self._replaced[slot]
 
     def close(self) -> None:
-        """End the workers; what they were reading is lost."""
+        """End the workers; chunks that they have not finished are lost."""
         self._tasks.close()
         self._reports.close()
         for worker in self._workers:
@@ -97,7 +102,7 @@ class WorkerPool:
         self._workers = []
 
     def _send(self) -> None:
-        """Hand out chunks as far as the socket takes them without waiting."""
+        """Send waiting chunks to the workers, as many as the socket takes without blocking."""
         try:
             while self._unsent:
                 self._tasks.send(self._unsent[0])
@@ -108,6 +113,7 @@ class WorkerPool:
             self._check_workers()
 
     def _collect(self, report: Report) -> None:
+        """Count the samples of a report; raise its problem if it has one."""
         if report.problem == "damaged":
             raise DamagedSampleError(report.message)
         if report.problem == "failed":
@@ -116,7 +122,7 @@ class WorkerPool:
         self._replaced[report.slot].extend(report.replaced)
 
     def _check_workers(self) -> None:
-        """Raise if a worker is gone."""
+        """Raise `LoaderError` if a worker process has ended."""
         for worker in self._workers:
             code = worker.poll()
             if code is not None:

@@ -1,4 +1,4 @@
-"""Fetches remote shards before they are needed: a helper process of each rank, told by the rank how far it is."""
+"""Download remote shards before they are needed: each rank has a prefetch process and tells it what comes next."""
 
 import logging
 import os
@@ -13,19 +13,21 @@ from pipeline.data.cache import CacheError, RemoteShards, ShardCache
 
 logger = logging.getLogger(__name__)
 _THREADS = 4
+"""Shards that a prefetch process downloads at the same time."""
 _MAX_NAME = 4096
+"""Greatest number of bytes of a shard's name."""
 
 
 class Prefetcher:
-    """Asks for shards in the order of their need, as far ahead as a budget of bytes allows."""
+    """The rank's side of its prefetch process: requests shards in the order of their need, within a budget of bytes."""
 
     def __init__(self, remote: RemoteShards, plan: Iterator[tuple[int, str]], budget: int) -> None:
-        """Start the helper.
+        """Start the prefetch process.
 
         Args:
-            remote: the shards.
-            plan: (position at which it is needed, name) of each shard, in the order of the positions.
-            budget: bytes of shards that are fetched before they are needed.
+            remote: the shards and the cache.
+            plan: (position in the sample order at which it is needed, name) of each shard, in order of the positions.
+            budget: greatest number of bytes of shards that are downloaded before they are needed.
         """
         self._sizes, self._plan, self._budget = remote.sizes, plan, budget
         self._next = next(plan, None)
@@ -44,7 +46,7 @@ class Prefetcher:
             theirs.close()
 
     def advance(self, position: int) -> None:
-        """Say that everything before `position` is being read; returns at once."""
+        """Request the shards that come next, when all samples before `position` are being read; return at once."""
         while self._ahead and self._ahead[0][0] < position:
             self._ahead_bytes -= self._ahead.popleft()[1]
         while self._next is not None:
@@ -64,16 +66,16 @@ class Prefetcher:
         except BlockingIOError:
             pass
         except OSError:
-            self._unsent.clear()  # the helper is gone: readers fetch for themselves
+            self._unsent.clear()  # the prefetch process is gone: the readers download the shards themselves
 
     def close(self) -> None:
-        """End the helper."""
+        """End the prefetch process."""
         self._socket.close()
         end_helper(self._process, within_s=0.5)
 
 
 def main() -> None:
-    """Fetch what is asked for until the training closes its end or dies."""
+    """Run the prefetch process: download the requested shards until the rank closes the socket or dies."""
     spec_fd, socket_fd = (int(text) for text in become_helper())
     remote: RemoteShards = pickle.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0))
     cache = ShardCache(remote)
@@ -81,11 +83,16 @@ def main() -> None:
     def fetch(name: str) -> None:
         try:
             cache.fetch(name)
-        except (CacheError, OSError) as error:  # a reader that needs it tries again, and then it is an error
-            logger.warning("shard not fetched ahead of time: %s", error)
+        except (CacheError, OSError) as error:  # the reader that needs the shard tries again, and raises the error
+            logger.warning(
+                "prefetch process %d: shard %s was not fetched ahead of need; its reader will try again: %s",
+                os.getpid(),
+                name,
+                error,
+            )
 
     with socket.socket(fileno=socket_fd) as requests:
         pool = ThreadPoolExecutor(_THREADS)
         while name := requests.recv(_MAX_NAME):
             pool.submit(fetch, name.decode())
-    os._exit(0)  # what is being fetched is not waited for: its part file is free with its lock
+    os._exit(0)  # do not wait for running downloads: any process may remove their part files once the locks are free

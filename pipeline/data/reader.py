@@ -1,4 +1,4 @@
-"""Reads samples by offset, checks them, and turns them into pixels. No torch: this is what a loader worker runs."""
+"""Read samples by offset, check them, and turn them into pixels. No torch: loader workers run this module."""
 
 import os
 from collections import OrderedDict
@@ -11,34 +11,38 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.augment.decode import DecodeError, Pixels
+from pipeline.augment.transforms import EvaluationAugment, TrainAugment
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.cache import RemoteShards, ShardCache
 from pipeline.data.index import SampleIndex
 from pipeline.order import draws
 
 _OPEN_SHARDS = 64
+"""Greatest number of shards that a reader keeps open."""
+_SUBSTITUTES = 16
+"""Candidates that are drawn for the place of a damaged sample."""
 
 
 class DamagedSampleError(ValueError):
-    """A sample is not what the index says; the message names shard and key."""
+    """A sample differs from the index, or its image cannot be decoded; the message names the shard and the key."""
 
 
 class LoaderError(RuntimeError):
-    """Reading failed for a reason that is not in the data: the machine, or this program."""
+    """Reading failed, but not for damaged data: a worker was killed, a disk failed, or this program has an error."""
 
 
 @dataclass(frozen=True)
 class ReaderSpec:
-    """All that a process needs to read a split; small and picklable.
+    """Everything a process needs to read a split; small and picklable.
 
     Attributes:
-        index_folder: of `SampleIndex.map`.
-        shards: local folder with the shards, or where they lie remotely.
-        augment: the augmentation.
-        image_size: side of the pixels.
-        seed: of the training.
-        training: training augmentation, or evaluation's centre crop.
-        on_damage: raise, or put another sample in the place of a damaged one.
+        index_folder: folder of the node's copy of the index, which `SampleIndex.map` reads.
+        shards: local folder with the shards, or the description of remote ones.
+        augment: configuration of the augmentation.
+        image_size: height and width of the pixels.
+        seed: seed of the training.
+        training: whether images get the training augmentation or the centre crop of the evaluation.
+        on_damage: `stop` raises at a damaged sample; `replace` reads another sample in its place.
     """
 
     index_folder: str
@@ -52,12 +56,12 @@ class ReaderSpec:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A damaged sample and what was put in its place.
+    """A damaged sample and its substitute.
 
     Attributes:
-        row: of the damaged sample.
-        substitute: row of the sample that was read instead.
-        reason: what was wrong, with shard and key.
+        row: row of the damaged sample in the index.
+        substitute: row of the sample that was read in its place.
+        reason: what is wrong with the damaged sample, with its shard and key.
     """
 
     row: int
@@ -66,7 +70,7 @@ class Replacement:
 
 
 class _Place(NamedTuple):
-    """Where a sample lies: its row, its shard, and its entry in the index (`pipeline.data.index.ROW`)."""
+    """Where a sample lies: its row, the position of its shard, and the fields of `pipeline.data.index.ROW`."""
 
     row: int
     shard: int
@@ -77,22 +81,39 @@ class _Place(NamedTuple):
 
 
 class Augment(Protocol):
-    """From encoded images to pixels."""
+    """An augmentation: first the random numbers of many samples, then the pixels of each."""
 
     def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> Sequence[Any]:
-        """Draw what is random for each of some samples, from (seed, epoch, sample) alone."""
+        """Draw the random numbers of each sample, as a function of (seed, epoch, sample).
+
+        Args:
+            epochs: int64 [N], epoch in which each sample is read.
+            samples: int64 [N], row of each sample in the index.
+
+        Returns:
+            N objects, one for each call of `__call__`.
+        """
         ...
 
     def __call__(self, encoded: bytes, drawn: Any, out: Pixels) -> None:
-        """Write pixels of one sample into `out`, uint8 [H, W, 3]; `DecodeError` where the bytes are no image."""
+        """Decode and augment one image.
+
+        Args:
+            encoded: content of the image file.
+            drawn: element of the result of `draw`.
+            out: uint8 [H, W, 3], RGB, written.
+
+        Raises:
+            DecodeError: the image cannot be decoded.
+        """
         ...
 
 
 class SampleReader:
-    """Reads samples of a split into rows of a batch."""
+    """Reads samples of a split into the arrays of a batch."""
 
     def __init__(self, spec: ReaderSpec) -> None:
-        """Map the index; shards are opened when they are first read."""
+        """Map the index; a shard is opened when one of its samples is first read."""
         self._spec = spec
         self._index = SampleIndex.map(spec.index_folder)
         self._augment = build_augment(spec)
@@ -100,27 +121,27 @@ class SampleReader:
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def close(self) -> None:
-        """Close the shards."""
+        """Close the open shards."""
         while self._open:
             os.close(self._open.popitem()[1])
 
     def fill(
         self, rows: NDArray[np.int64], epochs: NDArray[np.int64], pixels: Pixels, labels: NDArray[np.int64]
     ) -> list[Replacement]:
-        """Read samples.
+        """Read and augment samples.
 
         Args:
-            rows: int64 [N], in the index.
-            epochs: int64 [N], in which each is read.
-            pixels: uint8 [N, H, W, 3], written.
+            rows: int64 [N], row of each sample in the index.
+            epochs: int64 [N], epoch in which each sample is read.
+            pixels: uint8 [N, H, W, 3], RGB, written.
             labels: int64 [N], written.
 
         Returns:
-            What was replaced; empty unless `on_damage` is `replace`.
+            The samples that were replaced; empty unless `on_damage` is `replace`.
 
         Raises:
-            DamagedSampleError: a sample is not what the index says, and `on_damage` is `stop`.
-            LoaderError: reading or augmenting a sample failed; the message names it.
+            DamagedSampleError: a sample is damaged, and `on_damage` is `stop` or no substitute can be read either.
+            LoaderError: reading or augmenting a sample failed for another reason; the message names the sample.
         """
         replaced = []
         drawn = self._augment.draw(epochs, rows)
@@ -128,7 +149,7 @@ class SampleReader:
         for i, place in enumerate(places):
             try:
                 if i == 0:
-                    self._announce(places)
+                    self._request_read_ahead(places)
                 labels[i] = self._fill_one(place, drawn[i], pixels[i])
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
@@ -137,57 +158,66 @@ class SampleReader:
                 replaced.append(Replacement(place.row, substitute, str(error)))
             except Exception as error:
                 raise LoaderError(
-                    f"{self._name(place.row)} could not be read: {type(error).__name__}: {error}"
+                    f"{self._describe(place.row)} could not be read: {type(error).__name__}: {error}"
                 ) from error
         return replaced
 
-    def _locate(self, rows: NDArray[np.int64]) -> "list[_Place]":
-        """Look samples up in the index."""
+    def _locate(self, rows: NDArray[np.int64]) -> list[_Place]:
+        """Look up where samples lie; `rows` is int64 [N]."""
         shards = self._index.shard_of(rows).tolist()
         entries = self._index.rows[rows].tolist()
         return [_Place(row, shard, *entry) for row, shard, entry in zip(rows.tolist(), shards, entries, strict=True)]
 
-    def _fill_one(self, place: "_Place", drawn: Any, out: Pixels) -> int:
-        """Read a sample, augment it as drawn, and return its label."""
+    def _fill_one(self, place: _Place, drawn: Any, out: Pixels) -> int:
+        """Read a sample, write its augmented pixels into `out`, and return its label."""
         try:
             self._augment(self._read(place), drawn, out)
         except DecodeError as error:
-            raise DamagedSampleError(f"{self._name(place.row)} {error}") from error
+            raise DamagedSampleError(f"{self._describe(place.row)} {error}") from error
         return place.label
 
     def _substitute(self, row: int, epoch: int, drawn: Any, out: Pixels) -> tuple[int, int]:
-        """Put a sample that can be read in the place of `row`, the same one anywhere; (its row, its label)."""
-        candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), 16)
+        """Read another sample in place of the damaged `row`; return (row of the substitute, its label).
+
+        The substitute depends on (seed, epoch, row) alone, so every rank and worker chooses the same one.
+        """
+        candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), _SUBSTITUTES)
         last: DamagedSampleError | None = None
         for place in self._locate((candidates % np.uint64(len(self._index.rows))).astype(np.int64)):
             try:
                 return place.row, self._fill_one(place, drawn, out)
             except DamagedSampleError as error:
                 last = error
-        raise DamagedSampleError(f"no substitute for {self._name(row)}: 16 others were damaged too, the last: {last}")
+        raise DamagedSampleError(
+            f"{self._describe(row)} is damaged, as are all {_SUBSTITUTES} substitutes drawn for it; the last: {last}"
+        )
 
-    def _read(self, place: "_Place") -> bytes:
-        """Bytes of a sample's image, checked against the digest of the index."""
+    def _read(self, place: _Place) -> bytes:
+        """Read the encoded image of a sample and check its length and its digest against the index."""
         data = os.pread(self._descriptor(place.shard), place.size, place.offset)
         if len(data) != place.size:
-            raise DamagedSampleError(f"{self._name(place.row)} is cut off: {len(data)} of {place.size} bytes are there")
+            raise DamagedSampleError(
+                f"{self._describe(place.row)} is cut off: {len(data)} of {place.size} bytes are there"
+            )
         if xxhash.xxh64_intdigest(data) != place.xxh64:
-            raise DamagedSampleError(f"{self._name(place.row)} was changed: its bytes do not have the index's digest")
+            raise DamagedSampleError(
+                f"{self._describe(place.row)} was changed: the digest of its bytes is not the one in the index"
+            )
         return data
 
-    def _announce(self, places: "list[_Place]") -> None:
-        """Ask the kernel for all samples of a chunk at once, so that a disk or a server sees them side by side."""
+    def _request_read_ahead(self, places: list[_Place]) -> None:
+        """Ask the kernel to read ahead all samples of a chunk: the disk or file server gets the requests together."""
         for place in places:
             try:
                 descriptor = self._descriptor(place.shard)
             except DamagedSampleError:
-                continue  # said when the sample is read
+                continue  # reading the sample raises the same error, with its key
             if self._cache is not None:
                 self._cache.touch(descriptor)
             os.posix_fadvise(descriptor, place.offset, place.size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, shard: int) -> int:
-        """An open descriptor of a shard; the least recently used is closed when there are too many."""
+        """Return an open descriptor of a shard; with `_OPEN_SHARDS` open, close the least recently used one."""
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
@@ -198,7 +228,7 @@ class SampleReader:
         return descriptor
 
     def _open_shard(self, name: str) -> int:
-        """A descriptor of a shard, from the cache where it is remote."""
+        """Open a shard by its file name; a remote one through the node's cache."""
         if self._cache is not None:
             return self._cache.open(name)
         path = f"{self._spec.shards}/{name}"
@@ -207,37 +237,35 @@ class SampleReader:
         except OSError as error:
             raise DamagedSampleError(f"shard {path} cannot be opened: {error.strerror}") from error
 
-    def _name(self, row: int) -> str:
-        """How a sample is named to the user."""
+    def _describe(self, row: int) -> str:
+        """Describe a sample for messages: its key and its shard."""
         shard = self._index.shard_names[self._index.shard_of(np.array([row]))[0]]
         return f"sample {self._index.keys([row])[0]} of {self._location()}/{shard}"
 
     def _remedy(self) -> str:
-        """What the user can do about a damaged sample."""
+        """Describe what the user can do about a damaged sample."""
         shards = self._spec.shards
-        copy = (
-            "" if isinstance(shards, str) else f"remove the node's copy in {shards.folder} if that alone is damaged, "
+        cached = (
+            "" if isinstance(shards, str) else f"if only the node's copy in {shards.folder} is damaged, remove it; "
         )
-        replace = ", or go on with --train.data.on-damage replace" if self._spec.training else ""
+        replace = ", or train without the sample: --train.data.on-damage replace" if self._spec.training else ""
         return (
-            f"python -m sharding.verify --shards '{self._location()}' finds all damage: {copy}"
-            f"copy or pack the shard again{replace}"
+            f"list all damage with python -m sharding.verify --shards '{self._location()}'; {cached}"
+            f"copy or build the shard again{replace}"
         )
 
     def _location(self) -> str:
-        """Where the shards lie, without the options of a URI."""
+        """Return the folder or the URI of the shards, without the options of the URI."""
         shards = self._spec.shards
         return shards if isinstance(shards, str) else shards.location.split("?")[0]
 
 
 def build_augment(spec: ReaderSpec) -> Augment:
-    """The augmentation that a spec asks for."""
-    from pipeline.augment import transforms as augment
-
+    """Build the augmentation that a spec asks for."""
     if spec.training and spec.augment.mode == "faithful":
-        from pipeline.augment.timm_transforms import FaithfulAugment
+        from pipeline.augment.timm_transforms import FaithfulAugment  # imports torch, which the others do without
 
         return FaithfulAugment(spec.augment, spec.image_size, spec.seed)
     if spec.training:
-        return augment.TrainAugment(spec.augment, spec.image_size, spec.seed)
-    return augment.EvaluationAugment(spec.augment, spec.image_size)
+        return TrainAugment(spec.augment, spec.image_size, spec.seed)
+    return EvaluationAugment(spec.augment, spec.image_size)

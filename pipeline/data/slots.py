@@ -1,4 +1,4 @@
-"""Batches in memory that the loader's processes share. No torch: both sides import this."""
+"""Micro-batches in memory that a rank shares with its loader workers. No torch: the workers import this module."""
 
 import mmap
 import os
@@ -12,13 +12,15 @@ _PAGE = mmap.PAGESIZE
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one micro-batch of up to N samples.
+    """Memory for one micro-batch of up to N samples.
+
+    The rank writes `rows` and `epochs`; the loader workers write `pixels` and `labels`.
 
     Attributes:
-        pixels: uint8 [N, H, W, 3].
-        rows: int64 [N], in the index.
-        epochs: int64 [N], in which each sample is read.
-        labels: int64 [N].
+        pixels: uint8 [N, H, W, 3], RGB.
+        rows: int64 [N], row of each sample in the index.
+        epochs: int64 [N], epoch in which each sample is read.
+        labels: int64 [N], class of each sample.
     """
 
     pixels: NDArray[np.uint8]
@@ -28,25 +30,25 @@ class Slot:
 
     @classmethod
     def allocate(cls, samples: int, side: int) -> "Slot":
-        """A slot in this process's own memory."""
+        """Allocate a slot of `samples` samples of `side` x `side` pixels in the memory of this process."""
         return cls(np.empty((samples, side, side, 3), np.uint8), *(np.empty(samples, np.int64) for _ in range(3)))
 
 
 class SharedSlots:
-    """Slots in anonymous shared memory, reached through a file descriptor.
+    """Slots in anonymous shared memory (`memfd_create`), which other processes map through an inherited descriptor.
 
-    The memory has no name (memfd), so nothing is left behind by a process that is killed, and the size of /dev/shm,
-    often 64 MB in containers, is no bound.
+    The memory has no name, so a killed process leaves nothing behind, and the size of /dev/shm, often 64 MB in
+    containers, does not limit it.
     """
 
     def __init__(self, count: int, samples: int, side: int, descriptor: int | None = None) -> None:
         """Create slots, or map those that another process created.
 
         Args:
-            count: of slots.
-            samples: N, of each slot.
-            side: H and W of the pixels.
-            descriptor: of slots of the same shape; None creates them.
+            count: number of slots.
+            samples: number of samples N of each slot.
+            side: height and width of the pixels.
+            descriptor: descriptor of existing slots of the same shape; None creates new ones.
         """
         pixels = samples * side * side * 3
         self._pixels_end = -(-pixels // 64) * 64

@@ -1,4 +1,4 @@
-"""Batches in order, from requests that say what is in them: read ahead by workers, or by this process when asked."""
+"""From requests to batches, in order: loader workers read ahead, or this process reads when a batch is asked for."""
 
 import logging
 import time
@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class BatchSource:
-    """Turns requests into batches, in order; by workers ahead of time, or by this process when asked."""
+    """An iterator over the batches of a sequence of requests, in their order.
+
+    Workers write into slots of shared memory. A batch borrows its slot's memory and gives the slot back when its last
+    tensor is gone; when batches hold more than half of the slots, further ones get a copy.
+
+    Attributes:
+        data_wait_s: seconds spent waiting for batches since the caller last reset it.
+    """
 
     def __init__(
         self,
@@ -34,8 +41,19 @@ class BatchSource:
         max_replacements: int,
         device: torch.device,
     ) -> None:
+        """Start the workers, which begin to read.
+
+        Args:
+            spec: what is read, and how.
+            requests: samples of each batch.
+            samples: greatest number of samples of a request.
+            workers: number of worker processes; 0 reads in this process.
+            ahead: number of batches that the workers read ahead.
+            max_replacements: greatest number of damaged samples that this rank may replace.
+            device: device of the computation; batches for a GPU lie in page-locked memory.
+        """
         self.data_wait_s = 0.0
-        self._requests, self._samples, self._side = requests, samples, spec.image_size
+        self._requests, self._side = requests, spec.image_size
         self._max_replacements, self._replacements = max_replacements, 0
         self._pinned = device.type == "cuda"
         self._pool: WorkerPool | None = None
@@ -53,7 +71,12 @@ class BatchSource:
         self._submit()
 
     def __next__(self) -> Batch:
-        """The next batch; waits for it."""
+        """Wait for the next batch and return it.
+
+        Raises:
+            DamagedSampleError: a sample differs from the index and may not be replaced, or too many were replaced.
+            LoaderError: a worker failed or was killed.
+        """
         started = time.perf_counter()
         batch = self._from_process() if self._pool is None else self._from_pool(self._pool)
         self.data_wait_s += time.perf_counter() - started
@@ -71,6 +94,7 @@ class BatchSource:
         self._pool.close()
 
     def _from_process(self) -> Batch:
+        """Read the next batch in this process."""
         request = next(self._requests)
         slot = Slot.allocate(len(request.rows), self._side)
         replaced = self._reader.fill(request.rows, request.epochs, slot.pixels, slot.labels)
@@ -78,6 +102,7 @@ class BatchSource:
         return self._batch(request, images.pin_memory() if self._pinned else images, slot.labels, replaced)
 
     def _from_pool(self, pool: WorkerPool) -> Batch:
+        """Take the next batch from the workers."""
         self._reclaim()
         self._submit()
         if not self._running:
@@ -91,7 +116,7 @@ class BatchSource:
         if self._slots - len(self._free) - len(self._running) <= self._slots // 2:
             weakref.finalize(pixels, self._returned.append, index)
             images = _as_images(pixels)
-        else:  # too many are held to lend another
+        else:  # batches hold more than half of the slots: copy, and keep this slot for the workers
             images = _as_images(pixels.copy())
             images = images.pin_memory() if self._pinned else images
             self._free.append(index)
@@ -100,7 +125,7 @@ class BatchSource:
         return batch
 
     def _submit(self) -> None:
-        """Put requests into free slots and hand them to the workers."""
+        """Write requests into free slots and submit them to the workers."""
         assert self._pool is not None
         while self._free:
             request = next(self._requests, None)
@@ -114,7 +139,7 @@ class BatchSource:
             self._running.append((index, request))
 
     def _reclaim(self) -> None:
-        """Free the slots whose batches are gone, and copied to the GPU if there is one."""
+        """Free the slots of batches that no tensor refers to; for a GPU, once its queued copies are done."""
         returned = [self._returned.popleft() for _ in range(len(self._returned))]
         if not self._pinned:
             self._free.extend(returned)
@@ -126,6 +151,11 @@ class BatchSource:
             self._free.extend(self._copying.popleft()[1])
 
     def _batch(self, request: Request, images: Tensor, labels: NDArray[np.int64], replaced: list[Replacement]) -> Batch:
+        """Build a batch, and count and log its replaced samples.
+
+        Raises:
+            DamagedSampleError: more samples were replaced than allowed.
+        """
         substitutes = np.full(len(request.rows), -1, np.int64)
         for entry in replaced:
             substitutes[request.rows == entry.row] = entry.substitute
@@ -149,13 +179,16 @@ class BatchSource:
 
 
 def _as_images(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pixels [N, H, W, 3] as a tensor [N, 3, H, W] over the same memory."""
+    """View pixels uint8 [N, H, W, 3] as a tensor uint8 [N, 3, H, W] over the same memory."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _page_lock(memory: NDArray[np.uint8]) -> None:
-    """Register shared memory with CUDA, so that copies to the GPU run beside the computation."""
+    """Page-lock shared memory for CUDA, so that copies to the GPU overlap with the computation."""
     cudart: Any = torch.cuda.cudart()
     code = cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
     if int(code) != 0:
-        logger.warning("the loader's memory could not be page-locked (CUDA error %s): copies will be slower", code)
+        logger.warning(
+            "the loader's shared memory could not be page-locked (CUDA error %s): copies to the GPU will be slower",
+            code,
+        )

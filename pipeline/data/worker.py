@@ -1,7 +1,7 @@
-"""A loader worker: a helper process that `pipeline.data.pool` starts in `main`, and ends.
+"""A loader worker: a helper process of a rank, started and ended by `pipeline.data.pool`.
 
-It takes chunks of a batch from a socket, writes their pixels into shared memory, and says
-so on another.
+The worker receives chunks of a micro-batch on one socket, writes their pixels and labels into shared memory, and sends
+a report on each chunk through another socket.
 """
 
 import gc
@@ -20,18 +20,19 @@ from pipeline.data.reader import DamagedSampleError, ReaderSpec, Replacement, Sa
 from pipeline.data.slots import SharedSlots
 
 TASK = struct.Struct("=iii")
-"""A chunk to read: slot, first sample in it, number of samples."""
+"""Wire format of a chunk to read: slot, first sample in the slot, number of samples."""
 MAX_REPORT = 1 << 16
+"""Greatest size of a pickled `Report`, in bytes."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told when it starts.
+    """What a worker needs to start.
 
     Attributes:
-        reader: what is read and how.
+        reader: what the worker reads, and how.
         slots: number of slots.
-        slot_samples: samples of a slot.
+        slot_samples: number of samples of each slot.
     """
 
     reader: ReaderSpec
@@ -41,14 +42,15 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says of a chunk.
+    """A worker's report on one chunk.
 
     Attributes:
-        slot: that the chunk is part of.
-        samples: that were read.
-        replaced: samples among them that were damaged.
-        problem: why the chunk could not be read: `damaged` data, or a `failed` worker.
-        message: for the user, where there was a problem.
+        slot: slot that the chunk is part of.
+        samples: number of samples in the chunk.
+        replaced: damaged samples of the chunk and their substitutes.
+        problem: `damaged` if a sample is damaged and may not be replaced, `failed` if anything else went wrong, or
+            None.
+        message: error message for the user, if there is a problem.
     """
 
     slot: int
@@ -59,7 +61,7 @@ class Report:
 
 
 def _open_reader(spec: ReaderSpec) -> SampleReader:
-    """A reader, with all that is imported by then set aside from Python's collector, which takes 3 % of the time."""
+    """Build the reader, then exempt all existing objects from garbage collection, which takes 3 % of the time."""
     reader = SampleReader(spec)
     gc.collect()
     gc.freeze()
@@ -67,7 +69,7 @@ def _open_reader(spec: ReaderSpec) -> SampleReader:
 
 
 def main() -> None:
-    """Read chunks until the training closes its end or dies."""
+    """Read chunks until the rank closes the socket or dies."""
     spec_fd, slots_fd, tasks_fd, reports_fd = (int(text) for text in become_helper())
     spec: WorkerSpec = pickle.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0))
     cv2.setNumThreads(1)
@@ -89,4 +91,4 @@ def main() -> None:
             try:
                 reports.send(pickle.dumps(report))
             except OSError:
-                return  # the training closed its end
+                return  # the rank closed the socket
