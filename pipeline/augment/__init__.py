@@ -1,7 +1,8 @@
-"""One image from encoded bytes to augmented pixels, in NumPy and OpenCV; no torch.
+"""One image from encoded bytes to augmented pixels, in NumPy and OpenCV, without torch.
 
-`decode` reads the file (JPEG crops by the decoder of `jpeg/`), `transforms` crops and resizes, `randaugment` draws the
-operations of `operations`. `timm_transforms` runs timm's own transforms, for comparison.
+`decode` decodes the image file (crops of JPEGs with the decoder in `jpeg`), `transforms` crops and resizes,
+`randaugment` draws RandAugment's operations, and `operations` holds them. `timm_transforms` runs timm's own transforms
+for comparison; it alone imports torch.
 """
 
 from typing import TYPE_CHECKING

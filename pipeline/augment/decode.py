@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels. No torch: loader workers import this."""
+"""From encoded bytes to pixels. No torch: loader workers import this module."""
 
 import io
 from typing import Any
@@ -6,35 +6,43 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.augment.jpeg import region as jpeg_region
 
 Pixels = NDArray[np.uint8]
 """uint8 [H, W, 3], RGB."""
 _ROWS = 16
-"""Rows a JPEG is decoded in steps of, or a multiple of them."""
+"""A smaller height is written as a multiple of this, the usual height of an MCU."""
 
 
 def as_pixels(array: Any) -> Pixels:
-    """What OpenCV returns, by its type: OpenCV's annotations say that uint8 may become anything."""
+    """Give the result of an OpenCV function the type `Pixels`: OpenCV's annotations leave the dtype open."""
     return array
 
 
 class DecodeError(ValueError):
-    """The bytes are not an image that can be decoded."""
+    """No decoder can decode the bytes as an image."""
 
 
 class EncodedImage:
-    """An image whose size is known before its pixels are: JPEGs by libjpeg-turbo and our own, all else by Pillow."""
+    """An encoded image, of which the size is known and any part can be decoded.
+
+    `jpeg.region` and libjpeg-turbo decode JPEGs, Pillow decodes all other formats and CMYK JPEGs. All results are RGB.
+
+    Attributes:
+        height: height in pixels.
+        width: width in pixels.
+    """
 
     def __init__(self, encoded: bytes) -> None:
-        """Read the size.
+        """Read the size from the header; an image that Pillow decodes is decoded here.
 
         Args:
-            encoded: content of a file; grey, CMYK and palette images are converted to RGB.
+            encoded: content of an image file.
 
         Raises:
-            DecodeError: no decoder reads it.
+            DecodeError: no decoder can read the file.
         """
         self._encoded, self._pixels = encoded, None
         try:
@@ -48,10 +56,10 @@ class EncodedImage:
             self.height, self.width = self._pixels.shape[:2]
 
     def pixels(self) -> Pixels:
-        """The whole image: uint8 [height, width, 3].
+        """Decode the whole image: uint8 [height, width, 3].
 
         Raises:
-            DecodeError: the bytes behind the header are no image.
+            DecodeError: the data behind the header cannot be decoded.
         """
         return self._decode(self._encoded) if self._pixels is None else self._pixels
 
@@ -59,23 +67,23 @@ class EncodedImage:
         """Decode a rectangle of the image, at a reduced size where that still leaves enough pixels.
 
         Where the format allows it, only the rectangle is decoded (by `jpeg.region`), or else only the rows down to its
-        bottom. Colour samples are repeated rather than interpolated, which changes the result by 0.1 grey levels on
-        average. A rectangle with at least twice `enough` pixels on both sides is decoded at a half, a quarter or an
+        bottom. Chroma samples are repeated rather than interpolated, which changes the result by about 0.1 grey
+        levels. A rectangle with at least twice `enough` pixels on both sides is decoded at a half, a quarter or an
         eighth of its size, which libjpeg-turbo does several times faster; its edges then lie up to seven pixels
         further up and left.
 
         Args:
             top: first row.
             left: first column.
-            height: rows.
-            width: columns.
-            enough: pixels that are wanted of each side.
+            height: number of rows.
+            width: number of columns.
+            enough: number of pixels that the caller needs on each side.
 
         Returns:
-            uint8 [H, W, 3]: height x width, or its half, quarter or eighth.
+            uint8 [H, W, 3]: `height` x `width` pixels, or a half, a quarter or an eighth of that on both sides.
 
         Raises:
-            DecodeError: the bytes behind the header are no image.
+            DecodeError: the data behind the header cannot be decoded.
         """
         bottom = top + height
         if self._pixels is not None:
@@ -93,7 +101,7 @@ class EncodedImage:
         return reduced[first_row : first_row + height // reduction, first_column : first_column + width // reduction]
 
     def _rows(self, bottom: int) -> bytes | bytearray:
-        """The file with a header that ends the image at `bottom` or a little below: the decoder stops there."""
+        """Return the file with a smaller height in its header, so that the decoder stops at or just below `bottom`."""
         end = -(-bottom // _ROWS) * _ROWS
         position = _height_position(self._encoded) if end < self.height else None
         if position is None:
@@ -103,6 +111,13 @@ class EncodedImage:
         return shorter
 
     def _decode(self, encoded: bytes | bytearray, reduction: int = 1, *, smooth: bool = True) -> Pixels:
+        """Decode a whole JPEG with libjpeg-turbo.
+
+        Args:
+            encoded: the file, or the file with a smaller height in its header.
+            reduction: 1, 2, 4 or 8; divides the size.
+            smooth: whether chroma samples are interpolated ("fancy upsampling"); only for reduction 1.
+        """
         try:
             if reduction == 1:
                 return simplejpeg.decode_jpeg(encoded, "RGB", fastupsample=not smooth, strict=False)
@@ -115,7 +130,7 @@ class EncodedImage:
 
 
 def _height_position(encoded: bytes) -> int | None:
-    """Where a baseline JPEG says its height; None in a progressive one, whose scans are all needed for any row."""
+    """Find the height field of a sequential JPEG; None in a progressive one, where each row needs all scans."""
     at = 2
     while at + 9 < len(encoded) and encoded[at] == 0xFF:
         marker = encoded[at + 1]
@@ -128,9 +143,7 @@ def _height_position(encoded: bytes) -> int | None:
 
 
 def _decode_with_pillow(encoded: bytes) -> Pixels:
-    """What libjpeg-turbo does not turn into RGB: CMYK JPEGs, PNG and others."""
-    from PIL import Image
-
+    """Decode what libjpeg-turbo does not convert to RGB: CMYK JPEGs, PNG and others."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.array(image.convert("RGB"))

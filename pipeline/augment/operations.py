@@ -1,7 +1,8 @@
-"""The operations of timm's RandAugment on uint8 arrays, by OpenCV: within a grey level of Pillow's on average.
+"""The operations of timm's RandAugment, by OpenCV; on average within a grey level of those of Pillow, which timm uses.
 
-Each takes pixels (uint8 [H, W, 3], RGB), its argument, and how it resamples; and returns pixels of the same shape.
-What Pillow truncates is truncated, and where Pillow samples at pixel centres so does this.
+Each takes pixels (uint8 [H, W, 3], RGB), its argument and how to resample, and returns pixels of the same shape; it
+never writes its input. The operations truncate where Pillow truncates, and sample at pixel centres as Pillow does.
+Source: timm 1.0.31, `timm/data/auto_augment.py`.
 """
 
 import math
@@ -20,8 +21,8 @@ class Resampling:
     """How geometric operations resample.
 
     Attributes:
-        cubic: bicubic instead of bilinear.
-        fill: colour of what comes from outside the image.
+        cubic: whether to interpolate bicubically instead of bilinearly.
+        fill: RGB colour for places outside the image.
     """
 
     cubic: bool
@@ -29,64 +30,68 @@ class Resampling:
 
 
 Operation = Callable[[Pixels, float, Resampling], Pixels]
+"""A function of pixels, argument and resampling."""
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in grey (ITU-R BT.601, as Pillow's mode L)."""
 _TRUNCATE = -0.499
-"""Added before OpenCV rounds, where Pillow truncates: short of a half, so that whole numbers stay."""
+"""Added where Pillow truncates and OpenCV rounds: a little less than half, so that whole numbers stay."""
 _SHARPEN, _KEEP = np.array([-0.053, 1.106, -0.053], np.float32), np.array([0, 1, 0], np.float32)
+"""Filters along an axis: `_affine` sharpens the axes on which it interpolates."""
 
 
 def auto_contrast(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Stretch each channel to 0 … 255."""
-    return _by_plane(pixels, _stretch)
+    """Stretch the values of each channel to 0 … 255."""
+    return _by_channel(pixels, _stretch_channel)
 
 
 def equalize(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
     """Make the histogram of each channel flat."""
-    return _by_plane(pixels, _flatten)
+    return _by_channel(pixels, _equalize_channel)
 
 
 def invert(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """255 minus each value."""
+    """Replace each value by 255 minus the value."""
     return as_pixels(cv2.bitwise_not(pixels))
 
 
 def posterize(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Keep the `argument` highest bits."""
+    """Keep the `argument` highest bits of each value."""
     return pixels & np.uint8(256 - (1 << (8 - int(argument)))) if argument < 8 else pixels
 
 
 def solarize(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Invert values from `argument` up."""
+    """Invert the values that are at least `argument`."""
     _, inverted = cv2.threshold(pixels, math.ceil(argument) - 1, 255, cv2.THRESH_BINARY)
     return as_pixels(cv2.bitwise_xor(pixels, inverted))
 
 
 def solarize_add(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Add `argument` to values below 128."""
+    """Add `argument` to the values below 128."""
     _, added = cv2.threshold(pixels, 127, int(argument), cv2.THRESH_BINARY_INV)
     return as_pixels(cv2.add(pixels, added))
 
 
 def brightness(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Multiply by `argument`."""
+    """Multiply each value by `argument`."""
     return as_pixels(cv2.convertScaleAbs(pixels, alpha=argument, beta=_TRUNCATE))
 
 
 def contrast(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Multiply the distance to the image's mean grey by `argument`."""
+    """Multiply each value's difference from the image's mean grey by `argument`."""
     mean = int(float(np.dot(_GREY, cv2.mean(pixels)[:3])) + 0.5)
     return as_pixels(cv2.addWeighted(pixels, argument, pixels, 0, mean * (1 - argument) + _TRUNCATE))
 
 
 def color(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Multiply the distance of each pixel to its grey by `argument`."""
+    """Multiply each value's difference from its pixel's grey by `argument`."""
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return as_pixels(cv2.addWeighted(pixels, argument, grey, 1 - argument, _TRUNCATE))
 
 
 def sharpness(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Multiply the distance to the smoothed image by `argument`; the outermost pixels stay."""
-    # The smoothing filter is 5 in the middle and 1 around it, of 13: a share of the mean of nine, the rest the pixel.
+    """Multiply the difference from the smoothed image by `argument`; the outermost pixels stay as they are."""
+    # Pillow's smoothing filter has the weights 5/13 in the middle and 1/13 around it: 9/13 of the mean of all nine
+    # pixels plus 4/13 of the middle one.
     share = (1 - argument) * 9 / 13
     sharp = as_pixels(cv2.addWeighted(pixels, 1 - share, cv2.blur(pixels, (3, 3)), share, _TRUNCATE))
     sharp[0], sharp[-1], sharp[:, 0], sharp[:, -1] = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
@@ -102,27 +107,34 @@ def rotate(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
 
 
 def shear_x(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Shift each row by `argument` times its height."""
+    """Shift each row to the left by `argument` times its distance from the top."""
     return _affine(pixels, (1, argument, 0), (0, 1, 0), resampling)
 
 
 def shear_y(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Shift each column by `argument` times its distance from the left."""
+    """Shift each column upwards by `argument` times its distance from the left."""
     return _affine(pixels, (1, 0, 0), (argument, 1, 0), resampling)
 
 
 def translate_x(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Shift to the left by `argument` of the width."""
+    """Shift to the left by `argument` times the width."""
     return _translate(pixels, 1, argument * pixels.shape[1], resampling)
 
 
 def translate_y(pixels: Pixels, argument: float, resampling: Resampling) -> Pixels:
-    """Shift upwards by `argument` of the height."""
+    """Shift upwards by `argument` times the height."""
     return _translate(pixels, 0, argument * pixels.shape[0], resampling)
 
 
 def _translate(pixels: Pixels, axis: int, shift: float, resampling: Resampling) -> Pixels:
-    """Shift against an axis: the whole pixels by copying, the fraction by a filter of two or four taps."""
+    """Shift towards the start of an axis: whole pixels by copying, the fraction by a filter of two or four taps.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        axis: 0 shifts upwards, 1 to the left.
+        shift: distance in pixels.
+        resampling: interpolation and fill colour.
+    """
     size = pixels.shape[axis]
     whole = math.floor(shift)
     begin, end = max(0, math.ceil(-0.5 - shift)), min(size, math.ceil(size - 0.5 - shift))
@@ -132,13 +144,13 @@ def _translate(pixels: Pixels, axis: int, shift: float, resampling: Resampling) 
     padded = as_pixels(cv2.copyMakeBorder(pixels, *margins, borderType=cv2.BORDER_REPLICATE))
 
     def tap(number: int) -> Pixels:
-        """What lies `number` pixels beyond the whole shift, of all that is not filled."""
+        """Return the input pixels `number` places beyond the whole shift, for all output pixels that are not filled."""
         stretch = slice(begin + whole + number + 2, end + whole + number + 2)
         return padded[stretch] if axis == 0 else padded[:, stretch]
 
     d = shift - whole
     if resampling.cubic:
-        # Pillow's four taps (a = -1): the inner two weigh 1 + d (1 - d) together, the outer two the rest.
+        # Pillow's cubic filter (a = -1) has four taps: the inner two sum to 1 + d (1 - d), the outer two to the rest.
         outer = d * (1 - d)
         middle = cv2.addWeighted(tap(0), 1 - d, tap(1), d, 0)
         around = cv2.addWeighted(tap(-1), 1 - d, tap(2), d, 0)
@@ -155,11 +167,18 @@ def _affine(
     row_y: tuple[float, float, float],
     resampling: Resampling,
 ) -> Pixels:
-    """Sample at x' = a x + b y + c, y' = d x + e y + f, where pixel i has its centre at i + 0.5.
+    """Sample the image at x' = a x + b y + c, y' = d x + e y + f, where pixel i has its centre at i + 0.5.
 
-    Bicubic is bilinear between the pixels of an image of twice the size along the axes where fractions of a pixel
-    occur, sharpened a little before, because chords lie within the curve: as close to Pillow's as OpenCV's own bicubic,
-    and several times faster. Four channels, because OpenCV warps them faster than three.
+    Bicubic interpolation is approximated: the image is enlarged to twice its size along the axes where fractions of a
+    pixel occur, and interpolated bilinearly. It is sharpened a little before, because linear interpolation flattens the
+    cubic's extrema. That is as close to Pillow as OpenCV's own bicubic, and several times faster. The image gets a
+    fourth channel, because OpenCV warps four channels faster than three.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        row_x: (a, b, c).
+        row_y: (d, e, f).
+        resampling: interpolation and fill colour.
     """
     matrix = np.array([row_x, row_y], np.float64)
     matrix[:, 2] += 0.5 * (matrix[:, 0] + matrix[:, 1] - 1)
@@ -185,8 +204,8 @@ def _affine(
     return as_pixels(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB))
 
 
-def _stretch(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The least value of a channel to 0 and the greatest to 255, truncated."""
+def _stretch_channel(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Map the least value of a channel (uint8 [H, W]) to 0 and the greatest to 255, truncated in between."""
     low, high, _, _ = cv2.minMaxLoc(plane)
     if high <= low:
         return plane
@@ -194,8 +213,8 @@ def _stretch(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return as_pixels(cv2.convertScaleAbs(plane, alpha=scale, beta=_TRUNCATE - low * scale))
 
 
-def _flatten(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A channel with as many pixels of each value, as Pillow's integers do it."""
+def _equalize_channel(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Equalise the histogram of a channel (uint8 [H, W]) with integer arithmetic, as Pillow's `ImageOps.equalize`."""
     counts = cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
     step = (plane.size - int(counts[int(cv2.minMaxLoc(plane)[1])])) // 255
     if not step:
@@ -204,6 +223,6 @@ def _flatten(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return as_pixels(cv2.LUT(plane, np.minimum(table, 255).astype(np.uint8)))
 
 
-def _by_plane(pixels: Pixels, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Pixels:
-    """Change each channel by itself."""
+def _by_channel(pixels: Pixels, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Pixels:
+    """Apply `change` to each channel."""
     return as_pixels(cv2.merge([change(as_pixels(plane)) for plane in cv2.split(pixels)]))

@@ -1,8 +1,8 @@
-"""timm's RandAugment: which operations an image gets, and how strong. Drawn for each image by itself.
+"""timm's RandAugment: it draws for each image which operations are applied, and how strongly.
 
-The description (`rand-m9-mstd0.5-inc1`) is timm's: magnitude m, its deviation mstd, n operations, each with
-probability p, the magnitude's bound mmax, and whether all operations grow stronger with it (inc). Source of the
-policy: timm 1.0.31, `timm/data/auto_augment.py`.
+A policy is described as in timm, such as `rand-m9-mstd0.5-inc1`: magnitude m, its standard deviation mstd, number of
+operations n, probability p of each, upper limit mmax of the magnitude, and whether every operation gets stronger with
+the magnitude (inc). Source of the policy: timm 1.0.31, `timm/data/auto_augment.py`.
 """
 
 import math
@@ -16,22 +16,23 @@ from pipeline.augment.decode import Pixels
 from pipeline.config.schema import ConfigError
 
 DRAWS_PER_LAYER = 6
-"""Uniform numbers that one operation takes: which, whether, two for its magnitude, its sign, its resampling."""
-_DENOMINATOR = 10.0
+"""Uniform numbers for one operation: choice, whether it is applied, two for its strength, its sign, its resampling."""
+_MAX_MAGNITUDE = 10.0
+"""Magnitude that stands for the level 1 of an operation (timm's `_LEVEL_DENOM`)."""
 
 
 class PolicyError(ConfigError):
-    """A description of RandAugment that cannot be read."""
+    """A description of RandAugment that is not valid, or not supported."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the operations that are drawn from.
+    """An operation that RandAugment can draw.
 
     Attributes:
-        name: timm's.
-        operation: on pixels.
-        argument: of the operation, from the level in [0, 1] and a sign.
+        name: timm's name of the operation.
+        operation: function on pixels.
+        argument: function from the level in [0, 1] and a sign, 1 or -1, to the argument of `operation`.
     """
 
     name: str
@@ -40,10 +41,12 @@ class Choice:
 
 
 def _enhance(level: float, sign: int) -> float:
+    """Return timm's `_enhance_level_to_arg`: a factor of 0.1 to 1.9."""
     return level * 1.8 + 0.1
 
 
 def _enhance_increasing(level: float, sign: int) -> float:
+    """Return timm's `_enhance_increasing_level_to_arg`: a factor that differs the more from 1, the higher the level."""
     return max(0.1, 1.0 + sign * level * 0.9)
 
 
@@ -80,15 +83,15 @@ INCREASING_CHOICES = (
 
 @dataclass(frozen=True)
 class RandAugment:
-    """The policy of a description.
+    """A RandAugment policy.
 
     Attributes:
-        magnitude: mean strength, of 10.
-        deviation: of the strength; infinite: uniform between 0 and `magnitude`.
-        layers: operations an image gets.
-        probability: that each of them is applied.
-        bound: highest strength.
-        choices: what is drawn from, with replacement.
+        magnitude: mean magnitude of the operations, from 0 to 10.
+        deviation: standard deviation of the magnitude; infinity draws it uniformly from 0 to `magnitude`.
+        layers: number of operations that are drawn for an image.
+        probability: probability that a drawn operation is applied.
+        bound: greatest magnitude.
+        choices: operations to draw from, with replacement.
     """
 
     magnitude: float = 10.0
@@ -100,10 +103,10 @@ class RandAugment:
 
     @classmethod
     def parse(cls, description: str) -> Self:
-        """Read timm's description.
+        """Build the policy that a description in timm's form stands for.
 
         Raises:
-            PolicyError: it is not one, or asks for what is not built here (timm's `t` sets of transforms).
+            PolicyError: the description is not valid, or asks for one of timm's `t` sets of operations.
         """
         head, *parts = description.split("-")
         values: dict[str, float] = {}
@@ -123,13 +126,13 @@ class RandAugment:
             deviation=deviation if deviation <= 100 else math.inf,
             layers=int(values.get("n", 2)),
             probability=values.get("p", 0.5),
-            bound=values.get("mmax", _DENOMINATOR),
+            bound=values.get("mmax", _MAX_MAGNITUDE),
             choices=INCREASING_CHOICES if values.get("inc") else CHOICES,
         )
 
     @property
     def draws(self) -> int:
-        """Uniform numbers that an image takes."""
+        """Number of uniform numbers that an image needs."""
         return self.layers * DRAWS_PER_LAYER
 
     def __call__(
@@ -138,10 +141,10 @@ class RandAugment:
         """Augment one image.
 
         Args:
-            pixels: uint8 [H, W, 3]; may be returned, never written.
-            uniforms: `draws` numbers of U[0, 1).
-            fill: colour of what comes from outside the image.
-            cubic: resampling of geometric operations; None draws it for each.
+            pixels: uint8 [H, W, 3], RGB; never written, but returned if no operation is applied.
+            uniforms: `draws` uniform numbers in [0, 1).
+            fill: RGB colour for places outside the image.
+            cubic: whether geometric operations interpolate bicubically; None draws bicubic or bilinear for each.
 
         Returns:
             uint8 [H, W, 3].
@@ -151,13 +154,13 @@ class RandAugment:
             if u[1] >= self.probability:
                 continue
             choice = self.choices[int(u[0] * len(self.choices))]
-            argument = choice.argument(self.strength(u[2], u[3]) / _DENOMINATOR, 1 if u[4] < 0.5 else -1)
+            argument = choice.argument(self.strength(u[2], u[3]) / _MAX_MAGNITUDE, 1 if u[4] < 0.5 else -1)
             bicubic = u[5] < 0.5 if cubic is None else cubic
             pixels = choice.operation(pixels, argument, ops.Resampling(bicubic, fill))
         return pixels
 
     def strength(self, first: float, second: float) -> float:
-        """Strength of an operation, of 10, from two uniform numbers."""
+        """Return the magnitude of an operation, from 0 to `bound`, that two uniform numbers stand for (Box-Muller)."""
         if math.isinf(self.deviation):
             drawn = first * self.magnitude
         else:

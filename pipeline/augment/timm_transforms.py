@@ -1,6 +1,7 @@
-"""timm's own training transforms, for comparison (`--train.augment.mode faithful`): several times slower.
+"""timm's own training transforms, for comparison (`--train.augment.mode faithful`): several times slower than ours.
 
-timm draws from the process's three global generators; they are seeded for each sample, and put back afterwards.
+timm draws from the global generators of Python, NumPy and torch. They are seeded for each sample and restored
+afterwards.
 """
 
 import io
@@ -19,10 +20,10 @@ from pipeline.order import draws
 
 
 class FaithfulAugment:
-    """Decodes with Pillow and augments with timm, to uint8: crop, flip and RandAugment."""
+    """Decodes with Pillow and augments with timm: random resized crop, flip and RandAugment; the result is uint8."""
 
     def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
-        """Build timm's transform; arguments as of `TrainAugment`."""
+        """Build timm's transform; the arguments are those of `TrainAugment`."""
         self._seed = seed
         options: dict[str, Any] = {
             "scale": config.crop_scale,
@@ -33,15 +34,15 @@ class FaithfulAugment:
             "interpolation": config.interpolation,
             "mean": config.mean,
         }
-        # With `use_prefetcher` it ends with uint8 arrays; normalisation and erasing follow on the device.
+        # With `use_prefetcher` the result is uint8 [3, H, W]; normalisation and erasing follow on the device.
         self._transform: Any = create_transform(image_size, is_training=True, use_prefetcher=True, **options)
 
     def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[int]:
-        """A seed for each sample."""
+        """Draw one seed for each sample; arguments as in `TrainAugment.draw`."""
         return [int(key) for key in draws.key(self._seed, draws.Purpose.FAITHFUL, epochs, samples)]
 
     def __call__(self, encoded: bytes, drawn: int, out: Pixels) -> None:
-        """As `TrainAugment`."""
+        """Decode and augment one image; arguments and errors as in `TrainAugment.__call__`."""
         states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
         try:
             random.seed(drawn)

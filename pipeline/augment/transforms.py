@@ -1,7 +1,7 @@
-"""From encoded image to square uint8 pixels: the part of the augmentation that loader workers do. No torch.
+"""From an encoded image to square uint8 pixels: the part of the augmentation that loader workers do. No torch.
 
-What is drawn for a sample depends on (seed, epoch, sample) alone, so its pixels do not depend on who reads it. The
-horizontal flip, the normalisation, random erasing and the mixing of images run on the device (`pipeline.data.device`).
+The random numbers of a sample depend on (seed, epoch, sample) alone, so every rank and worker computes the same pixels.
+Horizontal flip, normalisation, random erasing, Mixup and CutMix run on the device (`pipeline.data.device`).
 """
 
 import math
@@ -19,9 +19,11 @@ from pipeline.config.schema import AugmentConfig
 from pipeline.order import draws
 
 _ATTEMPTS = 10
-"""Crops that are drawn before the largest fitting one is taken (timm's RandomResizedCropAndInterpolation)."""
+"""Crops that are drawn until one fits into the image, as in timm's `RandomResizedCropAndInterpolation`."""
 _CROP_DRAWS = 4 * _ATTEMPTS + 1
+"""Uniform numbers for a crop: area, aspect ratio, top and left of each attempt, and one for the interpolation."""
 _SHRINKING = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.2, 2.6, 3.0)
+"""Factors by which an image shrinks, at which `_TAPS` are given."""
 _TAPS = {
     False: (
         (0.09, 0.10, 0.12, 0.16, 0.18, 0.22, 0.24, 0.248, 0.237, 0.222),
@@ -32,26 +34,28 @@ _TAPS = {
         (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.024, 0.016, 0.067),
     ),
 }
-"""Outer taps a and b of the filter [b, a, 1 - 2a - 2b, a, b] before OpenCV's bicubic that comes closest to Pillow's
-antialiased bilinear (False) and bicubic (True) when an image shrinks by that factor: fitted on photographs, 0.3 to 1.0
-grey levels apart."""
+"""Outer taps, all a and then all b, of the filter [b, a, 1 - 2a - 2b, a, b] that runs before OpenCV's bicubic resize.
+
+The result approximates Pillow's antialiased bilinear (False) or bicubic (True) resize. The taps were fitted on
+photographs; the results differ by 0.3 to 1.0 grey levels.
+"""
 _HALVING_FROM = 1.1
-"""Decode at half the size what would still be this much larger than the result: 1.2 to 2.4 grey levels apart."""
+"""A crop is decoded at a reduced size that is still this many times the result's: 1.2 to 2.4 grey levels of error."""
 
 
 class TrainAugment:
-    """Random resized crop and RandAugment, drawn as timm's and done by OpenCV."""
+    """Random resized crop and RandAugment: drawn from timm's distributions, computed by OpenCV."""
 
     def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
         """Prepare the augmentation of a training.
 
         Args:
-            config: what is drawn.
-            image_size: side of the square result.
-            seed: of the training.
+            config: configuration of the augmentation.
+            image_size: height and width of the result.
+            seed: seed of the training.
 
         Raises:
-            PolicyError: `config.rand_augment` is not understood.
+            PolicyError: `config.rand_augment` is not a description of RandAugment that is supported.
         """
         self._config, self._image_size, self._seed = config, image_size, seed
         self._policy = RandAugment.parse(config.rand_augment) if config.rand_augment else None
@@ -60,11 +64,14 @@ class TrainAugment:
         self._enough = round(image_size * _HALVING_FROM)
 
     def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[list[float]]:
-        """Draw all that is random for some samples: for each, what `__call__` takes.
+        """Draw the random numbers of samples.
 
         Args:
-            epochs: int64 [N], in which each sample is read.
-            samples: int64 [N], rows in the index.
+            epochs: int64 [N], epoch in which each sample is read.
+            samples: int64 [N], row of each sample in the index.
+
+        Returns:
+            N lists of uniform numbers in [0, 1), each for one call of `__call__`.
         """
         drawn = [draws.uniforms(draws.key(self._seed, draws.Purpose.CROP, epochs, samples), _CROP_DRAWS)]
         if self._policy:
@@ -76,12 +83,12 @@ class TrainAugment:
         """Augment one image.
 
         Args:
-            encoded: content of the image's file.
-            drawn: of `draw`.
-            out: uint8 [image_size, image_size, 3], written.
+            encoded: content of the image file.
+            drawn: uniform numbers of the sample, from `draw`.
+            out: uint8 [image_size, image_size, 3], RGB, written.
 
         Raises:
-            DecodeError: the bytes are no image.
+            DecodeError: the image cannot be decoded.
         """
         image = EncodedImage(encoded)
         box = draw_crop(drawn, image.height, image.width, self._config)
@@ -95,32 +102,35 @@ class TrainAugment:
 
 
 class EvaluationAugment:
-    """The centre crop of `evaluation_pixels`, in the shape of an augmentation."""
+    """The centre crop of `evaluation_pixels`, with the interface of `TrainAugment`."""
 
     def __init__(self, config: AugmentConfig, image_size: int) -> None:
-        """Take the crop from the config."""
+        """Take the crop ratio from `config`; the result is `image_size` x `image_size` pixels."""
         self._crop, self._image_size = config.evaluation_crop, image_size
 
     def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[None]:
-        """Nothing is random."""
+        """Return a placeholder for each sample: nothing is random."""
         return [None] * len(samples)
 
     def __call__(self, encoded: bytes, drawn: None, out: Pixels) -> None:
-        """As `TrainAugment`."""
+        """Decode and crop one image; arguments and errors as in `TrainAugment.__call__`."""
         out[:] = evaluation_pixels(encoded, self._image_size, self._crop)
 
 
 def draw_crop(uniforms: Sequence[float], height: int, width: int, config: AugmentConfig) -> tuple[int, int, int, int]:
-    """Where to crop: (top, left, height, width) in pixels.
+    """Draw a random crop from the distribution of timm 1.0.31's `RandomResizedCropAndInterpolation`.
 
-    Area is uniform in `crop_scale` and the logarithm of the aspect ratio uniform in `crop_ratio`; after ten that do not
-    fit into the image, the largest central crop whose ratio is allowed.
+    The share of the area is uniform in `crop_scale`, the logarithm of the aspect ratio uniform in `crop_ratio`. If ten
+    crops do not fit into the image, the crop is the largest central one with an allowed ratio.
 
     Args:
-        uniforms: at least 40 numbers of U[0, 1).
-        height: of the image.
-        width: of the image.
-        config: of the augmentation.
+        uniforms: at least 40 uniform numbers in [0, 1).
+        height: height of the image.
+        width: width of the image.
+        config: configuration of the augmentation.
+
+    Returns:
+        (top, left, height, width) in pixels.
     """
     area = height * width
     low, high = config.crop_scale
@@ -144,12 +154,12 @@ def draw_crop(uniforms: Sequence[float], height: int, width: int, config: Augmen
 
 
 def resize(pixels: Pixels, size: int, cubic: bool) -> Pixels:
-    """Resize to a square, as Pillow does it with antialiasing, within a grey level.
+    """Resize to a square as Pillow does with antialiasing, to within a grey level.
 
     Args:
         pixels: uint8 [H, W, 3].
-        size: side of the result.
-        cubic: bicubic instead of bilinear.
+        size: height and width of the result.
+        cubic: whether to interpolate bicubically instead of bilinearly.
 
     Returns:
         uint8 [size, size, 3].
@@ -159,7 +169,7 @@ def resize(pixels: Pixels, size: int, cubic: bool) -> Pixels:
     if max(shrinking) > _SHRINKING[-1]:
         method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
         return np.asarray(Image.fromarray(pixels).resize((size, size), method))
-    # Bilinear along an axis that grows, or hardly shrinks, is OpenCV's bilinear.
+    # Where an axis grows or hardly shrinks, Pillow's bilinear is OpenCV's.
     smooth = not cubic and min(shrinking) < 1.05 and max(shrinking) < 1.8
     if max(shrinking) > 1:
         vertical, horizontal = (_antialiasing(round(factor, 2), cubic, smooth) for factor in shrinking)
@@ -169,10 +179,16 @@ def resize(pixels: Pixels, size: int, cubic: bool) -> Pixels:
 
 @lru_cache(maxsize=1024)
 def _antialiasing(shrinking: float, cubic: bool, smooth: bool) -> NDArray[np.float32]:
-    """The filter along an axis that shrinks by a factor: float32 [3] or [5]; OpenCV takes longer over a [1]."""
+    """Build the filter along an axis that shrinks by a factor: float32 [3] or [5].
+
+    Args:
+        shrinking: factor; up to 1 the filter changes nothing. It then has 3 taps: OpenCV is slower with a single one.
+        cubic: whether the resize approximates Pillow's bicubic instead of its bilinear.
+        smooth: whether OpenCV's bilinear resize follows, not its bicubic.
+    """
     if shrinking <= 1:
         return np.array([0, 1, 0], np.float32)
-    # Of Pillow's triangle the variance that bilinear interpolation lacks.
+    # With `smooth`: the variance of Pillow's triangle filter minus that of bilinear interpolation.
     outer, outermost = (
         ((shrinking**2 - 1) / 12, 0.0)
         if smooth
@@ -184,20 +200,21 @@ def _antialiasing(shrinking: float, cubic: bool, smooth: bool) -> NDArray[np.flo
 
 
 def evaluation_pixels(encoded: bytes, image_size: int, crop: float) -> Pixels:
-    """Pixels of an image as the model is evaluated and served: timm's evaluation transform before normalisation.
+    """Decode and crop an image as the model is evaluated and served: timm's evaluation transform before normalisation.
 
-    The shorter side becomes image_size / crop pixels (Pillow's bicubic, with antialiasing), and the centre is kept.
+    As timm 1.0.31's `transforms_imagenet_eval`: the shorter side is resized to `image_size / crop` pixels by Pillow's
+    bicubic with antialiasing, and the central square of `image_size` pixels is kept.
 
     Args:
-        encoded: content of the image's file.
-        image_size: side of the square result.
+        encoded: content of the image file.
+        image_size: height and width of the result.
         crop: share of the shorter side that is kept.
 
     Returns:
-        uint8 [image_size, image_size, 3].
+        uint8 [image_size, image_size, 3], RGB.
 
     Raises:
-        DecodeError: the bytes are no image.
+        DecodeError: the image cannot be decoded.
     """
     pixels = EncodedImage(encoded).pixels()
     height, width = pixels.shape[:2]

@@ -1,1 +1,1 @@
-"""A decoder of our own, in C, for a rectangle of a JPEG; `region` is its face in Python."""
+"""A JPEG decoder in C that decodes a rectangle of an image; `region` is its Python interface."""

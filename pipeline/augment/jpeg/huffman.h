@@ -1,8 +1,9 @@
-/* The entropy coding of JPEG: bits, Huffman tables, and the blocks of coefficients behind them.
+/* The entropy coding of JPEG: bit reader, Huffman tables, and blocks of coefficients.
 
-   A look into a table sees LOOK bits and tells all the symbols that lie in them. What takes the time is the way from
-   one look to the next, which needs the length of the one before: so a look tells of two symbols where a block is
-   wanted, and of as many as there are where it is skipped. Source: ITU-T T.81, F.2.2. */
+   The next LOOKUP_BITS bits are the index into a table whose entry describes the symbols in these bits. Each lookup
+   must wait for the length that the previous one found, and this dependency takes most of the time. So one lookup
+   describes up to two symbols where a block is decoded, and all complete symbols where a block is skipped.
+   Source: ITU-T T.81, F.2.2. */
 
 #ifndef JPEG_HUFFMAN_H
 #define JPEG_HUFFMAN_H
@@ -10,15 +11,16 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { DECODED = 0, OTHER_KIND = 1, DAMAGED = 2 };
+enum { DECODED = 0, UNSUPPORTED = 1, DAMAGED = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 64
-#define LOOK 10
-#define LOOKS (1u << LOOK)
+#define LOOKUP_BITS 10
+#define TABLE_SIZE (1u << LOOKUP_BITS)
 #define LONGEST_CODE 16
 
-/* Positions beyond the block, where an end of block taken as 64 coefficients onward leads, are one place behind it. */
+/* From zigzag order to row-major order. The end of a block counts as an advance by 64 coefficients; all positions that
+   it leads to map to place 64, behind the block. */
 static const uint8_t zigzag[2 * BLOCK] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
     13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45,
@@ -29,13 +31,13 @@ static const uint8_t zigzag[2 * BLOCK] = {
 /* ---- Bits ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  const uint8_t *at; /* in data without stuffing, with a margin behind it */
-  uint64_t bits;     /* the next bit is the highest */
-  int count;         /* of valid bits */
-} Reader;
+  const uint8_t *at; /* next byte, in data without stuffed bytes and with a margin behind it */
+  uint64_t bits;     /* the next bit is the most significant one */
+  int count;         /* number of valid bits */
+} BitReader;
 
-/* Has at least 56 valid bits afterwards. Bits beyond the whole bytes come again the next time, and are the same. */
-INLINE void refill(Reader *in) {
+/* Fill up to at least 56 valid bits. The bits of a byte that fits only in part are read again by the next refill. */
+INLINE void refill(BitReader *in) {
   uint64_t next;
   memcpy(&next, in->at, sizeof next);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -46,78 +48,81 @@ INLINE void refill(Reader *in) {
   in->count |= 56;
 }
 
-INLINE void drop(Reader *in, int bits) {
+INLINE void drop_bits(BitReader *in, int bits) {
   in->bits <<= bits;
   in->count -= bits;
 }
 
-/* The first byte of which no bit was taken. */
-INLINE const uint8_t *position_of(const Reader *in) { return in->at - in->count / 8; }
+/* The first byte of which no bit was consumed. */
+INLINE const uint8_t *position_of(const BitReader *in) { return in->at - in->count / 8; }
 
 /* ---- Tables -------------------------------------------------------------------------------------------------- */
 
-/* What a look tells of one symbol: value (16 bits, signed) | bits of the value that the look did not see (4) |
-   coefficients onward (7) | length with the value (5). A length of 0: the code is longer than the look. */
+/* An entry for one symbol: value (16 bits, signed) | number of value bits that lie beyond the lookup (4) |
+   coefficients to advance (7) | number of bits of code and value (5). A length of 0: the code is longer than
+   LOOKUP_BITS. */
 #define END_OF_BLOCK 64
 #define LENGTH(entry) ((int)((entry)&31))
-#define ONWARD(entry) ((int)((entry) >> 5 & 127))
-#define UNSEEN(entry) ((int)((entry) >> 12 & 15))
+#define ADVANCE(entry) ((int)((entry) >> 5 & 127))
+#define MISSING_BITS(entry) ((int)((entry) >> 12 & 15))
 #define VALUE(entry) ((int32_t)(entry) >> 16)
 #define WITH_VALUE(entry, value) (((entry)&0xFFF) | (uint32_t)(value) << 16)
 
-/* Two symbols, or one and a second that does nothing. A length of 0: not one lies whole in the look. */
+/* An entry for two symbols, or for one and a second without effect. A length of 0: the bits hold no complete symbol. */
 typedef struct {
   int16_t values[2];
-  uint8_t onward[2];
+  uint8_t advance[2];
   uint8_t length, first_length;
 } Pair;
 
 typedef struct {
-  int there;
-  uint32_t single[LOOKS];
-  Pair pairs[LOOKS];
-  uint16_t several[LOOKS];           /* end of block (1 bit) | onward (7) | length (5) */
-  int32_t largest[LONGEST_CODE + 1]; /* code of each length, -1 for none */
-  int32_t offset[LONGEST_CODE + 1];  /* of a code's symbol from the code */
+  int defined;
+  uint32_t single[TABLE_SIZE];
+  Pair pairs[TABLE_SIZE];
+  uint16_t skips[TABLE_SIZE];        /* all complete symbols: end of block (1 bit) | advance (7) | length (5) */
+  int32_t largest[LONGEST_CODE + 1]; /* largest code of each length, -1 for none */
+  int32_t offset[LONGEST_CODE + 1];  /* position of a code's symbol minus the code, for each length */
   uint8_t symbols[256];
 } Table;
 
-/* The value of so many bits: those that begin with 0 are negative. */
-INLINE int extended(int value, int bits) { return value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value; }
+/* EXTEND of T.81, F.2.2.1: the signed value of `bits` value bits; those that begin with 0 are negative. */
+INLINE int extend(int value, int bits) { return value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value; }
 
+/* The entry of a symbol whose value bits were not seen. */
 INLINE uint32_t entry_of(int symbol, int length, int is_dc) {
   int run = is_dc ? 0 : symbol >> 4, bits = symbol & 15;
-  int onward = is_dc || bits ? run + 1 : run == 15 ? 16 : END_OF_BLOCK;
-  return (uint32_t)(bits << 12 | onward << 5 | (length + bits));
+  int advance = is_dc || bits ? run + 1 : run == 15 ? 16 : END_OF_BLOCK;
+  return (uint32_t)(bits << 12 | advance << 5 | (length + bits));
 }
 
-static void combine(Table *table) {
-  for (unsigned seen = 0; seen < LOOKS; seen++) {
+/* Fill `pairs` and `skips` from `single`. */
+static void fill_multi_symbol_tables(Table *table) {
+  for (unsigned seen = 0; seen < TABLE_SIZE; seen++) {
     uint32_t first = table->single[seen];
-    int whole = LENGTH(first) && LENGTH(first) <= LOOK;
-    uint32_t second = whole ? table->single[seen << LENGTH(first) & (LOOKS - 1)] : 0;
-    int both = LENGTH(second) && LENGTH(first) + LENGTH(second) <= LOOK && ONWARD(first) != END_OF_BLOCK;
+    int whole = LENGTH(first) && LENGTH(first) <= LOOKUP_BITS;
+    uint32_t second = whole ? table->single[seen << LENGTH(first) & (TABLE_SIZE - 1)] : 0;
+    int both = LENGTH(second) && LENGTH(first) + LENGTH(second) <= LOOKUP_BITS && ADVANCE(first) != END_OF_BLOCK;
     table->pairs[seen] = (Pair){
         .values = {(int16_t)VALUE(first), both ? (int16_t)VALUE(second) : 0},
-        .onward = {(uint8_t)ONWARD(first), both ? (uint8_t)ONWARD(second) : 0},
+        .advance = {(uint8_t)ADVANCE(first), both ? (uint8_t)ADVANCE(second) : 0},
         .length = whole ? (uint8_t)(LENGTH(first) + (both ? LENGTH(second) : 0)) : 0,
         .first_length = (uint8_t)LENGTH(first),
     };
-    int length = 0, onward = 0, end = 0;
+    int length = 0, advance = 0, end = 0;
     while (!end) {
-      uint32_t next = table->single[seen << length & (LOOKS - 1)];
-      if (!LENGTH(next) || length + LENGTH(next) > LOOK) break;
+      uint32_t next = table->single[seen << length & (TABLE_SIZE - 1)];
+      if (!LENGTH(next) || length + LENGTH(next) > LOOKUP_BITS) break;
       length += LENGTH(next);
-      end = ONWARD(next) == END_OF_BLOCK;
-      onward += end ? 0 : ONWARD(next);
+      end = ADVANCE(next) == END_OF_BLOCK;
+      advance += end ? 0 : ADVANCE(next);
     }
-    table->several[seen] = (uint16_t)(end << 12 | onward << 5 | length);
+    table->skips[seen] = (uint16_t)(end << 12 | advance << 5 | length);
   }
 }
 
-/* Make a table of the numbers of codes of each length, and their symbols. */
-static int build(Table *table, const uint8_t *counts, const uint8_t *symbols, int number, int is_dc) {
-  table->there = 0;
+/* Build a table from the number of codes of each length (`counts`, 16 of them) and the `number` symbols. */
+static int build_table(Table *table, const uint8_t *counts, const uint8_t *symbols, int number, int is_dc) {
+  table->defined = 0;
   memset(table->single, 0, sizeof table->single);
   memset(table->symbols, 0, sizeof table->symbols);
   memcpy(table->symbols, symbols, number);
@@ -126,25 +131,26 @@ static int build(Table *table, const uint8_t *counts, const uint8_t *symbols, in
     table->offset[length] = position - code;
     if (code + counts[length - 1] > 1 << length) return DAMAGED;
     for (int i = 0; i < counts[length - 1]; i++, code++, position++) {
-      if (is_dc && symbols[position] > 11) return OTHER_KIND;
-      if (length > LOOK) continue;
+      if (is_dc && symbols[position] > 11) return UNSUPPORTED;
+      if (length > LOOKUP_BITS) continue;
       uint32_t entry = entry_of(symbols[position], length, is_dc);
-      int bits = UNSEEN(entry), behind = LOOK - length;
+      int bits = MISSING_BITS(entry), behind = LOOKUP_BITS - length;
       for (int rest = 0; rest < 1 << behind; rest++) {
         int seen = bits && bits <= behind;
         table->single[(code << behind) + rest] =
-            seen ? WITH_VALUE(entry, extended(rest >> (behind - bits), bits)) : entry;
+            seen ? WITH_VALUE(entry, extend(rest >> (behind - bits), bits)) : entry;
       }
     }
     table->largest[length] = counts[length - 1] ? code - 1 : -1;
   }
-  if (!is_dc) combine(table);
-  table->there = 1;
+  if (!is_dc) fill_multi_symbol_tables(table);
+  table->defined = 1;
   return DECODED;
 }
 
-static uint32_t long_code(const Table *table, const Reader *in, int is_dc) {
-  for (int length = LOOK + 1; length <= LONGEST_CODE; length++) {
+/* The entry of a code longer than LOOKUP_BITS; 0 if no code matches. */
+static uint32_t long_code_entry(const Table *table, const BitReader *in, int is_dc) {
+  for (int length = LOOKUP_BITS + 1; length <= LONGEST_CODE; length++) {
     int code = (int)(in->bits >> (64 - length));
     if (code <= table->largest[length]) {
       return entry_of(table->symbols[(code + table->offset[length]) & 255], length, is_dc);
@@ -153,63 +159,65 @@ static uint32_t long_code(const Table *table, const Reader *in, int is_dc) {
   return 0;
 }
 
-/* Take one symbol with its value, of at most 27 bits; its entry has no length where no code is like what comes. */
-INLINE uint32_t take_symbol(Reader *in, const Table *table, int is_dc) {
-  uint32_t entry = table->single[in->bits >> (64 - LOOK)];
-  if (__builtin_expect(!LENGTH(entry), 0)) entry = long_code(table, in, is_dc);
-  int bits = UNSEEN(entry), length = LENGTH(entry);
-  if (bits) entry = WITH_VALUE(entry, extended((int)(in->bits << (length - bits) >> (64 - bits)), bits));
-  drop(in, length);
+/* Consume one symbol with its value, at most 27 bits together; the entry's length is 0 if no code matches. */
+INLINE uint32_t take_symbol(BitReader *in, const Table *table, int is_dc) {
+  uint32_t entry = table->single[in->bits >> (64 - LOOKUP_BITS)];
+  if (__builtin_expect(!LENGTH(entry), 0)) entry = long_code_entry(table, in, is_dc);
+  int bits = MISSING_BITS(entry), length = LENGTH(entry);
+  if (bits) entry = WITH_VALUE(entry, extend((int)(in->bits << (length - bits) >> (64 - bits)), bits));
+  drop_bits(in, length);
   return entry;
 }
 
 /* ---- Blocks -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  int horizontal, vertical; /* blocks of an MCU */
-  int factors;              /* number of its quantisation table */
-  int dc, ac;               /* numbers of its Huffman tables */
-  uint32_t predicted;       /* constant term of the block before; signed, but may run over in damaged data */
+  int horizontal, vertical; /* sampling factors: blocks in an MCU */
+  int factors;              /* index of its quantisation table */
+  int dc, ac;               /* indices of its Huffman tables */
+  uint32_t dc_predictor;    /* DC coefficient of the previous block, modulo 2^32: damaged data may overflow */
 } Component;
 
-INLINE int read_constant(Component *component, const Table *table, Reader *in) {
+/* Add the next DC difference to the component's predictor. */
+INLINE int read_dc(Component *component, const Table *table, BitReader *in) {
   refill(in);
   uint32_t entry = take_symbol(in, table, 1);
-  component->predicted += (uint32_t)VALUE(entry);
+  component->dc_predictor += (uint32_t)VALUE(entry);
   return LENGTH(entry) ? DECODED : DAMAGED;
 }
 
-/* Read the coefficients of a block, times their factors, which are in zigzag order with as many zeros behind.
-   `coefficients` has a place behind the block; `*last` is the position of the last that is there, or 0. */
-INLINE int read_block(Component *component, const Table *dc, const Table *ac, const uint16_t *factors, Reader *reader,
-                      int16_t *coefficients, int *last) {
-  Reader in = *reader;
-  if (read_constant(component, dc, &in)) return DAMAGED;
+/* Read a block and dequantise it. `factors` are in zigzag order, followed by 64 zeros. `coefficients` are written in
+   row-major order and have a 65th place, for the end of the block. `*last` is the zigzag position of the last coded
+   coefficient, 0 if that is the DC coefficient. */
+INLINE int read_block(Component *component, const Table *dc, const Table *ac, const uint16_t *factors,
+                      BitReader *reader, int16_t *coefficients, int *last) {
+  BitReader in = *reader;
+  if (read_dc(component, dc, &in)) return DAMAGED;
   memset(coefficients, 0, BLOCK * sizeof *coefficients);
-  coefficients[0] = (int16_t)(component->predicted * factors[0]);
+  coefficients[0] = (int16_t)(component->dc_predictor * factors[0]);
   int position = 0, end = 0;
   while (!end) {
     refill(&in);
 #pragma GCC unroll 4
-    for (int look = 0; look < 4; look++) { /* of LOOK bits each, which the reader has */
-      Pair pair = ac->pairs[in.bits >> (64 - LOOK)];
-      int first = position + pair.onward[0], second = first + pair.onward[1];
+    for (int lookup = 0; lookup < 4; lookup++) { /* they take at most 40 of the 56 bits */
+      Pair pair = ac->pairs[in.bits >> (64 - LOOKUP_BITS)];
+      int first = position + pair.advance[0], second = first + pair.advance[1];
       if (__builtin_expect(second < BLOCK - 1 && pair.length, 1)) {
         coefficients[zigzag[second]] = (int16_t)(pair.values[1] * factors[second]);
         coefficients[zigzag[first]] = (int16_t)(pair.values[0] * factors[first]);
         position = second;
-        drop(&in, pair.length);
+        drop_bits(&in, pair.length);
         continue;
       }
-      /* A long code; or the block ends with a symbol that says so, or with its last coefficient, and what the look saw
-         behind that is the next block's. */
+      /* A long code; or the block ends, by the end-of-block symbol or by its last coefficient, and the second symbol of
+         the pair belongs to the next block. */
       refill(&in);
       uint32_t entry = take_symbol(&in, ac, 0);
       if (!LENGTH(entry)) return DAMAGED;
-      first = position + ONWARD(entry);
+      first = position + ADVANCE(entry);
       coefficients[zigzag[first]] = (int16_t)(VALUE(entry) * factors[first]);
       end = first >= BLOCK - 1;
-      if (first >= BLOCK && ONWARD(entry) != END_OF_BLOCK) return DAMAGED;
+      if (first >= BLOCK && ADVANCE(entry) != END_OF_BLOCK) return DAMAGED;
       if (first < BLOCK) position = first;
       break;
     }
@@ -219,28 +227,28 @@ INLINE int read_block(Component *component, const Table *dc, const Table *ac, co
   return DECODED;
 }
 
-/* Go to behind a block. */
-INLINE int skip_block(Component *component, const Table *dc, const Table *ac, Reader *reader) {
-  Reader in = *reader;
-  if (read_constant(component, dc, &in)) return DAMAGED;
+/* Consume a block without keeping its AC coefficients. */
+INLINE int skip_block(Component *component, const Table *dc, const Table *ac, BitReader *reader) {
+  BitReader in = *reader;
+  if (read_dc(component, dc, &in)) return DAMAGED;
   int position = 0, end = 0;
   while (!end) {
     refill(&in);
 #pragma GCC unroll 4
-    for (int look = 0; look < 4 && !end; look++) {
-      int several = ac->several[in.bits >> (64 - LOOK)], onward = several >> 5 & 127;
-      if (__builtin_expect((several & 31) && position + onward < BLOCK - 1, 1)) {
-        drop(&in, several & 31);
-        position += onward;
-        end = several >> 12;
+    for (int lookup = 0; lookup < 4 && !end; lookup++) {
+      int skips = ac->skips[in.bits >> (64 - LOOKUP_BITS)], advance = skips >> 5 & 127;
+      if (__builtin_expect((skips & 31) && position + advance < BLOCK - 1, 1)) {
+        drop_bits(&in, skips & 31);
+        position += advance;
+        end = skips >> 12;
         continue;
       }
       refill(&in);
       uint32_t entry = take_symbol(&in, ac, 0);
       if (!LENGTH(entry)) return DAMAGED;
-      position += ONWARD(entry);
+      position += ADVANCE(entry);
       end = position >= BLOCK - 1;
-      if (position >= BLOCK && ONWARD(entry) != END_OF_BLOCK) return DAMAGED;
+      if (position >= BLOCK && ADVANCE(entry) != END_OF_BLOCK) return DAMAGED;
       break;
     }
   }

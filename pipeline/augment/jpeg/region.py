@@ -1,9 +1,9 @@
-"""A rectangle of a JPEG by a decoder of our own: libjpeg-turbo's pixels, bit for bit, in two thirds of its time.
+"""Decode a rectangle of a JPEG: the pixels of libjpeg-turbo, bit for bit, in two thirds of its time.
 
-Libjpeg-turbo, as wheels hold it, transforms and colours every block down to the last row that is wanted. This one does
-so only inside of the rectangle, and finds its way through the rest several symbols at a time (`region.c`,
-`huffman.h`, `pixels.h`). It is built when the package is installed, where there is a C compiler; where there
-is none, and for JPEGs of other kinds, `decode` leaves the work to libjpeg-turbo, with the same result.
+The libjpeg-turbo in Python wheels computes the pixels of every block down to the last row of the rectangle. The decoder
+here (`region.c`, `huffman.h`, `pixels.h`) computes only those inside the rectangle, and parses the other blocks several
+symbols at a time. It is compiled when the package is installed, if there is a C compiler. Without it, and for JPEGs
+that it does not support, the caller decodes with libjpeg-turbo and gets the same pixels.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 def _load() -> Callable[..., int] | None:
-    """The function in C, if it was built."""
+    """Load the C function; None if it was not compiled."""
     found = importlib.util.find_spec("._region", __package__)
     if found is None or found.origin is None:
         return None
@@ -29,26 +29,26 @@ _decode = _load()
 
 
 def is_built() -> bool:
-    """Whether the decoder is there."""
+    """Return whether the decoder was compiled."""
     return _decode is not None
 
 
 def decode(
     encoded: bytes, top: int, left: int, height: int, width: int, *, plain: bool = False
 ) -> NDArray[np.uint8] | None:
-    """Pixels of a rectangle, with colour samples repeated rather than smoothed.
+    """Decode a rectangle, with chroma samples repeated rather than interpolated.
 
     Args:
-        encoded: content of a JPEG file whose colours are YCbCr.
+        encoded: content of a JPEG file with the colour space YCbCr.
         top: first row.
         left: first column.
-        height: rows.
-        width: columns.
-        plain: leave the processor's vector instructions alone, as on processors that have none; for tests.
+        height: number of rows.
+        width: number of columns.
+        plain: whether to avoid vector instructions, as on processors without AVX2; for tests.
 
     Returns:
-        uint8 [height, width, 3], RGB; or None where another decoder has to do it: the file is damaged or of another
-        kind (progressive, not of three components, unusual sampling), or this one was not built.
+        uint8 [height, width, 3], RGB. None if another decoder has to decode the file: it is damaged or not supported
+        (progressive, not three components, unusual sampling), or this decoder was not compiled.
     """
     if _decode is None:
         return None
