@@ -1,6 +1,6 @@
 """TransXNet for image classification and dense prediction: reference PyTorch, fast kernels, published checkpoints.
 
-Importing the package costs nothing: torch is imported when a model or a converter is first asked for.
+Importing the package does not import torch: torch is imported when a model or a converter is first used.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ __all__ = [
     "transxnet_t",
 ]
 
-_HOMES = {
+_MODULES = {
     **dict.fromkeys(("from_upstream", "to_upstream"), "transxnet.upstream"),
     **dict.fromkeys(("config_of_weights", "find_weights", "load_weights", "read_weights"), "transxnet.pretrained"),
 }
@@ -41,6 +41,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'transxnet' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "transxnet.model")), name)
+    value = getattr(import_module(_MODULES.get(name, "transxnet.model")), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Which of the two backends computes an operator: the one place that decides."""
+"""Choose the backend of each operator: the kernels or plain PyTorch."""
 
 import functools
 import importlib.util
@@ -16,13 +16,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def use_triton(backend: Backend, x: Tensor) -> bool:
-    """Whether an operator on `x` runs on the kernels.
+    """Return whether an operator on `x` runs on the kernels.
 
-    `auto` takes them on CUDA devices from compute capability 8.0 on, in fp32, bf16 and fp16. Everything else, and what
-    torch.compile traces, is left to plain PyTorch.
+    `auto` uses them on CUDA devices of compute capability 8.0 or more, in fp32, bf16 and fp16. Everything else, and
+    everything that torch.compile traces, runs in plain PyTorch.
 
     Raises:
-        ValueError: the backend is `triton` and `x` is where or what no kernel runs on.
+        ValueError: the backend is `triton` and the kernels do not support the device or the dtype of `x`.
     """
     if backend == "reference":
         return False
@@ -34,7 +34,7 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
     if backend == "triton" and not runs:
         raise ValueError(
             "backend 'triton' needs triton, a CUDA device of compute capability 8.0 or more and fp32, bf16 or fp16, "
-            f"but got {x.dtype} on {x.device}. Take backend 'auto' or 'reference'"
+            f"but got {x.dtype} on {x.device}. Choose backend 'auto' or 'reference'"
         )
     if backend == "auto":
         return runs and x.is_cuda and not torch.compiler.is_compiling()
@@ -42,12 +42,12 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
 
 
 def norm_is_plain(norm: nn.Module) -> bool:
-    """Whether `norm` is a BatchNorm that no trainer replaced, with weights and running statistics."""
+    """Return whether `norm` is an `nn.BatchNorm2d`, not replaced by a trainer, with weights and running statistics."""
     return type(norm) is nn.BatchNorm2d and _is_complete(norm)
 
 
 def norm_has_kernels(norm: nn.Module) -> bool:
-    """Whether the kernels know `norm`: a BatchNorm or SyncBatchNorm with weights and running statistics."""
+    """Return whether the kernels support `norm`: a BatchNorm or SyncBatchNorm with weights and running statistics."""
     return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _is_complete(norm)
 
 

@@ -1,4 +1,4 @@
-"""A TransXNet block and the stage that holds a row of them."""
+"""A TransXNet block, and a stage of several blocks."""
 
 from torch import Tensor, nn
 
@@ -12,9 +12,9 @@ __all__ = ["Block", "Stage"]
 
 
 class Block(nn.Module):
-    """Position by a depthwise 7x7, then token mixer and feed-forward, each normalised before and scaled after.
+    """Position embedding, token mixer and feed-forward; each of the latter two is normalised before and scaled after.
 
-    The last BatchNorm of either branch stands in its `ScaledResidual`.
+    The last BatchNorm of each branch is in its `ScaledResidual`.
     """
 
     def __init__(self, config: TransXNetConfig, stage: int, drop_path: float) -> None:
@@ -36,7 +36,7 @@ class Block(nn.Module):
         self.residual2 = ScaledResidual(dim, config.layer_scale_init, drop_path, config.backend)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """`x` `[N, C, H, W]` with the stage's position bias `[1, heads, H * W, keys]`; same shape as `x`."""
+        """Return the output, shaped like `x` `[N, C, H, W]`; `bias` `[1, heads, H * W, keys]` is the stage's."""
         x = self.position(x)
         halves, x = fork_group_norm(x, self.norm1, self.backend, parts=2)
         x = self.residual1(x, self.token_mixer(*halves, bias))
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Halve the map and widen it (from the second stage on), then the stage's blocks, which share one position bias."""
+    """Downsampling (from the second stage on), then blocks that share one position bias."""
 
     def __init__(self, config: TransXNetConfig, stage: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in config.drop_paths()[stage])
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C_in, H, W]` to `[N, C, ceil(H / 2), ceil(W / 2)]`; the first stage keeps the size."""
+        """Return `[N, C, ceil(H / 2), ceil(W / 2)]` of `[N, C_in, H, W]`; the first stage keeps the size."""
         x = self.downsample(x)
         height, width = x.shape[-2:]
         keys = -(-height // self.sr_ratio) * -(-width // self.sr_ratio)

@@ -1,6 +1,7 @@
-"""What defines a TransXNet: widths, depths, heads; and the four named variants.
+"""The configuration of a TransXNet (widths, depths, heads) and its four named variants.
 
-No torch here, so that a command line can read and check a model's configuration before anything heavy is imported.
+The module does not import torch, so that a command line can check a model's configuration before it imports anything
+slow.
 """
 
 import dataclasses
@@ -16,26 +17,26 @@ STAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TransXNetConfig:
-    """Everything that a TransXNet is built from; checked when it is made.
+    """The full configuration of a TransXNet, checked when it is made.
 
     Attributes:
-        name: the variant, also the name a trained model is registered under.
-        depths: blocks per stage.
-        dims: channels per stage; half of them go through IDConv and half through OSRA.
-        num_heads: attention heads per stage; divides half of the stage's channels.
-        num_groups: kernels per channel that IDConv mixes, per stage (at least 2).
-        sr_ratios: stride of OSRA's spatial reduction per stage; 1 means none.
-        mlp_ratios: hidden channels of the MS-FFN over the stage's channels.
+        name: the variant, also the name under which a trained model is registered.
+        depths: number of blocks of each stage.
+        dims: number of channels of each stage; half of them go through IDConv and half through OSRA.
+        num_heads: number of attention heads of each stage; it divides half of the stage's channels.
+        num_groups: number of learned kernels per channel that IDConv mixes, of each stage (at least 2).
+        sr_ratios: stride of OSRA's spatial reduction in each stage; 1 means no reduction.
+        mlp_ratios: MS-FFN's hidden channels divided by the stage's channels.
         layer_scale_init: initial weight of both LayerScales of a block.
-        num_classes: outputs of the classifier.
-        image_size: height and width in pixels that the position bias tables are made for. Other inputs work too: the
-            tables are interpolated.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        backend: `reference` (plain PyTorch), `triton` (this package's kernels), or `auto`: triton on a CUDA device
-            that supports it, otherwise reference.
+        num_classes: number of outputs of the classifier.
+        image_size: side in pixels that the position bias tables are made for. For other inputs the tables are
+            interpolated.
+        drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+        backend: `reference` (plain PyTorch), `triton` (this package's kernels), or `auto`: triton on a CUDA device that
+            supports it, otherwise reference.
 
     Raises:
-        ValueError: a value that no model can be built from.
+        ValueError: no model can be built from a value.
     """
 
     name: str
@@ -62,7 +63,9 @@ class TransXNetConfig:
             if groups < 2:
                 raise ValueError(f"{self.name}: stage {stage}: num_groups is {groups}, IDConv mixes at least 2")
         if self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}, needs at least 1 (forward_features gives the maps)")
+            raise ValueError(
+                f"num_classes is {self.num_classes}, needs at least 1 (for the maps alone use forward_features)"
+            )
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}, needs a positive number of pixels")
         if not 0.0 <= self.drop_path_rate < 1.0:
@@ -71,7 +74,7 @@ class TransXNetConfig:
             raise ValueError(f"backend is {self.backend!r}, choose one of {', '.join(BACKENDS)}")
 
     def grids(self) -> list[tuple[int, int]]:
-        """Side lengths (of the queries' grid, of the keys' grid) of the four stages at `image_size`."""
+        """Return the side lengths (of the queries' grid, of the keys' grid) of the four stages at `image_size`."""
         side = -(-self.image_size // 4)
         grids = []
         for ratio in self.sr_ratios:
@@ -80,7 +83,7 @@ class TransXNetConfig:
         return grids
 
     def drop_paths(self) -> list[list[float]]:
-        """Drop rate of every block, by stage: linear from 0 at the first block to `drop_path_rate` at the last."""
+        """Return the drop rate of each block by stage: linear from 0 at the first block to `drop_path_rate`."""
         last = max(sum(self.depths) - 1, 1)
         rates = [self.drop_path_rate * index / last for index in range(sum(self.depths))]
         starts = [sum(self.depths[:stage]) for stage in range(STAGES)]
@@ -129,10 +132,10 @@ VARIANTS: dict[str, TransXNetConfig] = {
 
 
 def config_for(name: str, **overrides: Any) -> TransXNetConfig:
-    """Configuration of a variant by name, with fields replaced.
+    """Return the configuration of the variant `name`, with fields replaced.
 
     Raises:
-        ValueError: an unknown variant or field, or a value that does not fit.
+        ValueError: a variant or field does not exist, or a value does not fit.
     """
     if name not in VARIANTS:
         raise ValueError(f"there is no model {name!r}, choose one of {', '.join(VARIANTS)}")

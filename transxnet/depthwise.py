@@ -1,10 +1,10 @@
 """Depthwise convolution with gradients that are fast on CPUs.
 
-The input's gradient is the convolution of the output's with the taps turned round: so it takes PyTorch's fast forward,
-where PyTorch's own backward takes up to fifty times as long. PyTorch's CPU library has a fast weight gradient for
-depthwise kernels of up to three columns and falls back to a plain loop beyond: for 7x7 on `[8, 48, 56, 56]` a factor of
-fourteen. The gradient of one column of the kernel does not depend on the others, so a wider kernel is done three
-columns at a time over shifted views of the input: the same sums.
+The input's gradient is computed as a convolution of the output's gradient with flipped taps, which takes PyTorch's fast
+forward; PyTorch's own backward takes up to fifty times as long. PyTorch's CPU library has a fast weight gradient for
+depthwise kernels of up to three columns and falls back to a plain loop for wider ones, fourteen times as slow for 7x7
+on `[8, 48, 56, 56]`. The gradient of a kernel column does not depend on the other columns, so a wider kernel is
+processed three columns at a time on shifted views of the input. The sums are the same.
 """
 
 from typing import Any
@@ -24,12 +24,12 @@ FAST_COLUMNS = 3
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = False) -> Tensor:
-    """Depthwise convolution at stride 1 that keeps the size; with `residual`, `x` is added.
+    """Return the depthwise convolution of `x` at stride 1 with the same size, plus `x` if `residual`.
 
-    `x` is `[N, C, H, W]`, `weight` `[C, 1, K, K]` with odd K, `bias` `[C]`.
+    `x` is `[N, C, H, W]`, `weight` is `[C, 1, K, K]` with odd K, `bias` is `[C]`.
     """
     if residual and x.device.type == "cpu" and x.dtype == in_autocast_dtype(x).dtype == torch.float32:
-        # One on the middle tap adds x in the same pass; in a lower precision it would round the tap away.
+        # Adding 1 to the middle tap adds x in the same pass. In a lower precision the tap would lose its digits.
         middle = F.pad(weight.new_ones(1, 1, 1, 1), (weight.shape[-1] // 2,) * 4)
         return depthwise_conv(x, weight + middle, bias)
     if residual:
@@ -40,9 +40,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = 
 
 
 class DepthwiseConv(nn.Conv2d):
-    """`nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)` through `depthwise_conv`; the same state.
+    """Depthwise `nn.Conv2d` of odd size at stride 1, computed by `depthwise_conv`, with the same state dict.
 
-    With `residual` the input is added.
+    With `residual` the input is added to the output.
     """
 
     def __init__(self, dim: int, kernel: int, *, residual: bool = False) -> None:
@@ -50,22 +50,22 @@ class DepthwiseConv(nn.Conv2d):
         self.residual = residual
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
+        """Return the convolution of `[N, C, H, W]`, of the same shape."""
         assert self.bias is not None
         return depthwise_conv(input, self.weight, self.bias, residual=self.residual)
 
 
 class PositionConv(DepthwiseConv):
-    """`x + conv(x)`: a block's sense of position, depthwise 7x7."""
+    """`x + conv(x)` with a depthwise 7x7 convolution: the position embedding of a block."""
 
     def __init__(self, dim: int, backend: Backend) -> None:
         super().__init__(dim, 7, residual=True)
         self.backend: Backend = backend
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
+        """Return `x + conv(x)` of `[N, C, H, W]`, of the same shape."""
         if use_triton(self.backend, input):
-            from transxnet.kernels import depthwise_conv as kernels
+            from transxnet.kernels.common import depthwise_conv as kernels
 
             assert self.bias is not None
             return kernels.depthwise_conv(in_autocast_dtype(input), self.weight, self.bias)
@@ -73,7 +73,7 @@ class PositionConv(DepthwiseConv):
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the weight `[C, 1, K, K]`, in the dtype of `grad`."""
+    """Return the gradient of the weight `[C, 1, K, K]`, in the dtype of `grad`."""
     channels, _, kernel, _ = weight.shape
     reach, width = kernel // 2, x.shape[-1]
     padded = F.pad(x, (reach, reach))
@@ -99,7 +99,7 @@ class _DepthwiseFunction(torch.autograd.Function):
         needs = ctx.needs_input_grad
         grad = grad_outputs[0]
         channels, padding = x.shape[1], weight.shape[-1] // 2
-        # Under autocast the forward ran in a lower precision than its inputs have: so does the backward.
+        # Under autocast the forward ran in a lower precision than that of its inputs, and so does the backward.
         low_x, low_weight = x.to(grad.dtype), weight.to(grad.dtype)
         grad_x = grad_weight = grad_bias = None
         if needs[0]:

@@ -1,4 +1,4 @@
-"""The feed-forward half of a TransXNet block (MS-FFN): expand, look around at four scales, contract."""
+"""The feed-forward half of a TransXNet block (MS-FFN): expand, convolve at four scales, contract (arXiv 2310.19380)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ __all__ = ["MultiScaleConv", "MultiScaleFFN"]
 
 
 class MultiScaleConv(nn.Module):
-    """Depthwise convolutions of 1, 3, 5 and 7 taps a side, each on a quarter of the channels, with the input added."""
+    """Depthwise convolutions with 1, 3, 5 and 7 taps a side, each on a quarter of the channels, plus the input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class MultiScaleConv(nn.Module):
         )
 
     def parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and biases in the order of the channels."""
+        """Return weights and biases of the four convolutions, in the order of the channels."""
         convs = [conv for conv in self.convs if isinstance(conv, DepthwiseConv)]
         return [conv.weight for conv in convs], [conv.bias for conv in convs if conv.bias is not None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
+        """Return the convolutions of `[N, C, H, W]` plus the input, of the same shape."""
         parts = [part.contiguous(memory_format=_format(x)) for part in x.split(self.split, dim=1)]
         return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=1)
 
@@ -42,8 +42,8 @@ def _format(x: Tensor) -> torch.memory_format:
 class MultiScaleFFN(nn.Module):
     """MS-FFN: 1x1 expansion, multi-scale depthwise convolution with a residual, 1x1 contraction.
 
-    GELU stands before BatchNorm here, the other way round from most networks. The BatchNorm after the contraction
-    belongs to the `ScaledResidual`.
+    Unlike in most networks, GELU precedes BatchNorm. The BatchNorm after the contraction is in the `ScaledResidual`
+    that follows.
     """
 
     def __init__(self, dim: int, ratio: int, backend: Backend) -> None:
@@ -56,15 +56,15 @@ class MultiScaleFFN(nn.Module):
         self.contract = nn.Conv2d(dim * ratio, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Branch:
-        """`[N, C, H, W]` to the same shape, not yet normalised."""
+        """Return the branch of `[N, C, H, W]`, of the same shape, before its last BatchNorm."""
         if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
-            from transxnet.kernels.linear import gelu_norm_linear
-            from transxnet.kernels.multiscale_ffn import expand_norm_multiscale
+            from transxnet.kernels.common.linear import gelu_norm_linear
+            from transxnet.kernels.msffn.multiscale import expand_norm_multiscale
 
             x, weights = in_autocast_dtype(x), self.multiscale.parameter_lists()
-            hidden, pieces = expand_norm_multiscale(x, self.expand.weight, self.norm1, *weights)
-            out, pieces = gelu_norm_linear(hidden, self.norm2, self.contract.weight, None, pieces)
-            return Branch(out, pieces=pieces)
+            hidden, partial_stats = expand_norm_multiscale(x, self.expand.weight, self.norm1, *weights)
+            out, partial_stats = gelu_norm_linear(hidden, self.norm2, self.contract.weight, None, partial_stats)
+            return Branch(out, partial_stats=partial_stats)
         hidden = self.norm1(F.gelu(self.expand(x)))
         hidden = self.norm2(F.gelu(self.multiscale(hidden)))
         return Branch(self.contract(hidden))

@@ -1,7 +1,7 @@
-"""The small layers that stem, mixer and feed-forward share.
+"""Small layers that stem, mixer and feed-forward share.
 
-A parameter is used in the forward of the module that owns it or of the block around it, because ZeRO stage 3 gathers
-parameters around a module's own forward, and a block as a whole: see `leaf_modules`.
+ZeRO stage 3 gathers parameters around the forward of a module, or of a whole block (`leaf_modules`). So a parameter is
+used only within the forward of the module that owns it, or of the block around that module.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +14,7 @@ from transxnet.backend import norm_has_kernels, norm_is_plain, use_triton
 from transxnet.config import Backend
 
 if TYPE_CHECKING:
-    from transxnet.kernels.statistics import Pieces
+    from transxnet.kernels.common.statistics import PartialStats
 
 __all__ = ["Branch", "ConvNorm", "DropPath", "PositionBias", "ScaledResidual", "fork_group_norm", "in_autocast_dtype"]
 
@@ -28,41 +28,41 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and normalise `x`."""
+        """Return `norm(conv(x))`."""
         return self.norm(self.conv(x))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: draws per sample whether a branch counts, and makes up for it by 1 / (1 - rate)."""
+    """Stochastic depth: each sample drops the branch at `rate`; branches kept are scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor | None:
-        """Factor per sample, `[N, 1, 1, 1]` in the dtype of `x`; None where every sample keeps the branch."""
+        """Return a factor for each sample, `[N, 1, 1, 1]` in the dtype of `x`, or None if all keep the branch."""
         if not self.training or self.rate == 0.0:
             return None
         keep = 1.0 - self.rate
         return x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
-        """The rate, in `print(model)`."""
+        """Show the rate in `print(model)`."""
         return f"rate={self.rate:.3f}"
 
 
 class Branch(NamedTuple):
-    """A block's branch before its last BatchNorm, `[N, C, H, W]`, as a `ScaledResidual` takes it."""
+    """A block's branch before its last BatchNorm, `[N, C, H, W]`: the input of a `ScaledResidual`."""
 
     values: Tensor
     addend: Tensor | None = None
-    """Joins the branch after the norm."""
-    pieces: "Pieces | None" = None
-    """What the kernel that made `values` found for the norm."""
+    """`[N, C, H, W]`, added to the branch after the norm."""
+    partial_stats: "PartialStats | None" = None
+    """Partial statistics of `values` for the norm, from the kernel that wrote them."""
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
-    """`x` as autocast would give it to a convolution: in the low precision while autocast is on, else as it is."""
+    """Return `x` as autocast casts it for a convolution: in the low precision if autocast is on, else as is."""
     return x.to(_autocast_dtype(x))
 
 
@@ -76,9 +76,9 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 def fork_group_norm(
     x: Tensor, norm: nn.GroupNorm, backend: Backend, parts: int = 1
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """`norm(x)` for a branch, in `parts` along the channels, and `x` `[N, C, H, W]` for what goes round the branch.
+    """Return `norm(x)` for a branch, in `parts` along the channels, and `x` `[N, C, H, W]` for the skip connection.
 
-    Use the `x` returned: its gradient and the norm's are then one pass on the kernels.
+    Use the `x` returned: the kernel then adds its gradient and the norm's in one pass.
     """
     if use_triton(backend, x):
         from transxnet.kernels import group_norm
@@ -90,9 +90,10 @@ def fork_group_norm(
 class ScaledResidual(nn.Module):
     """The end of a branch: `skip + drop_path(weight * (norm(branch) + addend) + bias)`.
 
-    The branch's last BatchNorm, LayerScale (`weight`, `bias`), stochastic depth and the residual, because together they
-    are one pass over memory. Upstream writes LayerScale as a depthwise 1x1 convolution; it is a multiply and an add per
-    channel. The weight keeps the convolution's shape `[C, 1, 1, 1]`, which decides whether an optimizer decays it.
+    It holds the branch's last BatchNorm, LayerScale (`weight`, `bias`), stochastic depth and the residual, because
+    together they are one pass over memory. Upstream writes LayerScale as a depthwise 1x1 convolution; here it is a
+    multiply and an add per channel. The weight keeps the convolution's shape `[C, 1, 1, 1]`, because an optimizer
+    decides by the number of dimensions whether to decay it.
     """
 
     def __init__(self, dim: int, init: float, drop_path: float, backend: Backend) -> None:
@@ -103,14 +104,14 @@ class ScaledResidual(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, skip: Tensor, given: Branch) -> Tensor:
-        """Add the branch to `skip`, `[N, C, H, W]`."""
-        branch, addend, pieces = given
+    def forward(self, skip: Tensor, inputs: Branch) -> Tensor:
+        """Return `skip` `[N, C, H, W]` plus the scaled branch."""
+        branch, addend, partial_stats = inputs
         factor = self.drop_path(branch)
         if norm_has_kernels(self.norm) and use_triton(self.backend, branch):
             from transxnet.kernels.residual import scaled_residual
 
-            return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend, pieces)
+            return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend, partial_stats)
         weight, bias = self.weight.view(-1), self.bias
         if norm_is_plain(self.norm):
             branch = _batch_norm(
@@ -128,7 +129,7 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _batch_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
-    """`norm(x)` with another affine part: LayerScale folded into it costs no pass over memory."""
+    """Return `norm(x)` with another weight and bias: folding LayerScale into them saves a pass over memory."""
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     assert norm.momentum is not None
@@ -138,8 +139,8 @@ def _batch_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -
 class PositionBias(nn.Module):
     """A stage's learned bias on the attention logits, one table for all its blocks.
 
-    The table is made for one image size. For another, upstream resizes it bicubically as an image of queries x keys, in
-    every block; here once a stage.
+    The table is made for one image size. For another size upstream resizes it bicubically as an image of queries x keys
+    in every block; here it is resized once a stage.
     """
 
     def __init__(self, heads: int, queries: int, keys: int) -> None:
@@ -147,9 +148,9 @@ class PositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(1, heads, queries, keys))
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """The bias `[1, heads, queries, keys]`.
+        """Return the bias `[1, heads, queries, keys]`.
 
-        Always a tensor of its own: ZeRO stage 3 frees the table when this forward ends.
+        It is always a new tensor, because ZeRO stage 3 frees the table when this forward ends.
         """
         if self.table.shape[2:] == (queries, keys):
             return self.table.clone()

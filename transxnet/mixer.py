@@ -16,16 +16,16 @@ from transxnet.depthwise import DepthwiseConv, depthwise_conv
 from transxnet.layers import Branch, ConvNorm, in_autocast_dtype
 
 if TYPE_CHECKING:
-    from transxnet.kernels.kernel_generation import Generator
+    from transxnet.kernels.idconv.generator import GeneratorParameters
 
 __all__ = ["DynamicConv", "SpatialReduction", "SpatialReductionAttention", "TokenEnhancement", "TokenMixer"]
 
 
 class DynamicConv(nn.Module):
-    """IDConv: depthwise convolution whose kernels are mixed per sample from `groups` learned ones.
+    """IDConv: depthwise convolution whose kernels are mixed per sample from `groups` learned kernels.
 
-    The mixing weights come from the input itself, pooled to the size of the kernel: one softmax over the groups for
-    every tap and channel, and one from the global mean for the bias.
+    The mixing weights are computed from the input itself, pooled to the size of the kernel: for every tap and channel a
+    softmax over the groups. The bias is mixed likewise, from the global mean.
     """
 
     def __init__(self, dim: int, groups: int, backend: Backend, *, kernel: int = 7, reduction: int = 4) -> None:
@@ -39,44 +39,44 @@ class DynamicConv(nn.Module):
         self.expand = nn.Conv2d(dim // reduction, dim * groups, 1)
 
     def mixing(self, pooled: Tensor) -> Tensor:
-        """Softmax over the groups: `[N, C, K, K]` to `[N, groups, C, K, K]`."""
+        """Return the softmax over the groups, `[N, groups, C, K, K]`, of pooled inputs `[N, C, K, K]`."""
         logits = self.expand(F.gelu(self.squeeze(pooled)))
         return torch.softmax(logits.unflatten(1, (self.groups, -1)), dim=1)
 
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The sample's own weights `[N, C, K, K]` and bias `[N, C]`.
+        """Return each sample's weights `[N, C, K, K]` and bias `[N, C]`.
 
-        The generator runs twice, as upstream: in training its BatchNorm takes statistics of the two inputs apart.
+        The generator runs twice, as upstream: in training its BatchNorm takes separate statistics of the two inputs.
         """
         weight = (self.mixing(F.adaptive_avg_pool2d(x, self.kernel)) * self.weight).sum(1)
         mixing = self.mixing(x.mean((-2, -1), keepdim=True)).flatten(2)
         return weight, (mixing * self.bias).sum(1)
 
     def has_kernels(self, x: Tensor) -> bool:
-        """Whether `x` goes through the kernels."""
+        """Return whether the Triton kernels compute the convolution of `x`."""
         if not use_triton(self.backend, x):
             return False
-        from transxnet.kernels.dynamic_conv import MAX_HIDDEN
+        from transxnet.kernels.idconv.dynamic_conv import MAX_HIDDEN
 
         return norm_has_kernels(self.squeeze.norm) and len(self.squeeze.conv.weight) <= MAX_HIDDEN
 
-    def generator(self) -> "Generator":
-        """The parameters as the kernels take them."""
-        from transxnet.kernels.kernel_generation import Generator
+    def generator_parameters(self) -> "GeneratorParameters":
+        """Return the parameters in the form the kernels take."""
+        from transxnet.kernels.idconv.generator import GeneratorParameters
 
         squeeze, expand = self.squeeze, self.expand
         assert expand.bias is not None
         norm = squeeze.norm
-        return Generator(
+        return GeneratorParameters(
             squeeze.conv.weight, norm.weight, norm.bias, expand.weight, expand.bias, self.weight, self.bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve `x` `[N, C, H, W]` with kernels of its own."""
+        """Return `x` `[N, C, H, W]` convolved with its own kernels, of the same shape."""
         if self.has_kernels(x):
-            from transxnet.kernels.dynamic_conv import dynamic_conv
+            from transxnet.kernels.idconv.dynamic_conv import dynamic_conv
 
-            squeeze, _, _, *rest = self.generator()
+            squeeze, _, _, *rest = self.generator_parameters()
             return dynamic_conv(in_autocast_dtype(x), squeeze, self.squeeze.norm, *rest)
         n, c, h, w = x.shape
         weight, bias = self.kernels(x)
@@ -86,7 +86,7 @@ class DynamicConv(nn.Module):
 
 
 class SpatialReduction(nn.Module):
-    """OSRA's overlapping reduction of keys and values: a strided depthwise convolution, then one tap per channel."""
+    """OSRA's overlapping reduction of keys and values: a strided depthwise convolution, then a scale per channel."""
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class SpatialReduction(nn.Module):
         self.scale = ConvNorm(dim, dim, 1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` to `[N, C, ceil(H / ratio), ceil(W / ratio)]`."""
+        """Return the reduced map, `[N, C, ceil(H / ratio), ceil(W / ratio)]`, of `[N, C, H, W]`."""
         return self.scale(F.gelu(self.reduce(x)))
 
 
 class SpatialReductionAttention(nn.Module):
-    """OSRA: attention of all positions to a coarse grid of keys, with a learned bias per pair of positions."""
+    """OSRA: attention from all positions to a coarse grid of keys, with a learned bias for each pair of positions."""
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, backend: Backend) -> None:
         super().__init__()
@@ -111,10 +111,10 @@ class SpatialReductionAttention(nn.Module):
         self.local_conv = DepthwiseConv(dim, 3, residual=True)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attend: `x` `[N, C, H, W]`, `bias` `[1, heads, H * W, keys]`; returns `[N, C, H, W]`."""
+        """Return attention of `x` `[N, C, H, W]` with `bias` `[1, heads, H * W, keys]`, shaped like `x`."""
         q, kv = self.project(x)
         if use_triton(self.backend, q):
-            from transxnet.kernels.attention import MAX_KEYS, attention
+            from transxnet.kernels.osra.attention import MAX_KEYS, attention
 
             if bias.shape[-1] <= MAX_KEYS:
                 return attention(q, kv, bias)
@@ -126,7 +126,7 @@ class SpatialReductionAttention(nn.Module):
         return out.transpose(-1, -2).reshape(x.shape)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries `[N, C, H, W]`, and keys and values `[N, 2 C, h, w]`."""
+        """Return the queries `[N, C, H, W]`, and the keys and values `[N, 2 C, h, w]`."""
         reduction = self.reduction
         norms = (reduction.reduce.norm, reduction.scale.norm) if isinstance(reduction, SpatialReduction) else ()
         if use_triton(self.backend, x) and all(norm_has_kernels(norm) for norm in norms):
@@ -134,9 +134,9 @@ class SpatialReductionAttention(nn.Module):
         return self.q(x), self.kv(self.local_conv(reduction(x)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        from transxnet.kernels.depthwise_conv import fork_depthwise_conv
-        from transxnet.kernels.projection import projection
-        from transxnet.kernels.spatial_reduction import fork_spatial_reduction
+        from transxnet.kernels.common.depthwise_conv import fork_depthwise_conv
+        from transxnet.kernels.osra.projection import projection
+        from transxnet.kernels.osra.spatial_reduction import fork_spatial_reduction
 
         q, kv, local, reduction = self.q, self.kv, self.local_conv, self.reduction
         assert q.bias is not None
@@ -154,9 +154,9 @@ class SpatialReductionAttention(nn.Module):
 
 
 class TokenEnhancement(nn.Module):
-    """STE: lets the two halves exchange what they found: depthwise 3x3, squeeze, expand, and the input added.
+    """STE: lets the two halves exchange information: depthwise 3x3, squeeze, expand, and the input added.
 
-    Its last BatchNorm and its residual are the `ScaledResidual`'s.
+    Its last BatchNorm and its residual are in the `ScaledResidual` that follows.
     """
 
     def __init__(self, dim: int, backend: Backend, *, reduction: int = 8, min_inner: int = 16) -> None:
@@ -170,23 +170,23 @@ class TokenEnhancement(nn.Module):
         self.expand = nn.Conv2d(inner, dim, 1)
 
     def forward(self, x: Tensor) -> Branch:
-        """The branch, not yet normalised, and `x` `[N, C, H, W]` itself, to be added to it."""
+        """Return the branch before its last BatchNorm, with `x` `[N, C, H, W]` as the addend."""
         if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
-            from transxnet.kernels.depthwise_conv import fork_depthwise_conv
-            from transxnet.kernels.linear import gelu_norm_linear
+            from transxnet.kernels.common.depthwise_conv import fork_depthwise_conv
+            from transxnet.kernels.common.linear import gelu_norm_linear
 
             squeeze, expand = self.squeeze, self.expand
             assert self.depthwise.bias is not None
             hidden, x = fork_depthwise_conv(in_autocast_dtype(x), self.depthwise.weight, self.depthwise.bias)
-            hidden, pieces = gelu_norm_linear(hidden, self.norm1, squeeze.weight, squeeze.bias, out_gelu=True)
-            hidden, pieces = gelu_norm_linear(hidden, self.norm2, expand.weight, expand.bias, pieces)
-            return Branch(hidden, x, pieces)
+            hidden, partial_stats = gelu_norm_linear(hidden, self.norm1, squeeze.weight, squeeze.bias, out_gelu=True)
+            hidden, partial_stats = gelu_norm_linear(hidden, self.norm2, expand.weight, expand.bias, partial_stats)
+            return Branch(hidden, x, partial_stats)
         hidden = self.squeeze(self.norm1(F.gelu(self.depthwise(x))))
         return Branch(self.expand(self.norm2(F.gelu(hidden))), x)
 
 
 class TokenMixer(nn.Module):
-    """D-Mixer: IDConv for the first half of the channels, OSRA for the second, STE over both."""
+    """D-Mixer: IDConv on the first half of the channels, OSRA on the second, STE over both."""
 
     def __init__(self, dim: int, *, num_groups: int, num_heads: int, sr_ratio: int, backend: Backend) -> None:
         super().__init__()
@@ -195,16 +195,16 @@ class TokenMixer(nn.Module):
         self.enhancement = TokenEnhancement(dim, backend)
 
     def forward(self, local: Tensor, attended: Tensor, bias: Tensor) -> Branch:
-        """Mix the two halves, `[N, C / 2, H, W]` each, with the stage's position bias; a branch `[N, C, H, W]`."""
+        """Return the mixed halves `[N, C / 2, H, W]` as a branch `[N, C, H, W]`; `bias` is the stage's."""
         return self.enhancement(self._mix(local, attended, bias))
 
     def _mix(self, local: Tensor, attended: Tensor, bias: Tensor) -> Tensor:
         if self.local.has_kernels(local):
-            from transxnet.kernels.attention import MAX_KEYS
+            from transxnet.kernels.osra.attention import MAX_KEYS
             from transxnet.kernels.token_mixing import mix_tokens
 
             if bias.shape[-1] <= MAX_KEYS:
                 q, kv = self.attention.project(attended)
-                norm, generator = self.local.squeeze.norm, self.local.generator()
-                return mix_tokens(in_autocast_dtype(local), q, kv, bias, norm, generator)
+                norm, parameters = self.local.squeeze.norm, self.local.generator_parameters()
+                return mix_tokens(in_autocast_dtype(local), q, kv, bias, norm, parameters)
         return torch.cat((self.local(local), self.attention(attended, bias)), dim=1)

@@ -1,7 +1,7 @@
-"""Names of the published checkpoints and ours, one to one, strictly in both directions.
+"""Rename state dicts between the published checkpoints' names and this package's, strictly in both directions.
 
-Upstream keeps stages and downsampling layers in one list (`network.0` ... `network.6`, addressed by parity) and the
-position tables at the root. Shapes and values are the same on both sides; only names differ.
+Upstream keeps stages and downsampling layers in one list (`network.0` ... `network.6`, even and odd) and the position
+tables at the root. Shapes and values are the same in both; only names differ.
 """
 
 import re
@@ -19,60 +19,59 @@ _BLOCK_KEY = re.compile(r"network\.([0246])\.(\d+)\.")
 
 
 def from_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of this package's TransXNet from one under upstream's names.
+    """Return a state dict with this package's names, given one with upstream's names.
 
-    Works for any number of classes and any image size. Tensors are passed on, not copied.
+    It works for any number of classes and any image size. Tensors are passed on, not copied.
 
     Raises:
-        ValueError: a key that upstream does not have, or one that is missing.
+        ValueError: a key is missing, or upstream's model has no such key.
     """
     pairs = dict(_pairs(*_structure(state_dict, upstream=True)))
     return _rename(state_dict, pairs, "upstream's")
 
 
 def to_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict under upstream's names from one of this package's TransXNet; the inverse of `from_upstream`.
+    """Return a state dict with upstream's names, given one with this package's; the inverse of `from_upstream`.
 
     Raises:
-        ValueError: a key that this package's model does not have, or one that is missing.
+        ValueError: a key is missing, or this package's model has no such key.
     """
-    pairs = {ours: theirs for theirs, ours in _pairs(*_structure(state_dict, upstream=False))}
+    pairs = {our_key: upstream_key for upstream_key, our_key in _pairs(*_structure(state_dict, upstream=False))}
     return _rename(state_dict, pairs, "this package's")
 
 
-def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str], whose: str) -> dict[str, Tensor]:
+def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str], owner: str) -> dict[str, Tensor]:
     missing, unknown = names.keys() - state_dict.keys(), state_dict.keys() - names.keys()
     if missing or unknown:
-        raise ValueError(
-            f"not a TransXNet state dict under {whose} names: {_some('missing', missing)}, {_some('unknown', unknown)}"
-        )
+        counts = f"{_count_keys('missing', missing)}, {_count_keys('unknown', unknown)}"
+        raise ValueError(f"not a TransXNet state dict under {owner} names: {counts}")
     return {names[key]: value for key, value in state_dict.items()}
 
 
-def _some(word: str, keys: Iterable[str], limit: int = 3) -> str:
+def _count_keys(word: str, keys: Iterable[str], limit: int = 3) -> str:
     keys = sorted(keys)
     shown = ", ".join(keys[:limit]) + (", ..." if len(keys) > limit else "")
     return f"{len(keys)} {word}" + (f" ({shown})" if keys else "")
 
 
 def _structure(keys: Iterable[str], *, upstream: bool) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Blocks per stage, and whether the stage reduces its keys, as the names tell."""
+    """Return the number of blocks of each stage, and whether the stage reduces its keys, as read from the names."""
     depths, reduces = [0] * STAGES, [False] * STAGES
     pattern = _BLOCK_KEY if upstream else re.compile(r"stages\.(\d)\.blocks\.(\d+)\.")
-    marks = ".global_unit.sr." if upstream else ".attention.reduction."
+    reduction_mark = ".global_unit.sr." if upstream else ".attention.reduction."
     for key in keys:
         match = pattern.match(key)
         if match:
             stage = int(match[1]) // 2 if upstream else int(match[1])
             if stage < STAGES:
                 depths[stage] = max(depths[stage], int(match[2]) + 1)
-                reduces[stage] |= marks in key
+                reduces[stage] |= reduction_mark in key
     return tuple(depths), tuple(reduces)
 
 
 @cache
 def _pairs(depths: tuple[int, ...], reduces: tuple[bool, ...]) -> tuple[tuple[str, str], ...]:
-    """Every (upstream's key, our key) of a model with these stages."""
+    """Return every pair (upstream's key, our key) of a model with these stages."""
     pairs = [*_conv_norm("patch_embed.proj", "patch_embed")]
     for stage, depth in enumerate(depths):
         pairs.append((f"relative_pos_enc.{stage}", f"stages.{stage}.position_bias.table"))
@@ -86,16 +85,19 @@ def _pairs(depths: tuple[int, ...], reduces: tuple[bool, ...]) -> tuple[tuple[st
     return tuple(pairs)
 
 
-def _leaves(theirs: str, ours: str, leaves: Iterable[str]) -> list[tuple[str, str]]:
-    return [(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in leaves]
+def _leaves(upstream_module: str, our_module: str, leaves: Iterable[str]) -> list[tuple[str, str]]:
+    return [(f"{upstream_module}.{leaf}", f"{our_module}.{leaf}") for leaf in leaves]
 
 
-def _conv_norm(theirs: str, ours: str) -> list[tuple[str, str]]:
-    return [(f"{theirs}.conv.weight", f"{ours}.conv.weight"), *_leaves(f"{theirs}.bn", f"{ours}.norm", _NORM)]
+def _conv_norm(upstream_module: str, our_module: str) -> list[tuple[str, str]]:
+    return [
+        (f"{upstream_module}.conv.weight", f"{our_module}.conv.weight"),
+        *_leaves(f"{upstream_module}.bn", f"{our_module}.norm", _NORM),
+    ]
 
 
 def _block(reduces: bool) -> list[tuple[str, str]]:
-    """(Upstream's key, our key) within one block."""
+    """Return the pairs (upstream's key, our key) within one block."""
     both = ("weight", "bias")
     local, attention, enhancement = "token_mixer.local", "token_mixer.attention", "token_mixer.enhancement"
     pairs = [

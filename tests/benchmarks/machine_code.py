@@ -1,7 +1,6 @@
-"""How many instructions a warp executes, from a kernel's machine code as `cuobjdump -sass` prints it.
+"""Count the instructions that a warp executes, given a kernel's machine code as printed by `cuobjdump -sass`.
 
-An instruction counts as often as the loops around it run, divided by how often the compiler unrolled them: a loop's
-copies of the source's iteration are known by the matrix operations in it, and by the step of its counter.
+An instruction inside loops is counted as often as they run.
 """
 
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 __all__ = ["Code", "executed", "executed_branches", "parse"]
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)(.*?);")
-# Operations of a warp's matrix instruction: 64 rows are shared by four warps.
+# A warp group's matrix instruction has 64 rows, shared by four warps.
 WARP_GROUP, WARP = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)"), re.compile(r"HMMA\.16816")
 ENDS = ("BRA", "EXIT", "RET", "BRX", "JMP")
 
@@ -22,14 +21,14 @@ class Code:
 
     lines: list[tuple[int, str, str, str]]
     loops: list[tuple[int, int]] = field(default_factory=list)
-    """First and last address of each."""
+    """First and last address of each loop."""
 
     def within(self, first: int, last: int) -> list[tuple[int, str, str, str]]:
-        """The instructions of addresses first to last."""
+        """Return the instructions at addresses `first` to `last`."""
         return [line for line in self.lines if first <= line[0] <= last]
 
     def operations(self, first: int, last: int) -> float:
-        """Matrix operations (a product and a sum are two) that a warp's pass over these addresses takes."""
+        """Return the matrix operations (a product and a sum are two) of a warp's pass over these addresses."""
         total = 0.0
         for _, _, name, _ in self.within(first, last):
             if group := WARP_GROUP.match(name):
@@ -45,7 +44,7 @@ def _target(name: str, rest: str) -> int | None:
 
 
 def parse(text: str) -> Code:
-    """Read what `cuobjdump -sass` printed."""
+    """Parse the output of `cuobjdump -sass`."""
     lines = [(int(at, 16), predicate, name, rest) for at, predicate, name, rest in LINE.findall(text)]
     lines = [line for line in lines if not line[2].startswith("NOP")]
     loops = [(target, at) for at, _, name, rest in lines if (target := _target(name, rest)) is not None and target < at]
@@ -53,7 +52,7 @@ def parse(text: str) -> Code:
 
 
 def executed(code: Code, trips: list[float]) -> float:
-    """Instructions of a warp whose nested loops run `trips` times, the outermost first."""
+    """Return the instructions of a warp whose nested loops run `trips` times, the outermost first."""
     total = 0.0
     for at, _, _, _ in code.lines:
         weight = 1.0
@@ -64,10 +63,11 @@ def executed(code: Code, trips: list[float]) -> float:
 
 
 def executed_branches(code: Code, trips: dict[float, float]) -> float:
-    """The mean of a warp in a kernel of branches that are taken equally often, each with a loop.
+    """Return the mean instructions of a warp, in a kernel with branches that are taken equally often.
 
-    `trips` says how often a loop runs whose iteration takes so many operations of all the warps together, in the order
-    of these. What lies on the way to or from a branch's loop counts for that branch.
+    Each branch has one loop. `trips` maps the number of matrix operations in an iteration to how often that loop runs;
+    loops are matched to it by the order of their operations. Code on the way to or from a branch's loop counts for that
+    branch.
     """
     ranked = sorted(code.loops, key=lambda loop: code.operations(*loop))
     assert len(ranked) == len(trips), f"{len(ranked)} loops in place of {len(trips)}"
@@ -80,7 +80,7 @@ def executed_branches(code: Code, trips: dict[float, float]) -> float:
 
 
 class _Flow:
-    """Which blocks of straight code follow which."""
+    """The control flow between blocks of straight-line code."""
 
     def __init__(self, code: Code) -> None:
         starts = {code.lines[0][0]}
@@ -106,11 +106,11 @@ class _Flow:
         self.before[self.block(to)].add(block)
 
     def block(self, at: int) -> int:
-        """First address of the block that `at` lies in."""
+        """Return the first address of the block that contains `at`."""
         return self.starts[bisect_right(self.starts, at) - 1]
 
     def around(self, at: int) -> set[int]:
-        """The blocks that come before or after this one."""
+        """Return the blocks from which the block of `at` can be reached, or that can be reached from it."""
         return self._reach(self.block(at), self.after) | self._reach(self.block(at), self.before)
 
     @staticmethod

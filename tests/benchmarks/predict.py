@@ -1,11 +1,11 @@
-"""Predicted time of every kernel of a training step, from its bytes and from its compiled instructions. Needs no GPU.
+"""Predict the time of every kernel of a training step from its bytes and its compiled instructions, without a GPU.
 
     python -m tests.benchmarks.predict [--model transxnet_t] [--batch 128]
 
-The step runs on meta tensors (`traffic`), and each distinct launch is compiled for sm_90 as it would be on a GPU. Its
-instructions are counted in the machine code; those inside a loop count as often as the loop runs. A kernel's predicted
-time is the longer of two: its bytes at 4.3 TB/s, and its warp instructions at one a cycle for each of a H200's 4 x 132
-schedulers at 1.755 GHz. Neither waits, nor caches that miss, nor tails are in it: a prediction, not a measurement.
+The step runs on meta tensors (`traffic`), and each distinct launch is compiled for sm_90 as on a GPU. Its instructions
+are counted in the machine code; those inside a loop count as often as the loop runs. A kernel's predicted time is the
+longer of two: its bytes at 4.3 TB/s, and its warp instructions at one per cycle for each of an H200's 4 x 132
+schedulers at 1.755 GHz. Waits, cache misses and tails are left out: this is a prediction, not a measurement.
 """
 
 import argparse
@@ -55,44 +55,34 @@ def _key(kernel: Any, given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _instructions(kernel: Any, given: dict[str, Any]) -> float:
-    """Warp instructions of one launch."""
+    """Return the warp instructions of one launch."""
     from tests.benchmarks import machine_code
-    from tests.transxnet.kernels.aot import build, cuobjdump
+    from tests.transxnet.kernels.aot import Launch, cuobjdump
 
-    constants = {parameter.name: given[parameter.name] for parameter in kernel.params if parameter.is_constexpr}
-    types, aligned = {}, []
-    for name in kernel.arg_names:
-        value = given[name]
-        if hasattr(value, "dtype"):
-            types[name] = {"float32": "*fp32", "bfloat16": "*bf16", "int64": "*i64"}[str(value.dtype).split(".")[1]]
-        elif name not in constants:
-            types[name] = "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, int) and value % 16 == 0:
-                aligned.append(name)
-    warps, stages = given.get("num_warps", 4), given.get("num_stages", 3)
-    text = cuobjdump(build(kernel, types, constants, 90, warps=warps, stages=stages, aligned=aligned), "-sass")
+    launch = Launch(kernel, given)
+    warps, text = launch.warps, cuobjdump(launch.compile(90), "-sass")
     programs = 1
     for side in given["grid"]:
         programs *= side
     code = machine_code.parse(text)
-    if kernel.fn.__name__ == "_middle_kernel":
+    if kernel.fn.__name__ == "_multiscale_kernel":
         return machine_code.executed_branches(code, _scales(given)) * warps * programs
     return machine_code.executed(code, _trips(kernel.fn.__name__, given)) * warps * programs
 
 
 def _trips(name: str, given: dict[str, Any]) -> list[float]:
-    """How often the kernel's nested loops run, the outermost first."""
+    """Return how often the kernel's nested loops run, the outermost first."""
 
     def over(size: str, block: str) -> float:
         return -(-given[size] // given[block])
 
     if name == "_linear_kernel":
         return [over("C", "BLOCK_C")]
-    if name in ("_input_gradient_kernel", "_expand_gradient_kernel", "_finish_kernel"):
-        return [over("OUT", "BLOCK_O"), *([given["splits"]] if name == "_finish_kernel" else [])]
+    if name in ("_input_gradient_kernel", "_expand_gradient_kernel", "_reduce_matrix_gradient_kernel"):
+        return [over("OUT", "BLOCK_O"), *([given["splits"]] if name == "_reduce_matrix_gradient_kernel" else [])]
     if name == "_matrix_gradient_kernel":
         return [over("length", "BLOCK_P")]
-    if name in ("_residual_sums_kernel", "_pieces_kernel") and "samples" in given:
+    if name in ("_residual_sums_kernel", "_partial_stats_kernel") and "samples" in given:
         return [over("samples", "BLOCK_N"), over("HW", "BLOCK_P")]
     if name == "_gradient_sums_kernel":
         return [over("HW", "BLOCK_P")]
@@ -100,12 +90,12 @@ def _trips(name: str, given: dict[str, Any]) -> list[float]:
         return [min(given["length"], given["CHUNK"]) / given["BLOCK"]]
     if name == "_merge_kernel":
         return [over("rows", "BLOCK_S")]
-    if name == "_residual_end_kernel":
+    if name == "_residual_parameters_kernel":
         return [over("splits", "BLOCK_S")]
     if name in ("_bias_gradient_kernel", "_mix_gradient_kernel", "_expand_matrix_kernel", "_squeeze_gradient_kernel"):
         return [given["samples"]]
-    if name in ("_reduce_kernel", "_reduce_gradient_kernel", "_local_kernel", "_local_gradient_kernel"):
-        # The loop over blocks of positions is gone where one holds them all.
+    if name in ("_strided_conv_kernel", "_reduce_gradient_kernel", "_local_kernel", "_local_gradient_kernel"):
+        # Without a loop over blocks of positions where one block holds them all.
         return [over("L", "BLOCK_P")] * (given["L"] > given["BLOCK_P"]) + [given["K"] ** 2 if "K" in given else 9]
     if name == "_means_kernel":
         return [given["H"] * given["W"] / given["BLOCK_X"]]
@@ -114,14 +104,14 @@ def _trips(name: str, given: dict[str, Any]) -> list[float]:
     if name == "_hidden_gradient_kernel":
         return [over("rows", "BLOCK_O")]
     if name == "_attention_bwd_kernel":
-        return [min(given["lines_per_split"], given["L"]) / given["BLOCK_L"]]
+        return [min(given["queries_per_split"], given["L"]) / given["BLOCK_L"]]
     if name == "_conv_kernel":
         return [-(-given["H"] // (2 * given["DOWN"])), -(-given["W"] // (8 * given["ACROSS"]))]
     return []
 
 
 def _scales(given: dict[str, Any]) -> dict[float, float]:
-    """Of the multi-scale kernel's four branches: operations of an iteration of the loop, and how often it runs."""
+    """Map the operations of an iteration in each branch of the multi-scale kernel to how often its loop runs."""
     products = 2 * given["SAMPLES"] * given["ACROSS"] * (2 if given["BACKWARD"] else 1)
     halves, quarters = -(-given["H"] // 2), -(-given["H"] // 4)
     return {0.0: halves, products * 64.0 * 16: halves, products * 128.0 * 32: quarters, products * 128.0 * 16: halves}

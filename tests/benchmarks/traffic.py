@@ -1,11 +1,11 @@
-"""Launches and bytes of a training step, counted without a GPU.
+"""Count the launches and bytes of a training step without a GPU.
 
-The model runs forward and backward on meta tensors, which have shapes and no data. Every operation that is not a view
-counts as one launch that reads each of its tensors once and writes each of its results once. Where a library's operator
-is known to read twice (norms: statistics, then values; the output's gradient of a convolution: for the input and for
-the weight), it is counted so. A kernel of this package counts the tensors it is given. That is the least that an
-implementation of this shape can move: a time made of it is a bound and no measurement. What the forward keeps for the
-backward is counted once for each piece of memory, weights left out.
+The model runs forward and backward on meta tensors, which have shapes but no data. Every operation that is not a view
+counts as one launch that reads each of its input tensors once and writes each of its results once. Some library
+operators read twice, which is counted: norms read for the statistics and for the values, and a convolution's backward
+reads the output's gradient for the input and for the weight. A kernel of this package counts the tensors passed to it.
+An implementation of the same operations cannot move fewer bytes, so a time computed from the count is a bound, not a
+measurement. Memory that the forward saves for the backward is counted once for each storage, without weights.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import transxnet
 from transxnet import backend as backends
 from transxnet.block import Block
 
-# Reads of the inputs beyond the first, by operator.
+# How often an operator reads its inputs, where that is not once.
 READS = {
     "native_batch_norm": 2,
     "cudnn_batch_norm": 2,
@@ -50,13 +50,13 @@ SILENT = (
 
 @dataclass
 class Traffic:
-    """Launches and bytes by operator, forward and backward together."""
+    """Launches and bytes of each operator, forward and backward together."""
 
     launches: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     forward_launches: int = 0
     saved: int = 0
-    """Bytes that the forward keeps for the backward."""
+    """Bytes that the forward saves for the backward."""
     kernels: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     """Every launch of a kernel of this package: the kernel, and its arguments with its grid."""
 
@@ -88,7 +88,7 @@ class _Counting(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _kernels_counted(traffic: Traffic) -> Iterator[None]:
-    """Let the kernels' launches be counted in place of run."""
+    """Count the launches of kernels instead of running them."""
     from triton.runtime.jit import JITFunction
 
     def run(self: Any, *args: Any, **kwargs: Any) -> SimpleNamespace:
@@ -104,7 +104,7 @@ def _kernels_counted(traffic: Traffic) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _saved_counted(traffic: Traffic, model: nn.Module) -> Iterator[None]:
-    """Let what autograd keeps be added up, each storage once."""
+    """Add up the bytes that autograd saves, each storage once."""
     seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -118,14 +118,16 @@ def _saved_counted(traffic: Traffic, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def count_step(name: str, backend: str, *, batch: int, size: int = 224, dtype: torch.dtype = torch.bfloat16) -> Traffic:
-    """Count a forward and backward of the variant `name`, activations in `dtype`.
+def count_step(
+    name: str, backend: str, *, batch: int, size: int = 224, dtype: torch.dtype = torch.bfloat16, **settings: Any
+) -> Traffic:
+    """Count a forward and backward of the variant `name` with `settings` replaced, and activations in `dtype`.
 
-    What kernels read is in fp32, as in training; what PyTorch's own operators read is in `dtype`, as autocast gives it
-    to them, without the casts.
+    Parameters that kernels read are in fp32, as in training. Those that PyTorch's own operators read are in `dtype`, as
+    under autocast, without the casts.
     """
     with torch.device("meta"):
-        model = transxnet.build(name, image_size=size, backend=backend).to(dtype)
+        model = transxnet.build(name, image_size=size, backend=backend, **settings).to(dtype)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) or (isinstance(module, Block) and backend == "triton"):
                 module.float()

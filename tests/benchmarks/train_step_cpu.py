@@ -1,9 +1,9 @@
-"""One training step of TransXNet on the CPU: the reference backend against the published form.
+"""Time one training step of TransXNet on the CPU: the reference backend against the published form.
 
     python -m tests.benchmarks.train_step_cpu [--model transxnet_t] [--batch 8] [--threads 2] [--rounds 7]
 
-Forward, backward and a fused AdamW step. Both forms start from the same weights and take turns in one run, so that what
-else the machine does falls on both; the figure that counts is the ratio of the fastest rounds.
+A step is forward, backward and a fused AdamW step. Both forms start from the same weights and alternate within one run,
+so that other load on the machine affects both. The result is the ratio of their fastest rounds.
 """
 
 import argparse

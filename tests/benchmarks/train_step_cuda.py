@@ -1,4 +1,4 @@
-"""What `train_step` times on a GPU: the training step in every way, and each operator alone."""
+"""Time the training step on a GPU with every backend, and each operator alone; used by `train_step`."""
 
 import argparse
 import gc
@@ -16,7 +16,7 @@ from pipeline.engine.optimizer import parameter_groups
 
 
 def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
-    """Time the training step in every way and print a line each."""
+    """Time the training step with every backend and print a line for each."""
     ways = [
         ("reference eager", "reference", "eager"),
         ("kernels", "triton", "eager"),
@@ -33,7 +33,7 @@ def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
             step = build_step(name, backend, how, options.batch, options.size)
             milliseconds = time_cuda(step, options.steps)
             launches = count_cuda_launches(step)
-        except Exception as error:  # A way that fails is reported and the others still run.
+        except Exception as error:  # A failure is reported, and the others still run.
             print(f"  {label:20s} failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
             continue
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -44,7 +44,7 @@ def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
 
 
 def build_step(name: str, backend: str, how: str, batch: int, size: int) -> Callable[[], None]:
-    """A training step on fixed data; `how` is eager, compile or graph (on flat parameters, as training does it)."""
+    """Return a training step on fixed data; `how` is eager, compile or graph (on flat parameters, as in training)."""
     torch.manual_seed(0)
     model: nn.Module = transxnet.build(name, image_size=size, backend=backend)
     if how == "graph":
@@ -71,7 +71,7 @@ def build_step(name: str, backend: str, how: str, batch: int, size: int) -> Call
 
 
 def print_operators(name: str, batch: int, size: int, bandwidth: float) -> None:
-    """Time each operator of a block, forward and backward, reference and kernel, against its tensors' bytes."""
+    """Time the forward and backward of each operator, reference and kernel, and compare with the bytes it moves."""
     config = transxnet.config_for(name, image_size=size)
     print(f"  {'operator, forward + backward':34s} {'bound ms':>9s} {'reference':>10s} {'kernel':>8s} {'of bound':>9s}")
     for stage, ((side, key_side), dim) in enumerate(zip(config.grids(), config.dims, strict=True)):
@@ -79,7 +79,7 @@ def print_operators(name: str, batch: int, size: int, bandwidth: float) -> None:
             bound = passes / bandwidth * 1e3
             try:
                 reference, kernel = (time_cuda(operator, 10) for operator in operators)
-            except Exception as error:  # As above.
+            except Exception as error:  # A failure is reported, and the others still run.
                 print(
                     f"  stage {stage + 1} {label:26s} failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
                 )
@@ -91,17 +91,12 @@ def print_operators(name: str, batch: int, size: int, bandwidth: float) -> None:
 def _operators(
     config: transxnet.TransXNetConfig, stage: int, batch: int, side: int, key_side: int, dim: int
 ) -> list[tuple[str, float, tuple[Callable[[], None], Callable[[], None]]]]:
-    """(Name, least bytes of forward and backward, the two forms) of one block's operators."""
-    from transxnet.kernels import (
-        attention,
-        depthwise_conv,
-        dynamic_conv,
-        group_norm,
-        linear,
-        multiscale_ffn,
-        residual,
-        spatial_reduction,
-    )
+    """Return (name, least bytes of forward and backward, (reference, kernel)) of a block's operators."""
+    from transxnet.kernels import group_norm, residual
+    from transxnet.kernels.common import depthwise_conv, linear
+    from transxnet.kernels.idconv import dynamic_conv
+    from transxnet.kernels.msffn import multiscale
+    from transxnet.kernels.osra import attention, spatial_reduction
 
     def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
@@ -110,7 +105,7 @@ def _operators(
         def run(operator: Callable) -> Callable[[], None]:
             def call() -> None:
                 out = operator(*inputs)
-                while isinstance(out, tuple):  # A kernel hands out more than its reference.
+                while isinstance(out, tuple):  # A kernel may return more than its reference.
                     out = out[0]
                 out.backward(torch.ones_like(out))
 
@@ -131,7 +126,7 @@ def _operators(
     factor = torch.ones(batch, 1, 1, 1, device="cuda", dtype=torch.bfloat16)
     found = [
         ("expand, norm, multi-scale", 11 * h_bytes + 3 * x_bytes, both(
-            multiscale_ffn.expand_norm_multiscale_reference, multiscale_ffn.expand_norm_multiscale, x,
+            multiscale.expand_norm_multiscale_reference, multiscale.expand_norm_multiscale, x,
             leaf(hidden, dim, 1, 1), norm_h, weights, biases)),
         ("GELU, norm, contract", 5 * h_bytes + 3 * x_bytes, both(
             linear.gelu_norm_linear_reference, linear.gelu_norm_linear, h, norm_h, leaf(dim, hidden, 1, 1), None)),
@@ -150,7 +145,7 @@ def _operators(
     ]  # fmt: skip
     if (ratio := config.sr_ratios[stage]) > 1:
         found.append(
-            ("OSRA's keys", 2.5 * x_bytes, both(
+            ("OSRA's reduction", 2.5 * x_bytes, both(
                 spatial_reduction.fork_spatial_reduction_reference, spatial_reduction.fork_spatial_reduction,
                 leaf(batch, half, side, side), ratio, leaf(half, 1, ratio + 3, ratio + 3), nn.BatchNorm2d(half).cuda(),
                 leaf(half, 1, 1, 1), nn.BatchNorm2d(half).cuda(), leaf(half, 1, 3, 3), leaf(half)))
@@ -166,7 +161,7 @@ def _operators(
 
 
 def time_cuda(step: Callable[[], None], repeats: int) -> float:
-    """Median milliseconds of `step` after three runs to warm up."""
+    """Return the median milliseconds of `step`, after three warm-up runs."""
     for _ in range(3):
         step()
     times = []
@@ -181,7 +176,7 @@ def time_cuda(step: Callable[[], None], repeats: int) -> float:
 
 
 def count_cuda_launches(step: Callable[[], None]) -> int:
-    """Kernels, copies and graph replays that the host launches for one `step`."""
+    """Return the number of kernels, copies and graph replays that the host launches for one `step`."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
@@ -192,7 +187,7 @@ def count_cuda_launches(step: Callable[[], None]) -> int:
 
 
 def copy_speed() -> float:
-    """Bytes a second of a device-to-device copy, read and written."""
+    """Return the bytes per second of a device-to-device copy, reads plus writes."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / (time_cuda(lambda: target.copy_(source), 10) / 1e3)

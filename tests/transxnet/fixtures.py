@@ -1,4 +1,4 @@
-"""Weights and images that depend on names alone, and the distance between tensors."""
+"""Weights and images that are the same in every run, and the distance between tensors."""
 
 import math
 import zlib
@@ -11,18 +11,21 @@ from transxnet import TransXNet, to_upstream
 
 
 def filled_state(model: TransXNet) -> dict[str, Tensor]:
-    """Every entry under upstream's name, drawn from a stream seeded by that name; spread so that each one matters."""
+    """Return a state dict with upstream's names, each entry drawn from a generator seeded by its name.
+
+    The values are large enough that every entry affects the output.
+    """
     return {key: _fill(key, tuple(value.shape)) for key, value in to_upstream(model.state_dict()).items()}
 
 
 def images(count: int, height: int, width: int | None = None) -> Tensor:
-    """Images `[count, 3, height, width]`, float32."""
+    """Return random images `[count, 3, height, width]`, float32."""
     shape = (count, 3, height, width or height)
     return torch.from_numpy(np.random.RandomState(20231030).standard_normal(shape).astype(np.float32))
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2 distance."""
+    """Return the relative L2 distance."""
     actual, expected = actual.detach().double(), expected.detach().double()
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 

@@ -1,7 +1,7 @@
-"""TransXNet written straight down as published, a function of a state dict under upstream's names.
+"""TransXNet exactly as published, as a function of a state dict with upstream's names.
 
-What the model of the package is compared with, in values and in speed: LayerScale and IDConv as grouped convolutions,
-the position bias interpolated in every block, no shortcut anywhere. Drop path is left out.
+The package's model is compared with it in values and in speed: LayerScale and IDConv are grouped convolutions, and the
+position bias is interpolated in every block. Drop path is left out.
 """
 
 import torch
@@ -14,12 +14,12 @@ State = dict[str, Tensor]
 
 
 def trainable(state: State) -> dict[str, Tensor]:
-    """The entries that are parameters."""
+    """Return the entries that are parameters."""
     return {key: value for key, value in state.items() if "running_" not in key and "num_batches" not in key}
 
 
 def forward_features(state: State, config: TransXNetConfig, images: Tensor, training: bool = False) -> list[Tensor]:
-    """The four stage maps; with `training`, batch statistics are used and the running ones updated in place."""
+    """Return the four stage maps; `training` uses batch statistics and updates the running statistics in place."""
     x = _conv_norm(state, "patch_embed.proj", images, training, stride=4, padding=3)
     maps = []
     for stage in range(4):
@@ -32,7 +32,7 @@ def forward_features(state: State, config: TransXNetConfig, images: Tensor, trai
 
 
 def forward(state: State, config: TransXNetConfig, images: Tensor, training: bool = False) -> Tensor:
-    """Logits `[N, num_classes]`."""
+    """Return logits `[N, num_classes]`."""
     x = forward_features(state, config, images, training)[-1]
     x = F.group_norm(x, 1, state["classifier.0.weight"], state["classifier.0.bias"])
     return _conv(state, "classifier.2", F.adaptive_avg_pool2d(x, 1)).flatten(1)

@@ -1,5 +1,7 @@
 """The CPU's depthwise convolution against PyTorch's own."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,11 +9,20 @@ from torch.nn import functional as F
 from tests.transxnet.fixtures import distance
 from transxnet.depthwise import depthwise_conv
 
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+SHAPES = [(1, 19, 7, 7), (3, 76, 13, 9), (2, 5, 1, 2), (1, 38, 16, 33)]
+QUICK = [
+    *((7, shape, NHWC) for shape in SHAPES),
+    *((kernel, SHAPES[0], NCHW) for kernel in (1, 3, 5, 7)),
+]
+MORE = [case for case in itertools.product((1, 3, 5, 7), SHAPES, (NCHW, NHWC)) if case not in QUICK]
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize(("n", "c", "h", "w"), [(1, 19, 7, 7), (3, 76, 13, 9), (2, 5, 1, 2), (1, 38, 16, 33)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_output_and_gradients_equal_conv2d(kernel: int, n: int, c: int, h: int, w: int, layout: torch.memory_format):
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "layout"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_output_and_gradients_equal_conv2d(kernel: int, shape: tuple[int, ...], layout: torch.memory_format):
+    n, c, h, w = shape
     torch.manual_seed(0)
     x = torch.randn(n, c, h, w, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     weight = torch.randn(c, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
@@ -28,7 +39,7 @@ def test_output_and_gradients_equal_conv2d(kernel: int, n: int, c: int, h: int, 
         assert distance(actual, wanted) < 1e-13, name
 
 
-def test_under_autocast_gradients_come_back_in_the_parameters_dtype():
+def test_under_autocast_gradients_have_the_dtype_of_the_parameters():
     torch.manual_seed(0)
     x = torch.randn(2, 8, 9, 9, requires_grad=True)
     weight, bias = torch.randn(8, 1, 7, 7, requires_grad=True), torch.randn(8, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The model against the published form, at sizes that divide and sizes that do not."""
+"""The model against the published form, at image sizes that are multiples of its strides and at others."""
 
 import dataclasses
 
@@ -14,7 +14,12 @@ from transxnet.layers import Branch
 
 @pytest.mark.parametrize(
     ("name", "height", "width"),
-    [("transxnet_n", 32, 32), ("transxnet_n", 61, 37), ("transxnet_t", 160, 160), ("transxnet_t", 203, 250)],
+    [
+        ("transxnet_n", 32, 32),
+        ("transxnet_n", 61, 37),
+        ("transxnet_t", 203, 250),
+        pytest.param("transxnet_t", 160, 160, marks=pytest.mark.slow),
+    ],
 )
 def test_logits_and_maps_equal_the_published_form_at_any_size(name: str, height: int, width: int):
     model = transxnet.build(name).eval()
@@ -36,9 +41,16 @@ def test_every_variant_equals_the_published_form(name: str, size: int):
     test_logits_and_maps_equal_the_published_form_at_any_size(name, size, size)
 
 
-@pytest.mark.parametrize(("name", "size"), [("transxnet_n", 45), ("transxnet_t", 72)])
-def test_training_equals_the_published_form(name: str, size: int):
-    model = transxnet.build(name, num_classes=13, drop_path_rate=0.0).train()
+@pytest.mark.parametrize(
+    ("name", "depths", "size"),
+    [
+        ("transxnet_n", (1, 1, 2, 1), 45),
+        ("transxnet_t", (1, 1, 1, 1), 72),
+        pytest.param("transxnet_t", (3, 3, 9, 3), 72, marks=pytest.mark.slow),
+    ],
+)
+def test_training_equals_the_published_form(name: str, depths: tuple[int, ...], size: int):
+    model = transxnet.build(name, depths=depths, num_classes=13, drop_path_rate=0.0).train()
     state = {key: value.double() for key, value in filled_state(model).items()}
     state = {key: value.long() if "num_batches" in key else value for key, value in state.items()}
     model.double().load_state_dict(from_upstream(state))
@@ -59,7 +71,7 @@ def test_training_equals_the_published_form(name: str, size: int):
             assert torch.allclose(value, state[key], rtol=1e-10), key
 
 
-def test_drop_path_leaves_whole_samples_out_and_keeps_the_mean():
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     model = transxnet.transxnet_n(num_classes=3, image_size=32, drop_path_rate=0.5)
     rates = [block.residual2.drop_path.rate for stage in model.stages for block in stage.blocks]
     assert rates == [0.0, 0.125, 0.25, 0.375, 0.5]
@@ -70,12 +82,12 @@ def test_drop_path_leaves_whole_samples_out_and_keeps_the_mean():
     residual.norm.eval()
     out = residual(skip, Branch(branch))
     assert {round(value, 4) for value in out.unique().tolist()} == {0.0, 2.0}
-    assert (out == out[:, :1]).all(), "a sample is dropped as a whole"
+    assert (out == out[:, :1]).all(), "a sample must be dropped as a whole"
     assert 0.9 < out.mean() < 1.1
     assert torch.allclose(residual.eval()(skip, Branch(branch)), branch, rtol=1e-4)
 
 
-def test_initial_values_are_upstreams():
+def test_initial_values_are_those_of_upstream():
     torch.manual_seed(0)
     model = transxnet.transxnet_t()
     for key, value in to_upstream(model.state_dict()).items():
@@ -108,7 +120,7 @@ def test_bf16_autocast_trains_and_keeps_parameters_in_fp32():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
         ({"image_size": -32}, "image_size is -32"),
@@ -117,19 +129,19 @@ def test_bf16_autocast_trains_and_keeps_parameters_in_fp32():
         ({"width": 3}, "transxnet_t has no setting width"),
     ],
 )
-def test_settings_no_model_can_have_are_refused(settings: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         transxnet.build("transxnet_t", **settings)
 
 
-def test_wrong_names_and_images_are_refused():
+def test_unknown_variants_and_images_of_a_wrong_shape_are_refused():
     with pytest.raises(ValueError, match="transxnet_n, transxnet_t, transxnet_s, transxnet_b"):
         transxnet.build("transxnet_l")
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\[N, 3, H, W\]"):
         transxnet.transxnet_n(image_size=32)(torch.zeros(3, 32, 32))
 
 
-def test_config_is_frozen_and_travels_with_the_model():
+def test_config_is_frozen_and_stored_in_the_model():
     model = transxnet.transxnet_n(num_classes=7, image_size=48)
     assert (model.config.name, model.config.num_classes, model.config.image_size) == ("transxnet_n", 7, 48)
     assert TransXNetConfig(**dataclasses.asdict(model.config)) == model.config

@@ -1,4 +1,4 @@
-"""Trained weights come from files and runs as they are, or with a reason why not; nothing in them is executed."""
+"""Trained weights from files and runs: loaded as they are or refused with a reason, without executing pickles."""
 
 import inspect
 import os
@@ -36,7 +36,7 @@ def same(state, expected) -> bool:
     return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_a_run_a_file_and_a_published_file_give_the_same_network(trained, run_dir, tmp_path):
+def test_a_run_an_exported_file_and_a_published_file_load_alike(trained, run_dir, tmp_path):
     published = {f"module.{name}": value for name, value in transxnet.to_upstream(trained).items()}
     torch.save({"epoch": 3, "state_dict": {}, "state_dict_ema": published}, tmp_path / "published.pth.tar")
     torch.save(transxnet.to_upstream(trained), tmp_path / "plain.pt")
@@ -46,19 +46,19 @@ def test_a_run_a_file_and_a_published_file_give_the_same_network(trained, run_di
         tmp_path / "published.pth.tar",
         tmp_path / "plain.pt",
     ):
-        # Classes and image size are those of the weights, since none were given.
+        # No classes and no image size are passed, so those of the weights are used.
         network = transxnet.transxnet_n(pretrained=source, backend="reference")
         assert same(network.state_dict(), trained)
         assert (network.config.num_classes, network.config.image_size) == (7, 32)
 
 
-def test_the_defaults_are_imagenets(trained):
+def test_defaults_are_those_of_imagenet(trained):
     signature = inspect.signature(transxnet.transxnet_t).parameters
     assert (signature["num_classes"].default, signature["image_size"].default) == (1000, 224)
     assert type(transxnet.transxnet_n(backend="reference").config.num_classes) is int
 
 
-def test_other_classes_get_a_fresh_head_and_other_sizes_resized_tables(trained, run_dir):
+def test_other_classes_get_a_new_classifier_and_other_sizes_resized_tables(trained, run_dir):
     torch.manual_seed(1)
     network = transxnet.transxnet_n(num_classes=3, image_size=64, pretrained=run_dir, backend="reference")
     state = network.state_dict()
@@ -71,30 +71,30 @@ def test_other_classes_get_a_fresh_head_and_other_sizes_resized_tables(trained, 
     assert same({name: state[name] for name in kept}, {name: trained[name] for name in kept})
 
 
-class Command:
-    """What a hostile file asks to be run."""
+class HostilePickle:
+    """A hostile pickle: unpickling runs a shell command."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
 
 
-def test_what_gives_no_weights_is_said(trained, run_dir, tmp_path, monkeypatch):
+def test_unusable_weights_are_refused_with_a_reason(trained, run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Command()}, "hostile.pth")
+    torch.save({"state_dict": HostilePickle()}, "hostile.pth")
     Path("cut.safetensors").write_bytes((run_dir / "export/model.safetensors").read_bytes()[:1000])
     for empty in ("notes.txt", "empty.pth"):
         Path(empty).write_text("")
-    for source, words in {
-        "nowhere": "nowhere gives no weights: nowhere does not exist",
+    for source, message in {
+        "nowhere": "nowhere holds no weights: nowhere does not exist",
         str(tmp_path): "model.safetensors does not exist",
-        "notes.txt": "notes.txt is no file of weights",
+        "notes.txt": "notes.txt is not a file of weights",
         "hostile.pth": "hostile.pth holds no weights that can be read safely",
         "empty.pth": "empty.pth holds no weights that can be read safely: its reader ended with EOFError",
         "cut.safetensors": "cut.safetensors holds no weights that can be read safely",
     }.items():
         with pytest.raises(ValueError, match=r"weights|exist") as caught:
             transxnet.transxnet_n(pretrained=source)
-        assert words in str(caught.value)
+        assert message in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not Path("executed").exists()
     with pytest.raises(ValueError, match=r"holds transxnet_n, not transxnet_t$"):
@@ -104,7 +104,7 @@ def test_what_gives_no_weights_is_said(trained, run_dir, tmp_path, monkeypatch):
         transxnet.load_weights(transxnet.transxnet_n(**SMALL), less)
 
 
-def test_a_registry_needs_mlflow_and_says_so(monkeypatch):
+def test_a_registry_uri_without_mlflow_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.setitem(sys.modules, "mlflow.artifacts", None)
     with pytest.raises(ImportError, match="fetched by MLflow, which is not installed: pip install mlflow"):

@@ -1,4 +1,4 @@
-"""Launches and bytes of a training step, counted on meta tensors: what the kernels save cannot be lost unnoticed."""
+"""Upper bounds on launches and bytes of a training step, counted on meta tensors."""
 
 import pytest
 

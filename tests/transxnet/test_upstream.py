@@ -1,4 +1,4 @@
-"""Published checkpoints: names both ways, and the authors' own numbers."""
+"""Published checkpoints: conversion of names in both directions, and values computed by the authors' code."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from transxnet import from_upstream, to_upstream
 
 REFERENCE = Path(__file__).parents[2] / "../shared/reference"
 PARAMETERS = {"n": 1443756, "t": 12834808, "s": 26864068, "b": 48009002}
-# sha256 of the sorted lines "key shape" under upstream's names; T, S and B were equal to the authors' lists when made.
+# sha256 of the sorted lines "key shape" with upstream's names. When recorded, T, S and B equalled the authors' lists.
 NAMES = {
     "n": "85b8169c42ca577f6ff9db3964851137916aa6a5c9ea5cbabc0b45ca17d26885",
     "t": "e612a1f2a1a20f9984007de587bf3c6c5f4d9bc9efcb174c84de045a7366de38",
@@ -24,7 +24,7 @@ NAMES = {
     "b": "a679baf17c3fca8a160a71cd93a69f46d079471d6c0d894057fd7f49d41f8c7b",
 }
 
-# Nano's logits, as they were when T, S and B agreed with the authors' values.
+# Nano's logits, recorded when T, S and B agreed with the authors' values.
 VALUES = [[0.5568942, -0.3472403, -0.0001625, 0.9022274], [-0.3319871, 0.1058348, -0.5048395, 0.5376741]]
 
 needs_reference = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def test_names_and_shapes_are_the_published_ones(variant: str):
 
 
 @pytest.mark.parametrize(("num_classes", "image_size"), [(1000, 224), (10, 224), (21, 97)])
-def test_conversion_is_the_same_both_ways_for_other_classes_and_sizes(num_classes: int, image_size: int):
+def test_conversion_round_trips_for_other_classes_and_sizes(num_classes: int, image_size: int):
     model = transxnet.transxnet_n(num_classes=num_classes, image_size=image_size)
     theirs = to_upstream(model.state_dict())
     back = from_upstream(theirs)
@@ -63,7 +63,7 @@ def test_conversion_is_the_same_both_ways_for_other_classes_and_sizes(num_classe
 
 
 @pytest.mark.parametrize("convert", [from_upstream, to_upstream])
-def test_conversion_names_what_does_not_fit(convert):
+def test_conversion_names_missing_and_unknown_keys(convert):
     state = transxnet.transxnet_n(image_size=32).state_dict()
     if convert is from_upstream:
         state = to_upstream(state)
@@ -88,7 +88,7 @@ def test_values_do_not_change():
 
 @needs_reference
 @pytest.mark.parametrize("variant", "tsb")
-def test_agrees_with_the_authors_code(variant: str):
+def test_values_equal_those_of_the_authors_code(variant: str):
     expected = json.loads((REFERENCE / "upstream_224.json").read_text())[f"{variant}@224"]
     weights = _load_module(REFERENCE / "weights.py")
     with torch.device("meta"):
@@ -118,7 +118,7 @@ def test_agrees_with_the_authors_code(variant: str):
     (logits * torch.from_numpy(weight)).mean().backward()
     state = to_upstream(model.state_dict())
     gradients = to_upstream({**model.state_dict(), **{key: p.grad for key, p in model.named_parameters()}})
-    # A bias just before a BatchNorm has gradient zero; what is left of it is rounding.
+    # A bias just before a BatchNorm has gradient zero up to rounding.
     floor = 1e-6 * max(expected["grad_norms"].values())
     for key, norm in expected["grad_norms"].items():
         assert gradients[key].norm().item() == pytest.approx(norm, rel=1e-3, abs=floor), key

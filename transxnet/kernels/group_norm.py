@@ -1,16 +1,16 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-"""GroupNorm with one group over `[N, C, H, W]`, at the fork of a block: its input also goes round the branch.
+"""GroupNorm with one group over `[N, C, H, W]`, where a block's branch starts: its input is also the skip connection.
 
     y = xhat * weight + bias,   xhat = (x - mean) * rstd,   mean and rstd per sample over C, H, W
 
-The operator hands out `y`, whole or in two halves of the channels that are tensors of their own, and `x`: its backward
-takes the halves' gradients where they lie and adds what comes round the branch, in one pass.
-With g = weight * dy, and s = its sum, t = the sum of g xhat over the sample of L values:
+The operator returns `y`, whole or as two tensors with half of the channels each, and `x`. Its backward reads the
+halves' gradients from their own tensors and adds the skip connection's gradient in the same pass. With g = weight * dy,
+and s and t the sums of g and of g xhat over the L values of a sample:
 
     dx = skip + rstd (g - s / L - xhat t / L)      d weight = sum of dy xhat      d bias = sum of dy
 
-`y` is written in autocast's precision, where PyTorch's autocast makes it fp32.
+Under autocast `y` is written in autocast's dtype; PyTorch's own GroupNorm would return fp32.
 """
 
 from typing import Any
@@ -26,13 +26,13 @@ BLOCK, CHUNK = 1024, 8192
 
 
 def fork_group_norm_reference(x: Tensor, norm: nn.GroupNorm, parts: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """`norm(x)` in `parts` along the channels, and `x`, in plain PyTorch."""
+    """Return `norm(x)` in `parts` along the channels, and `x`, in plain PyTorch."""
     return norm(x).chunk(parts, dim=1), x
 
 
 @triton.jit
 def _load_gradient(first_ptr, second_ptr, n, offsets, mask, border, length, HALVES: tl.constexpr):
-    # Values at `offsets` of sample n, of which those before `border` lie in the first half's tensor.
+    # Gradient at `offsets` of sample n. With HALVES, values before `border` are in the first half's tensor.
     if HALVES:
         first = tl.load(first_ptr + n * border + offsets, mask=mask & (offsets < border), other=0.0)
         at = n * (length - border) + offsets - border
@@ -44,8 +44,8 @@ def _load_gradient(first_ptr, second_ptr, n, offsets, mask, border, length, HALV
 
 
 @triton.jit
-def _pieces_kernel(x_ptr, partial_ptr, length, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    # Program (chunk, sample): sum, and squares about the chunk's mean, to partial[sample, chunk, 0:2].
+def _partial_stats_kernel(x_ptr, partial_ptr, length, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    # Program (chunk, sample): sum and squared deviations from the chunk's mean, to partial[sample, chunk, 0:2].
     base = x_ptr + tl.program_id(1).to(tl.int64) * length
     start = tl.program_id(0) * CHUNK
     end = tl.minimum(start + CHUNK, length)
@@ -60,9 +60,9 @@ def _pieces_kernel(x_ptr, partial_ptr, length, CHUNK: tl.constexpr, BLOCK: tl.co
         second += x * x
     total = tl.sum(first, 0)
     count = (end - start).to(tl.float32)
-    here = partial_ptr + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 2
-    tl.store(here, total + shift * count)
-    tl.store(here + 1, tl.maximum(tl.sum(second, 0) - total * total / count, 0.0))
+    pointers = partial_ptr + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(pointers, total + shift * count)
+    tl.store(pointers + 1, tl.maximum(tl.sum(second, 0) - total * total / count, 0.0))
 
 
 @triton.jit
@@ -70,16 +70,16 @@ def _apply_kernel(
     x_ptr, partial_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, length, border, chunks, eps,
     HW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # Program (chunk, sample): merges the sample's pieces, normalises its chunk; the first stores mean and rstd.
-    # In y the values before `border` of all samples come first, then all others.
+    # Program (chunk, sample): merge the sample's partial statistics and normalise the chunk; the first program of a
+    # sample stores mean and rstd. In y the values before `border` of all samples come first, then all others.
     n = tl.program_id(1)
     k = tl.arange(0, BLOCK_K)
-    here = partial_ptr + (n * chunks + k) * 2
+    pointers = partial_ptr + (n * chunks + k) * 2
     size = tl.minimum(length - k * CHUNK, CHUNK).to(tl.float32)
-    total = tl.load(here, mask=k < chunks, other=0.0)
+    total = tl.load(pointers, mask=k < chunks, other=0.0)
     mean = tl.sum(total, 0) / length
-    away = total / size - mean
-    squares = tl.load(here + 1, mask=k < chunks, other=0.0) + size * away * away
+    deviation = total / size - mean
+    squares = tl.load(pointers + 1, mask=k < chunks, other=0.0) + size * deviation * deviation
     rstd = 1.0 / tl.sqrt(tl.sum(tl.where(k < chunks, squares, 0.0), 0) / length + eps)
     if tl.program_id(0) == 0:
         tl.store(mean_ptr + n, mean)
@@ -94,8 +94,8 @@ def _apply_kernel(
         weight = tl.load(weight_ptr + c, mask=mask, other=0.0)
         y = (x - mean) * rstd * weight + tl.load(bias_ptr + c, mask=mask, other=0.0)
         past = tl.num_programs(1).to(tl.int64) * border + n.to(tl.int64) * (length - border) - border
-        where = tl.where(offsets < border, n.to(tl.int64) * border, past) + offsets
-        tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=mask)
+        offsets_out = tl.where(offsets < border, n.to(tl.int64) * border, past) + offsets
+        tl.store(y_ptr + offsets_out, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -103,13 +103,13 @@ def _gradient_sums_kernel(
     x_ptr, first_ptr, second_ptr, mean_ptr, rstd_ptr, partial_ptr, N, C, HW, border,
     HALVES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of channels, sample): of each plane the sums of dy and dy * xhat, to partial[0:2, n, c].
+    # Program (block of channels, sample): sums of dy and dy * xhat over each plane, to partial[0:2, n, c].
     n = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean = tl.load(mean_ptr + n)
     rstd = tl.load(rstd_ptr + n)
-    one = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
-    two = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
+    grad_sum = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
+    grad_xhat_sum = tl.zeros([BLOCK_C, BLOCK_P], dtype=tl.float32)
     row = n.to(tl.int64)
     for p in range(0, HW, BLOCK_P):
         pixels = p + tl.arange(0, BLOCK_P)
@@ -117,10 +117,10 @@ def _gradient_sums_kernel(
         offsets = (c * HW)[:, None] + pixels[None, :]
         x = tl.load(x_ptr + row * C * HW + offsets, mask=mask, other=0.0).to(tl.float32)
         grad = _load_gradient(first_ptr, second_ptr, row, offsets, mask, border, C * HW, HALVES)
-        one += grad
-        two += grad * (x - mean) * rstd
-    tl.store(partial_ptr + n * C + c, tl.sum(one, 1), mask=c < C)
-    tl.store(partial_ptr + (N + n) * C + c, tl.sum(two, 1), mask=c < C)
+        grad_sum += grad
+        grad_xhat_sum += grad * (x - mean) * rstd
+    tl.store(partial_ptr + n * C + c, tl.sum(grad_sum, 1), mask=c < C)
+    tl.store(partial_ptr + (N + n) * C + c, tl.sum(grad_xhat_sum, 1), mask=c < C)
 
 
 @triton.jit
@@ -128,7 +128,7 @@ def _apply_gradient_kernel(
     x_ptr, first_ptr, second_ptr, skip_ptr, mean_ptr, rstd_ptr, weight_ptr, partial_ptr, dx_ptr, N, C, length, border,
     HALVES: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # Program (chunk, sample): adds up the sample's planes, then the gradient of its chunk.
+    # Program (chunk, sample): add up the sums of the sample's planes, then compute the gradient of the chunk.
     n = tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
@@ -160,7 +160,7 @@ class _ForkGroupNormFunction(torch.autograd.Function):
         partial = torch.empty((n, chunks, 2), dtype=torch.float32, device=x.device)
         mean, rstd = torch.empty((2, n), dtype=torch.float32, device=x.device)
         y = torch.empty(x.numel(), dtype=dtype, device=x.device)
-        _pieces_kernel[(chunks, n)](x, partial, length, CHUNK=CHUNK, BLOCK=BLOCK)
+        _partial_stats_kernel[(chunks, n)](x, partial, length, CHUNK=CHUNK, BLOCK=BLOCK)
         _apply_kernel[(chunks, n)](
             x, partial, weight, bias, y, mean, rstd, length, border, chunks, eps,
             HW=h * w, CHUNK=CHUNK, BLOCK=BLOCK, BLOCK_K=triton.next_power_of_2(chunks),
@@ -193,10 +193,10 @@ class _ForkGroupNormFunction(torch.autograd.Function):
 
 
 def fork_group_norm(x: Tensor, norm: nn.GroupNorm, parts: int, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
-    """`norm(x)` in one or two `parts` along the channels, each contiguous, and `x`.
+    """Return `norm(x)` in one or two `parts` along the channels, each contiguous, and `x` for the skip connection.
 
-    `x` is `[N, C, H, W]` in fp32, bf16 or fp16, with C divisible by `parts`; `norm(x)` is in `dtype`, parameters in
-    fp32.
+    `x` is `[N, C, H, W]` in fp32, bf16 or fp16, with C divisible by `parts`. `norm(x)` is in `dtype`, the parameters
+    are in fp32. Use the `x` returned: the kernel then adds the two gradients of `x`.
     """
     assert norm.num_groups == 1
     assert parts in (1, 2)

@@ -4,8 +4,8 @@
 
     out = skip + f[n] * (scale[c] * (norm(x) + addend) + offset[c])
 
-`addend` is there at the end of the token mixer (STE's own residual) and absent at the end of the feed-forward; `f` is
-stochastic depth's factor of the sample. With A = sum(f grad), B = sum(f grad xhat), D = sum(f grad addend) per channel:
+The token mixer passes `addend` (STE's own residual), the feed-forward passes none. `f` is stochastic depth's factor of
+the sample. With A = sum(f grad), B = sum(f grad xhat), D = sum(f grad addend) per channel:
 
     d offset = A          d scale = weight B + bias A + D          d bias = scale A          d weight = scale B
     d x = scale weight rstd (f grad - A / count - xhat B / count)  d addend = f scale grad   d skip = grad
@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from transxnet.kernels.activation import BLOCK, batch_statistics, cut
-from transxnet.kernels.statistics import BLOCK_C, BLOCK_S, Pieces
+from transxnet.kernels.common.activation import BLOCK, batch_statistics, split_reduction
+from transxnet.kernels.common.statistics import BLOCK_C, BLOCK_S, PartialStats
 
 __all__ = ["scaled_residual", "scaled_residual_reference"]
 
@@ -33,7 +33,7 @@ def scaled_residual_reference(
     factor: Tensor | None,
     addend: Tensor | None,
 ) -> Tensor:
-    """The formula above in plain PyTorch."""
+    """Return `out` in plain PyTorch."""
     branch = norm(x) if addend is None else norm(x) + addend
     branch = branch * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
     return skip + (branch if factor is None else branch * factor)
@@ -45,6 +45,7 @@ def _residual_fwd_kernel(
     total, C: tl.constexpr, HW: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # Program (block of values): out.
     pid = tl.program_id(0)
     if WIDE:
         pid = pid.to(tl.int64)
@@ -68,7 +69,7 @@ def _residual_sums_kernel(
     grad_ptr, x_ptr, addend_ptr, factor_ptr, mean_ptr, rstd_ptr, partial_ptr, N, C, HW, samples,
     HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (c, split): A, B and D over `samples` samples into partial[split, 0:3, c].
+    # Program (channel c, split): A, B and D over `samples` samples, to partial[split, 0:3, c].
     c = tl.program_id(0)
     split = tl.program_id(1)
     mean = tl.load(mean_ptr + c)
@@ -99,10 +100,10 @@ def _residual_sums_kernel(
 
 
 @triton.jit
-def _residual_end_kernel(
-    partial_ptr, weight_ptr, bias_ptr, scale_ptr, found_ptr, C, splits, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+def _residual_parameters_kernel(
+    partial_ptr, weight_ptr, bias_ptr, scale_ptr, result_ptr, C, splits, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of channels): A, B and the gradients of bias, weight and scale, as found[0:5, c].
+    # Program (block of channels): A, B and the gradients of bias, weight and scale, to result[0:5, c].
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < C
     a = tl.zeros([BLOCK_S, BLOCK_C], dtype=tl.float32)
@@ -111,27 +112,28 @@ def _residual_end_kernel(
     for start in range(0, splits, BLOCK_S):
         split = start + tl.arange(0, BLOCK_S)
         inside = (split < splits)[:, None] & mask[None, :]
-        here = partial_ptr + (split[:, None] * 3) * C + c[None, :]
-        a += tl.load(here, mask=inside, other=0.0)
-        b += tl.load(here + C, mask=inside, other=0.0)
-        d += tl.load(here + 2 * C, mask=inside, other=0.0)
-    one, two = tl.sum(a, 0), tl.sum(b, 0)
+        pointers = partial_ptr + (split[:, None] * 3) * C + c[None, :]
+        a += tl.load(pointers, mask=inside, other=0.0)
+        b += tl.load(pointers + C, mask=inside, other=0.0)
+        d += tl.load(pointers + 2 * C, mask=inside, other=0.0)
+    a_sum, b_sum = tl.sum(a, 0), tl.sum(b, 0)
     scale = tl.load(scale_ptr + c, mask=mask, other=0.0)
     weight = tl.load(weight_ptr + c, mask=mask, other=0.0)
-    tl.store(found_ptr + c, one, mask=mask)
-    tl.store(found_ptr + C + c, two, mask=mask)
-    tl.store(found_ptr + 2 * C + c, scale * one, mask=mask)
-    tl.store(found_ptr + 3 * C + c, scale * two, mask=mask)
-    dscale = weight * two + tl.load(bias_ptr + c, mask=mask, other=0.0) * one + tl.sum(d, 0)
-    tl.store(found_ptr + 4 * C + c, dscale, mask=mask)
+    tl.store(result_ptr + c, a_sum, mask=mask)
+    tl.store(result_ptr + C + c, b_sum, mask=mask)
+    tl.store(result_ptr + 2 * C + c, scale * a_sum, mask=mask)
+    tl.store(result_ptr + 3 * C + c, scale * b_sum, mask=mask)
+    dscale = weight * b_sum + tl.load(bias_ptr + c, mask=mask, other=0.0) * a_sum + tl.sum(d, 0)
+    tl.store(result_ptr + 4 * C + c, dscale, mask=mask)
 
 
 @triton.jit
 def _residual_bwd_kernel(
     grad_ptr, x_ptr, factor_ptr, dx_ptr, daddend_ptr, mean_ptr, rstd_ptr, weight_ptr, scale_ptr, sums_ptr,
     inverse_count, total, C: tl.constexpr, HW: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_ADDEND: tl.constexpr,
-    BATCH: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    BATCH_STATS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # Program (block of values): the gradients of x and of addend.
     pid = tl.program_id(0)
     if WIDE:
         pid = pid.to(tl.int64)
@@ -146,7 +148,7 @@ def _residual_bwd_kernel(
     if HAS_ADDEND:
         tl.store(daddend_ptr + offsets, (grad * scale).to(daddend_ptr.dtype.element_ty), mask=mask)
     rstd = tl.load(rstd_ptr + c)
-    if BATCH:
+    if BATCH_STATS:
         xhat = (tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - tl.load(mean_ptr + c)) * rstd
         grad -= (tl.load(sums_ptr + c) + xhat * tl.load(sums_ptr + C + c)) * inverse_count
     dx = grad * (scale * tl.load(weight_ptr + c) * rstd)
@@ -157,9 +159,10 @@ class _ScaledResidualFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, skip: Tensor, x: Tensor, addend: Tensor | None, factor: Tensor | None,
-        weight: Tensor, bias: Tensor, scale: Tensor, offset: Tensor, norm: nn.BatchNorm2d, pieces: Pieces | None,
+        weight: Tensor, bias: Tensor, scale: Tensor, offset: Tensor, norm: nn.BatchNorm2d,
+        partial_stats: PartialStats | None,
     ) -> Tensor:  # fmt: skip
-        stats = batch_statistics(x, norm, pieces, apply_gelu=False)
+        stats = batch_statistics(x, norm, partial_stats, apply_gelu=False)
         out = torch.empty_like(skip)
         c, hw, total = x.shape[1], x.shape[2] * x.shape[3], x.numel()
         _residual_fwd_kernel[(triton.cdiv(total, BLOCK),)](
@@ -177,7 +180,7 @@ class _ScaledResidualFunction(torch.autograd.Function):
         stats = ctx.stats
         grad = grad_outputs[0].contiguous()
         n, c, hw, total = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], x.numel()
-        splits, samples, block_n, block_p = cut(n, c, hw)
+        splits, samples, block_n, block_p = split_reduction(n, c, hw)
         partial = torch.empty((splits, 3, c), dtype=torch.float32, device=x.device)
         options = {"HAS_FACTOR": factor is not None, "HAS_ADDEND": addend is not None}
         given_addend, given_factor = x if addend is None else addend, x if factor is None else factor
@@ -185,19 +188,19 @@ class _ScaledResidualFunction(torch.autograd.Function):
             grad, x, given_addend, given_factor, stats.mean, stats.rstd, partial, n, c, hw, samples,
             **options, BLOCK_N=block_n, BLOCK_P=block_p,
         )  # fmt: skip
-        found = torch.empty((5, c), dtype=torch.float32, device=x.device)
-        _residual_end_kernel[(triton.cdiv(c, BLOCK_C),)](
-            partial, weight, bias, scale, found, c, splits, BLOCK_S=BLOCK_S, BLOCK_C=BLOCK_C
+        result = torch.empty((5, c), dtype=torch.float32, device=x.device)
+        _residual_parameters_kernel[(triton.cdiv(c, BLOCK_C),)](
+            partial, weight, bias, scale, result, c, splits, BLOCK_S=BLOCK_S, BLOCK_C=BLOCK_C
         )
-        shared, inverse_count = stats.shared(found[:2])
+        global_sums, inverse_count = stats.sum_over_ranks(result[:2])
         dx = torch.empty_like(x)
         daddend = None if addend is None else torch.empty_like(addend)
         _residual_bwd_kernel[(triton.cdiv(total, BLOCK),)](
             grad, x, given_factor, dx, dx if daddend is None else daddend, stats.mean, stats.rstd, weight,
-            scale, shared, inverse_count, total, C=c, HW=hw, **options, BATCH=stats.of_batch,
+            scale, global_sums, inverse_count, total, C=c, HW=hw, **options, BATCH_STATS=stats.from_batch,
             WIDE=total >= 2**31 - BLOCK, BLOCK=BLOCK,
         )  # fmt: skip
-        doffset, _, dbias, dweight, dscale = found
+        doffset, _, dbias, dweight, dscale = result
         return grad, dx, daddend, None, dweight, dbias, dscale.view_as(scale), doffset, None, None
 
 
@@ -209,18 +212,24 @@ def scaled_residual(
     offset: Tensor,
     factor: Tensor | None,
     addend: Tensor | None,
-    pieces: Pieces | None = None,
+    partial_stats: PartialStats | None = None,
 ) -> Tensor:
-    """`skip + factor * (scale * (norm(x) + addend) + offset)`.
+    """Return `skip + factor * (scale * (norm(x) + addend) + offset)`.
 
-    `skip`, `x` and `addend` are `[N, C, H, W]` in fp32, bf16 or fp16; `scale` has C elements in any shape, `offset` is
-    `[C]`, `factor` `[N, 1, 1, 1]`; parameters and statistics are fp32. `pieces` are
-    those of `x`, where its maker took them.
+    Args:
+        skip: `[N, C, H, W]` in fp32, bf16 or fp16.
+        x: the branch before its last norm, shaped like `skip`.
+        norm: parameters and statistics in fp32.
+        scale: LayerScale's weight, C elements in any shape, fp32.
+        offset: LayerScale's bias, `[C]`, fp32.
+        factor: stochastic depth's factors, `[N, 1, 1, 1]`.
+        addend: added to the normalised branch, shaped like `skip`.
+        partial_stats: of `x`, if the kernel that wrote `x` took them.
 
     Raises:
-        ValueError: training on a single value per channel.
+        ValueError: a batch in training has a single value per channel.
     """
     return _ScaledResidualFunction.apply(
         skip.contiguous(), x.contiguous(), None if addend is None else addend.contiguous(), factor,
-        norm.weight, norm.bias, scale, offset, norm, pieces,
+        norm.weight, norm.bias, scale, offset, norm, partial_stats,
     )  # fmt: skip

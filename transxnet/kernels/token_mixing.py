@@ -1,6 +1,7 @@
-"""IDConv and attention side by side: each writes its half of the channels of one `[N, 2 C, H, W]`.
+"""IDConv and attention side by side: each writes its half of the channels of one `[N, 2 C, H, W]` tensor.
 
-So nothing is put together in the forward, nor taken apart in the backward: the two read the gradient where it lies.
+This saves the concatenation in the forward and the split in the backward: both operators read their half of the
+output's gradient from the one tensor.
 """
 
 from typing import Any
@@ -8,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transxnet.kernels.attention import attend, attend_gradient, attention_reference
-from transxnet.kernels.dynamic_conv import convolve_own, convolve_own_gradient, dynamic_conv_reference
-from transxnet.kernels.kernel_generation import Generated, Generator
+from transxnet.kernels.idconv.dynamic_conv import dynamic_conv_backward, dynamic_conv_forward, dynamic_conv_reference
+from transxnet.kernels.idconv.generator import GeneratorOutput, GeneratorParameters
+from transxnet.kernels.osra.attention import attend, attend_gradient, attention_reference
 
 __all__ = ["mix_tokens", "mix_tokens_reference"]
 
 
 def mix_tokens_reference(
-    x: Tensor, q: Tensor, kv: Tensor, bias: Tensor, norm: nn.BatchNorm2d, made_with: Generator
+    x: Tensor, q: Tensor, kv: Tensor, bias: Tensor, norm: nn.BatchNorm2d, parameters: GeneratorParameters
 ) -> Tensor:
-    """Both operators in plain PyTorch."""
-    squeeze, _, _, *rest = made_with
+    """Return the concatenated outputs of both operators in plain PyTorch."""
+    squeeze, _, _, *rest = parameters
     return torch.cat((dynamic_conv_reference(x, squeeze, norm, *rest), attention_reference(q, kv, bias)), dim=1)
 
 
@@ -31,9 +32,9 @@ class _MixFunction(torch.autograd.Function):
         n, c, height, width = x.shape
         out = torch.empty((n, 2 * c, height, width), dtype=x.dtype, device=x.device)
         local, attended = out.chunk(2, dim=1)
-        *saved, of_taps, of_bias = convolve_own(x, Generator(*parameters), norm, local)
+        *saved, taps_stats, bias_stats = dynamic_conv_forward(x, GeneratorParameters(*parameters), norm, local)
         attend(q, kv, bias, attended)
-        ctx.stats = of_taps, of_bias
+        ctx.stats = taps_stats, bias_stats
         ctx.save_for_backward(x, q, kv, bias, *saved, *parameters)
         return out
 
@@ -41,15 +42,25 @@ class _MixFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, q, kv, bias, kernels, pooled, hidden, *parameters = ctx.saved_tensors
         local, attended = grad_outputs[0].contiguous().chunk(2, dim=1)
-        generated = Generated(kernels, pooled, hidden, *ctx.stats)
-        dx, dparameters = convolve_own_gradient(local, x, generated, Generator(*parameters))
+        generated = GeneratorOutput(kernels, pooled, hidden, *ctx.stats)
+        dx, dparameters = dynamic_conv_backward(local, x, generated, GeneratorParameters(*parameters))
         return dx, *attend_gradient(q, kv, bias, attended), None, *dparameters
 
 
-def mix_tokens(x: Tensor, q: Tensor, kv: Tensor, bias: Tensor, norm: nn.BatchNorm2d, made_with: Generator) -> Tensor:
-    """`dynamic_conv` of `x` and `attention` of `q` to `kv` with `bias`, `[N, C, H, W]` each, as one `[N, 2 C, H, W]`.
+def mix_tokens(
+    x: Tensor, q: Tensor, kv: Tensor, bias: Tensor, norm: nn.BatchNorm2d, parameters: GeneratorParameters
+) -> Tensor:
+    """Return `dynamic_conv` of `x` and `attention` of `q` to `kv`, concatenated along the channels: `[N, 2 C, H, W]`.
+
+    Args:
+        x: IDConv's input, `[N, C, H, W]` in fp32, bf16 or fp16.
+        q: queries, `[N, C, H, W]`.
+        kv: keys and values, `[N, 2 C, h, w]`.
+        bias: position bias, `[1, heads, H W, h w]`.
+        norm: the norm of IDConv's kernel generator.
+        parameters: of IDConv's kernel generator, fp32.
 
     Raises:
-        ValueError: training on a single sample.
+        ValueError: a batch in training has a single sample.
     """
-    return _MixFunction.apply(x.contiguous(), q.contiguous(), kv.contiguous(), bias.contiguous(), norm, *made_with)
+    return _MixFunction.apply(x.contiguous(), q.contiguous(), kv.contiguous(), bias.contiguous(), norm, *parameters)

@@ -1,6 +1,5 @@
-"""SyncBatchNorm through the kernels: two ranks with parts of a batch against one process with all of it."""
+"""SyncBatchNorm on the kernels: two ranks with parts of a batch against one process with the whole batch."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,6 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from tests.transxnet.kernels.compare import DEVICE
-
-if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs on a GPU, or in test_kernels.py through the interpreter", allow_module_level=True)
-
 from transxnet.backend import norm_has_kernels
 from transxnet.ffn import MultiScaleFFN
 from transxnet.layers import ScaledResidual
@@ -23,7 +18,7 @@ BATCH, DIM, SIDES = 3, 5, (9, 7)
 PARTS = (slice(0, 1), slice(1, 3))
 
 
-class Half(nn.Module):
+class HalfBlock(nn.Module):
     """IDConv, OSRA and the feed-forward half of a block."""
 
     def __init__(self) -> None:
@@ -33,7 +28,7 @@ class Half(nn.Module):
             nn.init.normal_(parameter)
         self.attention = SpatialReductionAttention(DIM, 1, 2, "auto")
         assert isinstance(self.attention.reduction, SpatialReduction)
-        # With a small eps this norm takes the scale before it out again, whose gradient then is rounding alone.
+        # With a small eps this norm would cancel the scale before it, whose gradient would be 0 up to rounding.
         self.attention.reduction.scale.norm.eps = 10.0
         self.bias = nn.Parameter(torch.randn(1, 1, SIDES[0] * SIDES[1], 20))
         self.mlp = MultiScaleFFN(DIM, 4, "auto")
@@ -45,7 +40,7 @@ class Half(nn.Module):
 
 
 def _train(half: nn.Module, part: slice) -> dict[str, Tensor]:
-    """Output, gradients and statistics of one forward and backward over a part of the batch."""
+    """Return output, gradients and statistics of one forward and backward on a part of the batch."""
     torch.manual_seed(0)
     x, weight = (torch.randn(BATCH, DIM, *SIDES)[part].contiguous() for _ in range(2))
     x.requires_grad_()
@@ -59,7 +54,7 @@ def _train(half: nn.Module, part: slice) -> dict[str, Tensor]:
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(1)
-    half = Half()
+    half = HalfBlock()
     for module in (half.local, half.attention, half.mlp, half.residual):
         module.backend = "triton"
     half = nn.SyncBatchNorm.convert_sync_batchnorm(half)
@@ -68,11 +63,11 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter: two ranks share no GPU")
-def test_two_ranks_train_as_one_process_with_the_whole_batch(tmp_path: Path):
+@pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter: two ranks cannot share a GPU")
+def test_two_ranks_match_one_process_with_the_whole_batch(tmp_path: Path):
     mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     torch.manual_seed(1)
-    whole = _train(Half(), slice(None))
+    whole = _train(HalfBlock(), slice(None))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, wanted in whole.items():
         if name in ("output", "d x"):

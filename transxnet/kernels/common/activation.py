@@ -1,28 +1,34 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-"""GELU inside kernels, and BatchNorm's statistics of a map that no kernel of this package made."""
+"""GELU inside kernels, and the batch statistics of a map for which no other kernel took them."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from transxnet.kernels.statistics import Pieces, Statistics, check_batch, merge, running_statistics
+from transxnet.kernels.common.statistics import (
+    PartialStats,
+    Statistics,
+    check_values_per_channel,
+    merge,
+    running_statistics,
+)
 
-__all__ = ["BLOCK", "batch_statistics", "cut", "gelu", "gelu_with_gradient"]
+__all__ = ["BLOCK", "batch_statistics", "gelu", "gelu_with_gradient", "split_reduction"]
 
 BLOCK = 1024
-# Programs a reduction is cut into at least: a few for each multiprocessor of the largest GPU.
+# A reduction is split into at least this many programs: a few for each multiprocessor of the largest GPU.
 PROGRAMS = 528
 
 
 @triton.jit
 def _upper_tail(x, EXACT: tl.constexpr):
-    # Probability that a standard normal variable exceeds |x|, fp32: 2 to the power of a polynomial. It takes a third of
-    # the instructions of erf. The polynomials fall for ever, so far out this is 0.
+    # Probability that a standard normal variable exceeds |x|, fp32, as 2 to the power of a polynomial: a third of the
+    # instructions of erf. The leading coefficients are negative, so the result goes to 0 for large |x|.
     a = tl.abs(x)
     if EXACT:
-        # Least squares, weighted for the smallest largest error of gelu: 6e-8, and 8e-8 of the probability itself.
+        # A weighted least-squares fit: the maximum error is 6e-8 for GELU and 8e-8 for the probability.
         power = -1.9919751e-06
         power = power * a + 2.9273055e-05
         power = power * a - 1.3809411e-04
@@ -33,7 +39,7 @@ def _upper_tail(x, EXACT: tl.constexpr):
         power = power * a - 1.1511097
         power = power * a - 0.9999999
     else:
-        # The smallest largest relative error up to |x| = 4: 1.2e-4, a quarter of what rounding to fp16 makes.
+        # A minimax fit: the maximum relative error up to |x| = 4 is 1.2e-4, a quarter of fp16's rounding error.
         power = -2.9051261e-04
         power = power * a + 5.5274713e-03
         power = power * a - 4.7199649e-02
@@ -45,27 +51,28 @@ def _upper_tail(x, EXACT: tl.constexpr):
 
 @triton.jit
 def gelu(x, dtype: tl.constexpr):
-    """GELU of fp32 `x`, to 6e-8; where it came from or goes to a `dtype` of 16 bits, to 1.2e-4 of its value."""
+    """Return GELU of fp32 `x` with an error of 6e-8, or for a 16-bit storage type `dtype` of 1.2e-4 of the value."""
     return tl.maximum(x, 0.0) - tl.abs(x) * _upper_tail(x, dtype == tl.float32)
 
 
 @triton.jit
 def gelu_with_gradient(x, dtype: tl.constexpr):
-    """GELU of fp32 `x` as `gelu` gives it, and its derivative."""
+    """Return GELU of fp32 `x`, computed as in `gelu`, and its derivative."""
     tail = _upper_tail(x, dtype == tl.float32)
     value = tl.maximum(x, 0.0) - tl.abs(x) * tail
     return value, tl.where(x > 0.0, 1.0 - tail, tail) + x * 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
 
 
 @triton.jit
-def _pieces_kernel(
+def _partial_stats_kernel(
     x_ptr, partial_ptr, N, C, HW, samples, GELU: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (c, split): sum and squares about the mean of `samples` samples of a channel, to partial[split, 0:2, c].
+    # Program (channel c, split): sum and sum of squared deviations over `samples` samples of a channel, to
+    # partial[split, 0:2, c].
     c = tl.program_id(0)
     split = tl.program_id(1)
     end = tl.minimum((split + 1) * samples, N)
-    # One of the values, so that a large mean does not cancel in the squares.
+    # Subtract one of the values first, so that a large mean does not cancel in the squares.
     shift = tl.load(x_ptr + ((split * samples).to(tl.int64) * C + c) * HW).to(tl.float32)
     if GELU:
         shift = gelu(shift, x_ptr.dtype.element_ty)
@@ -90,8 +97,8 @@ def _pieces_kernel(
     tl.store(partial_ptr + (split * 2 + 1) * C + c, squares)
 
 
-def cut(n: int, c: int, hw: int) -> tuple[int, int, int, int]:
-    """(Splits, samples a split, BLOCK_N, BLOCK_P) of a reduction of `[N, C, HW]` over all but the channels."""
+def split_reduction(n: int, c: int, hw: int) -> tuple[int, int, int, int]:
+    """Return (splits, samples per split, BLOCK_N, BLOCK_P) for a reduction of `[N, C, H W]` to `[C]`."""
     block_p = min(triton.next_power_of_2(hw), BLOCK)
     block_n = max(1, min(triton.next_power_of_2(n), BLOCK // block_p))
     samples = triton.cdiv(triton.cdiv(n, max(1, triton.cdiv(PROGRAMS, c))), block_n) * block_n
@@ -99,23 +106,26 @@ def cut(n: int, c: int, hw: int) -> tuple[int, int, int, int]:
 
 
 def batch_statistics(
-    x: Tensor, norm: nn.BatchNorm2d | nn.SyncBatchNorm, pieces: Pieces | None = None, *, apply_gelu: bool
+    x: Tensor, norm: nn.BatchNorm2d | nn.SyncBatchNorm, partial_stats: PartialStats | None = None, *, apply_gelu: bool
 ) -> Statistics:
-    """What `norm` normalises `gelu(x)` or `x` with: statistics of this batch in training, else the running ones.
+    """Return the statistics with which `norm` normalises `x`, or `gelu(x)` if `apply_gelu`.
 
-    In training the running statistics are updated as `nn.BatchNorm2d` does it, and `x` `[N, C, H, W]` is read only
-    where its maker did not hand over `pieces`.
+    In training they are the batch's, and the running statistics are updated as by `nn.BatchNorm2d`; in evaluation they
+    are the running statistics. `x` `[N, C, H, W]` is read only if the kernel that wrote it did not pass
+    `partial_stats`.
 
     Raises:
-        ValueError: training on a single value per channel.
+        ValueError: a batch in training has a single value per channel.
     """
     if not norm.training:
         return running_statistics(norm)
-    check_batch(x, norm)
-    if pieces is None:
+    check_values_per_channel(x, norm)
+    if partial_stats is None:
         n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-        splits, samples, block_n, block_p = cut(n, c, hw)
+        splits, samples, block_n, block_p = split_reduction(n, c, hw)
         partial = torch.empty((splits, 2, c), dtype=torch.float32, device=x.device)
-        _pieces_kernel[(c, splits)](x, partial, n, c, hw, samples, GELU=apply_gelu, BLOCK_N=block_n, BLOCK_P=block_p)
-        pieces = Pieces(partial, samples * hw, n * hw, n * hw)
-    return merge(pieces, norm)
+        _partial_stats_kernel[(c, splits)](
+            x, partial, n, c, hw, samples, GELU=apply_gelu, BLOCK_N=block_n, BLOCK_P=block_p
+        )
+        partial_stats = PartialStats(partial, samples * hw, n * hw, n * hw)
+    return merge(partial_stats, norm)

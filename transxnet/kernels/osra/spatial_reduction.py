@@ -1,14 +1,15 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false
-"""OSRA's way from `[N, C, H, W]` to the map `[N, C, h, w]` that keys and values are made of, at the queries' fork.
+"""OSRA's spatial reduction: from `[N, C, H, W]` to the small map `[N, C, h, w]` that keys and values are computed from.
 
     r = depthwise K x K of x, stride S, padding K // 2         (overlapping spatial reduction)
     s = scale * gelu(norm1(r))
     z = norm2(s)       out = z + depthwise 3 x 3 of z + offset
 
-The norms' statistics are taken as r and s are stored, the sums of their gradients in passing; gradients of taps are
-partial sums of programs, added in a fixed order. `strided_conv` has the way from x to r.
+Source: TransXNet, arXiv 2310.19380, section 3 (OSRA). The norms' partial statistics are taken as r and s are stored,
+and the sums for their gradients within the backward kernels. Gradients of taps are partial sums of programs, added in a
+fixed order. `strided_conv` computes r from x.
 """
 
 from typing import Any
@@ -19,9 +20,15 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.kernels.activation import gelu, gelu_with_gradient
-from transxnet.kernels.statistics import Pieces, check_batch, merge, running_statistics
-from transxnet.kernels.strided_conv import Map, add_piece, place_map, reduce_map, spread_map
+from transxnet.kernels.common.activation import gelu, gelu_with_gradient
+from transxnet.kernels.common.statistics import PartialStats, check_values_per_channel, merge, running_statistics
+from transxnet.kernels.osra.strided_conv import (
+    ReductionSizes,
+    add_to_statistics,
+    locate_tile,
+    strided_conv,
+    strided_conv_input_gradient,
+)
 
 __all__ = ["fork_spatial_reduction", "fork_spatial_reduction_reference"]
 
@@ -30,7 +37,7 @@ def fork_spatial_reduction_reference(
     x: Tensor, stride: int, taps: Tensor, norm1: nn.BatchNorm2d, scale: Tensor, norm2: nn.BatchNorm2d,
     local_taps: Tensor, offset: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The formulas in plain PyTorch, and `x`."""
+    """Return the reduced map, computed by the formulas above in plain PyTorch, and `x`."""
     c, kernel = x.shape[1], taps.shape[-1]
     reduced = norm1(F.conv2d(x, taps, stride=stride, padding=kernel // 2, groups=c))
     z = norm2(F.conv2d(F.gelu(reduced), scale, groups=c))
@@ -42,7 +49,7 @@ def _scale_kernel(
     reduced_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, scaled_ptr, partial_ptr, N, C,
     L: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, channel): s, and its piece for norm2.
+    # Program (group of samples, channel): s, and its partial statistics for norm2.
     group, c = tl.program_id(0), tl.program_id(1)
     mean, factor = tl.load(mean_ptr + c), tl.load(rstd_ptr + c) * tl.load(weight_ptr + c)
     shift, scale = tl.load(bias_ptr + c), tl.load(scale_ptr + c).to(tl.float32)
@@ -50,18 +57,18 @@ def _scale_kernel(
     total = tl.full([], 0.0, tl.float32)
     squares = tl.full([], 0.0, tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = locate_tile(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         reduced = tl.load(reduced_ptr + plane * L + p[None, :], mask=inside, other=0.0).to(tl.float32)
         scaled = gelu((reduced - mean) * factor + shift, scaled_ptr.dtype.element_ty) * scale
         tl.store(scaled_ptr + plane * L + p[None, :], scaled.to(scaled_ptr.dtype.element_ty), mask=inside)
-        count, total, squares = add_piece(count, total, squares, scaled, inside)
+        count, total, squares = add_to_statistics(count, total, squares, scaled, inside)
     tl.store(partial_ptr + group * 2 * C + c, total)
     tl.store(partial_ptr + group * 2 * C + C + c, squares)
 
 
 @triton.jit
-def _beside(p, plane, inside, tap, L: tl.constexpr, KEYS_W: tl.constexpr):
-    # Offsets of the values a tap of the 3 x 3 convolution looks at, and which of them are on the map.
+def _neighbours(p, plane, inside, tap, L: tl.constexpr, KEYS_W: tl.constexpr):
+    # Offsets of the values that a tap of the 3 x 3 convolution reads, and the mask of values on the map.
     row, column = p // KEYS_W + tap // 3 - 1, p % KEYS_W + tap % 3 - 1
     on_map = inside & ((row >= 0) & (row < L // KEYS_W) & (column >= 0) & (column < KEYS_W))[None, :]
     return plane * L + (row * KEYS_W + column)[None, :], on_map
@@ -77,12 +84,12 @@ def _local_kernel(
     factor = tl.load(rstd_ptr + c) * tl.load(weight_ptr + c)
     shift = tl.load(bias_ptr + c) - tl.load(mean_ptr + c) * factor
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        p, plane, inside = locate_tile(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
         own = tl.load(scaled_ptr + plane * L + p[None, :], mask=inside, other=0.0).to(tl.float32)
         out = own * factor + shift + tl.load(offset_ptr + c).to(tl.float32)
         for tap in range(9):
-            where, on_map = _beside(p, plane, inside, tap, L, KEYS_W)
-            z = tl.load(scaled_ptr + where, mask=on_map, other=0.0).to(tl.float32) * factor + shift
+            tap_offsets, on_map = _neighbours(p, plane, inside, tap, L, KEYS_W)
+            z = tl.load(scaled_ptr + tap_offsets, mask=on_map, other=0.0).to(tl.float32) * factor + shift
             out += tl.where(on_map, z, 0.0) * tl.load(taps_ptr + c * 9 + tap).to(tl.float32)
         tl.store(out_ptr + plane * L + p[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -92,8 +99,8 @@ def _local_gradient_kernel(
     grad_ptr, scaled_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, taps_ptr, dz_ptr, partial_ptr, N, C,
     L: tl.constexpr, KEYS_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, channel): dz; to partial[group, 0:12, c] the taps' gradients, the offset's, and the two
-    # sums of norm2.
+    # Program (group of samples, channel): dz, and to partial[group, 0:12, c] the gradients of the 9 taps and the offset
+    # and the two sums for norm2's gradient.
     group, c = tl.program_id(0), tl.program_id(1)
     mean, rstd = tl.load(mean_ptr + c), tl.load(rstd_ptr + c)
     factor = rstd * tl.load(weight_ptr + c)
@@ -101,20 +108,20 @@ def _local_gradient_kernel(
     index = tl.arange(0, 16)
     sums = tl.zeros([16], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
-        here = plane * L + p[None, :]
-        grad = tl.load(grad_ptr + here, mask=inside, other=0.0).to(tl.float32)
+        p, plane, inside = locate_tile(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        offsets = plane * L + p[None, :]
+        grad = tl.load(grad_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         dz = grad
         for tap in range(9):
-            where, on_map = _beside(p, plane, inside, tap, L, KEYS_W)
-            z = tl.load(scaled_ptr + where, mask=on_map, other=0.0).to(tl.float32) * factor + shift
+            tap_offsets, on_map = _neighbours(p, plane, inside, tap, L, KEYS_W)
+            z = tl.load(scaled_ptr + tap_offsets, mask=on_map, other=0.0).to(tl.float32) * factor + shift
             sums += tl.where(index == tap, tl.sum(tl.sum(grad * tl.where(on_map, z, 0.0), 1), 0), 0.0)
-            where, on_map = _beside(p, plane, inside, 8 - tap, L, KEYS_W)
-            beside = tl.load(grad_ptr + where, mask=on_map, other=0.0).to(tl.float32)
-            dz += beside * tl.load(taps_ptr + c * 9 + tap).to(tl.float32)
-        tl.store(dz_ptr + here, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+            tap_offsets, on_map = _neighbours(p, plane, inside, 8 - tap, L, KEYS_W)
+            neighbour = tl.load(grad_ptr + tap_offsets, mask=on_map, other=0.0).to(tl.float32)
+            dz += neighbour * tl.load(taps_ptr + c * 9 + tap).to(tl.float32)
+        tl.store(dz_ptr + offsets, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         dz = tl.where(inside, dz, 0.0)
-        xhat = (tl.load(scaled_ptr + here, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
+        xhat = (tl.load(scaled_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
         sums += tl.where(index == 9, tl.sum(tl.sum(grad, 1), 0), 0.0)
         sums += tl.where(index == 10, tl.sum(tl.sum(dz, 1), 0), 0.0)
         sums += tl.where(index == 11, tl.sum(tl.sum(dz * xhat, 1), 0), 0.0)
@@ -122,11 +129,11 @@ def _local_gradient_kernel(
 
 
 @triton.jit
-def _through_norm(grad, x, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, c, BATCH: tl.constexpr):
-    # Gradient of a norm's input `x` from its output's, and `x` standardised.
+def _through_norm(grad, x, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, c, BATCH_STATS: tl.constexpr):
+    # Gradient of a norm's input `x`, given its output's, and `x` standardised.
     rstd = tl.load(rstd_ptr + c)
     xhat = (x - tl.load(mean_ptr + c)) * rstd
-    if BATCH:
+    if BATCH_STATS:
         grad -= (tl.load(sums_ptr + c) + xhat * tl.load(sums_ptr + C + c)) * inverse_count
     return grad * (rstd * tl.load(weight_ptr + c)), xhat
 
@@ -134,54 +141,55 @@ def _through_norm(grad, x, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_cou
 @triton.jit
 def _scale_gradient_kernel(
     dz_ptr, scaled_ptr, reduced_ptr, mean1_ptr, rstd1_ptr, weight1_ptr, bias1_ptr, mean2_ptr, rstd2_ptr, weight2_ptr,
-    sums_ptr, scale_ptr, dnormed_ptr, partial_ptr, inverse_count, N, C, L: tl.constexpr, BATCH: tl.constexpr,
+    sums_ptr, scale_ptr, dnormed_ptr, partial_ptr, inverse_count, N, C, L: tl.constexpr, BATCH_STATS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, channel): gradient of norm1's output; to partial[group, 0:3, c] that of scale and the
-    # two sums of norm1.
+    # Program (group of samples, channel): gradient of norm1's output, and to partial[group, 0:3, c] the gradient of
+    # scale and the two sums for norm1's gradient.
     group, c = tl.program_id(0), tl.program_id(1)
     mean, rstd, weight = tl.load(mean1_ptr + c), tl.load(rstd1_ptr + c), tl.load(weight1_ptr + c)
     shift, scale = tl.load(bias1_ptr + c), tl.load(scale_ptr + c).to(tl.float32)
     dscale = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
-    one = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
-    two = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
+    grad_sum = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
+    grad_xhat_sum = tl.zeros([BLOCK_N, BLOCK_P], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
-        here = plane * L + p[None, :]
-        dz = tl.load(dz_ptr + here, mask=inside, other=0.0).to(tl.float32)
-        scaled = tl.load(scaled_ptr + here, mask=inside, other=0.0).to(tl.float32)
-        ds, _ = _through_norm(dz, scaled, mean2_ptr, rstd2_ptr, weight2_ptr, sums_ptr, inverse_count, C, c, BATCH)
-        xhat = (tl.load(reduced_ptr + here, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
+        p, plane, inside = locate_tile(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        offsets = plane * L + p[None, :]
+        dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        scaled = tl.load(scaled_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        ds, _ = _through_norm(dz, scaled, mean2_ptr, rstd2_ptr, weight2_ptr, sums_ptr, inverse_count, C, c, BATCH_STATS)
+        xhat = (tl.load(reduced_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
         value, slope = gelu_with_gradient(xhat * weight + shift, dz_ptr.dtype.element_ty)
         ds = tl.where(inside, ds, 0.0)
         dnormed = ds * scale * slope
-        tl.store(dnormed_ptr + here, dnormed.to(dnormed_ptr.dtype.element_ty), mask=inside)
+        tl.store(dnormed_ptr + offsets, dnormed.to(dnormed_ptr.dtype.element_ty), mask=inside)
         dscale += ds * value
-        one += dnormed
-        two += dnormed * xhat
+        grad_sum += dnormed
+        grad_xhat_sum += dnormed * xhat
     tl.store(partial_ptr + (group * 3) * C + c, tl.sum(tl.sum(dscale, 1), 0))
-    tl.store(partial_ptr + (group * 3 + 1) * C + c, tl.sum(tl.sum(one, 1), 0))
-    tl.store(partial_ptr + (group * 3 + 2) * C + c, tl.sum(tl.sum(two, 1), 0))
+    tl.store(partial_ptr + (group * 3 + 1) * C + c, tl.sum(tl.sum(grad_sum, 1), 0))
+    tl.store(partial_ptr + (group * 3 + 2) * C + c, tl.sum(tl.sum(grad_xhat_sum, 1), 0))
 
 
 @triton.jit
 def _reduce_gradient_kernel(
     dnormed_ptr, reduced_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, dreduced_ptr, partial_ptr, inverse_count,
     N, C, H: tl.constexpr, W: tl.constexpr, L: tl.constexpr, KEYS_W: tl.constexpr, K: tl.constexpr,
-    STRIDE: tl.constexpr, BATCH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    STRIDE: tl.constexpr, BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # Program (group of samples, channel): dr, and the taps' gradients to partial[group, c, 0 : K * K].
+    # Program (group of samples, channel): dr, and to partial[group, c, 0 : K * K] the gradients of the taps.
     group, c = tl.program_id(0), tl.program_id(1)
     index = tl.arange(0, BLOCK_K)
     dtaps = tl.zeros([BLOCK_K], dtype=tl.float32)
     for start in range(0, L, BLOCK_P):
-        p, plane, inside = place_map(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
-        here = plane * L + p[None, :]
-        grad = tl.load(dnormed_ptr + here, mask=inside, other=0.0).to(tl.float32)
-        reduced = tl.load(reduced_ptr + here, mask=inside, other=0.0).to(tl.float32)
-        dr, _ = _through_norm(grad, reduced, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, c, BATCH)
+        p, plane, inside = locate_tile(group, start, N, C, c, L, BLOCK_N, BLOCK_P)
+        offsets = plane * L + p[None, :]
+        grad = tl.load(dnormed_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        reduced = tl.load(reduced_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        dr, _ = _through_norm(grad, reduced, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, c, BATCH_STATS)
         dr = tl.where(inside, dr, 0.0)
-        tl.store(dreduced_ptr + here, dr.to(dreduced_ptr.dtype.element_ty), mask=inside)
+        tl.store(dreduced_ptr + offsets, dr.to(dreduced_ptr.dtype.element_ty), mask=inside)
         top, left = p // KEYS_W * STRIDE - K // 2, p % KEYS_W * STRIDE - K // 2
         for tap in range(K * K):
             row, column = top + tap // K, left + tap % K
@@ -197,57 +205,70 @@ class _SpatialReductionFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, stride: int, taps: Tensor, norm1: nn.BatchNorm2d, weight1: Tensor, bias1: Tensor,
         scale: Tensor, norm2: nn.BatchNorm2d, weight2: Tensor, bias2: Tensor, local_taps: Tensor, offset: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        sizes = Map(*x.shape, taps.shape[-1], stride)
+        sizes = ReductionSizes(*x.shape, taps.shape[-1], stride)
         n, c, groups, tiles = sizes.n, sizes.c, sizes.groups(), sizes.tiles()
-        reduced, partial = reduce_map(x, taps, sizes)
+        reduced, partial = strided_conv(x, taps, sizes)
         scaled, out = torch.empty_like(reduced), torch.empty_like(reduced)
-        check_batch(reduced, norm1)
+        check_values_per_channel(reduced, norm1)
         values = n * sizes.positions()
-        pieces = (tiles["BLOCK_N"] * sizes.positions(), values, values)
-        one = merge(Pieces(partial, *pieces), norm1) if norm1.training else running_statistics(norm1)
+        layout = (tiles["BLOCK_N"] * sizes.positions(), values, values)
+        stats1 = merge(PartialStats(partial, *layout), norm1) if norm1.training else running_statistics(norm1)
         partial = torch.empty_like(partial)
-        _scale_kernel[(groups, c)](reduced, one.mean, one.rstd, weight1, bias1, scale, scaled, partial, n, c, **tiles)
-        two = merge(Pieces(partial, *pieces), norm2) if norm2.training else running_statistics(norm2)
+        _scale_kernel[(groups, c)](
+            reduced, stats1.mean, stats1.rstd, weight1, bias1, scale, scaled, partial, n, c, **tiles
+        )
+        stats2 = merge(PartialStats(partial, *layout), norm2) if norm2.training else running_statistics(norm2)
         _local_kernel[(groups, c)](
-            scaled, two.mean, two.rstd, weight2, bias2, local_taps, offset, out, n, c, KEYS_W=sizes.keys()[1], **tiles
+            scaled,
+            stats2.mean,
+            stats2.rstd,
+            weight2,
+            bias2,
+            local_taps,
+            offset,
+            out,
+            n,
+            c,
+            KEYS_W=sizes.key_size()[1],
+            **tiles,
         )
         ctx.save_for_backward(x, reduced, scaled, taps, weight1, bias1, scale, weight2, bias2, local_taps)
-        ctx.stats, ctx.sizes, ctx.offset_dtype = (one, two), sizes, offset.dtype
+        ctx.stats, ctx.sizes, ctx.offset_dtype = (stats1, stats2), sizes, offset.dtype
         return out, x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, reduced, scaled, taps, weight1, bias1, scale, weight2, bias2, local_taps = ctx.saved_tensors
-        (one, two), sizes = ctx.stats, ctx.sizes
-        grad, around = (grad.contiguous() for grad in grad_outputs)
+        (stats1, stats2), sizes = ctx.stats, ctx.sizes
+        grad, skip_grad = (grad.contiguous() for grad in grad_outputs)
         n, c, groups, tiles, window = sizes.n, sizes.c, sizes.groups(), sizes.tiles(), sizes.kernel**2
 
         def partial(*sums: int) -> Tensor:
             return torch.empty((groups, *sums), dtype=torch.float32, device=x.device)
 
         dz, dnormed, dreduced = (torch.empty_like(reduced) for _ in range(3))
-        taken = partial(12, c)
+        partial_sums = partial(12, c)
         _local_gradient_kernel[(groups, c)](
-            grad, scaled, two.mean, two.rstd, weight2, bias2, local_taps, dz, taken, n, c,
-            KEYS_W=sizes.keys()[1], **tiles,
+            grad, scaled, stats2.mean, stats2.rstd, weight2, bias2, local_taps, dz, partial_sums, n, c,
+            KEYS_W=sizes.key_size()[1], **tiles,
         )  # fmt: skip
-        local = taken.sum(0)
-        shared, inverse_count = two.shared(local[10:])
-        taken = partial(3, c)
+        local = partial_sums.sum(0)
+        global_sums, inverse_count = stats2.sum_over_ranks(local[10:])
+        partial_sums = partial(3, c)
         _scale_gradient_kernel[(groups, c)](
-            dz, scaled, reduced, one.mean, one.rstd, weight1, bias1, two.mean, two.rstd, weight2, shared, scale,
-            dnormed, taken, inverse_count, n, c, BATCH=two.of_batch, **tiles,
+            dz, scaled, reduced, stats1.mean, stats1.rstd, weight1, bias1, stats2.mean, stats2.rstd, weight2,
+            global_sums, scale, dnormed, partial_sums, inverse_count, n, c, BATCH_STATS=stats2.from_batch, **tiles,
         )  # fmt: skip
-        scaling = taken.sum(0)
-        shared, inverse_count = one.shared(scaling[1:])
-        taken = partial(c, window)
+        scaling = partial_sums.sum(0)
+        global_sums, inverse_count = stats1.sum_over_ranks(scaling[1:])
+        partial_sums = partial(c, window)
         _reduce_gradient_kernel[(groups, c)](
-            dnormed, reduced, x, one.mean, one.rstd, weight1, shared, dreduced, taken, inverse_count, n, c,
-            BATCH=one.of_batch, BLOCK_K=triton.next_power_of_2(window), **sizes.sides(), **tiles,
+            dnormed, reduced, x, stats1.mean, stats1.rstd, weight1, global_sums, dreduced, partial_sums, inverse_count,
+            n, c, BATCH_STATS=stats1.from_batch, BLOCK_K=triton.next_power_of_2(window), **sizes.sides(), **tiles,
         )  # fmt: skip
-        dx = spread_map(dreduced, taps, around, sizes)
+        dx = strided_conv_input_gradient(dreduced, taps, skip_grad, sizes)
         return (
-            dx, None, taken.sum(0).view_as(taps).to(taps.dtype), None, scaling[2].to(weight1.dtype),
+            dx, None, partial_sums.sum(0).view_as(taps).to(taps.dtype), None, scaling[2].to(weight1.dtype),
             scaling[1].to(weight1.dtype), scaling[0].view_as(scale).to(scale.dtype), None, local[11].to(weight2.dtype),
             local[10].to(weight2.dtype), local[:9].t().reshape(local_taps.shape).to(local_taps.dtype),
             local[9].to(ctx.offset_dtype),
@@ -258,20 +279,22 @@ def fork_spatial_reduction(
     x: Tensor, stride: int, taps: Tensor, norm1: nn.BatchNorm2d, scale: Tensor, norm2: nn.BatchNorm2d,
     local_taps: Tensor, offset: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What keys and values are made of, `[N, C, h, w]`, and `x` for the queries.
+    """Return the map `[N, C, h, w]` that keys and values are computed from, and `x` for the queries.
+
+    Use the `x` returned: the kernel then adds the two gradients of `x`.
 
     Args:
-        x: `[N, C, H, W]` in fp32, bf16 or fp16. Use the one returned: its two gradients are then one pass.
-        stride: of the reduction, and so of the keys.
-        taps: `[C, 1, K, K]`, with a padding of K // 2.
-        norm1: after the reduction.
+        x: `[N, C, H, W]` in fp32, bf16 or fp16.
+        stride: stride of the reduction.
+        taps: `[C, 1, K, K]`, applied with a padding of K // 2.
+        norm1: the norm after the reduction.
         scale: `[C, 1, 1, 1]`.
-        norm2: after the scale.
+        norm2: the norm after the scale.
         local_taps: `[C, 1, 3, 3]`.
-        offset: `[C]`.
+        offset: `[C]`, bias of the 3 x 3 convolution.
 
     Raises:
-        ValueError: training on a single value per channel.
+        ValueError: a batch in training has a single value per channel.
     """
     return _SpatialReductionFunction.apply(
         x.contiguous(), stride, taps, norm1, norm1.weight, norm1.bias, scale, norm2, norm2.weight, norm2.bias,

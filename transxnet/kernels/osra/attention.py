@@ -1,13 +1,14 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false
-"""OSRA's attention: every position to a few keys, with a learned bias for each pair.
+"""OSRA's attention from every position to a few keys, with a learned bias for each pair of positions.
 
     out = softmax(q^T k / sqrt(D) + bias) v      per sample and head; L queries, M keys, D channels a head
 
-The keys of a head fit one block (49 at 224 px), so the softmax needs no running maximum, and the backward no output.
-Library kernels serve neither a bias that takes a gradient nor head widths such as 19 or 28. The bias's gradient is
-summed over the batch by programs that walk through the samples: no atomics, and two runs give the same bits.
+Source: TransXNet, arXiv 2310.19380, section 3 (OSRA). The keys of a head fit in one block (49 at 224 px), so the
+softmax needs no running maximum and the backward does not need the output. Library kernels support neither a bias that
+takes a gradient nor head widths such as 19 or 28. The bias gradient is summed over the batch by programs that loop over
+samples, without atomics, so that two runs give the same bits.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from transxnet.kernels.pixels import gap
+from transxnet.kernels.common.tiles import block_size, sample_gap
 
 __all__ = ["MAX_KEYS", "attend", "attend_gradient", "attention", "attention_reference"]
 
@@ -29,71 +30,73 @@ FORWARD, BACKWARD, BIAS_GRADIENT = (64, 4), (64, 8), (32, 4)
 
 
 def attention_reference(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-    """The formula in plain PyTorch: `q` `[N, C, H, W]`, `kv` `[N, 2 C, h, w]`, `bias` `[1, heads, H W, h w]`."""
+    """Return attention in plain PyTorch: `q` `[N, C, H, W]`, `kv` `[N, 2 C, h, w]`, `bias` `[1, heads, H W, h w]`."""
     heads = bias.shape[1]
-    queries = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+    rows = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
     k, v = kv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
-    logits = (queries @ k) * (queries.shape[-1] ** -0.5) + bias
+    logits = (rows @ k) * (rows.shape[-1] ** -0.5) + bias
     out = torch.softmax(logits, dim=-1).to(v.dtype) @ v.transpose(-1, -2)
     return out.transpose(-1, -2).reshape(q.shape)
 
 
 @triton.jit
 def _probabilities(
-    q, k, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M: tl.constexpr,
+    q, k, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    # Softmax over the keys, [BLOCK_L, BLOCK_M] fp32; `q` is [D, BLOCK_L], `k` [D, BLOCK_M].
-    where = (lines < L)[:, None] & (keys < M)[None, :]
-    bias = tl.load(bias_ptr + (head * L + lines[:, None]) * M + keys[None, :], mask=where, other=0.0)
+    # Softmax over the keys, [BLOCK_L, BLOCK_M] fp32; `q` is [D, BLOCK_L], `k` is [D, BLOCK_M].
+    mask = (queries < L)[:, None] & (keys < M)[None, :]
+    bias = tl.load(bias_ptr + (head * L + queries[:, None]) * M + keys[None, :], mask=mask, other=0.0)
     logits = tl.dot(tl.trans(q), k, input_precision="ieee") * scale + bias.to(tl.float32)
     logits = tl.where((keys < M)[None, :], logits, float("-inf"))
-    # exp(x) is 2 ** (x / ln 2), and a division takes as long as all else here.
+    # exp(x) is 2 ** (x / ln 2). One reciprocal a row, because a division takes as long as all else here.
     p = tl.exp2(logits * 1.4426950408889634 - (tl.max(logits, 1) * 1.4426950408889634)[:, None])
     return p * (1.0 / tl.sum(p, 1))[:, None]
 
 
 @triton.jit
 def _attention_fwd_kernel(
-    q_ptr, kv_ptr, bias_ptr, out_ptr, L, M, scale, gap,
+    q_ptr, kv_ptr, bias_ptr, out_ptr, L, M, scale, sample_gap,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # Program (block of queries, sample and head).
     n = (tl.program_id(1) // HEADS).to(tl.int64)
     head = tl.program_id(1) % HEADS
-    lines = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    queries = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     keys = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     q_base = (n * HEADS + head) * D * L
     k_base = (n * 2 * HEADS + head) * D * M
     v_base = k_base + HEADS * D * M
-    line_mask = (d < D)[:, None] & (lines < L)[None, :]
+    query_mask = (d < D)[:, None] & (queries < L)[None, :]
     key_mask = (d < D)[:, None] & (keys < M)[None, :]
-    q = tl.load(q_ptr + q_base + d[:, None] * L + lines[None, :], mask=line_mask, other=0.0)
+    q = tl.load(q_ptr + q_base + d[:, None] * L + queries[None, :], mask=query_mask, other=0.0)
     k = tl.load(kv_ptr + k_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
     v = tl.load(kv_ptr + v_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
-    p = _probabilities(q, k, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+    p = _probabilities(q, k, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M)
     out = tl.dot(v, tl.trans(p.to(v.dtype)), input_precision="ieee")
     tl.store(
-        out_ptr + n * gap + q_base + d[:, None] * L + lines[None, :], out.to(out_ptr.dtype.element_ty), mask=line_mask
+        out_ptr + n * sample_gap + q_base + d[:, None] * L + queries[None, :],
+        out.to(out_ptr.dtype.element_ty),
+        mask=query_mask,
     )
 
 
 @triton.jit
 def _logit_gradients(
-    q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M: tl.constexpr,
+    q, k, v, grad, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    # (Probabilities, gradient of the logits), both [BLOCK_L, BLOCK_M] fp32.
-    p = _probabilities(q, k, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+    # Probabilities and gradient of the logits, both [BLOCK_L, BLOCK_M] fp32.
+    p = _probabilities(q, k, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M)
     dp = tl.dot(tl.trans(grad), v, input_precision="ieee")
     return p, p * (dp - tl.sum(p * dp, 1)[:, None])
 
 
 @triton.jit
 def _attention_bwd_kernel(
-    q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, gap, lines_per_split,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, dq_ptr, partial_ptr, N, L, M, scale, sample_gap, queries_per_split,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    # Program (sample and head, split of the queries): dq of its queries, and its part of dk and dv.
+    # Program (sample and head, split of the queries): dq of its queries, and its partial sums of dk and dv.
     n = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
     split = tl.program_id(1)
@@ -107,19 +110,19 @@ def _attention_bwd_kernel(
     v = tl.load(kv_ptr + k_base + HEADS * D * M + key_offsets, mask=key_mask, other=0.0)
     dk = tl.zeros([BLOCK_D, BLOCK_M], dtype=tl.float32)
     dv = tl.zeros([BLOCK_D, BLOCK_M], dtype=tl.float32)
-    end = tl.minimum((split + 1) * lines_per_split, L)
-    for start in range(split * lines_per_split, end, BLOCK_L):
-        lines = start + tl.arange(0, BLOCK_L)
-        line_mask = (d < D)[:, None] & (lines < end)[None, :]
-        offsets = q_base + d[:, None] * L + lines[None, :]
-        q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
-        grad = tl.load(grad_ptr + n * gap + offsets, mask=line_mask, other=0.0)
-        p, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+    end = tl.minimum((split + 1) * queries_per_split, L)
+    for start in range(split * queries_per_split, end, BLOCK_L):
+        queries = start + tl.arange(0, BLOCK_L)
+        query_mask = (d < D)[:, None] & (queries < end)[None, :]
+        offsets = q_base + d[:, None] * L + queries[None, :]
+        q = tl.load(q_ptr + offsets, mask=query_mask, other=0.0)
+        grad = tl.load(grad_ptr + n * sample_gap + offsets, mask=query_mask, other=0.0)
+        p, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M)
         ds = (ds * scale).to(q.dtype)
         dv += tl.dot(grad, p.to(grad.dtype), input_precision="ieee")
         dk += tl.dot(q, ds, input_precision="ieee")
         dq = tl.dot(k, tl.trans(ds), input_precision="ieee")
-        tl.store(dq_ptr + offsets, dq.to(dq_ptr.dtype.element_ty), mask=line_mask)
+        tl.store(dq_ptr + offsets, dq.to(dq_ptr.dtype.element_ty), mask=query_mask)
     partial = partial_ptr + split.to(tl.int64) * (N * 2 * HEADS * D * M) + k_base
     dtype = partial_ptr.dtype.element_ty
     tl.store(partial + key_offsets, dk.to(dtype), mask=key_mask)
@@ -128,74 +131,104 @@ def _attention_bwd_kernel(
 
 @triton.jit
 def _bias_gradient_kernel(
-    q_ptr, kv_ptr, bias_ptr, grad_ptr, partial_ptr, N, L, M, scale, gap, samples,
+    q_ptr, kv_ptr, bias_ptr, grad_ptr, partial_ptr, N, L, M, scale, sample_gap, samples,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    # Program (block of queries, head, split of the batch): sum of the logits' gradient over `samples` samples.
+    # Program (block of queries, head, split of the batch): the logits' gradient summed over `samples` samples.
     head = tl.program_id(1)
     split = tl.program_id(2)
-    lines = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    queries = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     keys = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    line_mask = (d < D)[:, None] & (lines < L)[None, :]
+    query_mask = (d < D)[:, None] & (queries < L)[None, :]
     key_mask = (d < D)[:, None] & (keys < M)[None, :]
     total = tl.zeros([BLOCK_L, BLOCK_M], dtype=tl.float32)
     for n in range(split * samples, tl.minimum((split + 1) * samples, N)):
         row = tl.cast(n, tl.int64)
-        offsets = (row * HEADS + head) * D * L + d[:, None] * L + lines[None, :]
+        offsets = (row * HEADS + head) * D * L + d[:, None] * L + queries[None, :]
         k_offsets = (row * 2 * HEADS + head) * D * M + d[:, None] * M + keys[None, :]
-        q = tl.load(q_ptr + offsets, mask=line_mask, other=0.0)
-        grad = tl.load(grad_ptr + row * gap + offsets, mask=line_mask, other=0.0)
+        q = tl.load(q_ptr + offsets, mask=query_mask, other=0.0)
+        grad = tl.load(grad_ptr + row * sample_gap + offsets, mask=query_mask, other=0.0)
         k = tl.load(kv_ptr + k_offsets, mask=key_mask, other=0.0)
         v = tl.load(kv_ptr + k_offsets + HEADS * D * M, mask=key_mask, other=0.0)
-        _, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, lines, keys, L, M, scale, BLOCK_M)
+        _, ds = _logit_gradients(q, k, v, grad, bias_ptr, head, queries, keys, L, M, scale, BLOCK_M)
         total += ds
-    where = (lines < L)[:, None] & (keys < M)[None, :]
+    mask = (queries < L)[:, None] & (keys < M)[None, :]
     base = partial_ptr + (split * HEADS + head).to(tl.int64) * L * M
-    tl.store(base + lines[:, None] * M + keys[None, :], total, mask=where)
+    tl.store(base + queries[:, None] * M + keys[None, :], total, mask=mask)
 
 
 def _blocks(channels: int, keys: int, queries: int, warps: int) -> dict[str, int]:
     return {
-        "BLOCK_D": max(16, triton.next_power_of_2(channels)),
+        "BLOCK_D": block_size(channels),
         "BLOCK_L": queries,
-        "BLOCK_M": max(16, triton.next_power_of_2(keys)),
+        "BLOCK_M": block_size(keys),
         "num_warps": warps,
     }
 
 
 def attend(q: Tensor, kv: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Into `out`, part of the channels of a contiguous tensor, what `attention` returns."""
-    n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
+    """Write to `out`, a slice along the channels of a contiguous tensor, what `attention` returns."""
+    n, c, queries, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
     blocks = _blocks(c // heads, keys, *FORWARD)
-    _attention_fwd_kernel[(triton.cdiv(lines, blocks["BLOCK_L"]), n * heads)](
-        q, kv, bias, out, lines, keys, (c // heads) ** -0.5, gap(out), HEADS=heads, D=c // heads, **blocks
+    _attention_fwd_kernel[(triton.cdiv(queries, blocks["BLOCK_L"]), n * heads)](
+        q, kv, bias, out, queries, keys, (c // heads) ** -0.5, sample_gap(out), HEADS=heads, D=c // heads, **blocks
     )
 
 
 def attend_gradient(q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `q`, `kv` and `bias` from the output's, part of the channels of a contiguous tensor."""
-    n, c, lines, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
+    """Return the gradients of `q`, `kv` and `bias`.
+
+    `grad`, the output's gradient, may be a slice along the channels of a contiguous tensor.
+    """
+    n, c, queries, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
     scale = (c // heads) ** -0.5
 
     blocks = _blocks(c // heads, keys, *BACKWARD)
-    steps = triton.cdiv(lines, blocks["BLOCK_L"])
+    steps = triton.cdiv(queries, blocks["BLOCK_L"])
     each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads))) * blocks["BLOCK_L"]
-    splits = triton.cdiv(lines, each)
+    splits = triton.cdiv(queries, each)
     dq = torch.empty_like(q)
     partial = torch.empty((splits, *kv.shape), dtype=kv.dtype if splits == 1 else torch.float32, device=q.device)
     _attention_bwd_kernel[(n * heads, splits)](
-        q, kv, bias, grad, dq, partial, n, lines, keys, scale, gap(grad), each, HEADS=heads, D=c // heads, **blocks
+        q,
+        kv,
+        bias,
+        grad,
+        dq,
+        partial,
+        n,
+        queries,
+        keys,
+        scale,
+        sample_gap(grad),
+        each,
+        HEADS=heads,
+        D=c // heads,
+        **blocks,
     )
     dkv = partial[0] if splits == 1 else partial.sum(0).to(kv.dtype)
 
     blocks = _blocks(c // heads, keys, *BIAS_GRADIENT)
-    steps = triton.cdiv(lines, blocks["BLOCK_L"])
+    steps = triton.cdiv(queries, blocks["BLOCK_L"])
     samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, steps * heads)))
     splits = triton.cdiv(n, samples)
     partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
     _bias_gradient_kernel[(steps, heads, splits)](
-        q, kv, bias, grad, partial, n, lines, keys, scale, gap(grad), samples, HEADS=heads, D=c // heads, **blocks
+        q,
+        kv,
+        bias,
+        grad,
+        partial,
+        n,
+        queries,
+        keys,
+        scale,
+        sample_gap(grad),
+        samples,
+        HEADS=heads,
+        D=c // heads,
+        **blocks,
     )
     return dq, dkv, partial.sum(0).to(bias.dtype)
 
@@ -214,12 +247,12 @@ class _AttentionFunction(torch.autograd.Function):
 
 
 def attention(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-    """Attention of `q` `[N, C, H, W]` to keys and values `kv` `[N, 2 C, h, w]`; returns `[N, C, H, W]`.
+    """Return attention of `q` `[N, C, H, W]` to the keys and values `kv` `[N, 2 C, h, w]`; `[N, C, H, W]`.
 
-    `bias` is `[1, heads, H W, h w]`. `q` and `kv` share one dtype, fp32, bf16 or fp16; logits and softmax are fp32.
+    `bias` is `[1, heads, H W, h w]`. `q` and `kv` share one dtype, fp32, bf16 or fp16; logits and softmax are in fp32.
 
     Raises:
-        ValueError: more than `MAX_KEYS` keys.
+        ValueError: there are more than `MAX_KEYS` keys.
     """
     if bias.shape[3] > MAX_KEYS:
         raise ValueError(f"the attention kernel takes at most {MAX_KEYS} keys, got {bias.shape[3]}")

@@ -1,0 +1,1 @@
+"""IDConv, the input-dependent depthwise convolution: adaptive means, kernel generator, convolution."""

@@ -1,0 +1,1 @@
+"""MS-FFN, the multi-scale feed-forward network: expansion and multi-scale depthwise convolution."""

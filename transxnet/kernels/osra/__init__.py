@@ -1,0 +1,1 @@
+"""OSRA, the overlapping spatial-reduction attention: reduced keys and values, projections, attention."""
