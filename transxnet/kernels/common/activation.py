@@ -1,6 +1,6 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-"""GELU inside kernels, and the batch statistics of a map for which no other kernel took them."""
+"""GELU inside kernels, the gradient through GELU and BatchNorm, and batch statistics that no other kernel took."""
 
 import torch
 import triton
@@ -15,7 +15,7 @@ from transxnet.kernels.common.statistics import (
     running_statistics,
 )
 
-__all__ = ["BLOCK", "batch_statistics", "gelu", "gelu_with_gradient", "split_reduction"]
+__all__ = ["BLOCK", "batch_statistics", "gelu", "gelu_with_gradient", "norm_gradient", "split_reduction"]
 
 BLOCK = 1024
 # A reduction is split into at least this many programs: a few for each multiprocessor of the largest GPU.
@@ -61,6 +61,25 @@ def gelu_with_gradient(x, dtype: tl.constexpr):
     tail = _upper_tail(x, dtype == tl.float32)
     value = tl.maximum(x, 0.0) - tl.abs(x) * tail
     return value, tl.where(x > 0.0, 1.0 - tail, tail) + x * 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
+
+
+@triton.jit
+def norm_gradient(
+    x, grad, c, in_range, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH_STATS: tl.constexpr,
+):  # fmt: skip
+    """Return the fp32 gradient of `x`, given the fp32 gradient of `norm(gelu(x))`; both are [channels, pixels].
+
+    `x` is in the storage type, because GELU's precision depends on it.
+    """
+    rstd = tl.load(rstd_ptr + c, mask=in_range, other=0.0)
+    scale = rstd * tl.load(weight_ptr + c, mask=in_range, other=0.0)
+    value, slope = gelu_with_gradient(x.to(tl.float32), x.dtype)
+    if BATCH_STATS:
+        mean_grad_xhat = tl.load(sums_ptr + C + c, mask=in_range, other=0.0) * inverse_count * rstd
+        mean_grad = tl.load(sums_ptr + c, mask=in_range, other=0.0) * inverse_count
+        mean_grad -= tl.load(mean_ptr + c, mask=in_range, other=0.0) * mean_grad_xhat
+        grad -= mean_grad[:, None] + value * mean_grad_xhat[:, None]
+    return slope * (grad * scale[:, None])
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
+# ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 """1x1 convolutions over `[N, C, H, W]`, fused with the GELU and BatchNorm before them and the statistics after them.
 
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.kernels.common.activation import batch_statistics, gelu, gelu_with_gradient
+from transxnet.kernels.common.activation import batch_statistics, gelu, norm_gradient
 from transxnet.kernels.common.statistics import PartialStats
 from transxnet.kernels.common.tiles import block_size, first_channel_offsets, locate_block
 
@@ -32,7 +32,6 @@ __all__ = [
     "gelu_norm_linear_reference",
     "matrix_gradient",
     "multiply",
-    "norm_gradient",
     "tile_pixels",
 ]
 
@@ -157,25 +156,6 @@ def _reduce_matrix_gradient_kernel(
         dweight += tl.sum(matrix * v, 0)
     tl.store(sums_ptr + c, dbias, mask=c < C)
     tl.store(sums_ptr + C + c, dweight, mask=c < C)
-
-
-@triton.jit
-def norm_gradient(
-    x, grad, c, in_range, mean_ptr, rstd_ptr, weight_ptr, sums_ptr, inverse_count, C, BATCH_STATS: tl.constexpr,
-):  # fmt: skip
-    """Return the fp32 gradient of `x`, given the fp32 gradient of `norm(gelu(x))`; both are [channels, pixels].
-
-    `x` is in the storage type, because GELU's precision depends on it.
-    """
-    rstd = tl.load(rstd_ptr + c, mask=in_range, other=0.0)
-    scale = rstd * tl.load(weight_ptr + c, mask=in_range, other=0.0)
-    value, slope = gelu_with_gradient(x.to(tl.float32), x.dtype)
-    if BATCH_STATS:
-        mean_grad_xhat = tl.load(sums_ptr + C + c, mask=in_range, other=0.0) * inverse_count * rstd
-        mean_grad = tl.load(sums_ptr + c, mask=in_range, other=0.0) * inverse_count
-        mean_grad -= tl.load(mean_ptr + c, mask=in_range, other=0.0) * mean_grad_xhat
-        grad -= mean_grad[:, None] + value * mean_grad_xhat[:, None]
-    return slope * (grad * scale[:, None])
 
 
 @triton.jit

@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from transxnet.kernels.common.activation import norm_gradient
 from transxnet.kernels.common.linear import (
     DEPTH,
     WARPS,
     WIDE_ROWS,
     matrix_gradient,
     multiply,
-    norm_gradient,
     tile_pixels,
 )
 from transxnet.kernels.common.statistics import PartialStats
