@@ -104,7 +104,7 @@ def config_of_weights(state: Mapping[str, Tensor]) -> TransXNetConfig:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Load a state dict into a model of the same variant, and return a line for each tensor that was not taken as is.
+    """Load a state dict into a model of the same variant, and return a line for each tensor not loaded as is.
 
     A classifier for another number of classes keeps its initial weights, as in timm. Position bias tables of another
     image size are resized bicubically, as the network does for other inputs.
@@ -116,8 +116,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     Raises:
         ValueError: the weights are of another variant.
     """
-    own, taken, notes = model.state_dict(), dict(state), []
-    different = sorted(own.keys() ^ taken.keys())
+    own, loaded, notes = model.state_dict(), dict(state), []
+    different = sorted(own.keys() ^ loaded.keys())
     if different:
         raise ValueError(f"the weights are of another variant (first difference: {different[0]})")
     for name, value in state.items():
@@ -125,14 +125,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         if value.shape == shape:
             continue
         if name.startswith(HEAD):
-            taken[name] = own[name]
+            loaded[name] = own[name]
             notes.append(
                 f"{name} initialised afresh ({value.shape[0]} classes in the weights, {shape[0]} in the model)"
             )
         elif name.endswith(TABLE) and value.shape[:-2] == shape[:-2]:
-            taken[name] = F.interpolate(value.float(), size=shape[-2:], mode="bicubic", align_corners=False)
+            loaded[name] = F.interpolate(value.float(), size=shape[-2:], mode="bicubic", align_corners=False)
             notes.append(f"{name} resized from {list(value.shape[-2:])} to {list(shape[-2:])}")
         else:
             raise ValueError(f"the weights are of another variant: {name} is {list(value.shape)}, not {list(shape)}")
-    model.load_state_dict(taken)
+    model.load_state_dict(loaded)
     return notes

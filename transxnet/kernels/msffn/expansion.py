@@ -72,12 +72,12 @@ def expand_gelu(x: Tensor, matrix: Tensor, *, take_stats: bool) -> tuple[Tensor,
 
 def expand_gelu_gradient(
     x: Tensor, matrix: Tensor, h: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor], global_sums: Tensor,
-    inverse_count: float, *, batch: bool,
+    inverse_count: float, *, from_batch: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradients of `x` and `matrix` (fp32), given `grad`, the gradient of `norm(gelu(h))`.
 
     `norm` is mean, rstd and weight; `global_sums` and `inverse_count` are the results of `Statistics.sum_over_ranks`;
-    `batch` tells whether the norm uses batch statistics.
+    `from_batch` tells whether the norm uses batch statistics.
     """
     (o, c), n, hw = matrix.shape, len(x), x.shape[2] * x.shape[3]
     dx, dh = torch.empty_like(x), torch.empty_like(h)
@@ -85,6 +85,6 @@ def expand_gelu_gradient(
     block_p = tile_pixels(block_c, n * hw, hw)
     _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
         grad, matrix, h, *norm, global_sums, dh, dx, inverse_count, n, c, o, HW=hw,
-        BATCH_STATS=batch, BLOCK_O=block_size(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+        BATCH_STATS=from_batch, BLOCK_O=block_size(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
     )  # fmt: skip
     return dx, matrix_gradient(dh, x, None, total=False).sum(0)

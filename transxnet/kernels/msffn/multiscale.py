@@ -236,8 +236,9 @@ class _ExpandFunction(torch.autograd.Function):
         ]
         dbiases = [gradient.to(ctx.bias_dtype) for gradient in gradients[1::2]]
         global_sums, inverse_count = stats.sum_over_ranks(sums)
+        norm = (stats.mean, stats.rstd, weight)
         dx, dmatrix = expand_gelu_gradient(
-            x, low_matrix, h, de, (stats.mean, stats.rstd, weight), global_sums, inverse_count, batch=stats.from_batch
+            x, low_matrix, h, de, norm, global_sums, inverse_count, from_batch=stats.from_batch
         )
         shape, dtype = ctx.matrix
         affine = (sums[1].to(weight.dtype), sums[0].to(weight.dtype))

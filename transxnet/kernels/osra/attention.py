@@ -48,7 +48,7 @@ def _probabilities(
     bias = tl.load(bias_ptr + (head * L + queries[:, None]) * M + keys[None, :], mask=mask, other=0.0)
     logits = tl.dot(tl.trans(q), k, input_precision="ieee") * scale + bias.to(tl.float32)
     logits = tl.where((keys < M)[None, :], logits, float("-inf"))
-    # exp(x) is 2 ** (x / ln 2). One reciprocal a row, because a division takes as long as all else here.
+    # exp(x) is 2 ** (x / ln 2). One reciprocal per row: divisions would take as long as the rest.
     p = tl.exp2(logits * 1.4426950408889634 - (tl.max(logits, 1) * 1.4426950408889634)[:, None])
     return p * (1.0 / tl.sum(p, 1))[:, None]
 
