@@ -47,19 +47,19 @@ def test_names_and_shapes_are_the_published_ones(variant: str):
     published = json.loads((REFERENCE / f"keys_{variant}.json").read_text())
     with torch.device("meta"):
         state = transxnet.build(f"transxnet_{variant}").state_dict()
-    theirs = to_upstream(state)
-    assert {key: list(value.shape) for key, value in theirs.items()} == published
-    assert list(from_upstream(theirs)) == list(state)
+    upstream = to_upstream(state)
+    assert {key: list(value.shape) for key, value in upstream.items()} == published
+    assert list(from_upstream(upstream)) == list(state)
 
 
 @pytest.mark.parametrize(("num_classes", "image_size"), [(1000, 224), (10, 224), (21, 97)])
 def test_conversion_round_trips_for_other_classes_and_sizes(num_classes: int, image_size: int):
     model = transxnet.transxnet_n(num_classes=num_classes, image_size=image_size)
-    theirs = to_upstream(model.state_dict())
-    back = from_upstream(theirs)
+    upstream = to_upstream(model.state_dict())
+    back = from_upstream(upstream)
     assert list(back) == list(model.state_dict())
     assert all(back[key] is value or torch.equal(back[key], value) for key, value in model.state_dict().items())
-    assert list(to_upstream(back)) == list(theirs)
+    assert list(to_upstream(back)) == list(upstream)
 
 
 @pytest.mark.parametrize("convert", [from_upstream, to_upstream])

@@ -54,5 +54,6 @@ def test_fork_depthwise_conv_adds_both_gradients_of_its_input(shape, dtype):
     def call(operator):
         return lambda t: torch.cat(operator(t["x"], t["weight"], t["bias"]))
 
-    ours, theirs = call(fork_depthwise_conv), call(fork_depthwise_conv_reference)
-    assert_as_exact_as_pytorch(ours, theirs, inputs, (2 * shape[0], *shape[1:]))
+    assert_as_exact_as_pytorch(
+        call(fork_depthwise_conv), call(fork_depthwise_conv_reference), inputs, (2 * shape[0], *shape[1:])
+    )

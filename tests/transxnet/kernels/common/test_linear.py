@@ -47,6 +47,7 @@ def test_gelu_norm_linear_matches_the_reference(shape, outputs, dtype, training)
 
         return run
 
-    ours, theirs = call(gelu_norm_linear), call(gelu_norm_linear_reference)
-    assert_as_exact_as_pytorch(ours, theirs, inputs, (shape[0], outputs, *shape[2:]))
+    assert_as_exact_as_pytorch(
+        call(gelu_norm_linear), call(gelu_norm_linear_reference), inputs, (shape[0], outputs, *shape[2:])
+    )
     assert_same_buffers(norms[gelu_norm_linear], norms[gelu_norm_linear_reference], 1e-4 if dtype == FP32 else 1e-2)

@@ -44,22 +44,22 @@ def test_ms_ffn_and_residual_match_the_reference(shape, ratio, dtype, training):
 
     def call(kernels):
         def run(t):
-            like = t["x"].dtype
-            made = [batch_norm(width, training, like) for width in (c, c, dim)]
-            for index, norm in enumerate(made, start=1):
+            x_dtype = t["x"].dtype
+            batch_norms = [batch_norm(width, training, x_dtype) for width in (c, c, dim)]
+            for index, norm in enumerate(batch_norms, start=1):
                 with_parameters(norm, t[f"norm{index}_weight"], t[f"norm{index}_bias"])
-            norms[kernels] = made
+            norms[kernels] = batch_norms
             names = ("expand", "contract", *(f"{kind}{k}" for kind in ("weight", "bias") for k in (1, 3, 5, 7)))
-            expand, contract, *convs = (t[name] if kernels else t[name].to(like) for name in names)
+            expand, contract, *convs = (t[name] if kernels else t[name].to(x_dtype) for name in names)
             weights, biases = convs[:4], convs[4:]
-            end = (made[2], t["scale"], t["offset"], None, None)
+            end = (batch_norms[2], t["scale"], t["offset"], None, None)
             if kernels:
-                d, partial_stats = expand_norm_multiscale(t["x"], expand, made[0], weights, biases)
-                out, partial_stats = gelu_norm_linear(d, made[1], contract, None, partial_stats)
+                d, partial_stats = expand_norm_multiscale(t["x"], expand, batch_norms[0], weights, biases)
+                out, partial_stats = gelu_norm_linear(d, batch_norms[1], contract, None, partial_stats)
                 return scaled_residual(t["x"], out, *end, partial_stats)
-            d = expand_norm_multiscale_reference(t["x"], expand, made[0], weights, biases)
-            out = gelu_norm_linear_reference(d, made[1], contract, None)
-            return scaled_residual_reference(t["x"], out, *end).to(like)
+            d = expand_norm_multiscale_reference(t["x"], expand, batch_norms[0], weights, biases)
+            out = gelu_norm_linear_reference(d, batch_norms[1], contract, None)
+            return scaled_residual_reference(t["x"], out, *end).to(x_dtype)
 
         return run
 

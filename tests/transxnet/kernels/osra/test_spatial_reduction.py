@@ -44,17 +44,17 @@ def test_fork_spatial_reduction_matches_the_reference(shape, stride, kernel, dty
 
     def call(operator):
         def run(t):
-            like = t["x"].dtype
-            made = [batch_norm(c, training, like) for _ in range(2)]
+            x_dtype = t["x"].dtype
+            norm_pair = [batch_norm(c, training, x_dtype) for _ in range(2)]
             # With a small eps the norm would cancel the scale, whose gradient would be 0 up to rounding.
-            made[1].eps = 10.0
-            norms[operator] = made
-            for index, norm in enumerate(made, start=1):
+            norm_pair[1].eps = 10.0
+            norms[operator] = norm_pair
+            for index, norm in enumerate(norm_pair, start=1):
                 with_parameters(norm, t[f"weight{index}"], t[f"bias{index}"])
-            given = t if operator is fork_spatial_reduction else {name: value.to(like) for name, value in t.items()}
-            out, x = operator(
-                t["x"], stride, given["taps"], made[0], given["scale"], made[1], given["local_taps"], given["offset"]
-            )
+            if operator is fork_spatial_reduction_reference:
+                t = {name: value.to(x_dtype) for name, value in t.items()}
+            norm1, norm2 = norm_pair
+            out, x = operator(t["x"], stride, t["taps"], norm1, t["scale"], norm2, t["local_taps"], t["offset"])
             return torch.cat((out.flatten(), 0.5 * x.flatten()))
 
         return run
