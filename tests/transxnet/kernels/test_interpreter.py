@@ -10,7 +10,10 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run directly on the GPU here")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run directly on the GPU here"),
+    pytest.mark.timeout(1800),
+]
 
 KERNELS = Path(__file__).parent
 
