@@ -31,7 +31,7 @@ class HalfBlock(nn.Module):
         # With a small eps this norm would cancel the scale before it, whose gradient would be 0 up to rounding.
         self.attention.reduction.scale.norm.eps = 10.0
         self.bias = nn.Parameter(torch.randn(1, 1, SIDES[0] * SIDES[1], 20))
-        self.mlp = MultiScaleFFN(DIM, 4, "auto")
+        self.mlp = MultiScaleFFN(DIM, 2, "auto")
         self.residual = ScaledResidual(DIM, 0.5, 0.0, "auto")
 
     def forward(self, x: Tensor) -> Tensor:
