@@ -1,7 +1,7 @@
-"""ImageNet, however it is held, packed into WebDataset tars with a manifest and an index.
+"""Pack ImageNet, in whichever form it is stored, into WebDataset tars with a manifest and an index.
 
-Packing itself is in `sharding.build`: `from sharding.build import BuildOptions, build`. Importing the package costs
-nothing: pyarrow is imported when a manifest is first asked for, so that `--help` answers at once.
+The packing itself is in `sharding.build`: `from sharding.build import BuildOptions, build`. Importing this package
+imports no other: pyarrow is imported when a manifest is first used, so that `--help` answers at once.
 """
 
 from importlib import import_module
@@ -28,12 +28,13 @@ __all__ = [
     "open_filesystem",
 ]
 
-_HOMES = {"open_filesystem": "sharding.storage"}
+_MODULE_OF = {"open_filesystem": "sharding.storage"}
+_DEFAULT_MODULE = "sharding.manifest"
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sharding' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "sharding.manifest")), name)
+    value = getattr(import_module(_MODULE_OF.get(name, _DEFAULT_MODULE)), name)
     globals()[name] = value
     return value

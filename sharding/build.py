@@ -1,8 +1,7 @@
-"""Packs ImageNet, however it is held, into WebDataset tars.
+"""Pack ImageNet, in whichever form it is stored, into WebDataset tars.
 
-The command is `python -m sharding.build --source P --output U --split train`.
-
-The library form is `build(BuildOptions(...))`.
+As a command: `python -m sharding.build --source P --output U --split train`.
+As a library: `build(BuildOptions(...))`.
 """
 
 from __future__ import annotations
@@ -11,27 +10,29 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sharding.command import run_command, say_line
-from sharding.tasks import slurm_task
+from sharding.cli import run_command
+from sharding.console import Log, no_log, print_line
+from sharding.errors import ShardingError
+from sharding.slurm import slurm_task
 
 if TYPE_CHECKING:
     from sharding.manifest import Manifest
     from sharding.plan import Plan
     from sharding.sources import Listing
 
-_AUDIT_LINES = 5
+_LISTED_DIFFERENCES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """Pack images into WebDataset tars with a manifest and an index.
 
-    The same source and settings give the same bytes, with any number of workers or tasks. An interrupted build goes on
-    where it was when the same command is given again.
+    The same source and settings give the same bytes, with any number of workers or tasks. An interrupted build resumes
+    when the same command is given again.
     """
 
     source: str = "imagenet"
@@ -43,36 +44,34 @@ class BuildOptions:
     name: str = "imagenet1k"
     """prefix of all files"""
     source_format: Literal["auto", "ilsvrc", "kaggle", "parquet", "folder"] = "auto"
-    """how the source is held, where it is not to be guessed"""
+    """form in which the source is stored; auto detects it"""
     classes: str | None = None
-    """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default what the source has"""
+    """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default the classes of the source"""
     shard_mb: int = 128
-    """size of a shard in MB (10^6 bytes) of the images as they are in the source, 1 to 4096"""
+    """size of a shard in MB (10^6 bytes) of source images, 1 to 4096"""
     seed: int = 0
-    """of the shuffle"""
+    """seed of the shuffle"""
     shorter_side: int | None = None
-    """re-encode larger images to this shorter side in pixels (400 and 256 are the useful ones)"""
+    """re-encode larger images to this shorter side in pixels (400 and 256 are useful values)"""
     quality: int = 90
     """JPEG quality of images re-encoded by --shorter-side"""
     decode_check: bool = True
-    """decode each image once to prove that it is whole"""
+    """decode each image once to prove that it is complete"""
     on_bad: Literal["stop", "skip"] = "stop"
-    """what an unreadable image does: stop the build, or be left out and listed in the manifest"""
+    """on an unreadable image: stop the build, or skip the image and list it in the manifest"""
     workers: int | None = None
-    """processes; by default one for each CPU this process may use"""
+    """number of worker processes; by default one for each CPU this process may use"""
     task_index: int | None = None
-    """which of --task-count tasks this is, from 0; by default from SLURM's variables"""
+    """index of this task among --task-count tasks, from 0; by default from SLURM's variables"""
     task_count: int | None = None
-    """how many tasks share the work; the last to finish publishes the manifest"""
+    """number of tasks that share the work; the last task to finish publishes the manifest"""
 
     def check(self) -> None:
-        """Refuse values that cannot work.
+        """Refuse values outside their allowed range.
 
         Raises:
-            ShardingError: which, and what is allowed.
+            ShardingError: a value is not allowed; the message names the flag and the allowed range.
         """
-        from sharding.errors import ShardingError
-
         if (self.task_index is None) != (self.task_count is None):
             raise ShardingError("--task-index and --task-count belong together: give both or neither")
         allowed = {
@@ -94,18 +93,18 @@ class BuildOptions:
                 raise ShardingError(f"--{field} {value!r}: only letters, digits, - and _ may be in it")
 
 
-def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Manifest]:
+def build(options: BuildOptions, *, log: Log = no_log) -> list[Manifest]:
     """Pack the splits that the options ask for.
 
     Args:
-        options: what to do; SLURM's variables are not looked at here.
-        say: takes lines for the user.
+        options: source, output and settings. This function does not read SLURM's variables; the command does.
+        log: function that takes lines of text for the user.
 
     Returns:
-        The manifest of each split that is complete; a task that is not the last to finish returns none.
+        The manifest of each complete split; a split with shards left to other tasks has none.
 
     Raises:
-        ShardingError: the options, the source or the output are wrong; nothing half-written is published.
+        ShardingError: the options, the source or the output are wrong; no incomplete file is published.
     """
     from sharding.pool import available_cpus, prepare_workers
 
@@ -116,19 +115,19 @@ def build(options: BuildOptions, *, say: Callable[[str], None] = lambda line: No
     from sharding.sources import list_source
 
     form = None if options.source_format == "auto" else options.source_format
-    # All are listed before the first is packed: what is missing for the last should not be said hours later.
+    # List all splits before packing the first: a fault in the last one should show now, not hours later.
     listings = list_source(options.source, options.split, form, options.classes)
-    manifests = [_build_split(options, listing, say) for listing in listings]
+    manifests = [_build_split(options, listing, log) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
 
 
-def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], None]) -> Manifest | None:
-    """Pack one split; None if other tasks have not finished theirs."""
+def _build_split(options: BuildOptions, listing: Listing, log: Log) -> Manifest | None:
+    """Pack one split; returns None while shards of other tasks are missing."""
     from sharding.images import ImagePolicy
-    from sharding.labels import agree_with_published
+    from sharding.labels import align_with_published
     from sharding.packing import Packing
     from sharding.plan import make_plan
-    from sharding.pool import available_cpus, run_jobs
+    from sharding.pool import run_jobs, worker_count
     from sharding.progress import Progress
     from sharding.sources.detect import open_source
     from sharding.storage import Folder
@@ -137,8 +136,8 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     started = time.monotonic()
     output = Folder.open(options.output)
     output.create()
-    listing = agree_with_published(output, options.name, listing)
-    _say_listing(listing, say)
+    listing = align_with_published(output, options.name, listing)
+    _log_listing(listing, log)
     keys = listing.keys.to_pylist()
     plan = make_plan(
         keys,
@@ -149,18 +148,18 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
     )
     packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan, keys))
     if packing.manifest is not None:
-        named = packing.name_classes() if options.classes else None
+        named = packing.add_class_names() if options.classes else None
         manifest = named or packing.manifest
-        say(f"{packing.stem}: complete already, {manifest.num_samples:,} images, digest {manifest.digest}")
+        log(f"{packing.stem}: complete already, {manifest.num_samples:,} images, digest {manifest.digest}")
         if named:
-            say("  its classes have names now, and so it has another digest: runs that were begun with the former one,")
-            say(f"  {packing.manifest.digest}, do not go on with it")
+            log("  the manifest has the names of the classes now, and therefore another digest: runs that began with")
+            log(f"  the previous digest, {packing.manifest.digest}, cannot resume with it")
         return manifest
     task_index, task_count = options.task_index or 0, options.task_count or 1
-    mine = len(range(task_index, plan.num_shards, task_count))
-    workers = max(1, min(options.workers or available_cpus(), mine))
+    own_shards = range(task_index, plan.num_shards, task_count)
+    workers = worker_count(options.workers, len(own_shards))
     policy = ImagePolicy(shorter_side=options.shorter_side, quality=options.quality, decode_check=options.decode_check)
-    samples = sum(len(plan.samples(number)) for number in range(task_index, plan.num_shards, task_count))
+    samples = sum(len(plan.samples(number)) for number in own_shards)
     with packing.lock(task_index, task_count), Progress(packing.stem, samples) as progress:
         jobs = packing.jobs(
             open_source(options.source),
@@ -169,92 +168,90 @@ def _build_split(options: BuildOptions, listing: Listing, say: Callable[[str], N
             task_index=task_index,
             task_count=task_count,
         )
-        for part, was_there in run_jobs(pack_shard, jobs, workers):
-            if part is not None:
-                progress.add(part.shard.samples, part.shard.bytes, written=not was_there)
+        for record, was_finished in run_jobs(pack_shard, jobs, workers):
+            if record is not None:
+                progress.add(record.shard.samples, record.shard.bytes, written=not was_finished)
         manifest = packing.finish()
-    if manifest is not None:
-        packing.tidy()
     if manifest is None:
-        say(
+        log(
             f"{packing.stem}: task {task_index} of {task_count} is done; some shards are left to the other tasks; "
             "if those have ended already, give the command once more"
         )
         return None
-    _say_summary(manifest, progress.written_samples, time.monotonic() - started, say)
+    packing.remove_work_folder()
+    _log_summary(manifest, progress.written_samples, time.monotonic() - started, log)
     return manifest
 
 
 def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequence[str]) -> dict[str, object]:
-    """What decides the bytes of the shards."""
-    from sharding.imagenet import audit, is_imagenet
+    """The settings that decide the bytes of the shards."""
+    from sharding.imagenet import is_whole_imagenet
 
     return {
         "samples_listed": len(listing),
-        "whole_imagenet": is_imagenet(listing.classes, listing.split)
-        and not audit(listing.split, listing.labels, listing.classes),
+        "whole_imagenet": is_whole_imagenet(listing.split, listing.labels, listing.classes),
         "listing_sha256": listing.digest(),
         "shard_mb": options.shard_mb,
         "seed": options.seed,
         "shorter_side": options.shorter_side,
         "quality": options.quality if options.shorter_side else None,
         "decode_check": options.decode_check,
-        # Row groups and their sizes decide the plan too; elsewhere it follows from the listing, the seed and the size.
+        # With parquet, row groups and their sizes decide the plan too; else the listing, the seed and the size do.
         **({} if listing.blocks is None else {"plan_sha256": plan.digest(keys)}),
     }
 
 
-def _say_listing(listing: Listing, say: Callable[[str], None]) -> None:
-    from sharding.imagenet import NUM_CLASSES, audit, has_wordnet_ids, is_imagenet
+def _log_listing(listing: Listing, log: Log) -> None:
+    from sharding.imagenet import NUM_CLASSES, compare_with_imagenet, has_wordnet_ids, is_imagenet
 
-    say(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, held as {listing.source_format}")
+    log(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, form {listing.source_format}")
     if has_wordnet_ids(listing.classes) and len(listing.classes) < NUM_CLASSES:
-        say(
+        log(
             f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {NUM_CLASSES}; "
             "labels are positions in the sorted list of these"
         )
     if has_wordnet_ids(listing.classes) and all(entry.name == entry.wnid for entry in listing.classes):
-        say("  the classes have no names but their WordNet ids; --classes LOC_synset_mapping.txt gives them names")
+        log("  the classes have only WordNet ids; --classes LOC_synset_mapping.txt gives them names")
     if is_imagenet(listing.classes, listing.split):
-        faults = audit(listing.split, listing.labels, listing.classes)
-        for fault in faults[:_AUDIT_LINES]:
-            say(f"  not the whole of ImageNet: {fault}")
-        if len(faults) > _AUDIT_LINES:
-            say(f"  and in {len(faults) - _AUDIT_LINES} classes more")
+        differences = compare_with_imagenet(listing.split, listing.labels, listing.classes)
+        for difference in differences[:_LISTED_DIFFERENCES]:
+            log(f"  not the complete ImageNet: {difference}")
+        if len(differences) > _LISTED_DIFFERENCES:
+            log(f"  and {len(differences) - _LISTED_DIFFERENCES} more differences")
     for note in listing.notes:
-        say(f"  {note}")
+        log(f"  {note}")
 
 
-def _say_summary(manifest: Manifest, written: int, seconds: float, say: Callable[[str], None]) -> None:
+def _log_summary(manifest: Manifest, written: int, seconds: float, log: Log) -> None:
     total = sum(shard.bytes for shard in manifest.shards)
-    there = manifest.num_samples - written
-    say(
+    from_earlier = manifest.num_samples - written
+    log(
         f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB, "
         f"{seconds:,.1f} s, {written / seconds:,.0f} images/s"
-        + (f" ({there:,} images were there already)" if there else "")
+        + (f" ({from_earlier:,} images were there already)" if from_earlier else "")
     )
     odd = Counter((entry.action, entry.reason) for entry in manifest.odd)
     for (action, reason), count in sorted(odd.items()):
-        say(f"  {action}: {count} ({reason})")
-    say(f"  digest {manifest.digest}")
+        log(f"  {action}: {count} ({reason})")
+    log(f"  digest {manifest.digest}")
 
 
-def _build_and_say(options: BuildOptions) -> int:
+def _run(options: BuildOptions) -> int:
     if options.task_count is None and options.task_index is None:
         index, count = slurm_task(os.environ)
         options = dataclasses.replace(options, task_index=index, task_count=count)
-    build(options, say=say_line)
+    build(options, log=print_line)
     return 0
 
 
 def main() -> int:
-    """Run the command; gives the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         "python -m sharding.build",
         BuildOptions,
-        _build_and_say,
-        places=lambda options: f"{options.source} or {options.output}",
-        ended="finished shards are kept, the same command goes on where it was",
+        _run,
+        describe_place=lambda options: f"{options.source} or {options.output}",
+        after_interrupt="finished shards are kept; give the same command again to resume",
     )
 
 

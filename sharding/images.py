@@ -1,4 +1,4 @@
-"""One image on its way into a shard: proved whole, converted where it is odd, made smaller where asked."""
+"""Prepare one image for a shard: check that it is complete, convert unusual formats, make it smaller if asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 
 from sharding.errors import ImageError
 
-# ImageNet's largest image has 61 million pixels. Bounds the memory of one decode to about 400 MB.
+if TYPE_CHECKING:
+    from PIL import Image
+# ImageNet's largest image has 61 million pixels. The limit bounds the memory of one decode to about 400 MB.
 MAX_PIXELS = 1 << 26
-# As many pixels without compression, and some more.
+# Slightly more than the bytes of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
-# Pillow holds several copies of a whole image.
+# Smaller than MAX_PIXELS, because Pillow holds several copies of an image in memory.
 _MAX_CONVERTED_PIXELS = 1 << 24
-
-# Twice as wide and high these are 50 MB.
+# Largest result that is resized by way of twice its size, which takes 50 MB.
 _MAX_DOUBLED_PIXELS = 1 << 22
 
-# libjpeg's words for image data that is not there or is not what was written.
+# Parts of libjpeg's warnings about image data that is missing or damaged.
 _DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
-# Formats that are turned into JPEG; everything else is not an image for us.
+# Formats that Pillow may read here.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _CONVERTED_QUALITY = 95
 _APP1 = 0xE1
@@ -36,17 +37,17 @@ _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
-_TURNED = range(2, 9)  # 1 is upright, and some cameras write 0
+_NOT_UPRIGHT = range(2, 9)  # values of the tag; 1 is upright, and some cameras write 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
-    """What happens to each image.
+    """How to check and convert each image.
 
     Attributes:
-        shorter_side: re-encode images whose shorter side is longer than this, in pixels; None leaves all bytes alone.
+        shorter_side: re-encode images whose shorter side is longer than this, in pixels; None keeps the original bytes.
         quality: JPEG quality of re-encoded images, 1 to 100.
-        decode_check: decode each image once to prove that it is whole.
+        decode_check: whether to decode each image once to prove that it is complete.
     """
 
     shorter_side: int | None = None
@@ -55,7 +56,14 @@ class ImagePolicy:
 
 
 class PackedImage(NamedTuple):
-    """An image as it is stored: JPEG bytes, size in pixels, and what was odd about the original, if anything."""
+    """An image as it is stored.
+
+    Attributes:
+        data: JPEG bytes.
+        width: width in pixels.
+        height: height in pixels.
+        oddity: what was unusual about the original, such as `CMYK JPEG`; None if nothing was.
+    """
 
     data: bytes
     width: int
@@ -64,10 +72,10 @@ class PackedImage(NamedTuple):
 
 
 def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
-    """Check one encoded image and give the bytes to store.
+    """Check one encoded image and return the bytes to store.
 
     Raises:
-        ImageError: it is empty, truncated, damaged, too large, or no image.
+        ImageError: the image is empty, truncated, damaged, too large, or no image.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -92,8 +100,8 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
 
 
 @contextlib.contextmanager
-def one_thread(policy: ImagePolicy) -> Iterator[None]:
-    """Keep resizing to this thread: the workers are as many as there are processors."""
+def resize_in_one_thread(policy: ImagePolicy) -> Iterator[None]:
+    """Keep OpenCV from starting threads: there is one worker process for each CPU already."""
     if policy.shorter_side is None:
         yield
         return
@@ -113,25 +121,28 @@ def _check_pixels(width: int, height: int, allowed: int = MAX_PIXELS) -> None:
 
 
 def _check_whole(image: PackedImage) -> PackedImage:
-    """Decode all coefficients (at an eighth of the size: they are all read, and few pixels are made).
+    """Decode a JPEG at an eighth of its size, which reads all its coefficients and computes few pixels.
 
     Returns:
-        The image itself; with an end mark, if that alone was missing; written anew, so that strict readers take it, if
-        libjpeg had a remark to make that is not about missing data.
+        The image unchanged if libjpeg gives no warning; with an end mark added if only that was missing; re-encoded,
+        so that strict readers accept it, if libjpeg's warning is not about missing or damaged data.
+
+    Raises:
+        ImageError: the image is truncated or damaged.
     """
-    remark = _decode_remark(image.data)
-    if remark is None:
+    warning = _decoder_warning(image.data)
+    if warning is None:
         return image
-    ended = image.data + _END_OF_IMAGE
-    if "Premature end of JPEG file" in remark and _decode_remark(ended) is None:
-        return image._replace(data=ended, oddity=image.oddity or "no end mark")
-    if any(word in remark for word in _DAMAGE):
-        raise ImageError(f"truncated or damaged JPEG: {remark}")
-    return _convert(image.data)._replace(oddity=remark)
+    with_end_mark = image.data + _END_OF_IMAGE
+    if "Premature end of JPEG file" in warning and _decoder_warning(with_end_mark) is None:
+        return image._replace(data=with_end_mark, oddity=image.oddity or "no end mark")
+    if any(text in warning for text in _DAMAGE):
+        raise ImageError(f"truncated or damaged JPEG: {warning}")
+    return _convert(image.data)._replace(oddity=warning)
 
 
-def _decode_remark(data: bytes) -> str | None:
-    """What libjpeg has to say about a JPEG; None if it is sound."""
+def _decoder_warning(data: bytes) -> str | None:
+    """Decode a JPEG and return libjpeg's warning; None if there is none."""
     try:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
     except ValueError as error:
@@ -140,7 +151,7 @@ def _decode_remark(data: bytes) -> str | None:
 
 
 def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
-    """Re-encode so that the shorter side is `policy.shorter_side`; never enlarges."""
+    """Re-encode an image so that its shorter side is `policy.shorter_side`; a smaller image stays as it is."""
     target = policy.shorter_side
     shorter = min(image.width, image.height)
     if target is None or shorter <= target:
@@ -163,13 +174,13 @@ def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
 def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     """Make an image smaller.
 
-    Cubic interpolation to twice the size, then the mean of two by two: nearer than `INTER_AREA` to what Pillow's
-    antialiased filters give, and twice as fast.
+    Cubic interpolation to twice the size, then the mean over two by two pixels: closer to Pillow's antialiased filters
+    than OpenCV's `INTER_AREA`, and twice as fast.
 
     Args:
-        pixels: uint8 `[rows, columns, 3]`.
-        width: of the result.
-        height: of the result.
+        pixels: uint8 `[H, W, 3]`.
+        width: width of the result in pixels.
+        height: height of the result in pixels.
     """
     import cv2
 
@@ -179,10 +190,10 @@ def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]
 
 
 def _convert(data: bytes) -> PackedImage:
-    """Turn an image that is no RGB or grey JPEG into an RGB JPEG.
+    """Convert an image that is not an RGB or grey JPEG into an RGB JPEG, by Pillow.
 
     Raises:
-        ImageError: Pillow cannot read it either.
+        ImageError: Pillow cannot read the image, or it has too many pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -192,24 +203,24 @@ def _convert(data: bytes) -> PackedImage:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_pixels(*image.size, _MAX_CONVERTED_PIXELS)
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
-                oddity = ", ".join(filter(None, (oddity, _turned(image))))
+                oddity = ", ".join(filter(None, (oddity, _describe_orientation(image))))
                 pixels = np.asarray(_flatten(image))
     except ImageError:
         raise
-    except UnidentifiedImageError as error:  # its words hold an address in memory, and the manifest keeps the reason
+    except UnidentifiedImageError as error:  # its message holds a memory address, and the manifest keeps the reason
         raise ImageError(f"not an image in any of the formats {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged bytes
         raise ImageError(f"not a readable image: {error}") from error
     height, width = pixels.shape[:2]
     encoded = simplejpeg.encode_jpeg(pixels, quality=_CONVERTED_QUALITY, colorsubsampling="444")
     return PackedImage(encoded, width, height, oddity)
 
 
-def _flatten(image):  # noqa: ANN001, ANN202 - Pillow stays an import of the odd case
-    """RGB pixels; transparency becomes white, 16 bits become the upper 8.
+def _flatten(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB: transparency becomes white, and 16-bit values keep their upper 8 bits.
 
     Raises:
-        ImageError: the values have no range that says what is white.
+        ImageError: the pixels have 32 bits, whose range of values is not defined.
     """
     if image.mode in ("I", "F"):
         raise ImageError(f"pixels of kind {image.mode} (32 bits) have no range of their own. Make it an 8-bit image.")
@@ -226,9 +237,10 @@ def _flatten(image):  # noqa: ANN001, ANN202 - Pillow stays an import of the odd
 
 
 def _without_broken_exif(data: bytes) -> bytes:
-    """The same JPEG without its EXIF segments if those cannot be parsed; `data` itself if all is well.
+    """Cut the EXIF segments that cannot be parsed out of a JPEG; pixels do not change.
 
-    Pixels are not touched: the segment is cut out.
+    Returns:
+        The JPEG without these segments; `data` itself if there are none.
     """
     broken = [(start, end) for start, end in _exif_segments(data) if not _is_exif(data[start + 10 : end])]
     if not broken:
@@ -241,7 +253,7 @@ def _without_broken_exif(data: bytes) -> bytes:
 
 
 def _exif_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the EXIF segments of a JPEG begin, with their marker, and end."""
+    """The positions of the EXIF segments of a JPEG: the first byte of the marker, and the byte after the segment."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -257,7 +269,7 @@ def _exif_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _orientation_note(data: bytes) -> str | None:
-    """That a JPEG said how it is to be turned, if it did; what is written anew does not say it any more."""
+    """Describe the EXIF orientation that re-encoding a JPEG drops; None if the image is upright."""
     from PIL import Image
 
     if not any(True for _ in _exif_segments(data)):
@@ -265,20 +277,20 @@ def _orientation_note(data: bytes) -> str | None:
     with contextlib.suppress(OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return _turned(image)
+            return _describe_orientation(image)
     return None
 
 
-def _turned(image) -> str | None:  # noqa: ANN001 - Pillow stays an import of the odd case
+def _describe_orientation(image: Image.Image) -> str | None:
     try:
-        turned = image.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow's reader of EXIF raises many kinds on broken ones
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's EXIF parser raises many kinds of exceptions on damaged bytes
         return None
-    return f"EXIF orientation {turned} dropped" if turned in _TURNED else None
+    return f"EXIF orientation {orientation} dropped" if orientation in _NOT_UPRIGHT else None
 
 
 def _is_exif(tiff: bytes) -> bool:
-    """Whether the directories of a TIFF header and all their values lie inside it."""
+    """Whether the first directory of a TIFF header can be parsed and all its values lie inside the segment."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return False

@@ -1,16 +1,17 @@
-"""Manifest and index for WebDataset tars that others packed: `python -m sharding.index --shards U`.
+"""Manifest and index for WebDataset tars that other software packed: `python -m sharding.index --shards U`.
 
-The tars are read once and left as they are.
+The command reads the tars once and does not change them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sharding.command import ShardsOptions, run_command, say_line
+from sharding.cli import ShardsOptions, run_command
+from sharding.console import Log, no_log, print_line
+from sharding.errors import ManifestError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,38 +21,60 @@ if TYPE_CHECKING:
     from sharding.storage import Folder
 
 _WNID = re.compile(r"(?:^|[/_])(n\d{8})_")
-_NAMED_FAULTS = 20
+_LISTED_FAULTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions(ShardsOptions):
-    """Make manifest and index for WebDataset tars named NAME-SPLIT-NUMBER.tar, without touching the tars."""
+    """Make a manifest and an index for WebDataset tars named NAME-SPLIT-NUMBER.tar, without changing the tars."""
 
     classes: str | None = None
-    """file of lines "WNID NAME", sorted by WNID, that names the classes; by default what the samples say"""
+    """file of lines "WNID NAME", sorted by WNID, that names the classes; by default the class ids in the samples"""
     on_bad: Literal["stop", "skip"] = "stop"
-    """what an unreadable sample does: stop, or be left out of the index and listed in the manifest"""
+    """on an unreadable sample: stop, or leave it out of the index and list it in the manifest"""
 
 
-def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Manifest]:
-    """Describe tars that others packed.
+def index(options: IndexOptions, *, log: Log = no_log) -> list[Manifest]:
+    """Make manifest and index for tars that other software packed.
 
     Args:
-        options: which, and how.
-        say: takes lines for the user.
+        options: the shards, and how to read them.
+        log: function that takes lines of text for the user.
 
     Returns:
         The manifest of each split.
 
     Raises:
-        ShardingError: there are no such tars, a number is missing between them, or samples are damaged.
+        ShardingError: there are no such tars, a number between them is missing, or samples are damaged.
     """
-    from sharding.errors import ManifestError
-    from sharding.manifest import SHARD_NAME
     from sharding.storage import Folder
-    from sharding.unfinished import is_unfinished
+    from sharding.work_folder import refuse_unfinished
 
     folder = Folder.open(options.shards)
+    found = _find_shards(folder, options)
+    for name, split in found:
+        refuse_unfinished(folder, f"{name}-{split}")
+    manifests = []
+    for (name, split), numbered in sorted(found.items()):  # train comes first: validation may take its classes
+        missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
+        if missing:
+            raise ManifestError(
+                f"{options.shards!r}: of {name}-{split} the numbers {', '.join(map(str, missing[:10]))} are missing. "
+                "Fetch them."
+            )
+        shards = [numbered[number] for number in sorted(numbered)]
+        manifests.append(_index_split(folder, name, split, shards, options, log))
+    return manifests
+
+
+def _find_shards(folder: Folder, options: IndexOptions) -> dict[tuple[str, str], dict[int, str]]:
+    """Find the tars that the options name: by (name, split), the file of each number.
+
+    Raises:
+        ManifestError: there are none, or two have the same number.
+    """
+    from sharding.manifest import SHARD_NAME
+
     found: dict[tuple[str, str], dict[int, str]] = {}
     for file in folder.names():
         match = SHARD_NAME.match(file)
@@ -66,39 +89,25 @@ def index(options: IndexOptions, *, say: Callable[[str], None] = lambda line: No
             + (f", with split {options.split!r}" if options.split else "")
             + (f", with name {options.name!r}" if options.name else "")
         )
-    manifests = []
-    for name, split in found:
-        if is_unfinished(folder, f"{name}-{split}"):
-            raise ManifestError(
-                f"{options.shards!r} holds an unfinished build of {name}-{split}: samples may be missing. "
-                "Give the build's command again (python -m sharding.build), which goes on where it was."
-            )
-    for (name, split), numbered in sorted(found.items()):  # train before validation, which may take its classes
-        missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
-        if missing:
-            raise ManifestError(
-                f"{options.shards!r}: of {name}-{split} the numbers {', '.join(map(str, missing[:10]))} are missing. "
-                "Fetch them."
-            )
-        shards = [numbered[number] for number in sorted(numbered)]
-        manifests.append(_index_split(folder, name, split, shards, options, say))
-    return manifests
+    return found
 
 
-def _index_split(
-    folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, say: Callable[[str], None]
-) -> Manifest:
+def _index_split(folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, log: Log) -> Manifest:
+    """Read the tars of one split and publish its index and manifest.
+
+    Raises:
+        ManifestError: samples are damaged or repeated, or labels do not fit the classes.
+    """
     import numpy as np
     import pyarrow as pa
 
-    from sharding.errors import ManifestError
-    from sharding.imagenet import audit, is_imagenet
-    from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, write_manifest
-    from sharding.pool import available_cpus, run_jobs
+    from sharding.imagenet import is_whole_imagenet
+    from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, repeated_keys, write_manifest
+    from sharding.pool import run_jobs, worker_count
     from sharding.progress import Progress
     from sharding.scan import ScanJob, scan_for_index
 
-    workers = max(1, min(options.workers or available_cpus(), len(shards)))
+    workers = worker_count(options.workers, len(shards))
     jobs = (ScanJob(folder, shard, options.decode_check) for shard in shards)
     scans: dict[str, Scan] = {}
     tables: dict[str, pa.Table] = {}
@@ -111,19 +120,18 @@ def _index_split(
             progress.add(len(table), scan.bytes, written=True)
     ordered = [scans[shard] for shard in shards]
     faults = [fault for scan in ordered for fault in scan.faults]
-    # A shard that ends too early, or is no tar, has lost samples that nobody can list.
+    # A fault without a key concerns a whole shard: samples are lost whose number is unknown.
     fatal = [fault for fault in faults if not fault.key or options.on_bad == "stop"]
     if fatal:
-        listed = "\n  ".join(str(fault) for fault in fatal[:_NAMED_FAULTS])
-        more = f"\n  and {len(fatal) - _NAMED_FAULTS} more" if len(fatal) > _NAMED_FAULTS else ""
+        listed = "\n  ".join(str(fault) for fault in fatal[:_LISTED_FAULTS])
+        more = f"\n  and {len(fatal) - _LISTED_FAULTS} more" if len(fatal) > _LISTED_FAULTS else ""
         advice = "Fetch the shards again" + ("." if not fatal[0].key else ", or leave the samples out: --on-bad skip.")
         raise ManifestError(f"{name}-{split} is damaged:\n  {listed}{more}\n{advice}")
     table = pa.concat_tables([tables[shard] for shard in shards]).combine_chunks()
     if not table.num_rows:
         raise ManifestError(f"{name}-{split} holds no samples")
-    keys, repeats = np.unique(table["key"].to_numpy(zero_copy_only=False), return_counts=True)
-    if (repeats > 1).any():
-        raise ManifestError(f"{name}-{split}: the key {keys[repeats > 1][0]!r} comes more than once")
+    if repeated := repeated_keys(table):
+        raise ManifestError(f"{name}-{split}: the key {repeated[0]!r} comes more than once")
     classes = _classes(folder, name, table, ordered, options)
     labels = table["label"].to_numpy()
     manifest = Manifest(
@@ -135,23 +143,26 @@ def _index_split(
         settings={
             "packed_by": "others",
             "decode_check": options.decode_check,
-            "whole_imagenet": is_imagenet(classes, split) and not audit(split, labels, classes),
+            "whole_imagenet": is_whole_imagenet(split, labels, classes),
         },
         odd=tuple(OddImage(fault.key, fault.file, fault.what, "skipped") for fault in faults),
     )
     write_manifest(folder, manifest, table)
-    say(f"{manifest.stem}: {manifest.num_samples:,} images of {len(classes)} classes in {len(shards)} shards")
+    log(f"{manifest.stem}: {manifest.num_samples:,} images of {len(classes)} classes in {len(shards)} shards")
     if faults:
-        say(f"  {len(faults)} samples left out")
-    say(f"  digest {manifest.digest}")
+        log(f"  {len(faults)} samples left out")
+    log(f"  digest {manifest.digest}")
     return manifest
 
 
 def _classes(
     folder: Folder, name: str, table: pa.Table, scans: list[Scan], options: IndexOptions
 ) -> tuple[ClassInfo, ...]:
-    """The classes by label: as given, as another split of the name has them, or as the samples say."""
-    from sharding.errors import ManifestError
+    """The classes by label: those of --classes, those of another split of the same name, or those of the samples.
+
+    Raises:
+        ManifestError: a label is negative, or --classes has too few classes.
+    """
     from sharding.manifest import ClassInfo, find_manifests
     from sharding.sources.classes import find_class_list
 
@@ -166,28 +177,28 @@ def _classes(
         raise ManifestError(f"{name} has the label {count - 1}, but --classes names only {len(known)} classes")
     if len(known) >= count:
         return known
-    of_label: dict[int, str] = {}
+    id_of: dict[int, str] = {}
     for scan in scans:
-        of_label |= scan.classes
+        id_of |= scan.classes
     for key, label in zip(table["key"].to_pylist(), labels.tolist(), strict=True):
-        if label not in of_label and (match := _WNID.search(key)):
-            of_label[label] = match[1]
-    return tuple(ClassInfo(of_label.get(label, str(label)), of_label.get(label, str(label))) for label in range(count))
+        if label not in id_of and (match := _WNID.search(key)):
+            id_of[label] = match[1]
+    return tuple(ClassInfo(id_of.get(label, str(label)), id_of.get(label, str(label))) for label in range(count))
 
 
-def _index_and_say(options: IndexOptions) -> int:
-    index(options, say=say_line)
+def _run(options: IndexOptions) -> int:
+    index(options, log=print_line)
     return 0
 
 
 def main() -> int:
-    """Run the command; gives the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         "python -m sharding.index",
         IndexOptions,
-        _index_and_say,
-        places=lambda options: options.shards,
-        ended="nothing was written",
+        _run,
+        describe_place=lambda options: options.shards,
+        after_interrupt="the tars are unchanged; give the same command again",
     )
 
 

@@ -1,6 +1,6 @@
-"""What a packed split is: its manifest, its index, and the `_info.json` that timm reads.
+"""The files that describe a packed split: its manifest, its index, and the `_info.json` that timm reads.
 
-The manifest is the promise (counts, digests, settings), the index is the way in (where each image lies).
+The manifest holds classes, counts, digests and settings; the index holds the position of each image.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 
 from sharding.errors import ManifestError
 from sharding.storage import Folder
-from sharding.unfinished import is_unfinished
+from sharding.work_folder import refuse_unfinished
 
 SCHEMA_VERSION = 1
 MAX_CLASSES = 1_000_000  # ImageNet-21k has 21,841
 # imagenet1k-train-0000.tar
 SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>[0-9]+)\.tar$")
-_MARK = b'"index_sha256"'  # in every manifest, and in hardly any other JSON file
+_MANIFEST_MARKER = b'"index_sha256"'  # every manifest contains it, and hardly any other JSON file does
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -42,7 +42,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """One class: its WordNet id (or the name of its folder) and its name in words."""
+    """One class: its WordNet id (or the name of its folder) and its human-readable name."""
 
     wnid: str
     name: str
@@ -50,7 +50,7 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One tar file: its name, how many samples and bytes it has, and the SHA-256 of the file in hex."""
+    """One shard: file name, number of samples, size in bytes, and SHA-256 of the file in hex."""
 
     name: str
     samples: int
@@ -60,12 +60,12 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class OddImage:
-    """An image that did not go in as it was.
+    """An image that was not packed unchanged.
 
     Attributes:
-        key: of the sample.
-        file: what the source calls it.
-        reason: what was odd, such as `CMYK JPEG`, `PNG` or `broken EXIF`.
+        key: key of the sample.
+        file: name of the image in the source.
+        reason: what was unusual, such as `CMYK JPEG`, `PNG` or `broken EXIF`.
         action: `converted` or `skipped`.
     """
 
@@ -80,14 +80,14 @@ class Manifest:
     """A packed split.
 
     Attributes:
-        schema_version: of the JSON file.
+        schema_version: version of the JSON file's schema.
         name: prefix of all files, such as `imagenet1k`.
-        split: such as `train` or `validation`.
+        split: name of the split, such as `train` or `validation`.
         classes: label `i` means `classes[i]`.
-        shards: in order; the index's `shard` column counts in it.
-        settings: of the builder, and the digest of what it listed in the source.
+        shards: the shards in order; the `shard` column of the index holds positions in this tuple.
+        settings: settings of the build, and the digest of the source's listing.
         odd: images that were converted or left out.
-        index_sha256: of the index's content, see `index_digest`.
+        index_sha256: digest of the content of the index, see `index_digest`.
     """
 
     name: str
@@ -101,21 +101,21 @@ class Manifest:
 
     @property
     def num_samples(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def stem(self) -> str:
-        """What the names of this split's files begin with."""
+        """Start of the names of all files of this split: NAME-SPLIT."""
         return f"{self.name}-{self.split}"
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex over everything the manifest says."""
+        """SHA-256 in hex over the whole content of the manifest."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The manifest as a JSON file, with its digest."""
+        """Serialise the manifest, with its digest, as the content of a JSON file."""
         return json.dumps({**self._content(), "digest": self.digest}, indent=1, ensure_ascii=False) + "\n"
 
     def _content(self) -> dict[str, Any]:
@@ -133,14 +133,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Read a manifest and check its digest.
+        """Parse a manifest and check its digest.
 
         Args:
-            text: content of the file.
-            where: its name, for messages.
+            text: content of the JSON file.
+            where: path of the file, for messages; its last part must be NAME-SPLIT.json.
 
         Raises:
-            ManifestError: it is no manifest, is of a newer version, or its digest does not fit.
+            ManifestError: the text is no manifest, has another schema version, or does not match its digest or name.
         """
         try:
             content = json.loads(text)
@@ -164,26 +164,26 @@ class Manifest:
         if where.rpartition("/")[2] != f"{manifest.stem}.json":
             raise ManifestError(
                 f"{where} is the manifest of {manifest.stem}: its name must be {manifest.stem}.json. Move it "
-                "elsewhere, or give it and its shards their names back."
+                "elsewhere, or rename it and its shards to their original names."
             )
         if digest != manifest.digest:
             raise ManifestError(
-                f"{where} was changed after it was written: its digest does not fit. Put back the former one, pack "
-                "into another folder, or remove it and describe the shards anew: python -m sharding.index"
+                f"{where} was changed after it was written: its digest does not match. Restore the original, pack "
+                "into another folder, or remove it and make a new one for the shards: python -m sharding.index"
             )
         return manifest
 
 
 def shards_of(folder: Folder, stem: str) -> list[str]:
-    """Names of the tars in a folder that are called as the shards of the split NAME-SPLIT."""
+    """Names of the tars in a folder that are named like shards of the split NAME-SPLIT."""
     return [file for file in folder.names() if re.fullmatch(re.escape(stem) + r"-[0-9]+\.tar", file)]
 
 
 def find_manifests(folder: Folder) -> dict[tuple[str, str], Manifest]:
-    """All manifests directly inside a folder, by (name, split); other JSON files are passed over.
+    """Load all manifests directly inside a folder, by (name, split); ignores other JSON files.
 
     Raises:
-        ManifestError: one is damaged.
+        ManifestError: a manifest is damaged.
     """
     found = {}
     names = set(folder.names())
@@ -192,7 +192,7 @@ def find_manifests(folder: Folder) -> dict[tuple[str, str], Manifest]:
         if stem == name or "-" not in stem or name.startswith((".", "_")):
             continue
         content = folder.read(name)
-        if f"{stem}.parquet" not in names and _MARK not in content:
+        if f"{stem}.parquet" not in names and _MANIFEST_MARKER not in content:
             continue
         manifest = Manifest.from_json(content.decode("utf-8", "replace"), f"{folder.location}/{name}")
         found[manifest.name, manifest.split] = manifest
@@ -204,11 +204,11 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
 
     Args:
         location: folder or URI of the shards.
-        split: such as `train` or `validation`.
-        name: prefix of the shards; None takes the only one there.
+        split: name of the split, such as `train` or `validation`.
+        name: prefix of the shards; None if the folder holds the split of one name only.
 
     Raises:
-        ManifestError: the folder, or such a manifest in it, is missing or damaged.
+        ManifestError: the folder or the manifest is missing, the manifest is damaged, or several names have the split.
     """
     folder = Folder.open(location)
     if name is not None and folder.size(f"{name}-{split}.json") is not None:
@@ -225,19 +225,15 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
         return matching[0]
     if matching:
         prefixes = ", ".join(sorted(entry.name for entry in matching))
-        raise ManifestError(f"{location!r} holds split {split!r} of several data sets ({prefixes}): say which by name")
+        raise ManifestError(f"{location!r} holds split {split!r} of several names ({prefixes}): give one of them")
     tars = [match for file in folder.names() if (match := SHARD_NAME.match(file)) and match["split"] == split]
     stems = {f"{match['name']}-{split}" for match in tars if name in (None, match["name"])}
     for stem in sorted(stems):
-        if is_unfinished(folder, stem):
-            raise ManifestError(
-                f"{location!r} holds an unfinished build of {stem}. Give its command again (python -m sharding.build), "
-                "which goes on where it was."
-            )
+        refuse_unfinished(folder, stem)
     if stems:
         raise ManifestError(
-            f"{location!r} holds shards of {split!r} but no manifest of them. If others packed them, and all are "
-            f"there, run: python -m sharding.index --shards {location}"
+            f"{location!r} holds shards of {split!r} but no manifest of them. If other software packed them, and all "
+            f"of them are there, run: python -m sharding.index --shards {location}"
         )
     there = ", ".join(sorted(f"{prefix}-{part}" for prefix, part in manifests)) or "none"
     wanted = f"{name or '*'}-{split}"
@@ -245,20 +241,21 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
 
 
 def load_index(location: str, manifest: Manifest) -> pa.Table:
-    """Read the index of a split: one row a sample, in shard order and then in tar order.
+    """Read the index of a split: one row per sample, in the order of the shards and of the samples in each tar.
 
-    Columns: key (string), label (int32), shard (int32, position in `manifest.shards`), offset (int64, of the image's
-    bytes in the tar), size (int32, bytes), width, height (int32, pixels), xxh64 (uint64, of the image's bytes).
+    Columns: key (string), label (int32), shard (int32, position in `manifest.shards`), offset (int64, position of the
+    image's first byte in the tar), size (int32, bytes), width and height (int32, pixels), xxh64 (uint64, hash of the
+    image's bytes).
 
     Raises:
-        ManifestError: the index is missing or is not the one the manifest was written with.
+        ManifestError: the index is missing, damaged, or not the one that the manifest describes.
     """
     folder = Folder.open(location)
     file = f"{manifest.stem}.parquet"
     hint = (
-        "Make it again: give the build's command once more (python -m sharding.build)."
+        "To make it again, give the same build command again (python -m sharding.build)."
         if "listing_sha256" in manifest.settings
-        else f"Make it again: python -m sharding.index --shards {location} --split {manifest.split}"
+        else f"To make it again: python -m sharding.index --shards {location} --split {manifest.split}"
     )
     if folder.size(file) is None:
         raise ManifestError(f"{location}/{file} is missing. {hint}")
@@ -273,7 +270,7 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
 
 
 def index_digest(table: pa.Table) -> str:
-    """SHA-256 in hex of an index's content, whatever way parquet stored it."""
+    """SHA-256 in hex of the content of an index, independent of how parquet encodes it."""
     digest = hashlib.sha256(str(table.num_rows).encode())
     for number, keys in enumerate(table.select(["key"]).to_batches(max_chunksize=1 << 16)):
         digest.update(("\n" * (number > 0) + "\n".join(keys[0].to_pylist())).encode())
@@ -283,41 +280,55 @@ def index_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def index_bytes(table: pa.Table) -> bytes:
-    """The index as a parquet file."""
+def repeated_keys(index: pa.Table) -> list[str]:
+    """The keys that more than one row of an index has, sorted."""
+    keys, counts = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
+    return keys[counts > 1].tolist()
+
+
+def _index_bytes(table: pa.Table) -> bytes:
+    """Serialise an index as a parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 17)
     return sink.getvalue().to_pybytes()
 
 
-def write_manifest(folder: Folder, manifest: Manifest, index: pa.Table, *, aside: Folder | None = None) -> None:
-    """Publish a split: index, then `_info.json`, and last the manifest.
+def write_manifest(
+    folder: Folder, manifest: Manifest, index: pa.Table, *, temporary_folder: Folder | None = None
+) -> None:
+    """Publish a split: first the index, then `_info.json`, and last the manifest.
+
+    Args:
+        folder: folder of the shards.
+        manifest: the manifest.
+        index: the index, with the columns of `INDEX_SCHEMA`.
+        temporary_folder: folder for temporary files; by default `folder`.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    folder.write(f"{manifest.stem}.parquet", index_bytes(index), aside=aside)
+    folder.write(f"{manifest.stem}.parquet", _index_bytes(index), temporary_folder=temporary_folder)
     others = [entry for entry in find_manifests(folder).values() if entry.stem != manifest.stem]
-    _write_info(folder, [*others, manifest], aside)
-    folder.write(f"{manifest.stem}.json", manifest.to_json().encode(), aside=aside)
-    # Another split may have been published meanwhile, and have written `_info.json` without this one.
-    write_info(folder, aside=aside)
+    _write_info(folder, [*others, manifest], temporary_folder)
+    folder.write(f"{manifest.stem}.json", manifest.to_json().encode(), temporary_folder=temporary_folder)
+    # Another build may have published its split meanwhile, with an `_info.json` that lacks this split.
+    write_info(folder, temporary_folder=temporary_folder)
 
 
-def write_info(folder: Folder, *, aside: Folder | None = None) -> None:
-    """Have `_info.json` describe all splits that are published in a folder; one that does is left alone.
+def write_info(folder: Folder, *, temporary_folder: Folder | None = None) -> None:
+    """Write an `_info.json` that describes all published splits of a folder, unless it does already.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    _write_info(folder, list(find_manifests(folder).values()), aside)
+    _write_info(folder, list(find_manifests(folder).values()), temporary_folder)
 
 
-def _write_info(folder: Folder, manifests: Sequence[Manifest], aside: Folder | None) -> None:
-    """Describe all splits as timm's reader of WebDataset expects it."""
+def _write_info(folder: Folder, manifests: Sequence[Manifest], temporary_folder: Folder | None) -> None:
+    """Describe the splits in the form that timm's `wds` reader expects."""
     splits = {}
     for manifest in sorted(manifests, key=lambda entry: entry.stem):
-        # Two data sets in one folder: the second one's splits get their prefix.
+        # Where two names have the same split, the second is listed as NAME-SPLIT.
         label = manifest.split if manifest.split not in splits else manifest.stem
         splits[label] = {
             "name": label,
@@ -327,4 +338,4 @@ def _write_info(folder: Folder, manifests: Sequence[Manifest], aside: Folder | N
         }
     content = (json.dumps({"splits": splits}, indent=1) + "\n").encode()
     if folder.size("_info.json") is None or folder.read("_info.json") != content:
-        folder.write("_info.json", content, aside=aside)
+        folder.write("_info.json", content, temporary_folder=temporary_folder)

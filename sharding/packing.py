@@ -1,8 +1,7 @@
-"""Packs one split: plan, write the shards that are not there yet, publish when all are.
+"""The state of one split's build on disk: resume it, lock it, list the shards still to write, publish.
 
-Everything between is found again on disk: the folder `.NAME-SPLIT.parts` in the output holds the settings and one
-record for each finished shard, and disappears when the manifest is published. The manifest alone says that a split is
-complete.
+The hidden folder `.NAME-SPLIT.parts` in the output holds the settings and one record for each finished shard. The build
+removes it after it has published the manifest. Only the manifest marks a split as complete.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -21,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharding.errors import ManifestError, OutputError, SourceError
-from sharding.imagenet import audit
+from sharding.imagenet import is_whole_imagenet
 from sharding.images import ImagePolicy
-from sharding.labels import check_published, class_ids
+from sharding.labels import check_against_published
 from sharding.manifest import (
     INDEX_SCHEMA,
     ClassInfo,
@@ -32,120 +30,138 @@ from sharding.manifest import (
     find_manifests,
     index_digest,
     load_index,
+    repeated_keys,
     shards_of,
     write_info,
     write_manifest,
 )
-from sharding.parts import Part
 from sharding.plan import Plan
+from sharding.shard_record import ShardRecord
+from sharding.sources.labels import class_ids
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
-from sharding.unfinished import SETTINGS, is_unfinished, parts_folder
-from sharding.writer import ShardJob, cut
+from sharding.work_folder import SETTINGS_FILE, is_unfinished, work_folder
+from sharding.writer import ShardJob, select_samples
 
 
 class Packing:
-    """One split on its way into an output folder.
+    """The build of one split in an output folder.
 
     Attributes:
-        manifest: of the finished split, if it was found finished.
+        manifest: manifest of the split, if an earlier build has finished it.
     """
 
     def __init__(self, output: Folder, name: str, listing: Listing, plan: Plan, settings: Mapping[str, Any]) -> None:
-        """Look at the output folder, refuse what does not fit.
+        """Inspect the output folder and claim it for these settings.
 
         Args:
-            output: folder of the shards; created if need be.
+            output: folder of the shards.
             name: prefix of all files.
-            listing: what is packed.
-            plan: how.
-            settings: that decide the bytes of the shards; another value in the same output is refused.
+            listing: the samples to pack.
+            plan: the content of each shard.
+            settings: settings that decide the bytes of the shards; an output with other values is refused.
 
         Raises:
-            OutputError: the folder cannot be written, or holds a split of other settings or of unknown origin.
+            OutputError: the folder cannot be written, or holds a split with other settings or of unknown origin.
         """
         self.output, self.name, self.listing, self.plan = output, name, listing, plan
         self.stem = f"{name}-{listing.split}"
         self.settings = dict(settings)
-        self.parts = parts_folder(output, self.stem)
-        self.claim = self._claim(self.settings, listing.classes)
-        self.plan_digest = hashlib.sha256(json.dumps([self.stem, self.claim], sort_keys=True).encode()).hexdigest()
+        self.work_folder = work_folder(output, self.stem)
+        self.byte_settings = self._byte_settings(self.settings, listing.classes)
+        plan_text = json.dumps([self.stem, self.byte_settings], sort_keys=True)
+        self.plan_digest = hashlib.sha256(plan_text.encode()).hexdigest()
         self.manifest = self._find_finished()
         if self.manifest is None:
-            self._open_parts()
+            self._open_work_folder()
 
     def shard_name(self, number: int) -> str:
         """File name of a shard."""
         return f"{self.stem}-{number:04d}.tar"
 
     def _find_finished(self) -> Manifest | None:
-        """The published manifest, if all its shards are there by size; else its records become parts again.
+        """Find the published manifest, if its index is sound and all its shards are there with the right size.
 
-        Where the index is lost or damaged there are no records, and all shards are written once more.
+        Otherwise reopen the build: write the records of the shards that are there into the work folder again. Without a
+        sound index there are no records, and the build writes all shards again.
         """
         manifest = self._published()
         if manifest is None:
             return None
-        self._refuse_other(self._claim(manifest.settings, manifest.classes), f"{self.stem}.json")
+        self._refuse_other_settings(self._byte_settings(manifest.settings, manifest.classes), f"{self.stem}.json")
         try:
             index = load_index(self.output.location, manifest)
         except ManifestError:
             index = None
         if index is not None and all(self.output.size(shard.name) == shard.bytes for shard in manifest.shards):
             write_info(self.output)
-            self.tidy()
+            self.remove_work_folder()
             return manifest
-        self.parts.create()
-        self.parts.write(SETTINGS, _to_json(self.claim))
+        self.work_folder.create()
+        self.work_folder.write(SETTINGS_FILE, _to_json(self.byte_settings))
         if index is None:
             return None
-        odd_of: dict[int, list[OddImage]] = {}
-        owner = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
+        odd_by_shard: dict[int, list[OddImage]] = {}
+        shard_of = {key: number for number in range(self.plan.num_shards) for key in self._keys(number)}
         for entry in manifest.odd:
-            odd_of.setdefault(owner[entry.key], []).append(entry)
+            odd_by_shard.setdefault(shard_of[entry.key], []).append(entry)
         for number, shard in enumerate(manifest.shards):
             if self.output.size(shard.name) != shard.bytes:
                 continue
             rows = index.filter(pc.field("shard") == number)
-            part = Part(number=number, plan=self.plan_digest, shard=shard, odd=tuple(odd_of.get(number, ())), rows=rows)
-            self.parts.write(Part.file_name(number), part.to_bytes(), durable=False)
+            odd = tuple(odd_by_shard.get(number, ()))
+            record = ShardRecord(number=number, plan=self.plan_digest, shard=shard, odd=odd, rows=rows)
+            self.work_folder.write(ShardRecord.file_name(number), record.to_bytes(), durable=False)
         return None
 
     def _keys(self, number: int) -> list[str]:
         return self.listing.keys.take(pa.array(self.plan.samples(number))).to_pylist()
 
-    def _open_parts(self) -> None:
-        """Claim the output for these settings."""
+    def _open_work_folder(self) -> None:
+        """Create the work folder, or continue in that of an unfinished build with the same settings."""
         foreign = shards_of(self.output, self.stem)
         if foreign and not is_unfinished(self.output, self.stem):
             raise OutputError(
-                f"{self.output.location} already holds {foreign[0]} and no manifest of it, so it is not this build's. "
-                "Choose another --output or --name; or remove it, if it is left from a build; or describe it, if "
-                f"others packed it and all are there: python -m sharding.index --shards {self.output.location}"
+                f"{self.output.location} already holds {foreign[0]} and no manifest of it, so this build did not write "
+                "it. Choose another --output or --name; or remove it, if it is left from an earlier build; or, if "
+                "other software packed it and all of its shards are there, make a manifest: "
+                f"python -m sharding.index --shards {self.output.location}"
             )
-        self.parts.create()
-        there = self.parts.write_once(SETTINGS, _to_json(self.claim))
-        self._refuse_other(json.loads(there), "an unfinished build there")
+        self.work_folder.create()
+        existing = self.work_folder.write_if_absent(SETTINGS_FILE, _to_json(self.byte_settings))
+        self._refuse_other_settings(json.loads(existing), "an unfinished build there")
 
     @staticmethod
-    def _claim(settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> dict[str, Any]:
-        """All that decides the bytes: the settings, and the ids of the classes, which each sample's JSON names."""
-        claim = {**settings, "classes_sha256": hashlib.sha256("\n".join(class_ids(classes)).encode()).hexdigest()}
-        claim.pop("whole_imagenet", None)  # follows from the rest, and from what was left out
-        return claim
+    def _byte_settings(settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> dict[str, Any]:
+        """Everything that decides the bytes: the settings, and the class ids, which are in the JSON of each sample."""
+        all_settings = {
+            **settings,
+            "classes_sha256": hashlib.sha256("\n".join(class_ids(classes)).encode()).hexdigest(),
+        }
+        all_settings.pop("whole_imagenet", None)  # follows from the other settings and from the images left out
+        return all_settings
 
-    def _refuse_other(self, there: dict[str, Any], where: str) -> None:
+    def _refuse_other_settings(self, existing: dict[str, Any], where: str) -> None:
+        """Refuse to continue in an output folder that belongs to other settings.
+
+        Args:
+            existing: the settings found in the output folder.
+            where: what they were found in, for the message.
+
+        Raises:
+            OutputError: the settings differ; the message lists the differences.
+        """
         differences = [
-            f"{key}: {there.get(key)!r} there, {self.claim.get(key)!r} here"
-            for key in sorted({*there, *self.claim})
-            if there.get(key) != self.claim.get(key)
+            f"{key}: {existing.get(key)!r} there, {self.byte_settings.get(key)!r} here"
+            for key in sorted({*existing, *self.byte_settings})
+            if existing.get(key) != self.byte_settings.get(key)
         ]
         if differences:
-            changed = there.get("listing_sha256") != self.claim["listing_sha256"]
+            source_changed = existing.get("listing_sha256") != self.byte_settings["listing_sha256"]
             advice = (
                 "The source has changed, or is another one: give another --output or --name, or remove "
-                f"{self.stem}-*.tar, {self.stem}.json and {self.parts.path.rpartition('/')[2]} there to pack it anew."
-                if changed
+                f"{self.stem}-*.tar, {self.stem}.json and {self.work_folder_name} there to pack it again."
+                if source_changed
                 else "Give the same settings, or another --output or --name."
             )
             raise OutputError(
@@ -154,23 +170,27 @@ class Packing:
 
     @contextlib.contextmanager
     def lock(self, task_index: int, task_count: int) -> Iterator[None]:
-        """Keep a second build of the same task out, where the file system can; the bytes would be the same anyway.
+        """Lock the work folder against a second build of the same task.
+
+        Without file locks (on a remote store, or a file system that lacks them) two such builds only do the work twice:
+        both write the same bytes.
 
         Raises:
-            OutputError: another process is at work.
+            OutputError: another process is working on the same task.
         """
         if not self.output.is_local or self.manifest is not None:
             yield
             return
-        self.parts.create()  # another build may have published and tidied up just now
-        task = self.parts.join(f"task-{task_index}-of-{task_count}.lock")
-        with open(task, "w") as own, open(self.parts.join("build.lock"), "w") as shared:
+        self.work_folder.create()  # another build may have just published and removed it
+        task_lock = self.work_folder.join(f"task-{task_index}-of-{task_count}.lock")
+        with open(task_lock, "w") as own, open(self.work_folder.join("build.lock"), "w") as shared:
             if _flock(own, fcntl.LOCK_EX) is False:
                 raise OutputError(
                     f"another build is writing {self.stem} to {self.output.location}. Wait for it, or end it; "
-                    "then the same command goes on where it was."
+                    "then give the same command again: it resumes."
                 )
-            # Every task holds the shared lock while it writes: who gets it alone finds only what killed builds left.
+            # Every task holds the shared lock while it writes. A task that gets it exclusively is the only one running,
+            # so the temporary files there are those of killed builds.
             if _flock(shared, fcntl.LOCK_EX):
                 self._remove_leftovers()
             with contextlib.suppress(OSError):
@@ -178,22 +198,30 @@ class Packing:
             yield
 
     def _remove_leftovers(self) -> None:
-        """Remove the shards that killed builds were writing."""
-        for file in self.parts.names():
+        """Remove the temporary files of shards that killed builds were writing."""
+        for file in self.work_folder.names():
             if re.fullmatch(rf"\.{re.escape(self.stem)}-[0-9]+\.tar\.[0-9a-f]+\.tmp", file):
-                self.parts.remove(file)
+                self.work_folder.remove(file)
 
-    def tidy(self) -> None:
-        """Remove the records, once the manifest is published and the lock is released; first what says they count."""
+    def remove_work_folder(self) -> None:
+        """Remove the work folder: after the manifest is published and the lock is released.
+
+        The settings go first, since they mark the build as unfinished.
+        """
         with contextlib.suppress(OSError):
-            self.parts.remove(SETTINGS)
-        self.output.remove_folder(self.parts.path.rpartition("/")[2])
+            self.work_folder.remove(SETTINGS_FILE)
+        self.output.remove_folder(self.work_folder_name)
 
-    def name_classes(self) -> Manifest | None:
-        """Give the classes of a finished split the names of the listing, where they have only their ids.
+    @property
+    def work_folder_name(self) -> str:
+        """Name of the work folder inside the output folder."""
+        return self.work_folder.path.rpartition("/")[2]
+
+    def add_class_names(self) -> Manifest | None:
+        """Rewrite the manifest of a finished split with the class names of the listing, if it has only class ids.
 
         Returns:
-            The manifest anew, with another digest; None if there was nothing to do.
+            The new manifest, with another digest; None if the names are there already.
         """
         old, new = self.manifest, self.listing.classes
         if old is None or old.classes == new or any(entry.name != entry.wnid for entry in old.classes):
@@ -205,16 +233,16 @@ class Packing:
     def jobs(
         self, source: Folder, policy: ImagePolicy, *, skip_bad: bool, task_index: int, task_count: int
     ) -> Iterator[ShardJob]:
-        """The shards of one task, to be given to `pack_shard`."""
+        """The shards of one task, as jobs for `pack_shard`."""
         for number in range(task_index, self.plan.num_shards, task_count):
-            samples = cut(self.listing, self.plan.samples(number))
+            samples = select_samples(self.listing, self.plan.samples(number))
             yield ShardJob(
                 number=number,
                 file_name=self.shard_name(number),
                 plan=self.plan_digest,
                 source=source,
                 output=self.output,
-                parts=self.parts,
+                work_folder=self.work_folder,
                 manifest=f"{self.stem}.json",
                 samples=samples,
                 wnids=[self.listing.classes[label].wnid for label in samples.labels],
@@ -223,25 +251,25 @@ class Packing:
             )
 
     def finish(self) -> Manifest | None:
-        """Publish if every shard is there; None while other tasks have some left.
+        """Publish if every shard is finished; return None while shards of other tasks are missing.
 
         Raises:
             OutputError: see `publish`.
         """
-        there = set(self.parts.names())
+        records = set(self.work_folder.names())
         try:
-            if all(Part.file_name(number) in there for number in range(self.plan.num_shards)):
+            if all(ShardRecord.file_name(number) in records for number in range(self.plan.num_shards)):
                 return self.publish()
         except (FileNotFoundError, OutputError):
-            # Another task may have finished at the same time, and have published and tidied up.
-            published = self._ended()
+            # Another task may have published and removed the work folder at the same time.
+            published = self._published_if_finished()
             if published is None:
                 raise
             return published
-        return self._ended()
+        return self._published_if_finished()
 
-    def _ended(self) -> Manifest | None:
-        """The manifest, if it is published and nothing is being written again."""
+    def _published_if_finished(self) -> Manifest | None:
+        """The published manifest; None while there is none or lost shards are being written again."""
         return None if is_unfinished(self.output, self.stem) else self._published()
 
     def _published(self) -> Manifest | None:
@@ -254,62 +282,66 @@ class Packing:
             OutputError: the folder cannot be written, or a record is damaged.
         """
         sizes = {info.base_name: info.size for info in self.output.list()}
-        parts = []
+        records = []
         for number in range(self.plan.num_shards):
-            part = Part.from_bytes(number, self.parts.read(Part.file_name(number)))
-            if part is None or part.plan != self.plan_digest:
+            record = ShardRecord.from_bytes(number, self.work_folder.read(ShardRecord.file_name(number)))
+            if record is None or record.plan != self.plan_digest:
                 raise OutputError(f"the record of {self.shard_name(number)} is damaged. Give the same command again.")
-            if sizes.get(part.shard.name) != part.shard.bytes:
-                raise OutputError(f"{part.shard.name} is not what was packed any more. Give the same command again.")
-            parts.append(part)
+            if sizes.get(record.shard.name) != record.shard.bytes:
+                raise OutputError(
+                    f"{record.shard.name} is missing or has changed since it was packed. Give the same command again."
+                )
+            records.append(record)
         index = (
-            pa.concat_tables([part.rows for part in parts]).combine_chunks() if parts else INDEX_SCHEMA.empty_table()
+            pa.concat_tables([record.rows for record in records]).combine_chunks()
+            if records
+            else INDEX_SCHEMA.empty_table()
         )
         if not index.num_rows:
             raise SourceError(f"no readable image in split {self.listing.split!r}")
-        self._check_counts(index, sum(entry.action == "skipped" for part in parts for entry in part.odd))
-        whole = bool(self.settings.get("whole_imagenet")) and not audit(
+        odd = tuple(entry for record in records for entry in record.odd)
+        self._check_counts(index, skipped=sum(entry.action == "skipped" for entry in odd))
+        whole = bool(self.settings.get("whole_imagenet")) and is_whole_imagenet(
             self.listing.split, index["label"].to_numpy(), self.listing.classes
         )
         manifest = Manifest(
             name=self.name,
             split=self.listing.split,
             classes=self.listing.classes,
-            shards=tuple(part.shard for part in parts),
+            shards=tuple(record.shard for record in records),
             index_sha256=index_digest(index),
             settings={**self.settings, "whole_imagenet": whole},
-            odd=tuple(entry for part in parts for entry in part.odd),
+            odd=odd,
         )
-        check_published(self.output, self.name, self.listing, self.parts.location)
-        write_manifest(self.output, manifest, index, aside=self.parts)
+        check_against_published(self.output, self.name, self.listing, self.work_folder.location)
+        write_manifest(self.output, manifest, index, temporary_folder=self.work_folder)
         try:
-            check_published(self.output, self.name, self.listing, self.parts.location)
-        except OutputError:  # the other came between the check and the writing, and sees this one too
+            check_against_published(self.output, self.name, self.listing, self.work_folder.location)
+        except OutputError:  # another build has published between the first check and the write
             self.output.remove(f"{self.stem}.json")
             raise
         return manifest
 
     def _check_counts(self, index: pa.Table, skipped: int) -> None:
-        """Refuse to publish anything but each listed sample once.
+        """Check before publishing that the shards hold each listed sample exactly once.
 
         Raises:
-            OutputError: samples are missing or come twice: the source changed under the build in a way nothing told.
+            OutputError: samples are missing or repeated, because the source changed unnoticed during the build.
         """
         wrong = []
-        keys = index["key"].to_pylist()
-        if len(set(keys)) != len(keys):
-            wrong.append(f"{Counter(keys).most_common(1)[0][0]!r} comes more than once")
+        if repeated := repeated_keys(index):
+            wrong.append(f"{repeated[0]!r} comes more than once")
         if len(index) + skipped != len(self.listing):
             wrong.append(f"{len(index):,} samples and {skipped:,} left out of {len(self.listing):,} listed")
         if wrong:
             raise OutputError(
                 f"the shards of {self.stem} do not hold what was listed: {'; '.join(wrong)}. Nothing was published. "
-                f"Remove {self.parts.location} and the shards, and pack anew."
+                f"Remove {self.work_folder.location} and the shards, and pack again."
             )
 
 
 def _flock(stream: IO[str], kind: int) -> bool | None:
-    """Try to lock a file: whether that went, None where the file system has no locks."""
+    """Try to lock a file: True if it is locked now, False if another process holds it, None without file locks."""
     try:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""Which sample goes into which shard, and in what order: a pure function of the listing, the seed and the size.
+"""Which sample goes into which shard, and in what order: a pure function of the listing, the seed and the shard size.
 
-The order is a sort by a seeded hash of each sample's key, so that it depends neither on the order in which a
-source lists its files nor on the version of a random generator: the same images held as archives or as
-class folders give the same shards.
+The order is a sort by a seeded hash of each sample's key. It depends neither on the order in which a source lists its
+files nor on the version of a random generator: the same images stored as archives or as class folders give the same
+shards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sharding.tarfiles import BLOCK
 
-# Beside the image's bytes a sample takes three headers, a block of label, a block of JSON and half a block of padding.
+# Bytes of a sample in addition to the image: three headers, a block of label, a block of JSON, half a block of padding.
 SAMPLE_OVERHEAD = 5 * BLOCK + BLOCK // 2
 
 
@@ -27,7 +27,7 @@ class Plan:
     """The content of every shard.
 
     Attributes:
-        order: sample numbers of the listing, int64 `[samples]`, in the order in which they are written.
+        order: int64 `[samples]`; positions in the listing, in the order in which the samples are written.
         bounds: int64 `[shards + 1]`; shard `i` holds `order[bounds[i]:bounds[i + 1]]`.
     """
 
@@ -36,18 +36,18 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return len(self.bounds) - 1
 
     def samples(self, shard: int) -> NDArray[np.int64]:
-        """The sample numbers of one shard, in order."""
+        """Positions in the listing of the samples of one shard, int64, in the order of the tar."""
         return self.order[self.bounds[shard] : self.bounds[shard + 1]]
 
     def digest(self, keys: Sequence[str]) -> str:
-        """SHA-256 in hex over the keys in the order of the plan, and the bounds of its shards.
+        """SHA-256 in hex over the keys in the order of the plan and the bounds of the shards.
 
         Args:
-            keys: of the listing it was made for.
+            keys: keys of the listing that the plan was made for.
         """
         order: list[int] = self.order.tolist()
         digest = hashlib.sha256("\n".join([keys[sample] for sample in order]).encode())
@@ -66,15 +66,15 @@ def make_plan(
     """Shuffle the samples and cut them into shards of nearly equal size.
 
     Args:
-        keys: one a sample, all different.
-        sizes: bytes of each image as it lies in the source.
-        seed: of the shuffle.
-        shard_bytes: no shard is planned larger than this by more than one sample (if every sample is smaller).
-        blocks: where samples can only be read in blocks (row groups of parquet), the block of each. Blocks are then
-            shuffled, and samples within a shard.
+        keys: key of each sample, all different.
+        sizes: int64 `[samples]`; bytes of each image in the source.
+        seed: seed of the shuffle.
+        shard_bytes: planned size of a shard; a shard exceeds it by at most one sample (if every sample is smaller).
+        blocks: int32 `[samples]`; the block of each sample, where samples can only be read in whole blocks (row
+            groups of parquet). Blocks are then shuffled as a whole, and samples within a shard.
 
     Returns:
-        The plan; with no samples, one without shards.
+        The plan; a plan without shards if there are no samples.
     """
     count = len(sizes)
     hashes = np.fromiter((xxhash.xxh64_intdigest(key.encode(), seed) for key in keys), np.uint64, count)

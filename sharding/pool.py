@@ -1,4 +1,4 @@
-"""Runs shard jobs in processes that end with their parent, whatever ends it."""
+"""Run jobs in worker processes that end when their parent ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,38 +21,43 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_JOBS_AHEAD = 2  # per worker: enough that none waits, few enough that the jobs of a large plan are not all in memory
+_JOBS_AHEAD = 2  # per worker: no worker waits for a job, and the jobs of a large plan are not all in memory at once
 
 
 def available_cpus() -> int:
-    """CPUs this process may use."""
+    """Number of CPUs this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def prepare_workers(module: str) -> None:
-    """Start, beside what this process does meanwhile, the process that workers are forked from.
+def worker_count(requested: int | None, jobs: int) -> int:
+    """Number of workers for so many jobs: as requested, by default one per CPU; never more than there are jobs."""
+    return max(1, min(requested or available_cpus(), jobs))
 
-    It imports what they need, once for all of them: a worker is then there in hundredths of a second instead of a
-    second of processor time each. Without this call `run_jobs` does it.
+
+def prepare_workers(module: str) -> None:
+    """Start the fork server in the background: the process from which the workers are forked.
+
+    It imports what the workers need once, so that a worker starts in hundredths of a second instead of taking a second
+    of CPU time. `run_jobs` starts the fork server if nobody has called this before.
 
     Args:
-        module: of the function that will be given to `run_jobs`.
+        module: name of the module of the function that `run_jobs` will get.
     """
-    # pyarrow imports pandas, where there is one, when it first converts a list.
+    # pyarrow imports pandas, where it is installed, when it first converts a list.
     _CONTEXT.set_forkserver_preload([module, "pandas"])
     forkserver.ensure_running()
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """Apply a function to every job, in any order.
+    """Apply a function to every job and yield the results as they become ready, in any order.
 
     Args:
-        function: importable by name from a module that is not run as the program.
-        jobs: consumed as workers become free.
-        workers: processes; 1 works in this process.
+        function: a function that workers can import by name: its module is not the program's main module.
+        jobs: the jobs; taken as workers become free.
+        workers: number of processes; with 1 this process does the work.
 
     Raises:
-        ShardingError: a worker was killed. Whatever `function` raises comes through; jobs not begun are then dropped.
+        ShardingError: a worker was killed. Exceptions of `function` propagate; jobs that have not begun are dropped.
     """
     if workers == 1:
         yield from map(function, jobs)
@@ -76,16 +81,16 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
             "Finished shards are kept: give the same command again, with fewer --workers if memory is short."
         ) from error
     except BaseException:
-        _end(pool)
+        _terminate(pool)
         raise
     pool.shutdown()
 
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Start workers that do not import the program's main module.
+    """Keep workers started in this context from importing the program's main module.
 
-    They need none of it, and a script without a `__name__` guard would start itself again in each of them.
+    They do not need it, and a script without a `__name__` guard would run again in each of them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -95,8 +100,8 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Stop at once: what a worker was writing stays unpublished."""
+def _terminate(pool: ProcessPoolExecutor) -> None:
+    """Stop the workers at once: a shard that a worker was writing stays unpublished."""
     workers = list((getattr(pool, "_processes", None) or {}).values())
     for worker in workers:
         worker.terminate()
@@ -104,15 +109,15 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def _start_worker(environment: dict[str, str]) -> None:
-    """Take over the parent's environment, leave Ctrl-C to it, and end when it does."""
+    """Set up a worker: copy the parent's environment, ignore Ctrl-C, and exit when the parent exits."""
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"
 
-    def end_with_parent() -> None:
+    def exit_with_parent() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

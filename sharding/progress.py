@@ -1,4 +1,4 @@
-"""What a build says while it works: a bar on a terminal, a line now and then in a log."""
+"""Progress of a command on stderr: a bar on a terminal, one line every 30 seconds in a log."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sharding.console import print_status
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts images and bytes as shards become ready, and shows rates and the time that remains."""
+    """Counts the images and bytes of finished shards; shows the rates and the time left."""
 
     def __init__(self, title: str, total_samples: int | None) -> None:
         self.title, self.total = title, total_samples
@@ -29,12 +31,12 @@ class Progress:
         self.bar.close()
 
     def add(self, samples: int, size: int, *, written: bool) -> None:
-        """A shard is ready.
+        """Count a finished shard.
 
         Args:
-            samples: images in it.
-            size: its bytes.
-            written: False if it was found finished; it then does not count in the rates.
+            samples: number of images in the shard.
+            size: size of the shard in bytes.
+            written: False if an earlier build finished the shard; the rates then leave it out.
         """
         self.samples += samples
         if written:
@@ -48,10 +50,10 @@ class Progress:
         now = time.monotonic()
         if self.bar.disable and (now - self.last_line >= _SECONDS_BETWEEN_LINES):
             self.last_line = now
-            print(self.line(seconds), file=sys.stderr, flush=True)
+            print_status(self.line(seconds))
 
     def line(self, seconds: float) -> str:
-        """One line for a log."""
+        """Format one line for a log, `seconds` after the start."""
         rate = self.written_samples / seconds
         rates = f"{rate:,.0f} images/s, {self.written_bytes / seconds / 1e6:,.0f} MB/s"
         if self.total is None:

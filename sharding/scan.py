@@ -1,4 +1,4 @@
-"""Reads a shard from its first byte to its last: digest, samples, and everything that is wrong with it."""
+"""Read a shard from its first byte to its last: its SHA-256, its samples and its faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# What is wrong with every sample of a shard that ends too early, or that is another one.
+# Faults that all samples of a truncated or exchanged shard may share.
 MISSING = "is missing from the shard"
 UNEXPECTED = "is not in the index"
 _CHUNK = 4 << 20
@@ -28,7 +28,13 @@ _CHUNK = 4 << 20
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong: in which file, with which sample (empty: the file as a whole), and what."""
+    """A fault of a shard or of a file beside the shards.
+
+    Attributes:
+        file: name of the file.
+        key: key of the sample; empty where the fault concerns the file as a whole.
+        what: description of the fault.
+    """
 
     file: str
     key: str
@@ -40,16 +46,15 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a shard holds.
+    """The content of a shard.
 
     Attributes:
         name: file name of the tar.
-        bytes: its size.
-        sha256: of the file, in hex.
-        rows: one dict a readable sample with the columns of the index except `shard`.
-        classes: what the samples' JSON says of its class, by label; empty where it says nothing.
-        faults: what is wrong.
-        unreadable: keys of samples whose image is damaged.
+        bytes: size of the tar.
+        sha256: SHA-256 of the tar in hex.
+        rows: one dict per readable sample, with the columns of the index except `shard`.
+        classes: class id by label, from the JSON of the samples; empty where the JSON names none.
+        faults: the faults, in the order of the tar.
     """
 
     name: str
@@ -58,10 +63,9 @@ class Scan:
     rows: list[dict[str, Any]]
     classes: dict[int, str]
     faults: list[Fault]
-    unreadable: list[str]
 
     def table(self, shard: int) -> pa.Table:
-        """The rows as a part of the index."""
+        """The rows as a part of the index, with the position of the shard."""
         return pa.Table.from_pylist([{**row, "shard": shard} for row in self.rows], INDEX_SCHEMA)
 
 
@@ -74,19 +78,19 @@ class _Sample:
 
 
 class _Stream:
-    """Forward reads by position over a stream, with the SHA-256 of all that has passed."""
+    """Reads a stream forward by position and computes the SHA-256 of all bytes that it has read."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.position, self.sha256 = stream, 0, hashlib.sha256()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes at `offset`, which is never before what was read."""
+        """Read `size` bytes at `offset`, which must not lie before bytes already read."""
         while self.position < offset and self._take(min(_CHUNK, offset - self.position)):
             pass
         return self._take(size)
 
     def finish(self) -> None:
-        """Read to the end."""
+        """Read the rest of the stream."""
         while self._take(_CHUNK):
             pass
 
@@ -103,16 +107,16 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
     """Read one shard.
 
     Args:
-        folder: of the shards.
-        name: of the tar.
-        decode_check: decode every image.
+        folder: folder of the shards.
+        name: file name of the tar.
+        decode_check: whether to decode every image.
 
     Raises:
         OSError: the file cannot be read at all.
     """
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
-    rows, faults, unreadable, classes = [], [], [], {}
+    rows, faults, classes = [], [], {}
     keys: set[str] = set()
     with folder.open_stream(name) as opened:
         stream = _Stream(opened)
@@ -124,10 +128,7 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
                 keys.add(sample.key)
                 try:
                     row, wnid = _row(sample, policy)
-                except ImageError as error:
-                    unreadable.append(sample.key)
-                    faults.append(Fault(name, sample.key, str(error)))
-                except SourceError as error:
+                except (ImageError, SourceError) as error:
                     faults.append(Fault(name, sample.key, str(error)))
                 else:
                     rows.append(row)
@@ -143,15 +144,14 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
         rows=rows,
         classes=classes,
         faults=faults,
-        unreadable=unreadable,
     )
 
 
 def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
-    """Members with one key, as WebDataset groups them: neighbours that agree up to the first dot of the file name.
+    """Group the members into samples as WebDataset does: neighbours whose names agree up to the first dot.
 
     Raises:
-        SourceError: the archive ends too early or is none, after the samples before that place.
+        SourceError: the archive is truncated or no tar; raised after the samples before that place.
     """
     sample: _Sample | None = None
     end: SourceError | None = None
@@ -165,12 +165,12 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
             break
         folder, _, file = member.name.rpartition("/")
         stem, dot, extension = file.partition(".")
-        if not stem or not dot:  # `._x.jpg` of macOS, README: no samples for WebDataset either
+        if not stem or not dot:  # WebDataset skips names such as README and `._x.jpg` (of macOS) too
             continue
         if member.size > MAX_IMAGE_BYTES:
             raise SourceError(f"{name} holds {member.name} of {member.size:,} bytes; {MAX_IMAGE_BYTES:,} are allowed")
         key = f"{folder}/{stem}" if folder else stem
-        # A field that comes again begins another sample of the same key.
+        # A repeated field begins another sample with the same key.
         if sample is None or sample.key != key or extension.lower() in sample.fields:
             if sample is not None:
                 yield sample
@@ -186,25 +186,28 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
 
 
 def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | None]:
-    """The index row of a sample and the class its JSON names.
+    """Make the index row of a sample.
+
+    Returns:
+        The row without `shard`, and the class id from the sample's JSON, if it has one.
 
     Raises:
-        SourceError: image or label is missing or contradicts the other fields.
+        SourceError: the image or the label is missing or contradicts another field.
         ImageError: the image is damaged.
     """
     if sample.image is None:
         raise SourceError(f"no image among its fields ({', '.join(sample.fields)})")
     try:
-        facts = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
-        label = int(sample.fields["cls"]) if "cls" in sample.fields else operator.index(facts["label"])
+        description = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
+        label = int(sample.fields["cls"]) if "cls" in sample.fields else operator.index(description["label"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"no label: neither KEY.cls nor `label` in KEY.json is a whole number ({error!r})") from error
-    if not isinstance(facts, dict):
+    if not isinstance(description, dict):
         raise SourceError("KEY.json is no object")
     if not 0 <= label < MAX_CLASSES:
         raise SourceError(f"label {label} is not from 0 to {MAX_CLASSES - 1:,}")
-    if facts.get("label", label) != label:
-        raise SourceError(f"KEY.cls says label {label}, KEY.json {facts['label']}")
+    if description.get("label", label) != label:
+        raise SourceError(f"KEY.cls says label {label}, KEY.json {description['label']}")
     packed = pack_image(sample.data, policy)
     row = {
         "key": sample.key,
@@ -215,13 +218,19 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         "height": packed.height,
         "xxh64": xxhash.xxh64_intdigest(sample.data),
     }
-    wnid = facts.get("class")
+    wnid = description.get("class")
     return row, wnid if isinstance(wnid, str) else None
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """A shard to scan: its folder, its name, and whether to decode every image."""
+    """A shard to scan.
+
+    Attributes:
+        folder: folder of the shards.
+        name: file name of the tar.
+        decode_check: whether to decode every image.
+    """
 
     folder: Folder
     name: str
@@ -229,7 +238,10 @@ class ScanJob:
 
 
 def scan_for_index(job: ScanJob) -> tuple[Scan, pa.Table]:
-    """Scan one shard in a worker; its rows travel as a table, `shard` 0.
+    """Scan one shard in a worker process.
+
+    Returns:
+        The scan without its rows, and the rows as a table, which is faster to send; its column `shard` is 0.
 
     Raises:
         ManifestError: the file cannot be read.

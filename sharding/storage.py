@@ -1,8 +1,9 @@
-"""Folders on any file system that `pyarrow.fs` opens, with files that appear whole or not at all."""
+"""Folders on any file system that `pyarrow.fs` opens; a file is published complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from pyarrow import fs
 
 from sharding.errors import OutputError, ShardingError
 
-_STREAM_BUFFER = 4 << 20  # of one ranged request
-_MAX_BUFFERS = 512  # of one writev; IOV_MAX is 1024 on Linux
+_STREAM_BUFFER = 4 << 20  # bytes per ranged request
+_HASH_CHUNK = 4 << 20
+_MAX_BUFFERS = 512  # per writev; IOV_MAX is 1024 on Linux
 
 
 def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
@@ -35,7 +37,7 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         location.encode()
     except UnicodeEncodeError as error:
-        raise ShardingError(f"the path {location!r} is not UTF-8. Rename it, or give a link to it.") from error
+        raise ShardingError(f"the path {location!r} is not UTF-8. Rename it, or give a symbolic link to it.") from error
     if "://" not in location:
         return fs.LocalFileSystem(), location
     try:
@@ -46,15 +48,15 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
 
 
 class Sink(Protocol):
-    """Where the bytes of one file go."""
+    """A file open for writing."""
 
     def write_all(self, buffers: Sequence[bytes]) -> None:
-        """Append the buffers, all of them."""
+        """Append all bytes of all buffers."""
         ...
 
 
 class _LocalSink:
-    """A file descriptor written with `writev`, so that large buffers are never copied in Python."""
+    """A local file written with `writev`, so that Python never copies large buffers."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -96,12 +98,12 @@ class _RemoteSink:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a file system; cheap to build and to send to another process.
+    """A folder on a file system; cheap to create and to send to another process.
 
     Attributes:
-        location: as the user wrote it, for messages.
-        filesystem: what holds it.
-        path: the path inside `filesystem`.
+        location: path or URI as the user wrote it, for messages.
+        filesystem: the file system that contains the folder.
+        path: path of the folder inside `filesystem`.
     """
 
     location: str
@@ -110,13 +112,13 @@ class Folder:
 
     @classmethod
     def open(cls, location: str) -> Folder:
-        """Open a path or URI; nothing is created or checked."""
+        """Open a path or URI; creates nothing and checks nothing."""
         filesystem, path = open_filesystem(location)
         return cls(location, filesystem, path)
 
     @classmethod
-    def holding(cls, location: str) -> tuple[Folder, str]:
-        """The folder that holds a file, and the file's name."""
+    def of_file(cls, location: str) -> tuple[Folder, str]:
+        """The folder that contains a file, and the name of the file in it."""
         whole = cls.open(location)
         path, _, name = whole.path.rpartition("/")
         head, mark, query = location.partition("?") if "://" in location else (location, "", "")
@@ -124,11 +126,11 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether plain system calls reach it."""
+        """Whether the folder is on the local file system."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def join(self, name: str) -> str:
-        """Path of the file `name` inside `filesystem`."""
+        """Path inside `filesystem` of the file `name`."""
         return f"{self.path}/{name}"
 
     def folder(self, name: str) -> Folder:
@@ -136,12 +138,12 @@ class Folder:
         return Folder(f"{self.location.split('?')[0].rstrip('/')}/{name}", self.filesystem, self.join(name))
 
     def size(self, name: str) -> int | None:
-        """Bytes of the file `name`; None where there is no such file."""
+        """Size of the file `name` in bytes; None where there is no such file."""
         info = self.filesystem.get_file_info(self.join(name))
         return info.size if info.type == fs.FileType.File else None
 
     def list(self, *, recursive: bool = False) -> list[fs.FileInfo]:
-        """Everything inside, sorted by path; empty where the folder does not exist.
+        """List the content, sorted by path; empty where the folder does not exist.
 
         Raises:
             ShardingError: a name is not UTF-8.
@@ -159,14 +161,14 @@ class Folder:
         return [info.base_name for info in self.list() if info.type == fs.FileType.File]
 
     def exists(self) -> bool:
-        """Whether the folder is there."""
+        """Whether the folder exists."""
         return self.filesystem.get_file_info(self.path).type == fs.FileType.Directory
 
     def create(self) -> None:
-        """Create the folder and those above it.
+        """Create the folder and its parents.
 
         Raises:
-            OutputError: it cannot be created.
+            OutputError: the folder cannot be created.
         """
         try:
             self.filesystem.create_dir(self.path, recursive=True)
@@ -186,32 +188,44 @@ class Folder:
         )
 
     def read(self, name: str) -> bytes:
-        """The whole content of a file."""
+        """Read a whole file."""
         with self.open_input(name) as stream:
             return stream.read()
 
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file in hex."""
+        digest = hashlib.sha256()
+        with self.open_input(name) as stream:
+            while chunk := stream.read(_HASH_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone is fine."""
+        """Remove a file; no error if there is none."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self.join(name))
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder with all that is in it, as far as it can be: on NFS a file that is open elsewhere stays."""
+        """Remove a folder and its content as far as possible: on NFS a file that is open elsewhere stays."""
         with contextlib.suppress(OSError):
             self.filesystem.delete_dir(self.join(name))
 
     @contextlib.contextmanager
-    def publish(self, name: str, *, aside: Folder | None = None, durable: bool = True) -> Iterator[Sink]:
-        """Write the file `name` so that it appears complete, or not at all.
+    def publish(self, name: str, *, temporary_folder: Folder | None = None, durable: bool = True) -> Iterator[Sink]:
+        """Write the file `name` so that it appears complete or not at all.
 
-        The bytes go to a name that no other process uses, in `aside` (by default this folder); once all
-        are on the disk the file is renamed. An exception removes them. Without `durable` nothing waits for the disk:
-        a power cut may then leave a file that is not whole.
+        The bytes go to a temporary file with a unique name, which is renamed once all of them are on disk. An exception
+        removes the temporary file.
+
+        Args:
+            name: name of the file in this folder.
+            temporary_folder: folder for the temporary file; by default this folder.
+            durable: wait until the bytes are on disk. Without it, a power cut may leave an incomplete file.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
         """
-        temporary = (aside or self).join(f".{name}.{uuid.uuid4().hex}.tmp")
+        temporary = (temporary_folder or self).join(f".{name}.{uuid.uuid4().hex}.tmp")
         sink: _LocalSink | _RemoteSink | None = None
         try:
             sink = _LocalSink(temporary) if self.is_local else _RemoteSink(self.filesystem, temporary)
@@ -235,40 +249,43 @@ class Folder:
                 raise OutputError(_explain(error, f"{self.location}/{name}")) from error
             raise
 
-    def write(self, name: str, content: bytes, *, aside: Folder | None = None, durable: bool = True) -> None:
+    def write(self, name: str, content: bytes, *, temporary_folder: Folder | None = None, durable: bool = True) -> None:
         """Publish a small file.
 
         Raises:
             OutputError: see `publish`.
         """
-        with self.publish(name, aside=aside, durable=durable) as sink:
+        with self.publish(name, temporary_folder=temporary_folder, durable=durable) as sink:
             sink.write_all([content])
 
-    def write_once(self, name: str, content: bytes) -> bytes:
-        """Publish a small file unless it is there; gives what is there, which may be another process's.
+    def write_if_absent(self, name: str, content: bytes) -> bytes:
+        """Publish a small file unless it exists.
+
+        Returns:
+            The content of the file afterwards: `content`, or what another process has written.
 
         Raises:
             OutputError: see `publish`.
         """
         if self.size(name) is None:
-            mine = f"{name}.{uuid.uuid4().hex}"
-            self.write(mine, content)
+            unique_name = f"{name}.{uuid.uuid4().hex}"
+            self.write(unique_name, content)
             try:
                 if self.is_local:
-                    os.link(self.join(mine), self.join(name))  # fails where `name` exists
+                    os.link(self.join(unique_name), self.join(name))  # fails where `name` exists
                 else:
-                    self.filesystem.copy_file(self.join(mine), self.join(name))
+                    self.filesystem.copy_file(self.join(unique_name), self.join(name))
             except FileExistsError:
                 pass
             except OSError as error:
                 raise OutputError(_explain(error, f"{self.location}/{name}")) from error
             finally:
-                self.remove(mine)
+                self.remove(unique_name)
         return self.read(name)
 
 
 def _fsync_folder(path: str) -> None:
-    """Make a rename inside the folder survive a power cut."""
+    """Make renames inside the folder durable, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -278,6 +295,6 @@ def _fsync_folder(path: str) -> None:
 
 def _explain(error: OSError, target: str) -> str:
     return (
-        f"{target} could not be written: {error.strerror or error}. Nothing of it was published; "
-        "make room or choose another --output, then give the same command again: finished shards are kept."
+        f"{target} could not be written: {error.strerror or error}. No part of it was published. "
+        "Free some space or choose another --output, then give the same command again: finished shards are kept."
     )

@@ -1,6 +1,6 @@
-"""The two things needed of tar archives: USTAR headers at speed, and a walk over members by position.
+"""Tar archives: write USTAR headers fast, and iterate over the members of an archive by position.
 
-Members are never extracted: a name is text to look at, not a path to write to.
+Members are never extracted: the name of a member is only text, never a path to write to.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from sharding.errors import SourceError
 
 BLOCK = 512
-_RECORD = 20 * BLOCK  # of tar, unless `-b` says another
+_RECORD = 20 * BLOCK  # tar's record size, unless its option `-b` sets another
 _LONGEST_RECORD = 1 << 20
 _LONGEST_HEADER = 1 << 20
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
-_NOT_UTF8 = "backslashreplace"  # names are for reading: in keys, messages and the index
+_NOT_UTF8 = "backslashreplace"  # error handler for names: they appear in keys, messages and the index
 
 
 def _template() -> bytes:
@@ -38,10 +38,10 @@ _TAIL = _TEMPLATE[156:]
 
 
 def header(name: bytes, size: int) -> bytes:
-    """A USTAR header of a regular file, mode 0444, mtime 0.
+    """Make the USTAR header of a regular file with mode 0444 and mtime 0.
 
     Args:
-        name: at most 100 bytes of ASCII.
+        name: name of the member, at most 100 bytes of ASCII.
         size: bytes of content, under 8 GiB.
     """
     octal = b"%011o\0" % size
@@ -50,13 +50,19 @@ def header(name: bytes, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Zeros from `size` to the next block."""
+    """The zeros that fill content of `size` bytes up to a whole number of blocks."""
     return bytes(-size % BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive: its name and where its bytes lie, in bytes from the start of the file read."""
+    """A regular file in an archive.
+
+    Attributes:
+        name: its name in the archive.
+        offset: position of its first byte in the file that is read.
+        size: its size in bytes.
+    """
 
     name: str
     offset: int
@@ -64,20 +70,20 @@ class Member:
 
 
 def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, archive: str) -> Iterator[Member]:
-    """Walk the members of the tar archive that lies at [start, end).
+    """Iterate over the regular files in the tar archive that occupies the bytes [start, end) of a file.
 
     Args:
-        read_at: `read_at(offset, size)` gives the bytes there, fewer at the end of the file.
-        start: where the archive begins.
-        end: where it ends.
-        archive: its name, for messages.
+        read_at: `read_at(offset, size)` returns the bytes at a position, fewer at the end of the file.
+        start: position of the first byte of the archive.
+        end: position after its last byte.
+        archive: name of the archive, for messages.
 
     Raises:
-        SourceError: the archive is truncated or is no tar.
+        SourceError: the archive is truncated, damaged or no tar.
     """
     position = start
     long_name: str | None = None
-    last = "its start"
+    last = "its start"  # the last member read, for messages
     while True:
         block = read_at(position, BLOCK)
         if position + BLOCK > end or len(block) < BLOCK:
@@ -128,24 +134,29 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
 
 
 def _check_end(read_at: Callable[[int, int], bytes], start: int, position: int, end: int, where: str) -> None:
-    """Refuse an end mark that is a hole: zeros where a copy was cut short of its content look the same.
+    """Tell the end mark of an archive from a hole: where a copy was interrupted, zeros may stand in place of content.
 
-    An archive is filled up with zeros to a whole number of records: of 10 KiB, or larger ones that divide its size.
+    tar pads an archive with zeros to a whole number of records: of 10 KiB, or of a larger size that divides the
+    archive's.
 
     Raises:
-        SourceError: what follows is not zero, or is more than an archive is filled up with.
+        SourceError: bytes other than zero follow, or more zeros than tar pads with.
     """
     zeros = end - position
     record = max(_RECORD, 1 << max(0, zeros - 2 * BLOCK - 1).bit_length())
-    filled_up = zeros <= _RECORD + 2 * BLOCK or (record <= _LONGEST_RECORD and (end - start) % record == 0)
-    if not filled_up or any(read_at(position + BLOCK, zeros - BLOCK)):
+    is_padding = zeros <= _RECORD + 2 * BLOCK or (record <= _LONGEST_RECORD and (end - start) % record == 0)
+    if not is_padding or any(read_at(position + BLOCK, zeros - BLOCK)):
         raise SourceError(
             f"{where}, it has zeros instead of its content, {zeros:,} bytes before its end. Fetch it again."
         )
 
 
 def _plain_file(block: bytes) -> tuple[str, int] | None:
-    """Name and size from the header of a regular file, where it uses no extension; three times as fast as `tarfile`."""
+    """Parse name and size of a regular file from a plain USTAR header; three times as fast as `tarfile`.
+
+    Returns:
+        Name and size in bytes; None for any other header, which `tarfile` then parses.
+    """
     if block[156] not in b"0\0" or block[345] or block[124] & 0x80 or not block[0]:
         return None
     try:
@@ -160,7 +171,7 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
 
 
 def _pax_path(records: bytes, where: str) -> str | None:
-    """The `path` record of a pax header, where there is one.
+    """Read the `path` record of a pax header; None where there is none.
 
     Raises:
         SourceError: a record does not begin with its length.

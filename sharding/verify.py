@@ -1,7 +1,8 @@
-"""Proves that shards are what their manifest says: `python -m sharding.verify --shards U`.
+"""Compare shards with their manifest and index: `python -m sharding.verify --shards U`.
 
-Every shard is read once: its SHA-256, its samples, their labels and the bytes, size and soundness of every image are
-compared with the manifest and the index. Faults are named by shard and key; the exit code is 1 if there are any.
+The command reads every shard once and compares its SHA-256, its samples, their labels, and the bytes and the size of
+every image with the manifest and the index; it also decodes every image. It reports each fault by shard and key; the
+exit code is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sharding.command import ShardsOptions, run_command, say_line
+from sharding.cli import ShardsOptions, run_command
+from sharding.console import Log, no_log, print_line
+from sharding.errors import ManifestError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from sharding.scan import Fault
     from sharding.storage import Folder
 
-_NAMED_SAMPLES = 5  # of those that a shard has lost
+_LISTED_SAMPLES = 5  # per shard, of the samples that are missing or unexpected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +33,19 @@ class VerifyOptions(ShardsOptions):
     """Re-hash, recount and decode shards, and compare them with their manifest and index."""
 
 
-def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: None) -> list[Fault]:
+def verify(options: VerifyOptions, *, log: Log = no_log) -> list[Fault]:
     """Verify all splits that the options name.
 
     Args:
-        options: what to verify.
-        say: takes lines for the user.
+        options: the shards, and how to read them.
+        log: function that takes lines of text for the user.
 
     Returns:
-        All faults; empty when everything is as the manifests say.
+        All faults; empty if the shards match their manifests.
 
     Raises:
-        ManifestError: there is no manifest, or it or the index is damaged.
+        ManifestError: there is no manifest, or a manifest or an index is damaged.
     """
-    from sharding.errors import ManifestError
     from sharding.manifest import find_manifests, load_manifest
     from sharding.storage import Folder
 
@@ -54,25 +56,30 @@ def verify(options: VerifyOptions, *, say: Callable[[str], None] = lambda line: 
         if options.name in (None, name) and options.split in (None, split)
     ]
     if not manifests:
-        load_manifest(options.shards, options.split or "train", options.name)  # says what is missing
+        load_manifest(options.shards, options.split or "train", options.name)  # raises the error that explains why
         raise ManifestError(f"no manifest in {options.shards!r} fits --name {options.name} --split {options.split}")
     faults = _check_info(folder, manifests)
     for manifest in manifests:
         found = _verify_split(folder, manifest, options)
-        say(f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {len(found)} faults")
+        log(f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {len(found)} faults")
         faults += found
     return faults
 
 
 def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) -> list[Fault]:
+    """Verify one split.
+
+    Raises:
+        ManifestError: the index is missing or damaged.
+    """
     import pyarrow.compute as pc
 
-    from sharding.checks import ShardCheck, check_shard
-    from sharding.imagenet import audit, is_imagenet
+    from sharding.imagenet import compare_with_imagenet, is_imagenet
     from sharding.manifest import load_index, shards_of
-    from sharding.pool import available_cpus, run_jobs
+    from sharding.pool import run_jobs, worker_count
     from sharding.progress import Progress
     from sharding.scan import Fault
+    from sharding.verify_shard import VerifyJob, verify_shard
 
     index = load_index(options.shards, manifest)
     faults = _check_index(manifest, index)
@@ -80,26 +87,31 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     faults += [
         Fault(file, "", "is not in the manifest") for file in shards_of(folder, manifest.stem) if file not in listed
     ]
-    checks = (
-        # A filter copies the rows; a slice would travel to the worker with the whole index behind it.
-        ShardCheck(folder, manifest, number, index.filter(pc.field("shard") == number), options.decode_check)
+    jobs = (
+        # A filter copies the rows; pickling a slice for the worker would include the whole index.
+        VerifyJob(folder, manifest, number, index.filter(pc.field("shard") == number), options.decode_check)
         for number in range(len(manifest.shards))
     )
-    workers = max(1, min(options.workers or available_cpus(), len(manifest.shards)))
+    workers = worker_count(options.workers, len(manifest.shards))
     with Progress(f"verify {manifest.stem}", manifest.num_samples) as progress:
-        for number, found in run_jobs(check_shard, checks, workers):
+        for number, found in run_jobs(verify_shard, jobs, workers):
             faults += found
             progress.add(manifest.shards[number].samples, manifest.shards[number].bytes, written=True)
     if manifest.settings.get("whole_imagenet") and is_imagenet(manifest.classes, manifest.split):
         labels = index["label"].to_numpy()
-        faults += [Fault(f"{manifest.stem}.json", "", text) for text in audit(manifest.split, labels, manifest.classes)]
+        differences = compare_with_imagenet(manifest.split, labels, manifest.classes)
+        faults += [Fault(f"{manifest.stem}.json", "", text) for text in differences]
     return sorted(faults, key=lambda fault: (fault.file, fault.key, fault.what))
 
 
 def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
-    """What the index says against the manifest; both have kept their digests, so this is about who wrote them."""
+    """Compare the index with the manifest.
+
+    `load_index` has checked the digests of both, so a difference means that the software that wrote them was wrong.
+    """
     import numpy as np
 
+    from sharding.manifest import repeated_keys
     from sharding.scan import Fault
 
     file, faults = f"{manifest.stem}.parquet", []
@@ -112,9 +124,7 @@ def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
         faults.append(
             Fault(file, index["key"][int(row)].as_py(), f"label {labels[row]} of {len(manifest.classes)} classes")
         )
-    keys, repeats = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
-    faults += [Fault(file, key, "comes more than once") for key in keys[repeats > 1]]
-    return faults
+    return faults + [Fault(file, key, "comes more than once") for key in repeated_keys(index)]
 
 
 def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:
@@ -134,42 +144,42 @@ def _check_info(folder: Folder, manifests: list[Manifest]) -> list[Fault]:
 
 
 def summarise(faults: list[Fault]) -> Iterator[str]:
-    """One line a fault; of samples a shard has lost, or should not have, the first are named and the others counted."""
+    """Format one line per fault; of a shard's missing or unexpected samples, list the first and count the others."""
     from sharding.scan import MISSING, UNEXPECTED
 
     for file, group in itertools.groupby(faults, key=lambda fault: fault.file):
         counts: Counter[str] = Counter()
         for fault in group:
             counts[fault.what] += fault.what in (MISSING, UNEXPECTED)
-            if counts[fault.what] <= _NAMED_SAMPLES:
+            if counts[fault.what] <= _LISTED_SAMPLES:
                 yield str(fault)
         for what, count in counts.items():
-            if count > _NAMED_SAMPLES:
-                yield f"{file}: and {count - _NAMED_SAMPLES:,} more samples of this shard: {what}"
+            if count > _LISTED_SAMPLES:
+                yield f"{file}: and {count - _LISTED_SAMPLES:,} more samples of this shard: {what}"
 
 
-def _verify_and_say(options: VerifyOptions) -> int:
-    faults = verify(options, say=say_line)
+def _run(options: VerifyOptions) -> int:
+    faults = verify(options, log=print_line)
     for line in summarise(faults):
-        print(line)
+        print_line(line)
     if not faults:
-        print("everything is as the manifest says")
+        print_line("no faults: the shards match their manifests")
         return 0
-    print(
-        f"{len(faults):,} faults. What is not named is sound. Remove the shards named and give their build command "
-        "again, which writes only what is missing; or, if others packed them, fetch them again."
+    print_line(
+        f"{len(faults):,} faults. All other shards and samples are sound. Remove the shards listed and give the build "
+        "command again, which writes only what is missing; or, if other software packed them, fetch them again."
     )
     return 1
 
 
 def main() -> int:
-    """Run the command; gives the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         "python -m sharding.verify",
         VerifyOptions,
-        _verify_and_say,
-        places=lambda options: options.shards,
-        ended="nothing was changed",
+        _run,
+        describe_place=lambda options: options.shards,
+        after_interrupt="nothing was changed",
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes one shard: an independent unit of work that any process can do, with the same bytes as the result."""
+"""Write one shard: an independent unit of work with the same bytes as the result in every process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from sharding.errors import ImageError, OutputError, SourceError
-from sharding.images import ImagePolicy, PackedImage, one_thread, pack_image
+from sharding.images import ImagePolicy, PackedImage, pack_image, resize_in_one_thread
 from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
-from sharding.parts import Part
+from sharding.shard_record import ShardRecord
 from sharding.sources.images import iter_images
 from sharding.sources.listing import Listing
 from sharding.storage import Folder, Sink
 from sharding.tarfiles import BLOCK, END, header, padding
-from sharding.unfinished import SETTINGS
+from sharding.work_folder import SETTINGS_FILE
 
 _FLUSH_BYTES = 4 << 20
 _quote = json.encoder.encode_basestring_ascii
@@ -30,20 +30,20 @@ IndexRow = tuple[str, int, int, int, int, int, int]  # key, label, offset, size,
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """All that is needed to write one shard, small enough to send to another process.
+    """Everything needed to write one shard, small enough to send to another process.
 
     Attributes:
         number: position of the shard in the plan.
-        file_name: of the tar.
-        plan: digest of the plan it belongs to.
+        file_name: file name of the tar.
+        plan: digest of the plan that the shard belongs to.
         source: folder of the images.
         output: folder of the shards.
-        parts: folder for what is not yet published.
-        manifest: name of the manifest that will be.
+        work_folder: folder of the unfinished build, for temporary files and records.
+        manifest: file name of the manifest that the build will publish.
         samples: the images of this shard, in order.
-        wnids: of each sample.
-        policy: what happens to each image.
-        skip_bad: leave unreadable images out instead of refusing the shard.
+        wnids: class id of each sample.
+        policy: how to check and convert each image.
+        skip_bad: whether to leave unreadable images out instead of refusing the shard.
     """
 
     number: int
@@ -51,7 +51,7 @@ class ShardJob:
     plan: str
     source: Folder
     output: Folder
-    parts: Folder
+    work_folder: Folder
     manifest: str
     samples: Listing
     wnids: Sequence[str]
@@ -59,12 +59,12 @@ class ShardJob:
     skip_bad: bool
 
 
-def pack_shard(job: ShardJob) -> tuple[Part | None, bool]:
-    """Write one shard, or find it finished.
+def pack_shard(job: ShardJob) -> tuple[ShardRecord | None, bool]:
+    """Write one shard unless it is finished already.
 
     Returns:
-        What was written, and whether it was there already: same plan, and the tar has its digest. None, and True, if
-        another build has published all meanwhile.
+        The record of the shard, and whether an earlier build had finished it (same plan, and the tar has the recorded
+        SHA-256). None and True if another build has published the whole split meanwhile.
 
     Raises:
         SourceError: the source cannot be read, or images in it are unreadable and may not be skipped.
@@ -76,37 +76,38 @@ def pack_shard(job: ShardJob) -> tuple[Part | None, bool]:
         finished = _finished(job)
         return (finished, True) if finished is not None else (_write(job), False)
     except (OutputError, FileNotFoundError):
-        if not _is_published(job):  # and with it has removed the folder this one was writing to
+        if not _is_published(job):  # publishing removes the work folder, which makes this build's writes fail
             raise
         return None, True
 
 
 def _is_published(job: ShardJob) -> bool:
-    """Whether the manifest is there and the records are gone; a shard that is written again has both."""
-    return job.parts.size(SETTINGS) is None and job.output.size(job.manifest) is not None
+    """Whether the manifest is there and the work folder is gone; while a lost shard is written again both are there."""
+    return job.work_folder.size(SETTINGS_FILE) is None and job.output.size(job.manifest) is not None
 
 
-def _write(job: ShardJob) -> Part:
+def _write(job: ShardJob) -> ShardRecord:
     odd: list[OddImage] = []
     bad: list[str] = []
-    with job.output.publish(job.file_name, aside=job.parts) as sink:
+    with job.output.publish(job.file_name, temporary_folder=job.work_folder) as sink:
         tar = _ShardStream(job, sink)
         for index, packed in _iter_packed(job, odd, bad):
-            if not bad:  # else the shard is lost; look through the rest of it so that all bad images are named
+            if not bad:  # after an unreadable image only check the rest of the shard, so that the error names all
                 tar.append(index, packed)
         if bad:
-            raise SourceError(_name_bad(bad))
+            raise SourceError(_unreadable_message(bad))
         tar.finish()
     shard = ShardInfo(job.file_name, len(tar.rows), tar.position, tar.sha256.hexdigest())
-    part = Part(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=_index_rows(tar.rows, job.number))
-    job.parts.write(Part.file_name(job.number), part.to_bytes(), durable=False)
-    return part
+    rows = _index_rows(tar.rows, job.number)
+    record = ShardRecord(number=job.number, plan=job.plan, shard=shard, odd=tuple(odd), rows=rows)
+    job.work_folder.write(ShardRecord.file_name(job.number), record.to_bytes(), durable=False)
+    return record
 
 
 class _ShardStream:
-    """A tar on its way to the disk: some MB of samples are collected, and then described, hashed and written together.
+    """Writes a tar; collects some MB of samples, then makes their headers, hashes and writes them together.
 
-    One by one would be slower: decoding the next image throws everything else out of the processor's caches.
+    Doing this for one sample at a time is slower: decoding the next image evicts everything else from the CPU caches.
     """
 
     def __init__(self, job: ShardJob, sink: Sink) -> None:
@@ -132,7 +133,7 @@ class _ShardStream:
         position = self.position
         for index, packed in self._waiting:
             key, label, data = self.keys[index], self.labels[index], packed.data
-            tail = _tail(key, label, self.wnids[index], self.names[index], packed)
+            tail = _bytes_after_image(key, label, self.wnids[index], self.names[index], packed)
             digest = xxhash.xxh64_intdigest(data)
             self.rows.append((key, label, position + BLOCK, len(data), packed.width, packed.height, digest))
             pieces += (header(key.encode() + b".jpg", len(data)), data, tail)
@@ -147,33 +148,38 @@ class _ShardStream:
         self.position += sum(map(len, pieces))
 
 
-def _finished(job: ShardJob) -> Part | None:
-    """The record of the shard if it is finished and its tar is what the record says."""
-    name = Part.file_name(job.number)
-    if job.parts.size(name) is None:
+def _finished(job: ShardJob) -> ShardRecord | None:
+    """The record of the shard, if the shard is finished and its tar has the recorded size and SHA-256."""
+    name = ShardRecord.file_name(job.number)
+    if job.work_folder.size(name) is None:
         return None
-    part = Part.from_bytes(job.number, job.parts.read(name))
-    if part is None or part.plan != job.plan or job.output.size(part.shard.name) != part.shard.bytes:
+    record = ShardRecord.from_bytes(job.number, job.work_folder.read(name))
+    if record is None or record.plan != job.plan or job.output.size(record.shard.name) != record.shard.bytes:
         return None
-    bad = [f"{entry.file}: {entry.reason}" for entry in part.odd if entry.action == "skipped"]
-    with job.output.open_input(part.shard.name) as stream:
-        sha256 = hashlib.sha256()
-        while chunk := stream.read(_FLUSH_BYTES):
-            sha256.update(chunk)
-    if sha256.hexdigest() != part.shard.sha256:
+    if job.output.sha256(record.shard.name) != record.shard.sha256:
         return None
+    bad = [f"{entry.file}: {entry.reason}" for entry in record.odd if entry.action == "skipped"]
     if bad and not job.skip_bad:
-        raise SourceError(_name_bad(bad))
-    return part
+        raise SourceError(_unreadable_message(bad))
+    return record
 
 
 def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator[tuple[int, PackedImage]]:
-    """The images of a shard in order, checked; notes odd ones in `odd` and those that may not be skipped in `bad`."""
+    """Check and convert the images of a shard, in order.
+
+    Args:
+        job: the shard.
+        odd: receives the images that are converted or skipped.
+        bad: receives a message for each unreadable image that may not be skipped.
+
+    Yields:
+        The position of the sample in the shard, and the image to store; nothing for an unreadable image.
+    """
 
     def note(index: int, reason: str, action: str) -> None:
         odd.append(OddImage(job.samples.keys[index].as_py(), job.samples.describe(index), reason, action))
 
-    with one_thread(job.policy):
+    with resize_in_one_thread(job.policy):
         for index, data in iter_images(job.source, job.samples):
             try:
                 packed = pack_image(data, job.policy)
@@ -188,8 +194,8 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
             yield index, packed
 
 
-def _tail(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> bytes:
-    """What follows the bytes of an image in the tar, up to the end of KEY.json."""
+def _bytes_after_image(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> bytes:
+    """What follows the bytes of an image in the tar: padding, KEY.cls and KEY.json."""
     prefix, size = key.encode(), len(packed.data)
     cls = b"%d" % label
     description = (
@@ -217,16 +223,16 @@ def _index_rows(rows: list[IndexRow], shard: int) -> pa.Table:
     )
 
 
-def _name_bad(bad: list[str]) -> str:
+def _unreadable_message(bad: list[str]) -> str:
     listed = "\n  ".join(bad)
     return (
         f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}:\n  {listed}\nLeave them out with --on-bad skip; or "
-        "replace them, and pack into another --output, since the source is then another one."
+        "replace them and pack into another --output, since that changes the source."
     )
 
 
-def cut(listing: Listing, samples: NDArray[np.int64]) -> Listing:
-    """The part of a listing that one shard needs."""
+def select_samples(listing: Listing, samples: NDArray[np.int64]) -> Listing:
+    """Select the samples of one shard from a listing; the result has no classes and no notes."""
     files, file = np.unique(listing.file[samples], return_inverse=True)
     return Listing(
         source_format=listing.source_format,

@@ -1,4 +1,4 @@
-"""How ImageNet is held, and what it holds: every form ends in the same `Listing`."""
+"""The forms in which ImageNet is stored; each is read into the same `Listing`."""
 
 from sharding.sources.detect import SOURCE_FORMATS, SourceFormat, list_source, list_split, list_splits
 from sharding.sources.listing import Listing

@@ -1,4 +1,4 @@
-"""Classes and their labels: position in the list sorted by WordNet id, from whatever mapping is at hand."""
+"""Class lists: the label of a class is its position in the list sorted by WordNet id."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ class ClassList:
 
     Attributes:
         classes: label `i` means `classes[i]`.
-        origin: the file that gave them; empty where they are the folders that were found.
+        origin: name of the file that lists them; empty where they are the class folders of the source.
     """
 
     classes: tuple[ClassInfo, ...]
     origin: str = ""
 
     def labels(self, wnids: Iterable[str], where: str) -> dict[str, int]:
-        """The label of each id.
+        """Look up the label of each class id.
+
+        Args:
+            wnids: the class ids.
+            where: where the ids were found, for the message.
 
         Raises:
             SourceError: an id is not in the list.
@@ -42,10 +46,10 @@ class ClassList:
 
 
 def read_synset_mapping(text: str, origin: str) -> ClassList:
-    """Read lines of `n01440764 tench, Tinca tinca`, in any order.
+    """Parse lines such as `n01440764 tench, Tinca tinca`, in any order.
 
     Raises:
-        SourceError: a line has no id, or an id comes twice.
+        SourceError: a class id is repeated.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -59,13 +63,17 @@ def read_synset_mapping(text: str, origin: str) -> ClassList:
 
 
 def find_class_list(root: Folder, given: str | None) -> ClassList | None:
-    """The class list the user gave, or the synset mapping that lies in the source, or None.
+    """Read the class list of --classes, or else the synset mapping in the source; None if there is neither.
+
+    Args:
+        root: folder of the source.
+        given: the value of --classes, if any.
 
     Raises:
-        SourceError: the file given is not there or is no list.
+        SourceError: the file of --classes does not exist, or a file is not a list of classes.
     """
     if given is not None:
-        folder, name = Folder.holding(given)
+        folder, name = Folder.of_file(given)
         if folder.size(name) is None:
             raise SourceError(f"--classes {given}: there is no such file")
         return _read(folder, name, given)
@@ -81,5 +89,5 @@ def _read(folder: Folder, name: str, origin: str) -> ClassList:
         return read_synset_mapping(folder.read(name).decode(), origin)
     except UnicodeDecodeError as error:
         raise SourceError(
-            f'{origin} is no list of classes: byte {error.start} is no UTF-8; its lines should be "n01440764 tench"'
+            f'{origin} is not a list of classes: byte {error.start} is not UTF-8; its lines should be "n01440764 tench"'
         ) from error

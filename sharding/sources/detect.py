@@ -1,4 +1,4 @@
-"""Finds out in which form a source is held, split by split."""
+"""Detect the form of a source, split by split, and list its images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal, get_args
 from pyarrow import fs
 
 from sharding.errors import SourceError
-from sharding.labels import agree
 from sharding.sources import folder as class_folders
 from sharding.sources import ilsvrc, kaggle, parquet
 from sharding.sources.classes import ClassList, find_class_list
 from sharding.sources.devkit import read_devkit
+from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
@@ -23,15 +23,15 @@ SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
 def open_source(location: str) -> Folder:
-    """Open the folder of a source; an archive's own path stands for the folder it is in.
+    """Open the folder of a source; for the path of one of its archives, open the folder that contains the archive.
 
     Raises:
-        SourceError: there is nothing at this place, or a file that no form of ImageNet has.
+        SourceError: the source does not exist, or is a file that is none of ImageNet's archives.
     """
     root = Folder.open(location)
     kind = root.filesystem.get_file_info(root.path).type
     if kind == fs.FileType.File:
-        root, name = Folder.holding(location)
+        root, name = Folder.of_file(location)
         if name not in ilsvrc.ARCHIVES.values() and not name.endswith(".parquet"):
             raise SourceError(
                 f"the source {location!r} is a file that is none of ImageNet's archives "
@@ -43,7 +43,7 @@ def open_source(location: str) -> Folder:
 
 
 def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, SourceFormat]:
-    """The splits of a source and the form each is held in: of several, the first of `SOURCE_FORMATS`."""
+    """Find the splits of a source and the form of each; of several forms, the first of `SOURCE_FORMATS`."""
     finders: dict[SourceFormat, Callable[[Folder], Iterable[str]]] = {
         "ilsvrc": ilsvrc.find_splits,
         "kaggle": kaggle.find_splits,
@@ -58,10 +58,14 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
 
 
 def list_splits(location: str, source_format: SourceFormat | None = None) -> list[str]:
-    """The splits a source holds.
+    """List the names of the splits in a source; the path of an archive gives the split in it.
+
+    Args:
+        location: folder or URI of the source.
+        source_format: form of the source; None detects it.
 
     Raises:
-        SourceError: the source is missing, or does not say which split it is.
+        SourceError: the source is missing, or holds no split that can be recognised.
     """
     root = open_source(location)
     found = find_splits(root, source_format)
@@ -72,13 +76,13 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
     if not found and source_format is not None:
         raise SourceError(
             f"{location!r} holds no split in the form {source_format!r}. Give another --source or --source-format, or "
-            "none, and the form is found out."
+            "no --source-format to detect the form."
         )
     if not found:
         raise SourceError(
             f"{location!r} holds no split that can be recognised: no {' or '.join(ilsvrc.ARCHIVES.values())}, no "
             "parquet files train-*.parquet, no folder train or val. "
-            "If it holds class folders of one split, say which: --split train"
+            "If it holds class folders of one split, name the split: --split train"
         )
     return sorted(found)
 
@@ -90,12 +94,12 @@ def list_split(
 
     Args:
         location: folder or URI of the source.
-        split: such as `train` or `validation`.
-        source_format: to read it as; None looks.
-        classes: file of `WNID NAME` lines that gives the labels; None takes what lies with the source.
+        split: name of the split, such as `train` or `validation`.
+        source_format: form of the source; None detects it.
+        classes: file of `WNID NAME` lines that gives the labels; None uses the classes of the source.
 
     Raises:
-        SourceError: the source does not hold such a split, is damaged, or contradicts itself.
+        SourceError: the source has no such split, is damaged, or contradicts itself.
     """
     root = open_source(location)
     form = find_splits(root, source_format).get(split, source_format or "folder")
@@ -114,40 +118,39 @@ def list_split(
 def list_source(
     location: str, split: str | None, source_format: SourceFormat | None = None, classes: str | None = None
 ) -> list[Listing]:
-    """List the splits to pack, with labels that agree among all splits of the source.
+    """List the splits to pack, with labels that mean the same in all splits of the source.
 
     Args:
         location: folder or URI of the source.
-        split: the one to pack; None packs all.
-        source_format: to read it as; None looks.
+        split: name of the split to pack; None packs all.
+        source_format: form of the source; None detects it.
         classes: see `list_split`.
 
     Raises:
-        SourceError: see `list_split` and `agree`.
+        SourceError: see `list_split` and `align_labels`.
     """
-    alias = {name: of for of, names in class_folders.SPLIT_FOLDERS.items() for name in names}
-    wanted = list_splits(location, source_format) if split is None else [alias.get(split, split)]
+    wanted = list_splits(location, source_format) if split is None else [class_folders.SPLIT_OF.get(split, split)]
     listings = [list_split(location, name, source_format, classes) for name in wanted]
     others = []
     if any(listing.classes_found for listing in listings):
         for name in find_splits(open_source(location), source_format).keys() - set(wanted):
-            with contextlib.suppress(SourceError):  # said when it is packed, and its labels are compared then
+            with contextlib.suppress(SourceError):  # packing that split reports the error and compares its labels
                 others.append(list_split(location, name, source_format, classes))
-    return agree(listings, sorted(others, key=lambda listing: listing.split))
+    return align_labels(listings, sorted(others, key=lambda listing: listing.split))
 
 
 def _known_classes(root: Folder, form: SourceFormat, given: str | None) -> ClassList | None:
-    """The classes the user gave; or a mapping or, for images in folders, the development kit that lies with them.
+    """Find the class list: that of --classes, a synset mapping or, for images in folders, that of the development kit.
 
-    A source that is one split's folder, such as `imagenet/train`, may have them beside it.
+    Where the source is the folder of one split, such as `imagenet/train`, the search includes its parent folder.
     """
     known = find_class_list(root, given)
-    places = [root]
-    beside, name = Folder.holding(root.location)
-    if name in class_folders.ALL_SPLIT_FOLDERS:
-        places.append(beside)
-        known = known or find_class_list(beside, None)
+    folders = [root]
+    parent, name = Folder.of_file(root.location)
+    if name in class_folders.SPLIT_OF:
+        folders.append(parent)
+        known = known or find_class_list(parent, None)
     if known is None and form in ("kaggle", "folder"):
-        kits = (read_devkit(place) for place in places)
+        kits = (read_devkit(folder) for folder in folders)
         known = next((kit.classes for kit in kits if kit is not None), None)
     return known

@@ -1,4 +1,4 @@
-"""ImageNet's development kit: the classes in words, and the ground truth of the validation images."""
+"""ImageNet's development kit: the names of the classes, and the ground truth of the validation images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the kit says.
+    """The content of the development kit.
 
     Attributes:
-        classes: all 1000, sorted by WordNet id.
-        wnids: WordNet id of each ILSVRC id.
-        truth: ILSVRC id of each validation image; image `i + 1` is at `i`.
+        classes: all 1000 classes, sorted by WordNet id.
+        wnids: WordNet id by ILSVRC id.
+        truth: ILSVRC id of each validation image; that of image number `i + 1` is `truth[i]`.
     """
 
     classes: ClassList
@@ -33,10 +33,10 @@ class Devkit:
 
 
 def read_devkit(root: Folder) -> Devkit | None:
-    """Read the kit that lies in a folder; None where there is none.
+    """Read the development kit in a folder; None where there is none.
 
     Raises:
-        SourceError: it is damaged or is another archive.
+        SourceError: the kit is damaged, or the file is another archive.
     """
     if root.size(DEVKIT) is None:
         return None
@@ -54,12 +54,12 @@ def read_devkit(root: Folder) -> Devkit | None:
         labels = [int(line) for line in truth.split()]
     except KeyError as error:
         raise SourceError(f"{where} holds no {error}: it is not the ILSVRC2012 development kit") from error
-    except Exception as error:  # gzip, tar and scipy's reader raise many kinds on damaged bytes
+    except Exception as error:  # gzip, tar and scipy's reader raise many kinds of exceptions on damaged bytes
         raise SourceError(f"{where} cannot be read ({error}). Fetch it again.") from error
     return Devkit(ClassList(tuple(ClassInfo(wnid, names[wnid]) for wnid in sorted(names)), DEVKIT), wnids, labels)
 
 
 def _content(kit: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
     stream = kit.extractfile(member)
-    assert stream is not None, "only regular files are asked for"
+    assert stream is not None, "a member that is not a regular file"
     return io.BytesIO(stream.read())

@@ -1,4 +1,4 @@
-"""Class folders: `ROOT/train/CLASS/*.JPEG`, or `ROOT/CLASS/*.JPEG` for whichever split is asked for."""
+"""Class folders: `ROOT/train/CLASS/*.JPEG`, or `ROOT/CLASS/*.JPEG` for the split that the user names."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sharding.storage import Folder
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-_ARCHIVERS_FOLDER = "__MACOSX"
-ALL_SPLIT_FOLDERS = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
+SPLIT_OF = {folder: split for split, folders in SPLIT_FOLDERS.items() for folder in folders}
+_MACOS_ARCHIVE_FOLDER = "__MACOSX"
 
 
 def split_folders(split: str) -> tuple[str, ...]:
-    """Names under which a split's folder may go."""
+    """Possible names of a split's folder."""
     return SPLIT_FOLDERS.get(split, (split,))
 
 
 def find_splits(root: Folder) -> dict[str, str]:
-    """The split folders inside `root`: split to folder name; ImageNet's `test`, which has no classes, is none."""
+    """Find the split folders inside `root`: folder name by split; ignores a `test` folder without class folders."""
     there = {info.base_name for info in root.list() if info.type == fs.FileType.Directory}
     found = {}
     for split, names in SPLIT_FOLDERS.items():
@@ -37,15 +37,15 @@ def find_splits(root: Folder) -> dict[str, str]:
 
 
 def _refuse_nested(base: Folder, files: list[str]) -> None:
-    """Refuse a folder above that of the classes, of which the first level would become the labels.
+    """Refuse folders above the class folders, because the first level of folders becomes the labels.
 
-    `CLASS/images/IMAGE` is fine, as in Tiny ImageNet.
+    `CLASS/images/IMAGE` is allowed, as in Tiny ImageNet.
 
     Raises:
-        SourceError: which folders were found.
+        SourceError: the class folders are on a deeper level; the message names an example.
     """
     between = [tuple(file.split("/")[:-1]) for file in files]
-    split = next((path for path in between if ALL_SPLIT_FOLDERS.intersection(path[1:])), None)
+    split = next((path for path in between if SPLIT_OF.keys() & path[1:]), None)
     second: dict[str, set[str]] = {}
     for path in between:
         second.setdefault(path[0], set()).update(path[1:2])
@@ -60,10 +60,10 @@ def _refuse_nested(base: Folder, files: list[str]) -> None:
 
 
 def _refuse_broken_links(base: Folder) -> None:
-    """Refuse links to nothing, which a listing passes over.
+    """Refuse broken symbolic links, which `Folder.list` would leave out.
 
     Raises:
-        SourceError: how many, and the first.
+        SourceError: there are broken links; the message gives their number and the first.
     """
     if not base.is_local:
         return
@@ -77,8 +77,8 @@ def _refuse_broken_links(base: Folder) -> None:
                     folders.append(entry.path)
     if broken:
         raise SourceError(
-            f"{len(broken):,} links in {base.location} lead nowhere, such as {min(broken)}. Put back what they led "
-            "to, or remove them."
+            f"{len(broken):,} symbolic links in {base.location} are broken, such as {min(broken)}. Restore their "
+            "targets, or remove the links."
         )
 
 
@@ -87,15 +87,15 @@ def _has_folders(folder: Folder) -> bool:
 
 
 def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
-    """List the images of a split held in class folders.
+    """List the images of a split stored in class folders.
 
     Args:
-        root: of the source.
-        split: to list; a root without split folders is taken as this split.
-        known: all classes, where a mapping is at hand; None takes the folders found, sorted.
+        root: folder of the source.
+        split: split to list; a root without split folders is taken as this split.
+        known: all classes, where a class list is available; None uses the names of the class folders, sorted.
 
     Raises:
-        SourceError: no such split, no images, or a folder that is no class of the mapping.
+        SourceError: the source has no such split or no images, or a folder that is not in the class list.
     """
     splits = find_splits(root)
     if splits and not (split in splits or any(name in splits.values() for name in split_folders(split))):
@@ -109,14 +109,15 @@ def list_class_folders(
     """List `ROOT/PREFIX/CLASS/…/IMAGE`.
 
     Args:
-        root: of the source.
-        prefix: of the class folders inside it; empty, or with `/` at its end.
-        split: that they are.
-        known: all classes; None takes the folders found, sorted.
-        source_format: what the layout is called.
+        root: folder of the source.
+        prefix: path from `root` to the class folders; empty, or with `/` at its end.
+        split: name of the split.
+        known: all classes; None uses the names of the class folders, sorted.
+        source_format: name of the form of the source.
 
     Raises:
-        SourceError: no images, a folder that is no class of the mapping, folders of folders, or links to nothing.
+        SourceError: there are no images, a folder is not in the class list, the class folders are on a deeper level,
+            or symbolic links are broken.
     """
     base = root.folder(prefix.rstrip("/")) if prefix else root
     folders, files, sizes, ignored, hidden = [], [], [], [], []
@@ -124,7 +125,7 @@ def list_class_folders(
     for info in base.list(recursive=True):
         relative = info.path[len(base.path) :].lstrip("/")
         top, slash, rest = relative.partition("/")
-        if top.startswith(".") or top == _ARCHIVERS_FOLDER:
+        if top.startswith(".") or top == _MACOS_ARCHIVE_FOLDER:
             if slash and rest.lower().endswith(EXTENSIONS):
                 hidden.append(relative)
         elif info.type == fs.FileType.Directory and not slash:
@@ -132,19 +133,19 @@ def list_class_folders(
         elif info.type == fs.FileType.File and not slash:
             loose += top.lower().endswith(EXTENSIONS)
         elif info.type == fs.FileType.File:
-            # macOS keeps what it knows of a file beside it as `._NAME`.
+            # `._NAME` holds macOS's metadata of the file NAME.
             if rest.lower().endswith(EXTENSIONS) and not info.base_name.startswith("."):
                 files.append(relative)
                 sizes.append(info.size)
             else:
                 ignored.append(relative)
-    # An object store has no empty folders, and may list none at all.
+    # An object store has no empty folders, and may list no folders at all.
     folders = sorted({*folders, *(file.partition("/")[0] for file in files)})
     if not files and loose:
         raise SourceError(
-            f"{base.location} holds {loose:,} images and no class folders, so their classes are unknown. If they are "
-            "Kaggle's, give the folder that holds LOC_val_solution.csv; if they were in ILSVRC2012_img_val.tar, give "
-            "the folder of that archive and of the development kit."
+            f"{base.location} holds {loose:,} images and no class folders, so their classes are unknown. If they come "
+            "from Kaggle, give the folder that holds LOC_val_solution.csv; if they come from ILSVRC2012_img_val.tar, "
+            "give the folder that holds this archive and the development kit."
         )
     if not files:
         raise SourceError(
@@ -159,7 +160,7 @@ def list_class_folders(
     if hidden:
         notes.append(f"{len(hidden):,} images in hidden folders were left out ({hidden[0]}, …)")
     if ignored:
-        notes.append(f"{len(ignored)} files that are no images by their name were left out ({ignored[0]}, …)")
+        notes.append(f"{len(ignored)} files whose names are not those of images were left out ({ignored[0]}, …)")
     empty = sorted(set(folders) - {file.partition("/")[0] for file in files})
     if empty:
         notes.append(f"{len(empty)} class folders hold no images of {split} ({', '.join(empty[:5])})")

@@ -1,7 +1,7 @@
-"""The archives ImageNet is downloaded as, read in place: nothing is extracted.
+"""The official archives of ImageNet, read in place: nothing is extracted.
 
-`ILSVRC2012_img_train.tar` is a tar of 1000 tars, one a class. `ILSVRC2012_img_val.tar` is flat; its ground truth is in
-the development kit, as ILSVRC ids, which `meta.mat` maps to WordNet ids.
+`ILSVRC2012_img_train.tar` is a tar of 1000 tars, one per class. `ILSVRC2012_img_val.tar` is flat; its ground truth is
+in the development kit, as ILSVRC ids, which `meta.mat` maps to WordNet ids.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sharding.manifest import ClassInfo
 from sharding.sources.classes import ClassList
 from sharding.sources.devkit import DEVKIT, Devkit, read_devkit
 from sharding.sources.listing import Listing, sample_key
-from sharding.sources.reading import RangeReader
+from sharding.sources.range_reader import RangeReader
 from sharding.storage import Folder
 from sharding.tarfiles import BLOCK, Member, iter_members
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 _INNER = re.compile(r"^(?:.*/)?(n\d{8})\.tar$")
 _VALIDATION = re.compile(r"^(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECASE)
-# Class archives walked at the same time, so that the next header of each is on its way while others are read.
+# Class archives read at the same time, so that the disk fetches the next header of each while others are parsed.
 _WALKS = 64
 
 
 def find_splits(root: Folder) -> list[str]:
-    """The splits whose archives lie in `root`."""
+    """Find the splits whose archives are in `root`."""
     names = root.names()
     return [split for split, archive in ARCHIVES.items() if archive in names]
 
@@ -43,7 +43,7 @@ def list_archive(root: Folder, split: str, known: ClassList | None) -> Listing:
     Args:
         root: folder of the archives.
         split: `train` or `validation`.
-        known: all classes; None takes them from the development kit, or for `train` from the archive.
+        known: all classes; None uses those of the development kit or, for `train`, those of the archive.
 
     Raises:
         SourceError: an archive or the development kit is missing, truncated, or contradicts itself.
@@ -54,7 +54,7 @@ def list_archive(root: Folder, split: str, known: ClassList | None) -> Listing:
     if split == "validation":
         if devkit is None:
             raise SourceError(
-                f"{root.location}/{DEVKIT} is missing: the classes of {ARCHIVES['validation']} are in it. "
+                f"{root.location}/{DEVKIT} is missing: it holds the classes of {ARCHIVES['validation']}. "
                 "Put it beside the archive."
             )
         return _list_validation(root, known or devkit.classes, devkit)
@@ -81,7 +81,7 @@ def _list_train(root: Folder, known: ClassList | None) -> Listing:
             match = _INNER.match(member.name)
             if match is None:
                 raise SourceError(
-                    f"{archive} holds {member.name!r}; it should hold one nXXXXXXXX.tar a class and nothing else"
+                    f"{archive} holds {member.name!r}; it should hold one nXXXXXXXX.tar per class and nothing else"
                 )
             inner[match[1]] = member
         wnids = sorted(inner)
@@ -89,7 +89,7 @@ def _list_train(root: Folder, known: ClassList | None) -> Listing:
         labels = classes.labels(wnids, archive)
         walks = {wnid: _walk_class(read_at, inner[wnid]) for wnid in wnids}
         if root.is_local:
-            parts = _walk_in_turn(walks, lambda member: reader.will_need(archive, _next_header(member), BLOCK))
+            parts = _walk_round_robin(walks, lambda member: reader.prefetch(archive, _next_header(member), BLOCK))
         else:
             with ThreadPoolExecutor(_WALKS) as pool:
                 parts = list(pool.map(list, walks.values()))
@@ -118,11 +118,18 @@ def _next_header(member: Member) -> int:
     return member.offset + member.size + -member.size % BLOCK
 
 
-def _walk_in_turn(walks: Mapping[str, Iterator[Member]], announce: Callable[[Member], None]) -> list[list[Member]]:
-    """Exhaust all walks, `_WALKS` of them a member each in turn; tells which member each has passed.
+def _walk_round_robin(walks: Mapping[str, Iterator[Member]], announce: Callable[[Member], None]) -> list[list[Member]]:
+    """Read the members of all class archives, from up to `_WALKS` archives in turn.
 
-    One thread, and a disk that is asked for many headers at once: faster than threads, which fight over the interpreter
-    as soon as the headers are in memory.
+    A single thread that announces many headers to the disk is faster than threads, which contend for the interpreter
+    lock as soon as the headers are in memory.
+
+    Args:
+        walks: iterator over the members of each class archive, by class id.
+        announce: called with each member that was read, to prefetch the header after it.
+
+    Returns:
+        The members of each class archive, in the order of `walks`.
     """
     found: dict[str, list[Member]] = {name: [] for name in walks}
     waiting = deque(walks.items())

@@ -1,4 +1,4 @@
-"""The encoded images of a listing, whatever holds them."""
+"""Read the encoded images of a listing, in any form of the source."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sharding.errors import SourceError
 from sharding.sources import parquet
 from sharding.sources.listing import Listing
-from sharding.sources.reading import RangeReader
+from sharding.sources.range_reader import RangeReader
 from sharding.storage import Folder
 
-# Images asked for at once from a remote store, where one request takes some ten milliseconds.
+# Concurrent requests to a remote store, where one request takes some ten milliseconds.
 _REMOTE_REQUESTS = 16
-# Read from a disk in one go: in between, the decoder throws everything else out of the processor's caches.
+# Read from a local disk in one go, because decoding in between evicts everything else from the CPU caches.
 _READ_AHEAD_BYTES = 4 << 20
 
 
 def iter_images(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
-    """The encoded images of some samples, in their order, with their position.
+    """Read the encoded images of some samples, in order.
 
     Args:
-        root: of the source.
-        samples: what to read.
+        root: folder of the source.
+        samples: the samples to read.
+
+    Yields:
+        The position in `samples`, and the bytes of the image.
 
     Raises:
-        SourceError: a file is gone, cannot be read, or is shorter than when it was listed.
+        SourceError: a file is missing, cannot be read, or has another size than when it was listed.
     """
     if samples.source_format == "parquet":
         yield from parquet.iter_rows(root, samples)
@@ -37,16 +40,16 @@ def iter_images(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
             yield from _iter_local(reader, samples, ranges)
             return
         with ThreadPoolExecutor(_REMOTE_REQUESTS) as pool:
-            asked: deque[Future[bytes]] = deque()
+            pending: deque[Future[bytes]] = deque()
             for index in range(len(samples) + _REMOTE_REQUESTS):
                 if index < len(samples):
-                    asked.append(pool.submit(_read, reader, samples, index, *ranges[index]))
+                    pending.append(pool.submit(_read, reader, samples, index, *ranges[index]))
                 if index >= _REMOTE_REQUESTS:
-                    yield index - _REMOTE_REQUESTS, asked.popleft().result()
+                    yield index - _REMOTE_REQUESTS, pending.popleft().result()
 
 
 def _ranges(samples: Listing) -> list[tuple[str, int, int]]:
-    """File, offset and size of every image."""
+    """File name, offset and size in bytes of every image."""
     files = samples.files.to_pylist()
     names = [files[number] for number in samples.file.tolist()]
     return list(zip(names, samples.offsets.tolist(), samples.sizes.tolist(), strict=True))
@@ -75,6 +78,6 @@ def _read(reader: RangeReader, samples: Listing, index: int, name: str, offset: 
     if len(data) != size:
         raise SourceError(
             f"{samples.describe(index)} has {len(data):,} bytes, and had {size:,} when the source was listed: the "
-            "source was changed meanwhile. Give the command again."
+            "source has changed since. Give the same command again."
         )
     return data

@@ -1,4 +1,4 @@
-"""ImageNet as Kaggle's CLS-LOC gives it: class folders for training, one flat folder and a table for validation."""
+"""ImageNet in Kaggle's CLS-LOC layout: class folders for training, one flat folder and a table for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPLIT_FOLDERS = {"train": "train", "validation": "val"}
 
 
 def find_splits(root: Folder) -> dict[str, str]:
-    """The splits of Kaggle's layout in `root`: split to folder, `/` at its end."""
+    """Find the splits of Kaggle's layout in `root`: path of the folder, with `/` at its end, by split."""
     for data in _DATA_FOLDERS:
         there = {info.base_name for info in root.folder(data).list() if info.type == fs.FileType.Directory}
         if there:
@@ -30,10 +30,15 @@ def find_splits(root: Folder) -> dict[str, str]:
 
 
 def list_kaggle(root: Folder, split: str, known: ClassList | None) -> Listing:
-    """List a split of Kaggle's layout.
+    """List the images of a split in Kaggle's layout.
+
+    Args:
+        root: folder of the source.
+        split: `train` or `validation`.
+        known: all classes, of LOC_synset_mapping.txt or of --classes.
 
     Raises:
-        SourceError: the split or one of the tables is missing, or contradicts the images.
+        SourceError: the split or one of the tables is missing, or a table contradicts the images.
     """
     prefix = find_splits(root).get(split)
     if prefix is None:
@@ -78,12 +83,12 @@ def _list_validation(root: Folder, prefix: str, known: ClassList) -> Listing:
 
 
 def _read_solution(root: Folder) -> dict[str, str]:
-    """The WordNet id of each validation image, by its name without extension.
+    """Read the WordNet id of each validation image, by file name without extension.
 
-    A line is `ILSVRC2012_val_00048981,n03995372 85 1 499 272 …`: the class, and boxes.
+    A line is `ILSVRC2012_val_00048981,n03995372 85 1 499 272 …`: the class and a box, repeated for each object.
     """
     if root.size(SOLUTION) is None:
-        raise SourceError(f"{root.location}/{SOLUTION} is missing: it has the classes of the validation images")
+        raise SourceError(f"{root.location}/{SOLUTION} is missing: it holds the classes of the validation images")
     text = root.read(SOLUTION).decode("utf-8", "replace")
     wnids = {}
     for row in list(csv.reader(io.StringIO(text)))[1:]:

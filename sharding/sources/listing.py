@@ -1,4 +1,4 @@
-"""What a source says it holds: every image of a split, its class, and where its bytes are."""
+"""The listing of a split: every image in the source, its class, and the position of its bytes."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from sharding.manifest import ClassInfo
 from sharding.tarfiles import MAX_NAME
 
 _LONGEST_KEY = MAX_NAME - len(".json")
-# Names that say which image of ImageNet it is, with or without the class that Hugging Face appends.
+# ImageNet's own file names, with or without the class that Hugging Face appends.
 _IMAGENET_STEM = re.compile(r"^(n\d{8}_\d+|ILSVRC2012_(?:val|test)_\d{8})(?:_n\d{8})?$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Every image of one split; columns of length `[samples]` unless said otherwise.
+    """Every image of one split. Columns have the length `[samples]` unless another shape is given.
 
     Attributes:
         source_format: `ilsvrc`, `folder`, `kaggle` or `parquet`.
-        split: such as `train` or `validation`.
+        split: name of the split, such as `train` or `validation`.
         classes: label `i` means `classes[i]`; sorted by WordNet id.
-        files: `[files]`, paths inside the source folder.
-        file: int32, position in `files` of the file that holds the image.
-        names: what the source calls the image; its last part is the image's file name.
-        keys: the sample's key, all different.
-        labels: int32.
-        offsets: int64; where the image begins in its file, in bytes, or its row in a parquet file.
-        sizes: int64; bytes of the image (in parquet, the average of its row group).
+        files: `[files]`; paths inside the source folder.
+        file: int32; position in `files` of the file that holds the image.
+        names: path of the image in the source; its last part is the image's file name.
+        keys: key of the sample, all different.
+        labels: int32; label of the image.
+        offsets: int64; position of the image's first byte in its file, or its row in a parquet file.
+        sizes: int64; size of the image in bytes (in parquet, the average of its row group).
         blocks: int32; in parquet the row group, counted over all files; None where each image can be read alone.
-        classes_found: whether the classes are those found in this split, not a list of all.
-        notes: remarks for the user.
+        classes_found: whether the classes are those found in this split, instead of a list of all classes.
+        notes: notes for the user.
     """
 
     source_format: str
@@ -63,15 +63,15 @@ class Listing:
         return self.source_format == "ilsvrc"
 
     def describe(self, sample: int) -> str:
-        """Where an image is, for a message."""
+        """Describe the place of an image in the source, for a message."""
         file, name = self.files[int(self.file[sample])].as_py(), self.names[sample].as_py()
         return name if file == name else f"{file}: {name}"
 
     def check(self) -> None:
-        """Refuse an empty listing, keys that are not unique, and files too large to be images.
+        """Refuse an empty listing, repeated keys, and files too large to be images.
 
         Raises:
-            SourceError: which files contradict one another.
+            SourceError: the listing is empty, a file is too large, or two files have the same key.
         """
         if not len(self):
             raise SourceError(f"split {self.split!r} has no images")
@@ -88,11 +88,11 @@ class Listing:
                 first, second = self.describe(int(order[position - 1])), self.describe(int(order[position]))
                 raise SourceError(
                     f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one; "
-                    "in a key all but A-Z, a-z, 0-9, - and _ becomes _."
+                    "in a key every character except A-Z, a-z, 0-9, - and _ becomes _."
                 )
 
     def digest(self) -> str:
-        """SHA-256 in hex over keys, labels and sizes in the order of the keys: the same however the images are held."""
+        """SHA-256 in hex over keys, labels and (except for parquet) sizes, sorted by key; the form does not matter."""
         keys = self.keys.to_numpy(zero_copy_only=False)
         order = np.argsort(keys, kind="stable")
         digest = hashlib.sha256("\n".join(keys[order]).encode())
@@ -103,13 +103,17 @@ class Listing:
 
 
 def sample_key(name: str, class_folder: str = "") -> str:
-    """The key of an image: its file's stem, with the class before it unless the name is ImageNet's own.
+    """Make the key of an image: the stem of its file, after its class unless the name is one of ImageNet's own.
 
-    WebDataset ends a key at the first dot and tar names are bytes, so anything but letters, digits, `_` and `-`
-    becomes `_`.
+    WebDataset ends a key at the first dot and tar names are bytes, so every character except ASCII letters, digits,
+    `_` and `-` becomes `_`.
+
+    Args:
+        name: path of the image in the source.
+        class_folder: name of its class; empty where ImageNet's own names need none.
 
     Raises:
-        SourceError: the name is too long for a tar header.
+        SourceError: the key is too long for a tar header.
     """
     stem = name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2]
     known = _IMAGENET_STEM.match(stem)
@@ -120,6 +124,7 @@ def sample_key(name: str, class_folder: str = "") -> str:
     key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
     if len(key) > _LONGEST_KEY:
         raise SourceError(
-            f"{name}: the key {key!r} is longer than the {_LONGEST_KEY} letters a tar header holds. Rename it."
+            f"{name}: the key {key!r} is longer than the {_LONGEST_KEY} characters that a tar header holds. Rename "
+            "the file."
         )
     return key

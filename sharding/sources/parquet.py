@@ -1,7 +1,7 @@
-"""ImageNet as Hugging Face holds it: parquet files of `image` (struct of bytes and path) and `label`.
+"""ImageNet in Hugging Face's form: parquet files with the columns `image` (struct of bytes and path) and `label`.
 
-An image cannot be read without its row group, so each shard takes whole row groups (see `plan`): it reads them as a
-stream, puts their images into a temporary file, and takes them from there in the shard's order.
+An image cannot be read without its row group, so each shard takes whole row groups (see `plan`). The worker that writes
+a shard streams its row groups into a temporary file and reads the images from there in the order of the shard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyarrow import fs
 from sharding.errors import OutputError, SourceError
 from sharding.manifest import MAX_CLASSES, ClassInfo
 from sharding.sources.classes import ClassList
-from sharding.sources.folder import SPLIT_FOLDERS
+from sharding.sources.folder import SPLIT_OF
 from sharding.sources.listing import Listing, sample_key
 from sharding.storage import Folder
 
@@ -33,28 +33,33 @@ _ROWS_AT_ONCE = 32
 
 
 def find_splits(root: Folder) -> dict[str, list[str]]:
-    """The parquet files of each split, by the split's name in theirs or in their folder's."""
-    alias = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    """Find the parquet files of each split by the name of the split in the name of the file or of its folder."""
     found: dict[str, list[str]] = {}
-    for info in [*root.list(), *root.folder("data").list(), *_split_folders(root, alias)]:
+    for info in [*root.list(), *root.folder("data").list(), *_in_split_folders(root)]:
         relative = info.path[len(root.path) :].lstrip("/")
         match = _SPLIT.search(relative)
         if info.type == fs.FileType.File and relative.endswith(".parquet") and match:
-            found.setdefault(alias[match[1]], []).append(relative)
+            found.setdefault(SPLIT_OF[match[1]], []).append(relative)
     return found
 
 
-def _split_folders(root: Folder, alias: dict[str, str]) -> list[fs.FileInfo]:
-    folders = [info.base_name for info in root.list() if info.type == fs.FileType.Directory and info.base_name in alias]
-    # Class folders have thousands of entries and no parquet files: only the first level is looked at.
+def _in_split_folders(root: Folder) -> list[fs.FileInfo]:
+    """List the content of the split folders: the first level only, because class folders have thousands of entries."""
+    infos = root.list()
+    folders = [info.base_name for info in infos if info.type == fs.FileType.Directory and info.base_name in SPLIT_OF]
     return [info for name in folders for info in root.folder(name).list()]
 
 
 def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
-    """List a split held in parquet files; reads labels and names, not the images.
+    """List the images of a split in parquet files; reads their labels and names, not their bytes.
+
+    Args:
+        root: folder of the source.
+        split: name of the split.
+        known: all classes, where a class list is available; None uses the names in the files' metadata.
 
     Raises:
-        SourceError: no such split, other columns, or labels that contradict the classes.
+        SourceError: there is no such split, files are missing, columns differ, or labels contradict the classes.
     """
     files = find_splits(root).get(split)
     if not files:
@@ -72,8 +77,8 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
             label = table["label"].to_numpy()
             if label.size and (label.dtype.kind not in "iu" or label.min() < 0 or label.max() >= MAX_CLASSES):
                 raise SourceError(
-                    f"{root.location}/{file}: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}; this split "
-                    "has others, or none"
+                    f"{root.location}/{file}: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}; this file "
+                    "has others, or no labels"
                 )
             names += [path or f"{split}_{len(names) + row:08d}.JPEG" for row, path in enumerate(paths)]
             labels.append(label.astype(np.int32))
@@ -106,10 +111,10 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
 
 
 def _refuse_gaps(root: Folder, files: list[str]) -> None:
-    """Refuse a split of which files are missing: their names say how many there are.
+    """Refuse a split with missing files; the file names contain the number of files.
 
     Raises:
-        SourceError: which are missing.
+        SourceError: files are missing; the message names the first.
     """
     sets: dict[tuple[str, str], set[int]] = {}
     for file in files:
@@ -126,7 +131,11 @@ def _refuse_gaps(root: Folder, files: list[str]) -> None:
 
 
 def _open(root: Folder, file: str) -> pq.ParquetFile:
-    """Open one file and check its columns."""
+    """Open one file and check its columns.
+
+    Raises:
+        SourceError: the file is damaged or has other columns.
+    """
     try:
         parquet = pq.ParquetFile(root.join(file), filesystem=root.filesystem, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
@@ -140,14 +149,14 @@ def _open(root: Folder, file: str) -> pq.ParquetFile:
         or "label" not in schema.names
     ):
         raise SourceError(
-            f"{root.location}/{file} has the columns {', '.join(schema.names)}; needed are image (struct of "
+            f"{root.location}/{file} has the columns {', '.join(schema.names)}; it must have image (struct of "
             "bytes and path) and label, as Hugging Face writes them"
         )
     return parquet
 
 
 def _class_names(parquet: pq.ParquetFile) -> list[str] | None:
-    """Names of the classes from the metadata that Hugging Face's library writes."""
+    """Read the names of the classes from the metadata that Hugging Face's library writes; None without it."""
     try:
         features = json.loads((parquet.schema_arrow.metadata or {})[b"huggingface"])
         return list(features["info"]["features"]["label"]["names"])
@@ -163,35 +172,49 @@ def _classes(
     wnids: list[str | None],
     names: list[str],
 ) -> ClassList:
-    """The classes in label order; WordNet ids come from the images' names, where those have them."""
-    of_label: dict[int, str] = {}
+    """Find the classes, by label; WordNet ids come from the names of the images, where they contain them.
+
+    Args:
+        root: folder of the source, for messages.
+        known: all classes, if a class list is available.
+        class_names: class names from the metadata, by label, if there are any.
+        labels: int32 `[samples]`.
+        wnids: WordNet id in the name of each image, or None.
+        names: name of each image.
+
+    Raises:
+        SourceError: a label stands for two classes, is not in the class list, or has no name.
+    """
+    id_of: dict[int, str] = {}
     for label, wnid, name in zip(labels.tolist(), wnids, names, strict=True):
-        if wnid is not None and of_label.setdefault(label, wnid) != wnid:
-            raise SourceError(f"{root.location}: label {label} is {of_label[label]}, but the image {name} has it too")
+        if wnid is not None and id_of.setdefault(label, wnid) != wnid:
+            raise SourceError(f"{root.location}: label {label} is {id_of[label]}, but the image {name} has it too")
     count = max(int(labels.max(initial=-1)) + 1, len(class_names or ()))
     if known is not None:
         wrong = [
-            label
-            for label, wnid in of_label.items()
-            if label >= len(known.classes) or known.classes[label].wnid != wnid
+            label for label, wnid in id_of.items() if label >= len(known.classes) or known.classes[label].wnid != wnid
         ]
         if count > len(known.classes) or wrong:
             raise SourceError(
                 f"{root.location}: labels do not follow the {len(known.classes)} classes of {known.origin}"
-                + (f" (label {wrong[0]} is {of_label[wrong[0]]})" if wrong else "")
+                + (f" (label {wrong[0]} is {id_of[wrong[0]]})" if wrong else "")
             )
         return known
-    words = class_names or [of_label.get(label, str(label)) for label in range(count)]
-    if len(words) < count:
-        raise SourceError(f"{root.location}: label {count - 1} has no name among the {len(words)} of the metadata")
-    return ClassList(tuple(ClassInfo(of_label.get(label, words[label]), words[label]) for label in range(count)))
+    shown = class_names or [id_of.get(label, str(label)) for label in range(count)]
+    if len(shown) < count:
+        raise SourceError(f"{root.location}: label {count - 1} has no name: the metadata names {len(shown)} classes")
+    return ClassList(tuple(ClassInfo(id_of.get(label, shown[label]), shown[label]) for label in range(count)))
 
 
 def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
-    """The encoded images of some samples, in their order.
+    """Read the encoded images of some samples, in order.
+
+    Yields:
+        The position in `samples`, and the bytes of the image.
 
     Raises:
         SourceError: a file cannot be read, or a row holds no bytes.
+        OutputError: the temporary file cannot be written.
     """
     places: dict[int, tuple[int, int]] = {}
     with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY) as spool:
@@ -204,19 +227,32 @@ def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
             yield index, spool.read(size)
 
 
-def _put_aside(spool: Any, data: bytes) -> None:
+def _append_to_spool(spool: Any, data: bytes) -> None:
     try:
         spool.write(data)
     except OSError as error:
         raise OutputError(
-            f"the images of a shard could not be put into a temporary file: {error}. Set TMPDIR to a folder with room."
+            f"the images of a shard could not be written to a temporary file: {error}. Set TMPDIR to a folder with "
+            "enough space."
         ) from error
 
 
 def _spool_file(
     root: Folder, file: str, wanted: dict[int, int], spool: Any, places: dict[int, tuple[int, int]]
 ) -> None:
-    """Append the images of the wanted rows (row to sample) to `spool` and note their place."""
+    """Append the images of some rows of a file to the temporary file.
+
+    Args:
+        root: folder of the source.
+        file: path of the parquet file.
+        wanted: position of the sample, by row.
+        spool: the temporary file.
+        places: receives offset and size in `spool`, by position of the sample.
+
+    Raises:
+        SourceError: a row group is damaged, or a row holds no bytes.
+        OutputError: the temporary file cannot be written.
+    """
     with _open(root, file) as parquet:
         row = 0
         for group in range(parquet.num_row_groups):
@@ -235,7 +271,7 @@ def _spool_file(
                             if data is None:
                                 raise SourceError(f"{root.location}/{file}, row {position - 1}: the image has no bytes")
                             places[index] = (spool.tell(), len(data))
-                            _put_aside(spool, data)
+                            _append_to_spool(spool, data)
                 except (pa.ArrowException, OSError) as error:
                     raise SourceError(f"{root.location}/{file}, row group {group} is damaged: {error}") from error
             row += count

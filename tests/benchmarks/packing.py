@@ -157,7 +157,7 @@ def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[
 class Watch:
     """Seconds from the encoded original to the encoded result, or to the proof that the original is whole."""
 
-    _CODEC = ("_shrink", "_decode_remark")
+    _CODEC = ("_shrink", "_decoder_warning")
 
     def __enter__(self) -> Watch:
         self.seconds = 0.0

@@ -131,7 +131,7 @@ def test_a_shard_is_written_again_by_its_task_and_the_others_wait(
 def test_a_shard_that_goes_while_others_are_packed_is_missed(source: str, reference: dict[str, str], tmp_path: Path):
     pack(source, tmp_path, task_index=0, task_count=2)
     (tmp_path / "imagenet1k-train-0000.tar").unlink()
-    with pytest.raises(OutputError, match=r"imagenet1k-train-0000.tar is not what was packed any more"):
+    with pytest.raises(OutputError, match=r"imagenet1k-train-0000.tar is missing or has changed since it was packed"):
         pack(source, tmp_path, task_index=1, task_count=2)
     assert not (tmp_path / "imagenet1k-train.json").exists()
     pack(source, tmp_path)
@@ -152,11 +152,11 @@ def test_names_given_afterwards_are_taken_and_said(tmp_path: Path):
     mapping = tmp_path / "mapping.txt"
     mapping.write_text(synset_mapping())
     options = {"source": str(source), "output": str(output), "split": "train", "shard_mb": 1, "workers": 1}
-    (after,) = build(BuildOptions(**options, classes=str(mapping)), say=lines.append)
+    (after,) = build(BuildOptions(**options, classes=str(mapping)), log=lines.append)
     assert [entry.name for entry in after.classes] == [NAMES[wnid] for wnid in WNIDS]
     assert load_manifest(str(output), "train").digest == after.digest != before.digest
     assert load_index(str(output), after).equals(index)
-    assert any(before.digest in line and "do not go on" in line for line in lines)
+    assert any(before.digest in line and "cannot resume" in line for line in lines)
     assert verify(VerifyOptions(shards=str(output), workers=1)) == []
     (kept,) = pack(source, output)
     assert kept.digest == after.digest

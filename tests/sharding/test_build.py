@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sharding import ManifestError, OutputError, ShardingError, load_index, load_manifest
-from sharding.tasks import slurm_task
+from sharding.slurm import slurm_task
 from sharding.verify import VerifyOptions, verify
 from tests.sharding.packing import REPOSITORY, command, contents, environment, flags, pack, start
 from tests.sharding.synthetic import photograph, train_images, validation_images, write_archives

@@ -12,7 +12,7 @@ import simplejpeg
 from sharding import ManifestError, OutputError, SourceError, load_index, load_manifest
 from sharding.build import BuildOptions, build
 from sharding.index import IndexOptions, index
-from sharding.parts import Part
+from sharding.shard_record import ShardRecord
 from sharding.sources import list_split
 from tests.sharding import synthetic
 from tests.sharding.packing import pack
@@ -59,11 +59,11 @@ def test_settings_of_other_sources_are_what_they_were(source: str, tmp_path: Pat
 def test_only_what_was_listed_is_published(number: int | None, fault: str, groups_of_2: Path, tmp_path: Path):
     pack(groups_of_2, tmp_path, task_index=0, task_count=2)
     parts = tmp_path / PARTS
-    part = Part.from_bytes(0, (parts / Part.file_name(0)).read_bytes())
+    part = ShardRecord.from_bytes(0, (parts / ShardRecord.file_name(0)).read_bytes())
     assert part is not None
     # A record that lies: of shard 1, with the samples of shard 0 or with none.
     forged = dataclasses.replace(part, number=1, rows=part.rows if number == 0 else part.rows.slice(0, 0))
-    (parts / Part.file_name(1)).write_bytes(forged.to_bytes())
+    (parts / ShardRecord.file_name(1)).write_bytes(forged.to_bytes())
     with pytest.raises(OutputError, match=f"do not hold what was listed: .*{fault}"):
         pack(groups_of_2, tmp_path, task_index=1, task_count=2)
     assert not (tmp_path / "imagenet1k-train.json").exists()
@@ -188,7 +188,7 @@ def test_a_split_published_meanwhile_with_other_labels_is_not_joined(tmp_path: P
 
     options = BuildOptions(source=str(train), output=str(output), split="train", shard_mb=1, workers=1)
     with pytest.raises(OutputError, match=r"validation was published .* meanwhile with 2 classes.* one source"):
-        build(options, say=meanwhile)
+        build(options, log=meanwhile)
     assert not (output / "imagenet1k-train.json").exists()
 
 
@@ -232,7 +232,7 @@ def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path):
     assert [note.partition(" (")[0] for note in listing.notes] == [
         "2 images beside the class folders were left out: they have no class",
         "4 images in hidden folders were left out",
-        "1 files that are no images by their name were left out",
+        "1 files whose names are not those of images were left out",
     ]
 
 
@@ -241,7 +241,7 @@ def test_links_to_nothing_are_refused(tmp_path: Path):
     (tmp_path / "b").symlink_to("a")
     assert len(list_split(str(tmp_path), "train")) == 2
     (tmp_path / "a" / "gone.jpg").symlink_to("/nowhere/x.jpg")
-    with pytest.raises(SourceError, match=r"1 links in .* lead nowhere, such as a/gone.jpg"):
+    with pytest.raises(SourceError, match=r"1 symbolic links in .* are broken, such as a/gone.jpg"):
         list_split(str(tmp_path), "train")
 
 

@@ -152,7 +152,7 @@ def no_tar(root: Path) -> None:
         (truncate_outer, r"ILSVRC2012_img_train.tar is truncated: n\d+.tar needs"),
         (truncate_at_a_member, r"ILSVRC2012_img_train.tar is truncated: .* without an end mark, after n\d+.tar"),
         (truncate_inner, rf"ILSVRC2012_img_train.tar: {WNIDS[0]}.tar is truncated: {WNIDS[0]}_0.JPEG needs"),
-        (climb_out, r"holds '../../evil.JPEG'; it should hold one nXXXXXXXX.tar a class"),
+        (climb_out, r"holds '../../evil.JPEG'; it should hold one nXXXXXXXX.tar per class"),
         (repeat_key, rf"two files would have the key '{WNIDS[0]}_1': .*{WNIDS[0]}_1.JPEG and .*sub/{WNIDS[0]}_1.jpg"),
         (add_unknown_class, "n99999999"),
         (empty_tar, "no images"),
@@ -206,7 +206,7 @@ def test_loose_images_and_a_wrong_list_of_classes_are_named(tmp_path: Path):
     (tmp_path / "1.JPEG").write_bytes(photograph(0))
     with pytest.raises(ShardingError, match="1 images and no class folders"):
         list_split(str(tmp_path), "train")
-    with pytest.raises(ShardingError, match="is no list of classes"):
+    with pytest.raises(ShardingError, match="is not a list of classes"):
         list_split(str(tmp_path), "train", classes=str(tmp_path / "1.JPEG"))
 
 

@@ -14,7 +14,7 @@ import webdataset
 
 from sharding import ManifestError, load_index, load_manifest
 from sharding.build import BuildOptions, build
-from sharding.imagenet import NUM_IMAGES, audit, is_imagenet
+from sharding.imagenet import NUM_IMAGES, compare_with_imagenet, is_imagenet
 from sharding.index import IndexOptions, index
 from sharding.manifest import ClassInfo, index_digest, write_manifest
 from sharding.storage import Folder
@@ -226,13 +226,13 @@ def test_audit_counts_the_classes_of_imagenet():
     assert is_imagenet(classes, "validation")
     assert not is_imagenet(classes[:999], "validation")
     labels = np.arange(50_000, dtype=np.int32) % 1000
-    assert audit("validation", labels, classes) == []
+    assert compare_with_imagenet("validation", labels, classes) == []
     labels[0] = 1
-    assert audit("validation", labels, classes) == [
+    assert compare_with_imagenet("validation", labels, classes) == [
         "class n00000000 has 49 images; in ImageNet a class has 50",
         "class n00000001 has 51 images; in ImageNet a class has 50",
     ]
-    short = audit("train", np.arange(1_281_000, dtype=np.int32) % 1000, classes)
+    short = compare_with_imagenet("train", np.arange(1_281_000, dtype=np.int32) % 1000, classes)
     assert short == [f"1,281,000 images; ImageNet's train split has {NUM_IMAGES['train']:,}"]
 
 

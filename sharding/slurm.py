@@ -1,4 +1,4 @@
-"""Which share of the work this process has: from SLURM's variables, under `srun` or in a job array."""
+"""Which share of the work this process has, from SLURM's variables: under `srun` or in a job array."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from sharding.errors import ShardingError
 
 
 def slurm_task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The index of this task and how many there are: (0, 1) outside of SLURM.
+    """Find the index of this SLURM task and the number of tasks; (0, 1) outside SLURM.
 
-    In an array every element is a task, and under `srun` every process is; under both, every process of every element.
-    A batch script's own process, which `srun` did not start, counts as one.
+    In a job array every element is a task; under `srun` every process is; under both, every process of every element.
+    The process of a batch script, which `srun` did not start, counts as one task.
 
     Raises:
-        ShardingError: the array has gaps or is not described, so that a share cannot be told from a variable.
+        ShardingError: the array has gaps or its variables are incomplete, so the share of this task is unknown.
     """
     array_index, array_count = _array_task(environment)
-    # SLURM_NTASKS is set in batch scripts too, where only one process runs; a step id is set by srun alone.
+    # Batch scripts have SLURM_NTASKS too, although only one process runs there; only srun sets a step id.
     in_step = "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment
     processes = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1) if in_step else 1
     process = int(environment["SLURM_PROCID"]) if in_step else 0
@@ -25,6 +25,7 @@ def slurm_task(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Find the index of this element of the job array and the number of elements; (0, 1) outside an array."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
     try:
@@ -33,7 +34,7 @@ def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
         )
     except KeyError as error:
         raise ShardingError(
-            f"SLURM_ARRAY_TASK_ID is set and {error} is not, so this task's share of the array cannot be told: "
+            f"SLURM_ARRAY_TASK_ID is set and {error} is not, so this task's share of the array is unknown: "
             "give --task-index and --task-count"
         ) from error
     step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))

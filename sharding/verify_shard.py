@@ -1,4 +1,4 @@
-"""One shard against its manifest and index."""
+"""Compare one shard with its manifest and its index."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sharding.storage import Folder
 
 
 @dataclass(frozen=True)
-class ShardCheck:
-    """What one shard should be.
+class VerifyJob:
+    """One shard to verify, and its expected content.
 
     Attributes:
-        folder: of the shards.
-        manifest: of the split.
-        number: of the shard in the manifest.
-        rows: its part of the index.
-        decode_check: decode every image.
+        folder: folder of the shards.
+        manifest: manifest of the split.
+        number: position of the shard in the manifest.
+        rows: rows of the index that belong to the shard.
+        decode_check: whether to decode every image.
     """
 
     folder: Folder
@@ -30,22 +30,26 @@ class ShardCheck:
     decode_check: bool
 
 
-def check_shard(check: ShardCheck) -> tuple[int, list[Fault]]:
-    """Compare a shard with what it should be; gives its number and the faults."""
-    shard, name = check.manifest.shards[check.number], check.manifest.shards[check.number].name
+def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
+    """Read a shard and compare it with its expected content.
+
+    Returns:
+        The position of the shard in the manifest, and its faults.
+    """
+    shard, name = job.manifest.shards[job.number], job.manifest.shards[job.number].name
     try:
-        scan = scan_shard(check.folder, name, decode_check=check.decode_check)
+        scan = scan_shard(job.folder, name, decode_check=job.decode_check)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        return check.number, [Fault(name, "", reason)]
-    # Samples that the manifest itself lists as left out are in tars packed by others.
-    skipped = {entry.key for entry in check.manifest.odd if entry.action == "skipped"}
+        return job.number, [Fault(name, "", reason)]
+    # A manifest made by `sharding.index` lists damaged samples that its tars still hold.
+    skipped = {entry.key for entry in job.manifest.odd if entry.action == "skipped"}
     faults = [fault for fault in scan.faults if fault.key not in skipped]
     if scan.bytes != shard.bytes:
         faults.append(Fault(name, "", f"has {scan.bytes:,} bytes, the manifest says {shard.bytes:,}"))
     elif scan.sha256 != shard.sha256:
         faults.append(Fault(name, "", "its SHA-256 is not the manifest's"))
-    expected = {row.pop("key"): row for row in check.rows.drop_columns(["shard"]).to_pylist()}
+    expected = {row.pop("key"): row for row in job.rows.drop_columns(["shard"]).to_pylist()}
     found = {row["key"]: row for row in scan.rows if row["key"] not in skipped}
     named = {fault.key for fault in faults}
     for key, row in found.items():
@@ -54,7 +58,7 @@ def check_shard(check: ShardCheck) -> tuple[int, list[Fault]]:
             continue
         differing = [column for column, value in expected[key].items() if row[column] != value]
         if differing:
-            said = ", ".join(f"{column} {row[column]} (index: {expected[key][column]})" for column in differing)
-            faults.append(Fault(name, key, f"differs from the index: {said}"))
+            values = ", ".join(f"{column} {row[column]} (index: {expected[key][column]})" for column in differing)
+            faults.append(Fault(name, key, f"differs from the index: {values}"))
     faults += [Fault(name, key, MISSING) for key in expected if key not in found and key not in named]
-    return check.number, faults
+    return job.number, faults

@@ -1,4 +1,4 @@
-"""Reading ranges of a source's files, from several threads, locally by `pread` and remotely by ranged requests."""
+"""Read byte ranges of a source's files from several threads: by `pread` locally, by ranged requests remotely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPEN_FILES = 64
 
 
 class RangeReader:
-    """Reads byte ranges of files in a folder; keeps the last files open; safe to use from several threads."""
+    """Reads byte ranges of files in a folder; keeps up to 64 files open; thread-safe."""
 
     def __init__(self, root: Folder) -> None:
         self.root = root
@@ -30,7 +30,7 @@ class RangeReader:
             self._close(name)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """The bytes [offset, offset + size) of a file, fewer at its end.
+        """Read the bytes [offset, offset + size) of a file, fewer at its end.
 
         Raises:
             OSError: the file cannot be read.
@@ -40,12 +40,16 @@ class RangeReader:
             return handle.read_at(size, offset)
         return _read_fully(handle, offset, size)
 
-    def will_need(self, name: str, offset: int, size: int) -> None:
-        """Have the system fetch a range of a local file while others are read."""
+    def prefetch(self, name: str, offset: int, size: int) -> None:
+        """Ask the operating system to fetch a range of a local file in the background."""
         os.posix_fadvise(self._handle(name), offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_file(self, name: str, size: int) -> bytes:
-        """The whole of a file that is read only once and should have `size` bytes; one more if it has grown.
+        """Read a whole file without keeping it open.
+
+        Args:
+            name: path of the file inside the folder.
+            size: size that the file should have; one byte more is read, so that the result shows if it has grown.
 
         Raises:
             OSError: the file cannot be read.
@@ -77,9 +81,9 @@ class RangeReader:
 
 
 def _read_fully(descriptor: int, offset: int, size: int) -> bytes:
-    """As `pread`, but short only at the end of the file."""
+    """Read like `pread`, but fewer bytes only at the end of the file."""
     data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # the end, a signal, or a file system that gives less at a time
+    while len(data) < size:  # at the end, after a signal, or on a file system that returns less at a time
         more = os.pread(descriptor, size - len(data), offset + len(data))
         if not more:
             break

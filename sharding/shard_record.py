@@ -1,4 +1,4 @@
-"""The record of a finished shard, kept until the manifest is published."""
+"""The record of a finished shard: the build keeps one per shard until it publishes the manifest."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sharding.manifest import OddImage, ShardInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A finished shard: what the manifest and the index will say of it.
+class ShardRecord:
+    """A finished shard: its entries in the manifest and in the index.
 
     Attributes:
         number: position of the shard in the plan.
-        plan: digest of the plan it belongs to.
-        shard: name, counts and digest.
-        odd: images converted or skipped.
-        rows: index rows, `shard` column set to `number`.
+        plan: digest of the plan that the shard belongs to.
+        shard: name, counts and digest of the tar.
+        odd: images that were converted or skipped.
+        rows: rows of the index; their `shard` column is `number`.
     """
 
     number: int
@@ -31,19 +31,19 @@ class Part:
 
     @staticmethod
     def file_name(number: int) -> str:
-        """Name of the file that records a finished shard."""
+        """Name of the file that holds the record of a shard."""
         return f"{number:06d}.part"
 
     def to_bytes(self) -> bytes:
-        """The record as a file: the rows in parquet, the rest in its metadata."""
+        """Serialise the record: the rows as parquet, the rest in the metadata of the parquet file."""
         record = {"plan": self.plan, "shard": asdict(self.shard), "odd": [asdict(entry) for entry in self.odd]}
         sink = pa.BufferOutputStream()
         pq.write_table(self.rows.replace_schema_metadata({"part": json.dumps(record)}), sink)
         return sink.getvalue().to_pybytes()
 
     @classmethod
-    def from_bytes(cls, number: int, content: bytes) -> Part | None:
-        """Read a record; None where it is not whole."""
+    def from_bytes(cls, number: int, content: bytes) -> ShardRecord | None:
+        """Parse a record; None where the file is incomplete or damaged."""
         try:
             rows = pq.read_table(pa.BufferReader(content))
             record = json.loads((rows.schema.metadata or {})[b"part"])
