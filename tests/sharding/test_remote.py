@@ -1,9 +1,9 @@
-"""Input and output in an object store: moto's S3 server, as a process of its own."""
+"""Source and output in an object store: moto's S3 server, as a separate process."""
 
 import hashlib
+import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,16 +15,20 @@ import pytest
 from pyarrow import fs
 
 from sharding import load_index, load_manifest, open_filesystem
+from sharding.pool import prepare_workers
 from sharding.verify import VerifyOptions, verify
-from tests.sharding.packing import command, flags, pack, start
-from tests.sharding.synthetic import train_images, validation_images, write_archives, write_folders
-
-pytest.importorskip("moto", reason="needs an S3 server: moto[server] of the dev group")
+from tests.sharding.builds import flags, pack, run_build, run_build_process
+from tests.sharding.synthetic import (
+    train_images,
+    validation_images,
+    write_archives,
+    write_folders,
+)
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """What follows `?` in a URI."""
+    """The query of a URI that leads to the server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,20 +74,24 @@ def upload(folder: Path, uri: str) -> str:
     return uri
 
 
-def test_killed_in_the_middle_nothing_is_published_and_it_goes_on(
+def test_a_killed_build_publishes_no_manifest_and_resumes(
     endpoint: str, source: str, reference: dict[str, str], tmp_path: Path
 ):
     uri = f"s3://killed/shards?{endpoint}"
-    build = start(*flags(source, uri))
+    prepare_workers("tests.sharding.builds")
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    context = multiprocessing.get_context("forkserver")
+    build = context.Process(target=run_build_process, args=(flags(source, uri), keys))
+    build.start()
     while not any(name.endswith(".tar") for name in names(uri)):
-        assert build.poll() is None, build.stderr.read()
-    os.killpg(build.pid, signal.SIGKILL)
-    build.wait()
+        assert build.is_alive()
+        time.sleep(0.05)  # the server answers one request at a time
+    build.kill()
+    build.join()
     before = {name: digest for name, digest in objects(uri).items() if not name.startswith(".")}
     assert before.items() <= reference.items()
     assert "imagenet1k-train.json" not in before
-    done = command(*flags(source, uri))
-    assert done.returncode == 0, done.stderr
+    pack(source, uri)
     assert objects(uri) == reference
     assert verify(VerifyOptions(shards=uri, workers=1)) == []
 
@@ -99,9 +107,11 @@ def test_a_remote_source_gives_the_same_bytes(write, endpoint: str, tmp_path: Pa
 
 
 @pytest.mark.slow  # the client tries for ten seconds and more
-def test_a_store_that_does_not_answer_is_one_line(source: str):
+def test_a_store_that_does_not_answer_is_a_one_line_error(source: str, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     nowhere = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
-    done = command(*flags(source, nowhere), AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_MAX_ATTEMPTS="1")
+    done = run_build(*flags(source, nowhere))
     assert done.returncode == 1
     assert done.stderr.startswith("error: s3://bucket/x")
     assert "Traceback" not in done.stderr
