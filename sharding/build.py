@@ -131,6 +131,7 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log) -> Manifest 
     from sharding.progress import Progress
     from sharding.sources.detect import open_source
     from sharding.storage import Folder
+    from sharding.work_folder import lock_work_folder
     from sharding.writer import pack_shard
 
     started = time.monotonic()
@@ -160,7 +161,7 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log) -> Manifest 
     workers = worker_count(options.workers, len(own_shards))
     policy = ImagePolicy(shorter_side=options.shorter_side, quality=options.quality, decode_check=options.decode_check)
     samples = sum(len(plan.samples(number)) for number in own_shards)
-    with packing.lock(task_index, task_count), Progress(packing.stem, samples) as progress:
+    with lock_work_folder(output, packing.stem, task_index, task_count), Progress(packing.stem, samples) as progress:
         jobs = packing.jobs(
             open_source(options.source),
             policy,

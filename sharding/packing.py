@@ -1,4 +1,4 @@
-"""The state of one split's build on disk: resume it, lock it, list the shards still to write, publish.
+"""The state of one split's build on disk: resume it, list the shards still to write, publish.
 
 The hidden folder `.NAME-SPLIT.parts` in the output holds the settings and one record for each finished shard. The build
 removes it after it has published the manifest. Only the manifest marks a split as complete.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -168,41 +166,6 @@ class Packing:
                 f"{self.output.location} belongs to other settings ({where}): {'; '.join(differences)}. {advice}"
             )
 
-    @contextlib.contextmanager
-    def lock(self, task_index: int, task_count: int) -> Iterator[None]:
-        """Lock the work folder against a second build of the same task.
-
-        Without file locks (on a remote store, or a file system that lacks them) two such builds only do the work twice:
-        both write the same bytes.
-
-        Raises:
-            OutputError: another process is working on the same task.
-        """
-        if not self.output.is_local or self.manifest is not None:
-            yield
-            return
-        self.work_folder.create()  # another build may have just published and removed it
-        task_lock = self.work_folder.join(f"task-{task_index}-of-{task_count}.lock")
-        with open(task_lock, "w") as own, open(self.work_folder.join("build.lock"), "w") as shared:
-            if _flock(own, fcntl.LOCK_EX) is False:
-                raise OutputError(
-                    f"another build is writing {self.stem} to {self.output.location}. Wait for it, or end it; "
-                    "then give the same command again: it resumes."
-                )
-            # Every task holds the shared lock while it writes. A task that gets it exclusively is the only one running,
-            # so the temporary files there are those of killed builds.
-            if _flock(shared, fcntl.LOCK_EX):
-                self._remove_leftovers()
-            with contextlib.suppress(OSError):
-                fcntl.flock(shared, fcntl.LOCK_SH)
-            yield
-
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary files of shards that killed builds were writing."""
-        for file in self.work_folder.names():
-            if re.fullmatch(rf"\.{re.escape(self.stem)}-[0-9]+\.tar\.[0-9a-f]+\.tmp", file):
-                self.work_folder.remove(file)
-
     def remove_work_folder(self) -> None:
         """Remove the work folder: after the manifest is published and the lock is released.
 
@@ -338,17 +301,6 @@ class Packing:
                 f"the shards of {self.stem} do not hold what was listed: {'; '.join(wrong)}. Nothing was published. "
                 f"Remove {self.work_folder.location} and the shards, and pack again."
             )
-
-
-def _flock(stream: IO[str], kind: int) -> bool | None:
-    """Try to lock a file: True if it is locked now, False if another process holds it, None without file locks."""
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _to_json(settings: Mapping[str, Any]) -> bytes:
