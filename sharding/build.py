@@ -205,14 +205,14 @@ def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequenc
 def _log_listing(listing: Listing, log: Log) -> None:
     from sharding.imagenet import NUM_CLASSES, compare_with_imagenet, has_wordnet_ids, is_imagenet
 
-    log(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, form {listing.source_format}")
+    log(f"{listing.split}: {len(listing):,} images of {len(listing.classes)} classes, held as {listing.source_format}")
     if has_wordnet_ids(listing.classes) and len(listing.classes) < NUM_CLASSES:
         log(
             f"  a partial class list: {len(listing.classes)} classes instead of ImageNet's {NUM_CLASSES}; "
             "labels are positions in the sorted list of these"
         )
     if has_wordnet_ids(listing.classes) and all(entry.name == entry.wnid for entry in listing.classes):
-        log("  the classes have only WordNet ids; --classes LOC_synset_mapping.txt gives them names")
+        log("  the classes have no names but their WordNet ids; --classes LOC_synset_mapping.txt gives them names")
     if is_imagenet(listing.classes, listing.split):
         differences = compare_with_imagenet(listing.split, listing.labels, listing.classes)
         for difference in differences[:_LISTED_DIFFERENCES]:
