@@ -29,7 +29,7 @@ def exif_segment(tiff: bytes) -> bytes:
 
 GOOD_EXIF = b"II*\0" + struct.pack("<IHHHII", 8, 1, 0x0112, 3, 1, 6) + bytes(4)
 
-# A directory of 200 entries in a segment that ends after the first, as in some of ImageNet's files.
+# The segment declares 200 entries and ends after the first, as in some of ImageNet's files.
 BROKEN_EXIF = b"II*\0" + struct.pack("<IHHHII", 8, 200, 0x0112, 3, 1, 6)
 
 
@@ -110,13 +110,13 @@ def test_32_bit_pixels_are_refused(kind: type):
 
 
 def test_orientation_is_never_applied_and_is_reported_where_it_is_dropped():
-    """The trainer's decoders, as most, take the pixels as they lie: packing does not turn them either."""
+    """Packing ignores the orientation, like the decoders of the trainer."""
     sound = smooth_picture(1, 400, 300)
-    turned = sound[:2] + exif_segment(GOOD_EXIF) + sound[2:]
-    assert pack_image(turned, PLAIN).data is turned
-    unknown = turned.replace(GOOD_EXIF, GOOD_EXIF[:18] + bytes(1) + GOOD_EXIF[19:])
+    rotated = sound[:2] + exif_segment(GOOD_EXIF) + sound[2:]
+    assert pack_image(rotated, PLAIN).data is rotated
+    unknown = rotated.replace(GOOD_EXIF, GOOD_EXIF[:18] + bytes(1) + GOOD_EXIF[19:])
     assert pack_image(unknown, ImagePolicy(shorter_side=100)).oddity is None
-    smaller, plain = (pack_image(data, ImagePolicy(shorter_side=100)) for data in (turned, sound))
+    smaller, plain = (pack_image(data, ImagePolicy(shorter_side=100)) for data in (rotated, sound))
     assert (smaller.width, smaller.height, smaller.data) == (133, 100, plain.data)
     assert (smaller.oddity, plain.oddity) == ("EXIF orientation 6 dropped", None)
     exif = Image.Exif()

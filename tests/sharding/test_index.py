@@ -48,10 +48,10 @@ def test_the_index_of_shards_of_this_package_is_the_same(shards: Path):
 def test_gaps_and_truncated_tars_are_refused(tmp_path: Path):
     names = [f"imagenet1k-train-{number:04d}.tar" for number in range(3)]
     write_webdataset(tmp_path, names)
-    (tmp_path / names[1]).rename(tmp_path / "aside")
+    (tmp_path / names[1]).rename(tmp_path / "moved")
     with pytest.raises(ManifestError, match="the numbers 1 are missing"):
         index(IndexOptions(shards=str(tmp_path), workers=1))
-    content = (tmp_path / "aside").read_bytes()
+    content = (tmp_path / "moved").read_bytes()
     (tmp_path / names[1]).write_bytes(content[:9000])
     with pytest.raises(ManifestError, match=f"{names[1]}: is truncated"):
         index(IndexOptions(shards=str(tmp_path), workers=1, on_bad="skip"))
@@ -71,13 +71,13 @@ def test_unreadable_samples_are_left_out_when_asked(tmp_path: Path):
 
 def test_two_tars_with_the_same_number_are_refused(tmp_path: Path):
     for name in ("x-train-0.tar", "x-train-0000.tar"):
-        shutil.copy(write_tar_of_two(tmp_path / "aside"), tmp_path / name)
+        shutil.copy(write_tar_of_two(tmp_path / "moved"), tmp_path / name)
     with pytest.raises(ManifestError, match=r"x-train-0.tar and x-train-0000.tar have the same number"):
         index(IndexOptions(shards=str(tmp_path), workers=1))
 
 
 def test_a_key_repeated_by_the_next_sample_is_a_fault(tmp_path: Path):
-    """WebDataset's own writer puts them there, and its reader takes them for one."""
+    """WebDataset's writer allows such neighbours, and its reader merges them into one sample."""
     members = []
     for key, label in (("k", 0), ("k", 1), ("m", 1)):
         members += [(f"{key}.jpg", photograph(label)), (f"{key}.cls", str(label).encode())]

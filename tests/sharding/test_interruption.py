@@ -104,7 +104,7 @@ def test_a_build_killed_twenty_times_resumes(source: str, reference: dict[str, s
         if build.exitcode == -signal.SIGKILL:
             kills += 1
             kills_while_writing += bool(temporary_shards(output))
-        assert len(temporary_shards(output)) <= 1  # each build removes what the one before it left
+        assert len(temporary_shards(output)) <= 1  # each build removes the temporary file of the killed one before it
         check_only_final_files(output, reference)
         if (output / MANIFEST).exists():
             output = tmp_path / str(attempt + 1)

@@ -53,7 +53,7 @@ def test_a_build_with_another_number_of_tasks_keeps_temporary_files_in_use(
     during_build: Callable, source: str, reference: dict[str, str], tmp_path: Path
 ):
     (tmp_path / WORK_FOLDER).mkdir()
-    killed = tmp_path / WORK_FOLDER / f".imagenet1k-train-0000.tar.{'0' * 32}.tmp"  # as a killed build leaves it
+    killed = tmp_path / WORK_FOLDER / f".imagenet1k-train-0000.tar.{'0' * 32}.tmp"  # left by a killed build
     killed.write_bytes(b"half")
     seen = []
 
@@ -101,8 +101,8 @@ def test_the_work_folder_is_removed_after_the_lock_is_released(
 ):
     remove_folder, held = Folder.remove_folder, []
 
-    def on_nfs(self: Folder, name: str) -> None:
-        """An open file that is removed stays there under another name, and so does its folder."""
+    def remove_folder_on_nfs(self: Folder, name: str) -> None:
+        """NFS keeps an open file that is removed under another name, and therefore its folder."""
         for lock in Path(self.join(name)).glob("*.lock"):
             with open(lock) as stream:
                 try:
@@ -112,34 +112,34 @@ def test_the_work_folder_is_removed_after_the_lock_is_released(
                     raise OSError(errno.ENOTEMPTY, "Directory not empty", name) from None
         remove_folder(self, name)
 
-    monkeypatch.setattr(Folder, "remove_folder", on_nfs)
+    monkeypatch.setattr(Folder, "remove_folder", remove_folder_on_nfs)
     pack(source, tmp_path)
     assert not held
     assert digests(tmp_path) == reference
-    Folder.open(str(tmp_path)).remove_folder(INFO)  # no folder: what cannot be removed stays
+    Folder.open(str(tmp_path)).remove_folder(INFO)  # not a folder: removing it does nothing
     assert digests(tmp_path) == reference
 
 
 def test_finished_shards_are_recognised_by_their_digests(source: str, reference: dict[str, str], tmp_path: Path):
     pack(source, tmp_path, task_index=0, task_count=2)
     finished = sorted(tmp_path.glob("*.tar"))
-    damaged, whole = finished[0], finished[1]
+    damaged, sound = finished[0], finished[1]
     content = bytearray(damaged.read_bytes())
     content[5000] ^= 1
     damaged.write_bytes(content)
-    kept = whole.stat().st_ino
+    inode = sound.stat().st_ino
     pack(source, tmp_path)
     assert digests(tmp_path) == reference
-    assert whole.stat().st_ino == kept
+    assert sound.stat().st_ino == inode
 
 
 def test_a_lost_shard_of_a_finished_split_is_written_again(source: str, reference: dict[str, str], finished: Path):
     first, second = sorted(finished.glob("*.tar"))[:2]
     first.unlink()
-    kept = second.stat().st_ino
+    inode = second.stat().st_ino
     pack(source, finished)
     assert digests(finished) == reference
-    assert second.stat().st_ino == kept
+    assert second.stat().st_ino == inode
 
 
 def spoil_info(output: Path) -> None:
@@ -217,7 +217,7 @@ def test_replacing_an_image_makes_it_another_source(tmp_path: Path):
 
 
 def test_renaming_the_class_of_the_same_images_makes_other_settings(tmp_path: Path):
-    """The JSON beside each image names its class."""
+    """The class is in the JSON of each sample, so it changes the bytes."""
     root = write_class_folders(tmp_path / "source", {"a": 1})
     (root / "a" / "0.jpg").rename(root / "a" / f"{WNIDS[0]}_1.JPEG")
     pack(root, tmp_path / "out")
@@ -265,7 +265,7 @@ def test_repeated_or_missing_samples_are_not_published(
     parts = tmp_path / WORK_FOLDER
     part = ShardRecord.from_bytes(0, (parts / ShardRecord.file_name(0)).read_bytes())
     assert part is not None
-    # A record that lies: of shard 1, with the samples of shard 0 or with none.
+    # A forged record of shard 1, with the samples of shard 0 or without samples.
     forged = dataclasses.replace(part, number=1, rows=part.rows if number == 0 else part.rows.slice(0, 0))
     (parts / ShardRecord.file_name(1)).write_bytes(forged.to_bytes())
     with pytest.raises(OutputError, match=f"do not hold what was listed: .*{fault}"):

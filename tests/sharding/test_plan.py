@@ -36,7 +36,7 @@ def test_the_order_depends_only_on_keys_and_seed():
     assert (plan.bounds == backwards.bounds).all()
     other = make_plan(keys, sizes, seed=1, shard_bytes=100_000)
     assert (other.order != plan.order).mean() > 0.9
-    # A promise to those who packed with an earlier version: the order of seed 0 stays what it is.
+    # The order of seed 0 must stay the same, so that builds of an earlier version can resume.
     assert [keys[sample] for sample in plan.order[:3]] == ["n00000241_241", "n00000377_377", "n00000433_433"]
 
 
@@ -46,4 +46,4 @@ def test_a_shard_reads_few_row_groups_and_shuffles_them():
     for number in range(plan.num_shards):
         samples = plan.samples(number)
         assert len(np.unique(blocks[samples])) <= len(samples) // 10 + 2
-        assert (np.diff(samples) != 1).mean() > 0.8  # and mixes them
+        assert (np.diff(samples) != 1).mean() > 0.8  # the row groups are mixed

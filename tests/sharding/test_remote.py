@@ -18,12 +18,7 @@ from sharding import load_index, load_manifest, open_filesystem
 from sharding.pool import prepare_workers
 from sharding.verify import VerifyOptions, verify
 from tests.sharding.builds import flags, pack, run_build, run_build_process
-from tests.sharding.synthetic import (
-    train_images,
-    validation_images,
-    write_archives,
-    write_folders,
-)
+from tests.sharding.synthetic import train_images, validation_images, write_archives, write_folders
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from sharding.slurm import slurm_task
     ("variables", "task"),
     [
         ({}, (0, 1)),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (0, 1)),  # a batch script itself
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (0, 1)),  # the process of a batch script
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_STEP_ID": "0"}, (5, 8)),
         ({"ID": "7", "MIN": "3", "MAX": "9", "COUNT": "4", "STEP": "2"}, (2, 4)),
         ({"ID": "1", "MIN": "0", "MAX": "1", "COUNT": "2"} | {"NTASKS": "4", "PROCID": "3", "STEP_ID": "1"}, (7, 8)),

@@ -52,7 +52,7 @@ def test_a_write_that_fails_halfway_leaves_no_file(source: str, reference: dict[
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three MB."""
+    """A file system of three MB: less than all shards of `source`."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]

@@ -18,7 +18,7 @@ SAMPLE = IMAGE + tar_member("k.cls", b"0")
 
 
 def negative_size() -> bytes:
-    """A header whose size leads back before itself, with a checksum that fits."""
+    """A header with a negative octal size and a matching checksum."""
     block = bytearray(header(b"k.jpg", 0))
     block[124:136] = b"-0000002000\0"
     block[148:156] = b" " * 8
@@ -27,6 +27,7 @@ def negative_size() -> bytes:
 
 
 def negative_base_256() -> bytes:
+    """A header with a negative base-256 size and a matching checksum."""
     block = bytearray(header(b"k.jpg", 0))
     block[124:136] = b"\xff" * 4 + struct.pack(">q", -1024)
     block[148:156] = b" " * 8
@@ -78,23 +79,19 @@ def test_a_header_with_a_wrong_checksum_is_named(tmp_path: Path):
         index(IndexOptions(shards=str(tmp_path), workers=1))
 
 
-def second_member(path: Path, after: int = 0) -> int:
-    with tarfile.open(path) as archive:
-        return archive.getmembers()[2 * after + 2].offset
-
-
 @pytest.mark.parametrize("tail", ["content", "few zeros", "zeros"])
 def test_zeros_in_place_of_content_are_not_the_end_of_an_archive(tail: str, tmp_path: Path):
     tar = write_tar_of_two(tmp_path / "x-train-0.tar")
     content = bytearray(tar.read_bytes())
-    hole = second_member(tar)
+    with tarfile.open(tar) as archive:
+        hole = archive.getmembers()[2].offset
     if tail == "content":
         content[hole : hole + 512] = bytes(512)
     elif tail == "few zeros":
         content[hole:] = bytes(len(content) - hole)
         assert len(content) - hole < 70_000
     else:
-        content[hole:] = bytes(2 << 20)  # as of a file that was given its length before it was fetched
+        content[hole:] = bytes(2 << 20)  # as in a file whose length was set before its download
     tar.write_bytes(content)
     with pytest.raises(
         ManifestError, match=rf"x-train-0.tar: is truncated: at byte {hole:,}, after 0.cls, it has zeros"
@@ -106,8 +103,8 @@ def test_zeros_in_place_of_content_are_not_the_end_of_an_archive(tail: str, tmp_
 def test_archives_padded_to_a_record_are_complete(blocks: int, tmp_path: Path):
     tar = write_tar_of_two(tmp_path / "x-train-0.tar")
     content = tar.read_bytes()
-    filled = content.rstrip(b"\0") + bytes(512)
-    tar.write_bytes(filled + bytes(-len(filled) % (512 * blocks)))
+    unpadded = content.rstrip(b"\0") + bytes(512)
+    tar.write_bytes(unpadded + bytes(-len(unpadded) % (512 * blocks)))
     (manifest,) = index(IndexOptions(shards=str(tmp_path), workers=1))
     assert manifest.num_samples == 2
 

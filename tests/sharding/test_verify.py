@@ -50,7 +50,7 @@ def test_a_changed_label_is_named(shards: Path):
 
 
 def test_an_index_that_contradicts_its_manifest_is_named(shards: Path):
-    """Both have their digests: whoever wrote them was wrong."""
+    """Both match their digests, so the software that wrote them was wrong."""
     manifest = load_manifest(str(shards), "train")
     table = load_index(str(shards), manifest)
     keys, labels = table["key"].to_pylist(), table["label"].to_pylist()

@@ -8,11 +8,7 @@ from sharding import ShardingError, SourceError, load_index
 from sharding.build import BuildOptions, build
 from sharding.sources import list_split, list_splits
 from tests.sharding import synthetic
-from tests.sharding.synthetic import (
-    WNIDS,
-    train_images,
-    validation_images,
-)
+from tests.sharding.synthetic import WNIDS, train_images, validation_images
 
 FORMS = {
     "ilsvrc": synthetic.write_archives,

@@ -7,12 +7,7 @@ import pytest
 from sharding import ShardingError, SourceError
 from sharding.sources import list_split, list_splits
 from tests.sharding import synthetic
-from tests.sharding.synthetic import (
-    photograph,
-    train_images,
-    validation_images,
-    write_class_folders,
-)
+from tests.sharding.synthetic import photograph, train_images, validation_images, write_class_folders
 
 
 def test_class_folders_without_split_folders_are_the_split_that_is_named(tmp_path: Path):

@@ -11,13 +11,7 @@ from sharding import ShardingError, SourceError
 from sharding.build import BuildOptions, build
 from sharding.sources import list_split
 from tests.sharding import synthetic
-from tests.sharding.synthetic import (
-    WNIDS,
-    photograph,
-    tar_bytes,
-    train_images,
-    validation_images,
-)
+from tests.sharding.synthetic import WNIDS, photograph, tar_bytes, train_images, validation_images
 
 ARCHIVE = "ILSVRC2012_img_train.tar"
 

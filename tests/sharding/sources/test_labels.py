@@ -18,7 +18,7 @@ def test_splits_have_the_same_labels_before_either_is_published(tmp_path: Path):
     root = write_class_folders(tmp_path / "source", {"train/a": 2, "train/b": 2, "train/c": 2, "val/b": 2, "val/c": 2})
     for form in ("tasks", "validation first"):
         output = tmp_path / form
-        if form == "tasks":  # the first ends its share of train, which is not published yet, and goes on to validation
+        if form == "tasks":  # the first task packs its share of both splits while train is not published
             assert not pack(root, output, split=None, task_index=1, task_count=2)
             assert len(pack(root, output, split=None, task_index=0, task_count=2)) == 2
         else:
