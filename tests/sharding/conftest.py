@@ -7,14 +7,12 @@ import pytest
 
 from sharding.build import BuildOptions, build
 from tests.sharding.builds import digests, pack
-from tests.sharding.synthetic import large_images, train_images, validation_images, write_folders
-
-SOURCE_IMAGES = 34
+from tests.sharding.synthetic import SOURCE_IMAGES, large_images, train_images, validation_images, write_folders
 
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """34 images in class folders, several shards of one MB."""
+    """`SOURCE_IMAGES` images in class folders: several shards of one MB."""
     root = tmp_path_factory.mktemp("source")
     write_folders(root, [*train_images(1), *large_images(SOURCE_IMAGES - 10)], validation_images(10))
     return str(root)

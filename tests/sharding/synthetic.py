@@ -19,6 +19,8 @@ from scipy.io import savemat
 
 WNIDS = [f"n{1440764 + 7919 * number:08d}" for number in range(10)]
 NAMES = {wnid: f"thing {number}, object {number}" for number, wnid in enumerate(WNIDS)}
+# Images of the fixture `source`.
+SOURCE_IMAGES = 34
 # ILSVRC id of each class, 1-based: a fixed shuffle.
 ILSVRC_IDS = dict(zip(WNIDS, [4, 9, 1, 7, 10, 2, 6, 3, 8, 5], strict=True))
 

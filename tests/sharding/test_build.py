@@ -11,9 +11,9 @@ from sharding.build import BuildOptions, build
 from sharding.pool import prepare_workers
 from sharding.verify import VerifyOptions, verify
 from tests.sharding.builds import REPOSITORY, digests, flags, pack, run_build, run_build_process
-from tests.sharding.conftest import SOURCE_IMAGES
 from tests.sharding.synthetic import (
     NAMES,
+    SOURCE_IMAGES,
     WNIDS,
     synset_mapping,
     train_images,

@@ -18,8 +18,8 @@ from sharding.storage import Folder
 from sharding.verify import VerifyOptions, verify
 from tests.sharding import synthetic
 from tests.sharding.builds import WORK_FOLDER, digests, pack
-from tests.sharding.conftest import SOURCE_IMAGES
 from tests.sharding.synthetic import (
+    SOURCE_IMAGES,
     WNIDS,
     large_images,
     photograph,

@@ -24,30 +24,40 @@ def imagenets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {form: write(root / form, train_images(), validation_images()) for form, write in FORMS.items()}
 
 
+@pytest.fixture(scope="module")
+def packed(imagenets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list]]:
+    """The folder of the shards and the manifests of each form."""
+    root = tmp_path_factory.mktemp("packed")
+    return {
+        form: (
+            root / form,
+            build(BuildOptions(source=str(source), output=str(root / form), shard_mb=1, workers=1)),
+        )
+        for form, source in imagenets.items()
+    }
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_labels_and_bytes_are_the_same_in_every_form(form: str, imagenets: dict[str, Path], tmp_path: Path):
+def test_labels_and_bytes_are_the_same_in_every_form(form: str, imagenets: dict[str, Path], packed: dict):
     source = str(imagenets[form])
     assert list_splits(source) == ["train", "validation"]
-    manifests = build(BuildOptions(source=source, output=str(tmp_path), shard_mb=1, workers=1))
+    output, manifests = packed[form]
     for manifest, images in zip(manifests, (train_images(), validation_images()), strict=True):
         assert list_split(source, manifest.split).source_format == form
         assert [entry.wnid for entry in manifest.classes] == WNIDS
         assert [entry.name for entry in manifest.classes] == [synthetic.NAMES[wnid] for wnid in WNIDS]
-        index = load_index(str(tmp_path), manifest)
-        contents = [(tmp_path / shard.name).read_bytes() for shard in manifest.shards]
-        packed = {
+        index = load_index(str(output), manifest)
+        contents = [(output / shard.name).read_bytes() for shard in manifest.shards]
+        found = {
             row["key"]: (row["label"], contents[row["shard"]][row["offset"] : row["offset"] + row["size"]])
             for row in index.to_pylist()
         }
-        assert packed == {image.stem: (image.label, image.data) for image in images}
+        assert found == {image.stem: (image.label, image.data) for image in images}
 
 
-def test_archives_folders_and_kaggle_give_the_same_shards(imagenets: dict[str, Path], tmp_path: Path):
-    digests = set()
-    for form in ("ilsvrc", "folder", "kaggle"):
-        manifests = build(BuildOptions(source=str(imagenets[form]), output=str(tmp_path / form), shard_mb=1, workers=1))
-        digests.add(tuple(manifest.digest for manifest in manifests))
-    assert len(digests) == 1
+def test_archives_folders_and_kaggle_give_the_same_shards(packed: dict):
+    digests = [[manifest.digest for manifest in packed[form][1]] for form in ("ilsvrc", "folder", "kaggle")]
+    assert digests[0] == digests[1] == digests[2]
 
 
 @pytest.mark.parametrize(
