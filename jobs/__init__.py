@@ -1,19 +1,25 @@
-"""Where and when processes run, and what happens when the cluster takes them away.
+"""Where and when processes run, and what happens when the cluster interrupts them.
 
-It can launch any function; it knows Submitit and the standard library, and nothing of what the processes compute.
+The package starts any Python function in every process of a job. It uses Submitit and the standard library, and knows
+nothing of what the processes compute.
 """
 
 from jobs.array import submit_array, wait_all
-from jobs.cluster import Cluster, choose_cluster
 from jobs.errors import JobError, NoAnswer
+from jobs.folder_lock import is_running_locally as works_here
 from jobs.folders import private_directory
-from jobs.notice import Notice, notices, told_notices, too_short
-from jobs.partitions import fit, node_groups
-from jobs.presence import works_here
+from jobs.notice import Notice, too_short
+from jobs.notice import find_notices as notices
+from jobs.notice import notices_from_environment as told_notices
+from jobs.partitions import fit_resources as fit
+from jobs.partitions import node_groups
 from jobs.resources import Resources
-from jobs.snapshot import Code, settle
+from jobs.slurm import Cluster, choose_cluster
+from jobs.snapshot import Code
+from jobs.snapshot import take_snapshot as settle
 from jobs.submission import Submission, Update
-from jobs.submit import attach, dry_run, local_words, submit
+from jobs.submit import attach, dry_run, submit
+from jobs.submit import describe_local as local_words
 from jobs.task import Outcome, StopRequested, Task
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Many tasks as one job array: one entry in the queue, as many at a time as wanted, each requeued on its own."""
+"""Many tasks as one Slurm job array: one entry in the queue; each element is requeued on its own."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,11 +7,11 @@ from pathlib import Path
 from jobs.errors import JobError
 from jobs.folders import private_directory
 from jobs.job import Job
-from jobs.partitions import fit, node_groups
+from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
 from jobs.snapshot import Code
 from jobs.submission import Submission, Update
-from jobs.submit import own_root, submit_privately, working_job
+from jobs.submit import call_submitit, package_root, unfinished_job
 from jobs.task import Outcome, Task
 
 
@@ -28,37 +28,37 @@ def submit_array(
     """Submit every task as one element of a Slurm job array, each with the same resources.
 
     Args:
-        tasks: picklable, as for `submit`.
-        homes: a folder for each task, by which `attach` finds its element again.
-        folder: for the scripts, pickles and logs of them all.
-        resources: what each element asks for.
-        name: of the array, in the queue.
-        code: what the processes import; None means the packages of this process, wherever they are.
-        at_once: how many elements run at the same time.
+        tasks: picklable callables, as for `submit`.
+        homes: one folder for each task, from which `attach` finds the task's element again.
+        folder: folder of the scripts, pickles and logs of all elements.
+        resources: resources of each element.
+        name: name of the array in the queue.
+        code: code from `take_snapshot`; None runs the packages that this process has imported, where they are.
+        at_once: maximum number of elements that run at the same time.
 
     Returns:
-        A submission for each task, in their order; where Slurm still has the job that was last submitted for a home,
-        that one, and the array holds the others.
+        A submission for each task, in order. If Slurm still has the job that was last submitted for a task, that job is
+        returned and is no element of the new array.
 
     Raises:
-        JobError: as for `submit`, or no tasks.
+        JobError: as for `submit`, or there are no tasks.
     """
-    from jobs.clusters import SlurmSubmission
     from jobs.executors import build_executor
+    from jobs.slurm_submission import SlurmSubmission
 
     if not tasks or len(tasks) != len(homes):
-        raise JobError(f"an array needs a folder for each of its tasks: {len(tasks)} tasks, {len(homes)} folders")
+        raise JobError(f"an array needs one folder for each task, but got {len(tasks)} tasks and {len(homes)} folders")
     resources.check()
-    resources = fit(resources, node_groups())
+    resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
     homes = [private_directory(home) for home in homes]
-    submissions = {home: former for home in homes if (former := working_job(home)) is not None}
-    code = code or Code(root=own_root())
+    submissions = {home: previous for home in homes if (previous := unfinished_job(home)) is not None}
+    code = code or Code(root=package_root())
     executor = build_executor("slurm", folder, resources, name, code=code.root)
     executor.update_parameters(array_parallelism=at_once)
     new = {home: Job(task, folder, resources, code, home) for home, task in zip(homes, tasks, strict=True)}
     new = {home: job for home, job in new.items() if home not in submissions}
-    submitted = submit_privately(lambda: executor.submit_array(list(new.values()))) if new else []
+    submitted = call_submitit(lambda: executor.submit_array(list(new.values()))) if new else []
     for home, element in zip(new, submitted, strict=True):
         submissions[home] = SlurmSubmission(folder, element.job_id, resources.world_size)
         submissions[home].remember(home)
@@ -68,21 +68,21 @@ def submit_array(
 def wait_all(
     submissions: Sequence[Submission], poll_s: float = 1.0, on_update: Callable[[int, Update], None] | None = None
 ) -> list[Outcome]:
-    """Follow jobs to their ends, asking about one of them at a time, so that many ask no more often than one.
+    """Follow jobs to their ends. One job is polled at a time, so that many jobs cause no more queries than one.
 
     Args:
-        submissions: of jobs that go on without a watcher.
-        poll_s: seconds between two questions.
-        on_update: called with the place of a job in `submissions`, and how it stands.
+        submissions: submissions of jobs that go on without this process.
+        poll_s: seconds between two queries.
+        on_update: called with the index of a job in `submissions`, and how the job stands.
 
     Returns:
-        What came of each, as `Submission.wait` says it; DETACHED of those that were not over at a Ctrl-C.
+        The outcome of each job, as from `Submission.wait`; DETACHED for jobs that were not over at a Ctrl-C.
     """
     outcomes: dict[int, Outcome] = {}
     try:
         while len(outcomes) < len(submissions):
             for number in [number for number in range(len(submissions)) if number not in outcomes]:
-                update, outcome = submissions[number].look()
+                update, outcome = submissions[number].poll()
                 if on_update is not None:
                     on_update(number, update)
                 if outcome is not None:

@@ -1,7 +1,8 @@
-"""The local cluster's controller: `python -m jobs.controller FOLDER` starts the ranks of one job and ends with them.
+"""The controller of a local job: `python -m jobs.controller FOLDER` starts the ranks, watches them, and restarts them.
 
-Submitit's controller waits for all ranks whatever happens to one, and nobody watches it. This one ends the peers of a
-rank that died, since they would wait for it in a collective, and stops the ranks when whoever started it is gone.
+Submitit's controller waits for all ranks even when one has died, and goes on when its launcher dies. This controller
+ends the peers of a rank that died, since they would wait for it in a collective, and stops all ranks when the launcher
+has died.
 """
 
 import os
@@ -14,45 +15,51 @@ from pathlib import Path
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
 
 from jobs.environment import free_port
+from jobs.log import log
 
 POLL_S = 0.1
 PEERS_S = 10.0
-"""Seconds the other ranks get to end by themselves after one has failed."""
+"""Seconds the other ranks get to end by themselves after one rank has failed."""
 STOP_S = 120.0
-"""Seconds the ranks get to save after they were asked to stop."""
+"""Seconds the ranks get to save after the controller has asked them to stop."""
 
 
 class LocalController(Controller):
-    """Starts the ranks, restarts them when the job asks for it, and never leaves one behind."""
+    """Starts the ranks of one job, restarts them when the job asks for a requeue, and ends only after all of them.
+
+    Attributes:
+        launcher_pid: process whose end stops the job, or 0.
+        stopping: whether the job must not be restarted.
+        kill_now: whether to kill the ranks without waiting for them to save.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.pid = os.environ["JOBS_LOCAL_JOB_ID"]
-        self.watched = int(os.environ["JOBS_LOCAL_PARENT"])
-        """Process whose end stops the job, or 0."""
+        self.launcher_pid = int(os.environ["JOBS_LOCAL_PARENT"])
         self.stopping = False
-        self.at_once = False
-        signal.signal(signal.SIGQUIT, self._end_now)
+        self.kill_now = False
+        signal.signal(signal.SIGQUIT, self._stop_now)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._forward_signal)  # pyright: ignore[reportArgumentType]
 
-    def _end_now(self, *_: object) -> None:
-        self.stopping = self.at_once = True
+    def _stop_now(self, *_: object) -> None:
+        self.stopping = self.kill_now = True
 
     def _stop(self, *_: object) -> None:
         self.stopping = True
         self._forward_signal(signal.SIGTERM)
 
     def wait(self, freq: int = 0) -> Sequence[int | None]:
-        """Watch the ranks until all have ended, one has failed, or their time is over.
+        """Watch the ranks until all have ended, or until those that are left must be killed.
 
         Args:
-            freq: not used; Submitit's signature.
+            freq: not used; part of Submitit's signature.
 
         Returns:
-            Exit status of each rank, None for one that must be killed.
+            Exit status of each rank; None for a rank that must be killed.
         """
         started = time.monotonic()
         announced = False
@@ -60,9 +67,9 @@ class LocalController(Controller):
         while True:
             codes = [task.poll() for task in self.tasks]
             now = time.monotonic()
-            if all(code is not None for code in codes) or now >= deadline or self.at_once:
+            if all(code is not None for code in codes) or now >= deadline or self.kill_now:
                 return codes
-            if self.watched and os.getppid() != self.watched and not self.stopping:
+            if self.launcher_pid and os.getppid() != self.launcher_pid and not self.stopping:
                 self._stop()
             if any(codes):
                 deadline = min(deadline, now + PEERS_S)
@@ -75,10 +82,10 @@ class LocalController(Controller):
             time.sleep(POLL_S)
 
     def run(self, max_retry: int = 0) -> None:
-        """Run attempt after attempt; the job itself bounds those that get nowhere.
+        """Run one attempt after the other; the job itself limits the attempts without progress.
 
         Args:
-            max_retry: not used; Submitit's signature.
+            max_retry: not used; part of Submitit's signature.
         """
         restarts = 0
         while True:
@@ -90,22 +97,22 @@ class LocalController(Controller):
             finally:
                 self.kill_tasks()
             for rank, code in enumerate(codes):
-                print(f"attempt {restarts}: rank {rank}: {_words(code)}", flush=True)
+                log(f"attempt {restarts}: rank {rank}: {_describe_exit(code)}")
             if self.stopping or LOCAL_REQUEUE_RETURN_CODE not in codes:
                 break
             restarts += 1
         sys.exit(0 if not any(codes) else 1)
 
 
-def _words(code: int | None) -> str:
-    """An exit status for people."""
+def _describe_exit(code: int | None) -> str:
+    """An exit status in words; `failure.find_killed_process` searches the log for them."""
     if code is None:
         return "did not end, so it was killed"
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the job of which the launcher's variables tell."""
+    """Run the job that the launcher's environment variables describe."""
     LocalController(Path(arguments[0])).run()
 
 

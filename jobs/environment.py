@@ -1,4 +1,4 @@
-"""What `torch.distributed` and `torchrun` programs read from the environment, worked out for each kind of cluster."""
+"""The environment variables that `torch.distributed` programs read (`RANK`, `MASTER_ADDR` …), for each cluster."""
 
 import os
 import socket
@@ -6,16 +6,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jobs.cluster import ask
 from jobs.errors import JobError
+from jobs.slurm import ask
 
 FIRST_PORT, PORTS = 20000, 12768
-"""Ports 20000 to 32767: below the range from which Linux takes the ports of outgoing connections."""
+"""Ports 20000 to 32767: below the range from which Linux takes ports for outgoing connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one process stands in its job.
+    """The place of one process in its job.
 
     Attributes:
         rank: number of the process in the job.
@@ -23,10 +23,10 @@ class Place:
         local_rank: number of the process on its node.
         local_world_size: processes on its node.
         node: number of the node in the job.
-        master_addr: where rank 0 listens.
-        master_port: the port there.
+        master_addr: address at which rank 0 listens.
+        master_port: port at which rank 0 listens.
         job_id: the cluster's name for the job.
-        restarts: how often the job was requeued before.
+        restarts: how often the job was requeued before this attempt.
     """
 
     rank: int
@@ -41,12 +41,12 @@ class Place:
 
     @property
     def gpu(self) -> str:
-        """The GPU that this process drives, in the words of CUDA_VISIBLE_DEVICES; "" where that names none for it."""
+        """The GPU of this process, as CUDA_VISIBLE_DEVICES names it; "" where that variable names none for it."""
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         return visible[self.local_rank] if self.local_rank < len(visible) else ""
 
     def export(self) -> None:
-        """Set the variables for this process and its children. CUDA_VISIBLE_DEVICES stays as the cluster set it."""
+        """Set the variables for this process and its children. CUDA_VISIBLE_DEVICES is left as the cluster set it."""
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.world_size),
@@ -61,10 +61,10 @@ class Place:
 
 
 def find_place() -> Place:
-    """Read this process's place from the cluster's variables, as Submitit knows them.
+    """Read the place of this process from the cluster's variables, through Submitit.
 
     Raises:
-        JobError: the process with rank 0 cannot be found.
+        JobError: the address of rank 0 is not known.
     """
     from submitit import JobEnvironment
 
@@ -91,12 +91,12 @@ def find_place() -> Place:
 
 
 def master_port(token: str) -> int:
-    """A port that every process of one attempt works out alike, and another attempt otherwise."""
+    """A port derived from `token`: the same for every process of one attempt, another for the next attempt."""
     return FIRST_PORT + zlib.crc32(token.encode()) % PORTS
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment, outside the range of outgoing connections."""
+    """A port on which no process listens now, outside the range of outgoing connections."""
     for attempt in range(100):
         port = master_port(f"{os.getpid()}.{attempt}")
         with socket.socket() as probe:
@@ -117,14 +117,14 @@ def _resolves(host: str) -> bool:
 
 
 def master_address(hosts: Sequence[str], resolves: Callable[[str], bool] = _resolves) -> str:
-    """An address of the first node that can be used: its name, what Slurm calls its address, or where srun started.
+    """A usable address of the first node: its name, its NodeAddr in Slurm, or the address from which srun was started.
 
     Args:
         hosts: names of the job's nodes, in order.
-        resolves: whether a name has an address.
+        resolves: returns whether a host name can be resolved.
 
     Raises:
-        JobError: none of them is known.
+        JobError: none of the three is known.
     """
     first = hosts[0]
     if resolves(first):
@@ -136,8 +136,10 @@ def master_address(hosts: Sequence[str], resolves: Callable[[str], bool] = _reso
                 return value
     except JobError:
         pass
-    # The first node runs the batch script, so srun was started there.
+    # The batch script runs on the first node, so srun was started there.
     launched_from = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")
     if launched_from:
         return launched_from
-    raise JobError(f"the first node of the job, {first}, has no address that this node knows; set it in /etc/hosts")
+    raise JobError(
+        f"the first node of the job, {first}, has no address that this node can resolve; set it in /etc/hosts"
+    )

@@ -1,9 +1,9 @@
-"""What this package raises for its users."""
+"""The errors that this package raises. Their messages say what to do and need no traceback."""
 
 
 class JobError(ValueError):
-    """A job cannot be submitted, or cannot go on; the text says what to do and needs no traceback."""
+    """A job cannot be submitted, or cannot go on."""
 
 
 class NoAnswer(JobError):
-    """A command of the cluster is missing, fails or does not answer."""
+    """A Slurm command is not installed, fails, or does not answer in time."""

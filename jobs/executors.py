@@ -1,4 +1,4 @@
-"""Submitit's executors, set up for processes that form one distributed job."""
+"""Submitit's executors, set up for the processes of one distributed job."""
 
 import os
 import shlex
@@ -13,15 +13,19 @@ from submitit.local.debug import DebugExecutor
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
-from jobs.cluster import Cluster
-from jobs.presence import claim
+from jobs.folder_lock import lock_folder
 from jobs.resources import DEFAULT_TIMEOUT_MIN, Resources
+from jobs.slurm import Cluster
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 NO_TIMEOUT_LIMIT = 1_000_000
-"""Submitit counts notices as time-outs, every one of them where the limit is 10 minutes or less; we count progress."""
+"""Submitit's limit on time-outs, set so high that it has no effect.
+
+With a time limit of 10 minutes or less Submitit counts every signal as a time-out. This package counts attempts without
+progress instead.
+"""
 
 Executor = core.Executor
 
@@ -32,11 +36,11 @@ def rank_command(python: str, folder: Path) -> str:
 
 
 class Slurm(SlurmExecutor):
-    """Submits with sbatch, and starts our entry point. Can be built without Slurm, to show the script."""
+    """Submits with sbatch, and starts `jobs.rank`. It can be built without Slurm, to show the script."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Leave it to sbatch to be missing."""
+        """Claim that Slurm is there; where it is not, sbatch fails later."""
         return 2
 
     @property
@@ -44,14 +48,14 @@ class Slurm(SlurmExecutor):
         return rank_command(self.python, self.folder)
 
     def script(self, elements: int = 1) -> str:
-        """The sbatch script that `submit` would hand over, or `submit_array` for that many elements."""
+        """The script that `submit` would give to sbatch, or `submit_array` for that many elements."""
         if elements > 1:
             self.parameters["map_count"] = elements
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
 class Local(LocalExecutor):
-    """Starts our controller, which starts the processes on this machine."""
+    """Starts `jobs.controller`, which starts the processes on this machine."""
 
     def __init__(self, folder: Path, resources: Resources, code: Path, *, attached: bool) -> None:
         super().__init__(folder, max_num_timeout=NO_TIMEOUT_LIMIT)
@@ -84,24 +88,24 @@ class Local(LocalExecutor):
         if resources.gpus_per_node == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         controller = f"exec {self.python} -m jobs.controller {shlex.quote(str(self.folder))}"
-        held = claim(self.folder)
-        with (self.folder / f"{job_id}_controller.log").open("a") as log:
+        lock = lock_folder(self.folder)
+        with (self.folder / f"{job_id}_controller.log").open("a") as log_file:
             process = subprocess.Popen(
                 " && ".join([*resources.setup, controller]),
                 shell=True,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(held,),
+                pass_fds=(lock,),
             )
-        os.close(held)
+        os.close(lock)
         return LocalJob(self.folder, job_id, tasks=list(range(resources.world_size)), process=process)
 
 
 class Debug(DebugExecutor):
-    """Runs the job in this process, when it is waited for."""
+    """Runs the job in this process, when its result is asked for."""
 
     def _internal_process_submissions(self, delayed_submissions: "list[DelayedSubmission]") -> list[core.Job[Any]]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,15 +115,15 @@ class Debug(DebugExecutor):
 def build_executor(
     cluster: Cluster, folder: Path, resources: Resources, name: str, *, code: Path, attached: bool = True
 ) -> Executor:
-    """The executor of a cluster, with all that the job needs set.
+    """Build the executor of a cluster for one job.
 
     Args:
-        cluster: where to run.
-        folder: for scripts, pickles and logs; seen by all nodes.
-        resources: what to ask for, already checked.
-        name: of the job, in the queue.
-        code: folder that holds the packages that the processes import.
-        attached: on the local cluster, whether the job stops when this process ends.
+        cluster: cluster on which the job runs.
+        folder: folder of the scripts, pickles and logs, on a file system that all nodes share.
+        resources: resources of the job, already checked.
+        name: name of the job in the queue.
+        code: folder with the packages that the processes import.
+        attached: whether a job on the local cluster stops when this process ends.
     """
     folder = folder.absolute()
     if cluster == "local":
@@ -128,22 +132,22 @@ def build_executor(
         return Debug(folder)
     python = resources.python or ("python3" if resources.container_image else shlex.quote(sys.executable))
     executor = Slurm(folder, max_num_timeout=NO_TIMEOUT_LIMIT, python=python)
-    aftermath = f"{python} -m jobs.aftermath {shlex.quote(str(folder))} $status"
+    after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status"
     executor.update_parameters(
         **_slurm_parameters(resources, name, folder, code),
-        # The first line of the teardown still sees srun's status.
-        teardown=["status=$?", f"[ $status -eq 0 ] || {aftermath}", "exit $status"],
+        # At the first line of the teardown, $? is still the exit status of srun.
+        teardown=["status=$?", f"[ $status -eq 0 ] || {after_failure}", "exit $status"],
     )
     return executor
 
 
 def _mounts(folder: Path, code: Path) -> str:
-    """What a container must see at least: the run, the code, and where relative paths start."""
+    """The container's default mounts: the run's folder, the code, and the working directory for relative paths."""
     return ",".join(f"{path}:{path}" for path in dict.fromkeys((folder.parent, code, Path.cwd())))
 
 
 def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path) -> dict[str, Any]:
-    # srun takes neither the cores (since 22.05) nor the open mode from sbatch.
+    # srun inherits neither the number of cores (since Slurm 22.05) nor the open mode from sbatch.
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if resources.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
@@ -167,7 +171,7 @@ def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path)
         "srun_args": srun,
         "setup": [
             *resources.setup,
-            # Not the folder of submission but the code given decides what runs.
+            # The processes import the given code, not the packages in the folder of submission.
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         ],
         "additional_parameters": {"requeue": True, **resources.option_set()},

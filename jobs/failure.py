@@ -1,4 +1,4 @@
-"""Why a job failed, in a user's words."""
+"""Why a job failed, as a message for the user."""
 
 import pickle
 import re
@@ -6,28 +6,29 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import attempts
+from jobs import attempt_log
 
 LINES = 8
-LEAST_BYTES = 65536
+MIN_FREE_BYTES = 65536
+"""A file system with less room counts as full."""
 
 
-_CONSEQUENCE = re.compile(
+_PEER_LOSS = re.compile(
     "connection (closed by peer|reset by peer|refused)|connection was likely closed|socket (closed|timeout)|broken pipe"
     "|remote process exited|communicator was aborted|nccl error|peer closed|recvvalue failed|timed out waiting",
     re.IGNORECASE,
 )
-"""How gloo, NCCL and torch's store say that another rank is gone; a rank's own failure reads otherwise."""
+"""What gloo, NCCL and torch's store report when another rank has died. A rank's own error reads otherwise."""
 
 
 @dataclass(frozen=True)
-class Report:
+class RankError:
     """The error of one rank.
 
     Attributes:
         rank: number of the process.
-        time: when it was written, seconds since 1970.
-        error: the error with its text.
+        time: when the rank wrote the error, seconds since 1970.
+        error: name and message of the error.
     """
 
     rank: int
@@ -35,75 +36,75 @@ class Report:
     error: str
 
     @property
-    def is_consequence(self) -> bool:
-        """Whether the rank only saw that another was gone."""
-        return is_consequence(self.error)
+    def is_peer_loss(self) -> bool:
+        """Whether the rank failed only because another rank had died."""
+        return is_peer_loss(self.error)
 
 
-def is_consequence(error: str) -> bool:
-    """Whether an error says that another rank is gone, so that its cause lies there."""
-    return bool(_CONSEQUENCE.search(error))
+def is_peer_loss(error: str) -> bool:
+    """Whether an error reports that another rank has died, so that the cause lies there."""
+    return bool(_PEER_LOSS.search(error))
 
 
-def reports(folder: Path, job_id: str, world_size: int) -> list[Report]:
-    """The errors that the ranks of the newest attempt have left, causes before consequences, then by time."""
+def rank_errors(folder: Path, job_id: str, world_size: int) -> list[RankError]:
+    """The errors of the newest attempt's ranks: a rank's own errors before lost peers, then in order of time."""
     found = []
     for rank in range(world_size):
         path = folder / f"{job_id}_{rank}_result.pkl"
-        error = _error(path)
+        error = _read_error(path)
         if error:
-            found.append(Report(rank, path.stat().st_mtime, error))
-    return sorted(found, key=lambda report: (report.is_consequence, report.time))
+            found.append(RankError(rank, path.stat().st_mtime, error))
+    return sorted(found, key=lambda error: (error.is_peer_loss, error.time))
 
 
-def failure(folder: Path, job_id: str, world_size: int) -> str:
-    """Name the rank that failed first, its error and its log.
+def describe_failure(folder: Path, job_id: str, world_size: int) -> str:
+    """Name the rank that failed first, its error, and its log.
 
-    The ranks that were waiting for it fail as well, with less to say.
+    The other ranks fail too, since they wait for that one; their errors say less.
 
     Returns:
-        A few lines, or "" when no rank of the job left a sign of failure.
+        A few lines, or "" when no rank of the job reported an error.
     """
-    given_up = [row.reason for row in attempts.read(folder, job_id) if row.outcome == "given up"]
+    given_up = [event.reason for event in attempt_log.read(folder, job_id) if event.outcome == "given up"]
     if given_up:
         return f"job {job_id} was ended: {given_up[-1]}; logs: {folder}"
-    for report in reports(folder, job_id, world_size):
-        log = folder / f"{job_id}_{report.rank}_log.out"
-        if not report.is_consequence:
-            return f"rank {report.rank} failed: {report.error}\n  its log: {log}"
-        cause = vanished(folder, job_id) or "a rank vanished without a word"
-        return f"{cause}; rank {report.rank} saw it: {report.error}\n  its log: {log}"
-    return _room(folder)
+    for error in rank_errors(folder, job_id, world_size):
+        log_file = folder / f"{job_id}_{error.rank}_log.out"
+        if not error.is_peer_loss:
+            return f"rank {error.rank} failed: {error.error}\n  its log: {log_file}"
+        cause = find_killed_process(folder, job_id) or "another rank died without an error"
+        return f"{cause}; rank {error.rank} reported: {error.error}\n  its log: {log_file}"
+    return _describe_missing_space(folder)
 
 
-def _room(folder: Path) -> str:
-    """Words for a folder in which a rank could not even leave its error; "" where there was room."""
+def _describe_missing_space(folder: Path) -> str:
+    """A message when the folder is gone or its disk is full, so that no rank could write its error; else ""."""
     if not folder.exists():
         return f"{folder} is gone: the run directory was removed while the job ran"
-    if shutil.disk_usage(folder).free < LEAST_BYTES:
-        return f"the file system of {folder} is full, so that the ranks could not leave a reason: make room there"
+    if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+        return f"the file system of {folder} is full, so that no rank could write its error: free some space"
     return ""
 
 
-_VANISHED = re.compile(
+_KILLED = re.compile(
     r"rank \d+: killed by \w+|Node failure on \S+"
     r"|task \d+: (Killed|Out Of Memory|Segmentation fault|Bus error|Aborted)\b"
 )
 
 
-def vanished(folder: Path, job_id: str) -> str:
-    """What srun, or the local controller, says of the first process that was killed; "" where none was."""
+def find_killed_process(folder: Path, job_id: str) -> str:
+    """What srun or the local controller reported of the first process that was killed, or "" where none was."""
     for name in (f"{job_id}_controller.log", f"{job_id}_0_log.out"):
-        found = _VANISHED.search(tail(folder / name, lines=200))
+        found = _KILLED.search(tail(folder / name, lines=200))
         if found:
             return found.group()
     return ""
 
 
-def _error(path: Path) -> str:
-    """Last line of the traceback that Submitit keeps of a failed rank, or "" if it did not fail."""
+def _read_error(path: Path) -> str:
+    """The error in the traceback that Submitit keeps of a failed rank, or "" if the rank did not fail."""
     try:
-        # Written by this user's job into this user's private folder.
+        # Safe to unpickle: this user's job wrote it into this user's private folder.
         kind, text = pickle.loads(path.read_bytes())
     except (OSError, ValueError, TypeError, EOFError, ImportError, AttributeError, pickle.UnpicklingError):
         return ""
@@ -113,18 +114,18 @@ def _error(path: Path) -> str:
 
 
 def last_error(traceback: str) -> str:
-    """The error of a traceback with all its lines, without the frames."""
+    """The error at the end of a traceback with all its lines, without the frames."""
     lines = traceback.strip().splitlines()
     start = len(lines) - 1
     while start > 0 and not lines[start - 1].startswith((" ", "Traceback")):
         start -= 1
     text = "\n".join(lines[start:])
-    path, colon, words = text.partition(": ")
+    path, colon, message = text.partition(": ")
     if not re.fullmatch(r"[\w.]+", path):
         return text
     name = path.rpartition(".")[2]
-    # Errors made for people speak for themselves.
-    return words if name in ("JobError", "ValueError") and words else f"{name}{colon}{words}"
+    # The messages of these are written for the user and need no class name.
+    return message if name in ("JobError", "ValueError") and message else f"{name}{colon}{message}"
 
 
 def tail(path: Path, lines: int = LINES) -> str:

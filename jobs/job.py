@@ -1,54 +1,60 @@
-"""The callable that Submitit pickles: run a task where the cluster placed it, and settle what happens when it stops."""
+"""The callable that Submitit pickles: it runs the task on the compute node, and decides what happens when it stops."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import attempts, notice
-from jobs.doctor import report, write
+from jobs import attempt_log
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
-from jobs.failure import is_consequence
-from jobs.preemption import StopFlag
-from jobs.presence import share_claim, stop_when_orphaned
-from jobs.rendezvous import Seat, meet, node_name
-from jobs.requeue import Fate, clear_leftovers, fate, requeue
+from jobs.failure import is_peer_loss
+from jobs.folder_lock import share_lock
+from jobs.job_report import collect_report, write_report
+from jobs.log import log
+from jobs.notice import export_notices, find_notices
+from jobs.orphan_watch import stop_when_orphaned
+from jobs.rendezvous import Location, node_name, rendezvous
+from jobs.requeue import Decision, decide, remove_stale_pickles, requeue
 from jobs.resources import Resources
 from jobs.snapshot import Code
+from jobs.stop_flag import StopFlag
 from jobs.task import Outcome, Task
 
 
 class Job:
     """Runs `task` in each process of a job.
 
-    The task travels as bytes inside the pickle, and is loaded only once the stop signals are listened to: loading it
-    may import for many seconds. Nothing that decides where to go on is in here: the task finds that on disk.
+    The task is stored as bytes inside the pickle and is loaded only after the handlers of the stop signals are
+    installed, since loading it may import modules for many seconds. The pickle holds no training state: the task finds
+    on disk where to go on.
     """
 
-    def __init__(self, task: Task, folder: Path, resources: Resources, code: Code, home: Path | None = None) -> None:
+    def __init__(
+        self, task: Task, folder: Path, resources: Resources, code: Code, task_folder: Path | None = None
+    ) -> None:
         import cloudpickle
 
         self._task = cloudpickle.dumps(task)
         self._folder = folder
-        self._home = home or folder
+        self._home = task_folder or folder
         self._resources = resources
         self._code = code
 
     def checkpoint(self) -> Any:
-        """What Submitit writes for the next attempt: the same again."""
+        """Submitit's hook: what to pickle for the next attempt, which is this job unchanged."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def __call__(self) -> Outcome:
-        """Run the task; on the compute node, once for each process.
+        """Run the task on the compute node; called once in each process.
 
         Returns:
-            FINISHED, or INTERRUPTED where the job does not come back by itself. Where it does, this does not return.
+            FINISHED, or INTERRUPTED when the job is not requeued. A call that requeues the job ends the process.
 
         Raises:
-            JobError: too many attempts started from the same place, or the task says FAILED.
+            JobError: too many attempts started from the same progress, or the task returned FAILED.
         """
         import cloudpickle
         from submitit import JobEnvironment
@@ -61,81 +67,82 @@ class Job:
             place.export()
             if cluster == "local":
                 stop_when_orphaned()
-                share_claim(self._folder)
+                share_lock(self._folder)
             if cluster != "debug":
-                clear_leftovers()
-            seats = meet(place, self._resources.meeting_s)
+                remove_stale_pickles()
+            locations = rendezvous(place, self._resources.meeting_s)
             if place.rank == 0:
-                self._examine(place, seats, cluster)
+                self._write_report(place, locations, cluster)
             task = cloudpickle.loads(self._task)
-            return self._lead(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
+            return self._run_on_rank_0(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
         finally:
             if cluster == "debug":
                 flag.restore()
             else:
-                flag.close()
+                flag.block_signals()
 
-    def _examine(self, place: Place, seats: list[Seat], cluster: Any) -> None:
-        """Rank 0: put the doctor's report into the log and beside it, where JOB_REPORT tells the task to find it."""
+    def _write_report(self, place: Place, locations: list[Location], cluster: Any) -> None:
+        """Write the job report to the log and to a file, and export the file's path as JOB_REPORT."""
         partition = os.environ.get("SLURM_JOB_PARTITION") or self._resources.partition
-        known = notice.notices(cluster, replace(self._resources, partition=partition))
-        notice.export(known)
+        notices = find_notices(cluster, replace(self._resources, partition=partition))
+        export_notices(notices)
         path = self._home / f"{place.job_id}_report_{place.restarts}.json"
-        words = report(place, seats, known, [Path.cwd(), self._folder, Path("/tmp")], self._code.words())
+        folders = [Path.cwd(), self._folder, Path("/tmp")]
+        report = collect_report(place, locations, notices, folders, self._code.describe())
         os.environ["JOB_REPORT"] = str(path)
-        print(write(path, words), flush=True)
+        log(write_report(path, report))
 
-    def _lead(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> Outcome:
-        """Rank 0: keep the book of attempts around the task, and requeue."""
-        tell = getattr(task, "ended", lambda outcome: None)
+    def _run_on_rank_0(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> Outcome:
+        """Run the task, write the attempt log around it, and requeue the job when it was interrupted."""
+        report_end = getattr(task, "ended", lambda outcome: None)
         progress = str(getattr(task, "progress", lambda: "")())
 
-        def end(words: str, outcome: Outcome, reason: str = "") -> None:
+        def end(logged: str, outcome: Outcome, reason: str = "") -> None:
             try:
-                self._record("end", place, outcome=words, reason=reason)
+                self._append_event("end", place, outcome=logged, reason=reason)
             except OSError as error:
-                # What has ended has ended, also on a full disk.
-                print(f"cannot note the end of this attempt in {self._folder}: {error}", flush=True)
+                # A full disk must not hide how the attempt ended.
+                log(f"cannot write the end of this attempt to the attempt log in {self._folder}: {error}")
             try:
-                tell(outcome)
+                report_end(outcome)
             except Exception as error:
-                print(f"the task could not tell how it ended: {type(error).__name__}: {error}", flush=True)
+                log(f"the task's ended() failed: {type(error).__name__}: {error}")
 
-        stalls = attempts.stalled(self._folder, place.job_id, progress)
+        stalls = attempt_log.count_stalls(self._folder, place.job_id, progress)
         if stalls >= self._resources.max_stalls:
             tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
-            reason = f"{tries} started at {progress or 'the beginning'} and got no further"
+            reason = f"{tries} started at {progress or 'the beginning'} and made no progress"
             end("given up", Outcome.FAILED, reason)
-            raise JobError(f"job {place.job_id} is given up: {reason}; the logs are in {self._folder}")
-        self._record("start", place, host=node_name(), world_size=place.world_size, progress=progress)
+            raise JobError(f"job {place.job_id} is not tried again: {reason}; the logs are in {self._folder}")
+        self._append_event("start", place, host=node_name(), world_size=place.world_size, progress=progress)
         try:
             outcome = _run(task, flag)
         except Exception as error:
-            words = f"{type(error).__name__}: {error}"
-            end("peer lost" if is_consequence(words) else "failed", Outcome.FAILED, words)
+            reason = f"{type(error).__name__}: {error}"
+            end("peer lost" if is_peer_loss(reason) else "failed", Outcome.FAILED, reason)
             raise
         if outcome is Outcome.FINISHED:
             end("finished", outcome)
             return outcome
         signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
-        what = fate(cluster, self._folder, place, flag)
-        if what in (Fate.REQUEUE, Fate.REQUEUED):
+        decision = decide(cluster, self._folder, place, flag)
+        if decision in (Decision.REQUEUE, Decision.ALREADY_REQUEUED):
             end("requeued", Outcome.INTERRUPTED, signals)
-            if what is Fate.REQUEUE:
+            if decision is Decision.REQUEUE:
                 requeue(flag)
-        elif what is Fate.FAILED:
-            end("failed", Outcome.FAILED, what.value)
-            raise JobError(f"{what.value}, so this one stops")
+        elif decision is Decision.FAILED:
+            end("failed", Outcome.FAILED, decision.value)
+            raise JobError(f"{decision.value}, so rank 0 stops")
         else:
-            end("cancelled" if what is Fate.CANCELLED else "stopped", Outcome.CANCELLED, signals)
+            end("cancelled" if decision is Decision.CANCELLED else "stopped", Outcome.CANCELLED, signals)
         return Outcome.INTERRUPTED
 
-    def _record(self, event: str, place: Place, **fields: object) -> None:
-        attempts.record(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
+    def _append_event(self, event: str, place: Place, **fields: object) -> None:
+        attempt_log.append(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
 
 
 def _run(task: Task, flag: StopFlag) -> Outcome:
-    """Run the task, and refuse endings that would read like a vanished process or like success."""
+    """Run the task. Raise JobError where it ends in a way that would look like a lost rank or like success."""
     try:
         outcome = task(flag)
     except SystemExit as error:
@@ -143,5 +150,5 @@ def _run(task: Task, flag: StopFlag) -> Outcome:
     if outcome in (Outcome.FINISHED, Outcome.INTERRUPTED):
         return outcome
     if outcome is Outcome.FAILED:
-        raise JobError("the task says that it cannot go on; its reason stands above in this log")
-    raise JobError(f"the task returned {outcome!r}; a task returns Outcome.FINISHED, INTERRUPTED or FAILED")
+        raise JobError("the task returned FAILED; see above in this log for the reason")
+    raise JobError(f"the task returned {outcome!r}; it must return Outcome.FINISHED, INTERRUPTED or FAILED")

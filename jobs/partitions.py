@@ -1,30 +1,31 @@
-"""Hold the wanted resources against what the cluster has, before anything waits in a queue for ever."""
+"""Check the requested resources against the cluster, so that no job waits for ever for nodes that do not exist."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jobs.cluster import ask
 from jobs.errors import JobError
 from jobs.resources import DEFAULT_TIMEOUT_MIN, Resources
+from jobs.slurm import ask
 
 _FORMAT = "%R|%a|%D|%c|%m|%G|%l|%f|%P"
+"""Fields of `sinfo`, in the order in which `_parse_group` reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGroup:
-    """Nodes of one partition that are alike.
+    """A group of identical nodes in one partition.
 
     Attributes:
-        partition: its name.
-        is_up: whether the partition takes jobs.
-        is_default: whether jobs go there that name no partition.
-        nodes: how many.
-        cpus: cores of each.
-        memory_mb: memory of each.
-        gpus: GPUs of each.
-        limit_min: the partition's time limit, None where it has none.
-        features: what `--constraint` may ask for.
+        partition: name of the partition.
+        is_up: whether the partition accepts jobs.
+        is_default: whether jobs without a partition go to this one.
+        nodes: number of nodes.
+        cpus: cores of each node.
+        memory_mb: memory of each node in MiB.
+        gpus: GPUs of each node.
+        limit_min: the partition's time limit in minutes; None where it has none.
+        features: features of the nodes, for `--constraint`.
     """
 
     partition: str
@@ -39,32 +40,34 @@ class NodeGroup:
 
 
 def node_groups() -> list[NodeGroup]:
-    """Ask `sinfo` what there is.
+    """Ask `sinfo` for all groups of nodes.
 
     Raises:
-        JobError: it does not answer.
+        JobError: `sinfo` does not answer.
     """
-    return [_group(line) for line in ask("sinfo", "--noheader", "--exact", f"--format={_FORMAT}").splitlines() if line]
+    return [
+        _parse_group(line) for line in ask("sinfo", "--noheader", "--exact", f"--format={_FORMAT}").splitlines() if line
+    ]
 
 
-def _group(line: str) -> NodeGroup:
-    name, up, nodes, cpus, memory, gres, limit, features, marked = line.split("|")
+def _parse_group(line: str) -> NodeGroup:
+    name, up, nodes, cpus, memory, gres, limit, features, starred_name = line.split("|")
     gpus = sum(int(count) for count in re.findall(r"gpu(?::[\w.-]+)?:(\d+)", re.sub(r"\([^)]*\)", "", gres)))
     return NodeGroup(
         partition=name,
         is_up=up == "up",
-        is_default=marked.endswith("*"),
+        is_default=starred_name.endswith("*"),
         nodes=int(nodes),
         cpus=int(cpus.rstrip("+")),
         memory_mb=int(memory.rstrip("+")),
         gpus=gpus,
-        limit_min=_minutes(limit),
+        limit_min=_parse_minutes(limit),
         features=frozenset(features.split(",")) - {"(null)"},
     )
 
 
-def _minutes(limit: str) -> int | None:
-    """Minutes of `days-hours:minutes:seconds`, None of `infinite`."""
+def _parse_minutes(limit: str) -> int | None:
+    """The minutes in `days-hours:minutes:seconds`; None for `infinite`."""
     if limit in ("infinite", "n/a"):
         return None
     days, _, clock = limit.rpartition("-")
@@ -73,18 +76,18 @@ def _minutes(limit: str) -> int | None:
     return int(days or 0) * 1440 + hours * 60 + minutes + (1 if seconds else 0)
 
 
-def fit(resources: Resources, groups: Sequence[NodeGroup]) -> Resources:
-    """Check the resources against the cluster, and settle the time limit where none was given.
+def fit_resources(resources: Resources, groups: Sequence[NodeGroup]) -> Resources:
+    """Check the requested resources against the cluster, and set the time limit where none was given.
 
     Args:
-        resources: what is wanted.
-        groups: what there is.
+        resources: resources that the job asks for.
+        groups: groups of nodes that the cluster has.
 
     Returns:
         The resources with `timeout_min` set: a day, or the partition's limit where that is shorter.
 
     Raises:
-        JobError: one line for each thing that the partition cannot grant, naming what it has.
+        JobError: one line for each resource that the partition cannot provide, with what it has.
     """
     names = sorted({group.partition for group in groups})
     defaults = sorted({group.partition for group in groups if group.is_default})
@@ -94,10 +97,10 @@ def fit(resources: Resources, groups: Sequence[NodeGroup]) -> Resources:
             raise JobError(f"--partition {name} does not exist; there are: {', '.join(names)}")
     here = [group for group in groups if group.partition in wanted]
     if not here:
-        # No default partition: sbatch has a say of its own.
+        # Without a default partition, sbatch decides.
         return resources
     errors = [f"partition {group.partition} is down" for group in here[:1] if not any(g.is_up for g in here)]
-    errors += _misfits(resources, here, "/".join(wanted))
+    errors += _shortages(resources, here, "/".join(wanted))
     limits = [group.limit_min for group in here]
     longest = None if None in limits else max(limit for limit in limits if limit is not None)
     if longest is not None and resources.timeout_min is not None and resources.timeout_min > longest:
@@ -109,7 +112,8 @@ def fit(resources: Resources, groups: Sequence[NodeGroup]) -> Resources:
     return replace(resources, timeout_min=min(DEFAULT_TIMEOUT_MIN, longest or DEFAULT_TIMEOUT_MIN))
 
 
-def _misfits(resources: Resources, here: Sequence[NodeGroup], name: str) -> list[str]:
+def _shortages(resources: Resources, here: Sequence[NodeGroup], name: str) -> list[str]:
+    """One message for each resource that no node of the groups `here` has, or too few of them."""
     errors = []
     cpus = resources.processes_per_node * (resources.cpus_per_task or 1)
     memory_mb = (resources.mem_gb or 0) * 1024
@@ -136,5 +140,5 @@ def _misfits(resources: Resources, here: Sequence[NodeGroup], name: str) -> list
     ]
     nodes = sum(group.nodes for group in fitting)
     if resources.nodes > nodes:
-        errors.append(f"--nodes {resources.nodes} is more than the {nodes} nodes of {name} that have what is asked for")
+        errors.append(f"--nodes {resources.nodes} is more than the {nodes} nodes of {name} that have these resources")
     return errors

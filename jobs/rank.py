@@ -1,22 +1,23 @@
 """Entry point of each process of a job: `python -m jobs.rank FOLDER`.
 
-Submitit's own entry point, except that a signal that arrives before anybody listens waits instead of killing: a
-preemption during start-up would otherwise end the job as failed, and Slurm would not bring it back.
+It runs Submitit's own entry point with the stop signals blocked, so that a signal that arrives during start-up stays
+pending instead of killing the process. Otherwise a preemption during start-up would fail the job, and Slurm would not
+requeue it.
 """
 
 import signal
 import sys
 
-from jobs.preemption import STOP_SIGNALS
+from jobs.stop_flag import STOP_SIGNALS
 
 
 def main() -> None:
-    """Hold the stop signals back, then load and run the job that Submitit pickled."""
+    """Block the stop signals, then load and run the job that Submitit pickled."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     from submitit.core.logger import get_logger
     from submitit.core.submission import submitit_main
 
-    # Submitit sends warnings to both streams, and here both are one file.
+    # Submitit writes warnings to stdout and stderr, and both go to the same file here.
     for handler in [each for each in get_logger().handlers if getattr(each, "stream", None) is sys.stderr]:
         get_logger().removeHandler(handler)
     submitit_main()

@@ -1,6 +1,6 @@
-"""The ranks meet before the task starts, so that one that cannot reach the first is named, and soon.
+"""The rendezvous of all ranks before the task starts, which soon names a rank that cannot reach rank 0.
 
-Without this, `torch.distributed` waits for half an hour and then tells of a socket.
+Without it, `torch.distributed` waits for half an hour and then reports only a socket error.
 """
 
 import contextlib
@@ -16,47 +16,49 @@ RETRY_S = 0.2
 
 
 def node_name() -> str:
-    """What the cluster calls this node, or the machine's own name."""
+    """The cluster's name for this node, or the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def meeting_port(place: Place) -> int:
-    """A port beside `MASTER_PORT`, which stays free for the task."""
+def rendezvous_port(place: Place) -> int:
+    """The port of the rendezvous; another one than `MASTER_PORT`, which stays free for the task."""
     return FIRST_PORT + (place.master_port - FIRST_PORT + PORTS // 2) % PORTS
 
 
-Seat = tuple[str, str]
-"""Host and GPU of a rank; the latter "" where the cluster gave none."""
+Location = tuple[str, str]
+"""Host and GPU of a rank; the GPU is "" where the cluster assigned none."""
 
 
-def meet(place: Place, timeout_s: float) -> list[Seat]:
+def rendezvous(place: Place, timeout_s: float) -> list[Location]:
     """Wait until every rank has reached rank 0.
 
     Args:
-        place: of this process.
-        timeout_s: for all of them together.
+        place: place of this process in the job.
+        timeout_s: time-out for all ranks together, in seconds.
 
     Returns:
-        The seat of each rank, in order; the same list on every rank.
+        The location of each rank, in order of the ranks; the same list on every rank.
 
     Raises:
-        JobError: a rank is missing; rank 0 names it, and the others say whom they could not reach.
+        JobError: a rank is missing. The ranks that rank 0 has answered name it; a rank without an answer names the
+            address that it could not reach.
     """
     if place.world_size == 1:
         return [(node_name(), place.gpu)]
     deadline = time.monotonic() + timeout_s
-    return _gather(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
+    return _host(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
 
 
-def _gather(place: Place, deadline: float, timeout_s: float) -> list[Seat]:
-    seats = {0: (node_name(), place.gpu)}
+def _host(place: Place, deadline: float, timeout_s: float) -> list[Location]:
+    """Rank 0: collect the locations of the other ranks, and send all of them to each."""
+    locations = {0: (node_name(), place.gpu)}
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(socket.create_server(("", meeting_port(place)), backlog=place.world_size))
+            server = stack.enter_context(socket.create_server(("", rendezvous_port(place)), backlog=place.world_size))
         except OSError as error:
-            raise JobError(f"rank 0 cannot listen on port {meeting_port(place)}: {error.strerror}") from None
+            raise JobError(f"rank 0 cannot listen on port {rendezvous_port(place)}: {error.strerror}") from None
         peers = []
-        while len(seats) < place.world_size:
+        while len(locations) < place.world_size:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 peer = stack.enter_context(server.accept()[0])
@@ -64,49 +66,51 @@ def _gather(place: Place, deadline: float, timeout_s: float) -> list[Seat]:
                 break
             peer.settimeout(5)
             with contextlib.suppress(OSError, ValueError, TypeError):
-                # Anybody may knock at a port; only a rank of this job knows its name.
+                # Any program may connect to the port; only a rank of this job knows the job's id.
                 rank, job_id, host, gpu = json.loads(_line(peer))
                 if job_id == place.job_id:
-                    seats[int(rank)] = (str(host), str(gpu))
+                    locations[int(rank)] = (str(host), str(gpu))
                     peers.append(peer)
-        missing = sorted(set(range(place.world_size)) - set(seats))
-        answer = {"missing": missing, "seats": [seats.get(rank) for rank in range(place.world_size)]}
+        missing = sorted(set(range(place.world_size)) - set(locations))
+        answer = {"missing": missing, "locations": [locations.get(rank) for rank in range(place.world_size)]}
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode() + b"\n")
-    return _settled(answer, place, timeout_s)
+    return _check_answer(answer, place, timeout_s)
 
 
-def _join(place: Place, deadline: float, timeout_s: float) -> list[Seat]:
-    address = (place.master_addr, meeting_port(place))
-    knock = json.dumps([place.rank, place.job_id, node_name(), place.gpu]).encode() + b"\n"
+def _join(place: Place, deadline: float, timeout_s: float) -> list[Location]:
+    """Another rank: send its location to rank 0, and wait for the answer."""
+    address = (place.master_addr, rendezvous_port(place))
+    message = json.dumps([place.rank, place.job_id, node_name(), place.gpu]).encode() + b"\n"
     last: Exception = TimeoutError("timed out")
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(address, timeout=max(1.0, deadline - time.monotonic())) as peer:
-                peer.sendall(knock)
-                # Rank 0 answers when all are there, or when its own time is over.
+                peer.sendall(message)
+                # Rank 0 answers once all ranks have connected, or after its own time-out.
                 peer.settimeout(max(1.0, deadline - time.monotonic()) + 5)
                 answer = json.loads(_line(peer))
         except (OSError, ValueError) as error:
             last = error
             time.sleep(RETRY_S)
             continue
-        return _settled(answer, place, timeout_s)
+        return _check_answer(answer, place, timeout_s)
     raise JobError(
         f"rank {place.rank} on {node_name()} did not reach rank 0 at {address[0]}:{address[1]} within "
-        f"{timeout_s:.0f} s ({last}); are the nodes in one network, and does a firewall stand between them?"
+        f"{timeout_s:.0f} s ({last}); check that the nodes are in one network and that no firewall is between them"
     )
 
 
-def _settled(answer: dict[str, list], place: Place, timeout_s: float) -> list[Seat]:
+def _check_answer(answer: dict[str, list], place: Place, timeout_s: float) -> list[Location]:
+    """The locations in rank 0's answer, or JobError where it names missing ranks."""
     if answer["missing"]:
         ranks = ", ".join(str(rank) for rank in answer["missing"])
         raise JobError(
-            f"rank {ranks} did not reach rank 0 at {place.master_addr}:{meeting_port(place)} within {timeout_s:.0f} s; "
-            "its own log says why, if it has started at all"
+            f"rank {ranks} did not reach rank 0 at {place.master_addr}:{rendezvous_port(place)} within "
+            f"{timeout_s:.0f} s; see its own log for the reason, if it has started at all"
         )
-    return [(host, gpu) for host, gpu in answer["seats"]]
+    return [(host, gpu) for host, gpu in answer["locations"]]
 
 
 def _line(peer: socket.socket) -> bytes:

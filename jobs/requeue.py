@@ -1,4 +1,4 @@
-"""Whether an interrupted job comes back, and how."""
+"""Decide whether an interrupted job is requeued, and requeue it."""
 
 import os
 import signal
@@ -8,57 +8,63 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import slurm_job
 from jobs.environment import Place
 from jobs.errors import JobError
-from jobs.failure import reports
-from jobs.preemption import StopFlag
+from jobs.failure import rank_errors
+from jobs.slurm import slurm_job
+from jobs.stop_flag import StopFlag
 
 TRIES = 5
-"""The controller may be down for a moment, just when a node's loss has interrupted the job."""
+"""How often to try a requeue: the Slurm controller may be down when the loss of a node interrupts the job."""
 
 
-class Fate(Enum):
+class Decision(Enum):
     """What happens to a job whose task has saved and stopped."""
 
-    REQUEUE = "requeued by the job"
-    REQUEUED = "requeued by Slurm"
-    CANCELLED = "cancelled"
-    STOPPED = "stopped as asked"
+    REQUEUE = "the job requeues itself"
+    ALREADY_REQUEUED = "Slurm has requeued the job"
+    CANCELLED = "a user cancelled the job"
+    STOPPED = "a user stopped the job"
     FAILED = "another rank failed"
 
 
-def fate(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Fate:
-    """Decide on rank 0, after all ranks have saved.
+def decide(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Decision:
+    """Decide on rank 0 what happens to the job, after all ranks have saved.
 
-    On Slurm a job comes back unless somebody cancelled it; on this machine only after USR1 or USR2, which announce a
-    time limit or rehearse a preemption, while TERM and INT come from a person. When a rank fails, srun sends TERM to
-    the others, which is no reason to come back.
+    On Slurm, a job is requeued unless a user cancelled it. On this machine, it is requeued only after USR1 or USR2,
+    which announce a time limit or rehearse a preemption; TERM and INT come from a user. When a rank fails, srun sends
+    TERM to the other ranks, and the job is not requeued.
+
+    Args:
+        cluster: "slurm", "local" or "debug".
+        folder: folder of the job.
+        place: place of this process in the job.
+        flag: the flag with the signals that this process has received.
     """
-    if any(not report.is_consequence for report in reports(folder, place.job_id, place.world_size)):
-        return Fate.FAILED
+    if any(not error.is_peer_loss for error in rank_errors(folder, place.job_id, place.world_size)):
+        return Decision.FAILED
     if cluster != "slurm":
         announced = {signal.SIGUSR1, signal.SIGUSR2} & set(flag.received)
-        return Fate.REQUEUE if cluster == "local" and announced else Fate.STOPPED
+        return Decision.REQUEUE if cluster == "local" and announced else Decision.STOPPED
     try:
         job = slurm_job(place.job_id)
     except JobError:
-        return Fate.REQUEUE
+        return Decision.REQUEUE
     if job is None or job.state == "CANCELLED":
-        return Fate.CANCELLED
+        return Decision.CANCELLED
     if job.restarts > place.restarts:
-        return Fate.REQUEUED
+        return Decision.ALREADY_REQUEUED
     if job.state == "COMPLETING" and job.reason != "TimeLimit":
-        # Slurm shows a cancelled job that still has processes as COMPLETING, without a reason.
-        return Fate.CANCELLED
-    return Fate.REQUEUE
+        # A cancelled job whose processes still run is COMPLETING, without a reason.
+        return Decision.CANCELLED
+    return Decision.REQUEUE
 
 
 def requeue(flag: StopFlag) -> None:
-    """Hand over to the handler that Submitit had installed, which requeues the job and ends this process.
+    """Call the signal handler that Submitit installed, which requeues the job and ends this process.
 
     Raises:
-        JobError: the cluster refuses again and again.
+        JobError: the requeue failed `TRIES` times.
     """
     handler: Any = flag.previous[signal.SIGUSR2]
     for attempt in range(1, TRIES + 1):
@@ -68,19 +74,19 @@ def requeue(flag: StopFlag) -> None:
             if attempt == TRIES:
                 raise JobError(f"the job has saved, but Slurm does not requeue it: {error}") from None
             time.sleep(2.0**attempt)
-            clear_leftovers()
+            remove_stale_pickles()
 
 
-def clear_leftovers() -> None:
-    """Remove what an attempt that was killed half-way left behind, and Submitit would stumble over.
+def remove_stale_pickles() -> None:
+    """Remove the pickles that a killed attempt left behind.
 
-    A temporary pickle makes it refuse to write for ever; a result makes a running job look done.
+    Submitit refuses to write a pickle while its temporary file exists, and takes a running job with a result for done.
     """
     from submitit import JobEnvironment
 
     paths = JobEnvironment().paths
-    leftovers = [paths.result_pickle, paths.result_pickle.with_suffix(".pkl.save_tmp")]
+    stale = [paths.result_pickle, paths.result_pickle.with_suffix(".pkl.save_tmp")]
     if int(os.environ.get("RANK", "0")) == 0:
-        leftovers.append(paths.submitted_pickle.with_suffix(".pkl.save_tmp"))
-    for path in leftovers:
+        stale.append(paths.submitted_pickle.with_suffix(".pkl.save_tmp"))
+    for path in stale:
         path.unlink(missing_ok=True)

@@ -1,12 +1,16 @@
-"""What a job asks of the cluster."""
+"""The resources that a job asks for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.errors import JobError
 
 DEFAULT_TIMEOUT_MIN = 24 * 60
 
-_OWN_FLAGS = {
+_SLURM_ONLY = ("partition", "account", "qos", "constraint", "container_image", "slurm")
+"""Fields of `Resources` that only Slurm understands."""
+
+_FLAG_OF_OPTION = {
     "nodes": "--nodes",
     "ntasks-per-node": "--tasks-per-node",
     "gpus-per-node": "--gpus-per-node",
@@ -18,36 +22,38 @@ _OWN_FLAGS = {
     "qos": "--qos",
     "constraint": "--constraint",
 }
-_OURS = {"job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "array", "ntasks", "wait"}
+_RESERVED = {"job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "array", "ntasks", "wait"}
+"""Options of sbatch that this package sets itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks of the cluster; a launcher shows these words as the help of its flags.
+    """The resources that a job asks for. The launcher shows these descriptions as the help of its flags.
 
-    The local cluster reads `nodes`, `tasks_per_node`, `gpus_per_node`, `setup` and the times.
+    The local cluster uses only `nodes`, `tasks_per_node`, `gpus_per_node`, `setup` and the times.
 
     Attributes:
-        nodes: machines; without Slurm, as many groups of processes on this one stand for them
-        tasks_per_node: processes a node; by default one for each GPU, or one
-        gpus_per_node: GPUs a node, all visible to each of its processes; by default none are asked for and none hidden
-        cpus_per_task: cores for each process and its children; by default as the cluster likes
-        mem_gb: memory a node; by default as the cluster likes
-        timeout_min: time limit of one attempt, after which the job saves, requeues and goes on; by default a day or the
-            partition's limit under Slurm, and none on this machine
-        partition: where to queue; by default as the cluster likes
-        account: whom to charge
+        nodes: number of nodes; without Slurm, one group of processes on this machine for each
+        tasks_per_node: processes on each node; by default one for each GPU, or one
+        gpus_per_node: GPUs of each node, all visible to each of its processes; by default none are asked for and none
+            are hidden
+        cpus_per_task: cores for each process and its children; by default the cluster decides
+        mem_gb: memory of each node; by default the cluster decides
+        timeout_min: time limit of one attempt, after which the job saves, is requeued and goes on; by default a day or
+            the partition's limit under Slurm, and no limit on this machine
+        partition: partition in which to queue; by default the cluster decides
+        account: account to charge
         qos: quality of service
         constraint: features that the nodes must have
-        setup: shell commands before the processes start, such as "module load cuda"
-        container_image: image in which the processes run (the pyxis plug-in of srun)
-        container_mounts: what the container sees, in pyxis's words; by default the run's folder, the code and the
+        setup: shell commands to run before the processes start, such as "module load cuda"
+        container_image: image in which the processes run (through the pyxis plug-in of srun)
+        container_mounts: mounts of the container, in pyxis's syntax; by default the run's folder, the code and the
             folder of submission, each under its own path
-        python: interpreter of the processes; by default the present one, or python3 in a container
+        python: Python interpreter of the processes; by default the current one, or python3 in a container
         slurm: any other sbatch options, each as KEY=VALUE
         signal_delay_s: how long before the time limit the job is asked to save; by default two minutes, or a quarter of
             a limit under eight minutes
-        max_stalls: attempts that may start from the same place before the job is ended
+        max_stalls: number of attempts that may start from the same progress before the job is ended
         meeting_s: how long the processes wait for each other at the start
     """
 
@@ -84,13 +90,13 @@ class Resources:
 
     @property
     def notice_s(self) -> int:
-        """Seconds before the time limit at which the job is asked to save."""
+        """How many seconds before the time limit the job is asked to save."""
         if self.signal_delay_s is not None:
             return self.signal_delay_s
         return min(120, (self.timeout_min or DEFAULT_TIMEOUT_MIN) * 15)
 
     def check(self) -> None:
-        """Refuse what no cluster could grant.
+        """Check the values without asking a cluster.
 
         Raises:
             JobError: one line for each wrong value, with the flag to change.
@@ -118,24 +124,32 @@ class Resources:
         if self.timeout_min is not None and self.timeout_min >= 1 and self.notice_s >= self.timeout_min * 60:
             errors.append(
                 f"--signal-delay-s {self.signal_delay_s} leaves nothing of --timeout-min {self.timeout_min}: "
-                "give the job more time, or less notice"
+                "raise --timeout-min or lower --signal-delay-s"
             )
         if self.container_mounts and not self.container_image:
-            errors.append("--container-mounts is for a container: give --container-image, or leave it out")
+            errors.append(
+                "--container-mounts is for a container: add --container-image, or leave --container-mounts out"
+            )
         for option in self.slurm:
             key, equals, _ = option.partition("=")
             if not equals:
                 errors.append(f"--slurm {option}: write it as KEY=VALUE, such as exclusive=true")
             plain = key.lstrip("-").replace("_", "-")
-            if plain in _OWN_FLAGS:
-                errors.append(f"--slurm {key}=…: use {_OWN_FLAGS[plain]} for it")
-            elif plain in _OURS:
+            if plain in _FLAG_OF_OPTION:
+                errors.append(f"--slurm {key}=…: use {_FLAG_OF_OPTION[plain]} instead")
+            elif plain in _RESERVED:
                 errors.append(f"--slurm {key}=…: this option is set by the launcher")
         if errors:
             raise JobError("\n".join(errors))
 
+    def slurm_only(self) -> Iterator[str]:
+        """Yield the flags of the values that are set and that only Slurm understands."""
+        for field in _SLURM_ONLY:
+            if getattr(self, field):
+                yield f"--{field.replace('_', '-')}"
+
     def option_set(self) -> dict[str, str | bool]:
-        """`slurm` as Submitit takes it: a value of nothing or `true` is a plain flag."""
+        """The options in `slurm` in Submitit's form; an empty value or `true` makes a flag without a value."""
         options: dict[str, str | bool] = {}
         for key, _, value in (option.partition("=") for option in self.slurm):
             options[key.lstrip("-").replace("_", "-")] = True if value.lower() in ("", "true") else value

@@ -1,4 +1,4 @@
-"""The code as it was at submission: a job that is requeued tomorrow must not run what is edited today."""
+"""A snapshot of the code at submission, so that a job that is requeued later runs the same code."""
 
 import hashlib
 import shutil
@@ -12,13 +12,13 @@ from jobs.errors import JobError
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Code that a job runs.
+    """The code that a job runs.
 
     Attributes:
-        root: folder that holds the packages; in front of everything else on the processes' path.
-        packages: those that `digest` covers.
-        digest: of all their files at submission, or "".
-        commit: of the checkout that they come from, or "".
+        root: folder with the packages; first on the import path of the processes.
+        packages: names of the packages that `digest` covers.
+        digest: digest over all files of the packages at submission, or "".
+        commit: commit of the checkout from which the packages come, or "".
     """
 
     root: Path
@@ -26,8 +26,8 @@ class Code:
     digest: str = ""
     commit: str = ""
 
-    def words(self) -> str:
-        """A sentence on what runs now, which says so where it is not what was submitted."""
+    def describe(self) -> str:
+        """Describe the code that runs now, and whether it has changed since the submission."""
         if not self.packages:
             return f"the packages in {self.root}"
         now = digest(self.root, self.packages)
@@ -46,7 +46,7 @@ def _files(root: Path, packages: Sequence[str]) -> Iterator[Path]:
 
 
 def digest(root: Path, packages: Sequence[str]) -> str:
-    """A digest over names and contents of the packages' files in `root`."""
+    """A digest over the names and contents of all files of the packages in `root`; 16 hexadecimal digits."""
     total = hashlib.sha256()
     for path in _files(root, packages):
         total.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
@@ -54,15 +54,15 @@ def digest(root: Path, packages: Sequence[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def settle(root: Path, packages: Sequence[str], into: Path | None, *, copy: bool = True) -> Code:
-    """Settle which code a job runs: a copy taken now, or the checkout as it will be.
+def take_snapshot(root: Path, packages: Sequence[str], into: Path | None, *, copy: bool = True) -> Code:
+    """Copy the packages into a snapshot, and return the code that a job will run.
 
     Args:
-        root: folder that holds the packages.
-        packages: their names.
-        into: private folder of the run for copies; None for no copy. A copy is named after its digest, and one that was
-            taken before from the same code serves again.
-        copy: whether to take the copy now, or only to tell where it would be.
+        root: folder with the packages.
+        packages: names of the packages.
+        into: private folder of the run for snapshots; None to run the checkout itself, with all later changes. A
+            snapshot is named after its digest, and one of the same code is used again.
+        copy: whether to copy now; False writes nothing and only returns where the snapshot would be.
 
     Raises:
         JobError: a package is missing.
@@ -72,18 +72,18 @@ def settle(root: Path, packages: Sequence[str], into: Path | None, *, copy: bool
         return Code(root=root, packages=tuple(packages), digest=name, commit=commit)
     target = into / name
     if copy and not target.exists():
-        beside = into / f"{name}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
+        temporary = into / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
         for path in _files(root, packages):
-            twin = beside / path.relative_to(root)
-            twin.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, twin)
-        beside.rename(target)
+            copied = temporary / path.relative_to(root)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
+        temporary.rename(target)
     return Code(root=target, packages=tuple(packages), digest=name, commit=commit)
 
 
 def git_state(root: Path) -> str:
-    """The commit of the checkout in `root`, with `+changes` where files differ from it; "" outside git."""
+    """The commit of the checkout in `root`, followed by `+changes` if tracked files differ from it; "" outside git."""
 
     def git(*arguments: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""A job that was submitted: follow it over its requeues, find its logs, say why it failed, end it."""
+"""A submitted job: follow it over its requeues, find out why it failed, cancel it."""
 
 import json
 import time
@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import attempts
+from jobs.attempt_log import last_outcome
 from jobs.errors import NoAnswer
-from jobs.failure import failure
+from jobs.failure import describe_failure
+from jobs.log import log
 from jobs.task import Outcome
 
-LAST = "submission.json"
-"""The newest submission of a folder: cluster, job id, number of processes, and where its logs are."""
+SUBMISSION_FILE = "submission.json"
+"""Names a folder's newest submission: cluster, job id, number of processes, and folder of the logs."""
+
+FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL"}
+"""Slurm's states of a job that has ended."""
 
 NO_ANSWER = "NO ANSWER"
-"""State of a job while the cluster does not tell one."""
+"""State of a job while the cluster does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +28,10 @@ class Update:
     """How a job stands.
 
     Attributes:
-        state: in Slurm's words, or NO_ANSWER.
-        reason: why, in Slurm's words, or "".
-        restarts: how often it was requeued.
-        nodes: where it runs, or "".
+        state: Slurm's state, or NO_ANSWER.
+        reason: Slurm's reason for the state, or "".
+        restarts: how often the job was requeued.
+        nodes: nodes on which the job runs, or "".
     """
 
     state: str
@@ -36,7 +40,7 @@ class Update:
     nodes: str = ""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One human-readable line."""
         parts = [self.state]
         if self.reason:
             parts.append(f"({self.reason})")
@@ -51,9 +55,9 @@ class Submission(ABC):
     """One submitted job.
 
     Attributes:
-        folder: where its scripts, pickles and logs are.
-        job_id: the cluster's name for it.
-        world_size: its processes.
+        folder: folder of the job's scripts, pickles and logs.
+        job_id: the cluster's name for the job.
+        world_size: processes of the job.
     """
 
     cluster: str
@@ -65,7 +69,7 @@ class Submission(ABC):
 
     @abstractmethod
     def update(self) -> Update:
-        """Ask how the job stands now.
+        """Ask the cluster how the job stands now.
 
         Raises:
             JobError: the cluster does not answer.
@@ -73,59 +77,49 @@ class Submission(ABC):
 
     @abstractmethod
     def is_over(self, update: Update) -> bool:
-        """Whether the job has ended for good."""
+        """Whether the job has ended and will not be started again."""
 
     @abstractmethod
     def cancel(self) -> None:
-        """End the job; it saves if the cluster gives it the time, and does not come back."""
+        """Cancel the job. It saves if the cluster leaves it the time, and is not requeued."""
 
     @abstractmethod
     def detach(self) -> str:
-        """What to do when the person at the launcher interrupts: act, and return a sentence that says what was done."""
-
-    def state(self) -> str:
-        """The state in Slurm's words."""
-        return self.update().state
-
-    def log_paths(self) -> list[Path]:
-        """The logs of all ranks, each with all its attempts in order; then those of the cluster's own scripts."""
-        ranks = [self.folder / f"{self.job_id}_{rank}_log.out" for rank in range(self.world_size)]
-        others = [self.folder / f"{self.job_id}_controller.log"]
-        return [path for path in [*ranks, *others] if path.exists()]
+        """React to Ctrl-C at the launcher, and return a message that says what was done."""
 
     def failure(self) -> str:
-        """Why the job failed, for people: the first rank that failed, its error, and its log. Empty if it did not."""
-        return failure(self.folder, self.job_id, self.world_size)
+        """Why the job failed: the first rank that failed, its error, and its log. "" if the job did not fail."""
+        return describe_failure(self.folder, self.job_id, self.world_size)
 
     def wait(self, poll_s: float = 2.0, on_update: Callable[[Update], None] | None = None) -> Outcome:
-        """Follow the job to its end, over all its requeues.
+        """Follow the job to its end, over all requeues.
 
         Args:
-            poll_s: seconds between two looks.
-            on_update: called with each look, also when nothing has changed.
+            poll_s: seconds between two queries.
+            on_update: called after each query, also when nothing has changed.
 
         Returns:
-            FINISHED, FAILED (`failure()` says why), CANCELLED or INTERRUPTED (it stopped as asked and does not come
-            back by itself), or DETACHED after Ctrl-C, when the job goes on without a watcher.
+            FINISHED, FAILED (`failure()` says why), CANCELLED, INTERRUPTED (the job stopped as asked and is not
+            requeued), or DETACHED after Ctrl-C, when the job goes on without this launcher.
         """
         try:
             return self._follow(poll_s, on_update)
         except KeyboardInterrupt:
-            print(f"\n{self.detach()}", flush=True)
+            log(f"\n{self.detach()}")
             return self._after_detach(poll_s, on_update)
 
-    def look(self) -> tuple[Update, Outcome | None]:
-        """How the job stands, and what came of it once it is over."""
+    def poll(self) -> tuple[Update, Outcome | None]:
+        """How the job stands, and its outcome once it is over."""
         try:
             update = self.update()
         except NoAnswer as error:
-            # A controller that restarts is no end of the job.
+            # The Slurm controller may be restarting, which does not end the job.
             return Update(state=NO_ANSWER, reason=str(error)), None
         return update, self._outcome(update) if self.is_over(update) else None
 
     def _follow(self, poll_s: float, on_update: Callable[[Update], None] | None) -> Outcome:
         while True:
-            update, outcome = self.look()
+            update, outcome = self.poll()
             if on_update is not None:
                 on_update(update)
             if outcome is not None:
@@ -136,26 +130,20 @@ class Submission(ABC):
         return Outcome.DETACHED
 
     def _outcome(self, update: Update) -> Outcome:
-        last = last_end(self.folder, self.job_id)
+        last = last_outcome(self.folder, self.job_id)
         if update.state == "COMPLETED":
             return Outcome.INTERRUPTED if last in ("stopped", "cancelled") else Outcome.FINISHED
         return Outcome.CANCELLED if update.state == "CANCELLED" else Outcome.FAILED
 
-    def remember(self, home: Path | None = None) -> None:
-        """Write down in `home`, or in the job's own folder, where the job is, for `attach`."""
-        home = home or self.folder
-        words = {
+    def remember(self, task_folder: Path | None = None) -> None:
+        """Write `submission.json`, from which `attach` finds the job, to `task_folder` or to the job's own folder."""
+        task_folder = task_folder or self.folder
+        fields = {
             "cluster": self.cluster,
             "job_id": self.job_id,
             "world_size": self.world_size,
             "folder": str(self.folder),
         }
-        beside = home / f"{LAST}.tmp"
-        beside.write_text(json.dumps(words) + "\n")
-        beside.replace(home / LAST)
-
-
-def last_end(folder: Path, job_id: str) -> str:
-    """How the newest attempt of a job ended, or "" while it runs or when it was killed."""
-    rows = attempts.read(folder, job_id)
-    return rows[-1].outcome if rows and rows[-1].event == "end" else ""
+        temporary = task_folder / f"{SUBMISSION_FILE}.tmp"
+        temporary.write_text(json.dumps(fields) + "\n")
+        temporary.replace(task_folder / SUBMISSION_FILE)

@@ -1,4 +1,4 @@
-"""Submit a task as a job, come back to one, or show what would be submitted."""
+"""Submit a task as a job, follow a submitted job again, or show what would be submitted."""
 
 import contextlib
 import json
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.cluster import Cluster, slurm_job
 from jobs.errors import JobError, NoAnswer
 from jobs.folders import private_directory
 from jobs.job import Job
-from jobs.partitions import fit, node_groups
+from jobs.log import log
+from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
+from jobs.slurm import Cluster, slurm_job
 from jobs.snapshot import Code
-from jobs.submission import LAST, Submission
+from jobs.submission import SUBMISSION_FILE, Submission
 from jobs.task import Task
 
 Submitted = TypeVar("Submitted")
@@ -35,43 +36,46 @@ def submit(
     """Submit `task` to run in every process of one job.
 
     Args:
-        task: picklable; what it imports is loaded on the compute nodes only.
-        cluster: as `choose_cluster` settled it.
-        folder: for scripts, pickles, logs and the book of attempts; on a file system that all nodes see.
-        resources: what to ask for.
-        name: of the job, in the queue.
-        code: what the processes import, from `settle`; None means the packages of this process, wherever they are.
-        attached: on the local cluster, whether the processes stop when this one ends, however it ends.
+        task: picklable callable; only the compute nodes import the modules that it needs.
+        cluster: cluster from `choose_cluster`.
+        folder: folder of the scripts, pickles, logs and attempt log, on a file system that all nodes share.
+        resources: resources of the job.
+        name: name of the job in the queue.
+        code: code from `take_snapshot`; None runs the packages that this process has imported, where they are.
+        attached: on the local cluster, whether the processes stop when this process ends, also when it is killed.
 
     Returns:
-        The submission; nothing has been waited for. Where Slurm still has the job that was last submitted from
-        `folder`, that one, so that the same launch comes back to its job.
+        The submission, without waiting for the job. If Slurm still has the job that was last submitted from `folder`,
+        that job is returned, so that a second launch follows it.
 
     Raises:
-        JobError: wrong resources, a folder of somebody else, a job that still works there, or a cluster that refuses.
+        JobError: the resources are wrong, the folder belongs to another user, a job still runs there, or the cluster
+            refuses the job.
     """
-    from jobs.clusters import DebugSubmission, LocalSubmission, SlurmSubmission
     from jobs.executors import build_executor
+    from jobs.local_submission import DebugSubmission, LocalSubmission
+    from jobs.slurm_submission import SlurmSubmission
 
     resources.check()
     if cluster == "slurm":
-        resources = fit(resources, node_groups())
+        resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
-    # Two jobs that write the same checkpoints destroy them.
-    working = working_job(folder)
-    if working is not None and cluster == "slurm":
-        print(f"job {working.job_id} of this run is still there: following it (scancel {working.job_id} ends it)")
-        return working
-    if working is not None:
-        raise JobError(f"job {working.job_id} on Slurm still works in {folder}; scancel {working.job_id} ends it")
-    code = code or Code(root=own_root())
+    # Two jobs that write the same checkpoints would destroy them.
+    unfinished = unfinished_job(folder)
+    if unfinished is not None and cluster == "slurm":
+        job_id = unfinished.job_id
+        log(f"job {job_id} of this run is still in the queue: following it (scancel {job_id} ends it)")
+        return unfinished
+    if unfinished is not None:
+        raise JobError(f"job {unfinished.job_id} on Slurm still uses {folder}; scancel {unfinished.job_id} ends it")
+    code = code or Code(root=package_root())
     job = Job(task, folder, resources, code)
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
-    submitted = submit_privately(lambda: executor.submit(job))
+    submitted = call_submitit(lambda: executor.submit(job))
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
     if cluster == "local":
-        process = getattr(submitted, "_process")  # noqa: B009 - of Submitit's local job alone
+        process = getattr(submitted, "_process")  # noqa: B009 - only Submitit's local job has it
         submission: Submission = LocalSubmission(folder, submitted.job_id, resources.world_size, process)
     else:
         submission = SlurmSubmission(folder, submitted.job_id, resources.world_size)
@@ -79,31 +83,31 @@ def submit(
     return submission
 
 
-def submit_privately(hand_over: Callable[[], Submitted]) -> Submitted:
-    """Call Submitit with files closed to others and no trace of an enclosing job, and put its errors into words.
+def call_submitit(submit_job: Callable[[], Submitted]) -> Submitted:
+    """Call Submitit so that its files are private, without the variables of an enclosing job, and explain its errors.
 
     Raises:
-        JobError: the cluster refuses, or its commands are missing.
+        JobError: the cluster refuses the job, or its commands are missing.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    former = os.umask(0o077)
+    previous = os.umask(0o077)
     try:
-        with _outside_any_job():
-            return hand_over()
+        with _without_job_variables():
+            return submit_job()
     except FileNotFoundError as error:
         raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
     except (FailedSubmissionError, FailedJobError) as error:
         lines = str(error).splitlines()
-        words = [line for line in lines if "error:" in line or line.startswith("sbatch:")] or lines[-1:]
-        raise JobError("sbatch refuses the job: " + "; ".join(words)) from None
+        errors = [line for line in lines if "error:" in line or line.startswith("sbatch:")] or lines[-1:]
+        raise JobError("sbatch refuses the job: " + "; ".join(errors)) from None
     finally:
-        os.umask(former)
+        os.umask(previous)
 
 
 @contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Hide what an enclosing job says of itself: a job submitted from a job would take it for its own."""
+def _without_job_variables() -> Iterator[None]:
+    """Remove an enclosing job's variables for a while: a job submitted from that job would take them for its own."""
     keep = {"SLURM_CONF", "SLURM_CLUSTERS"}
     own = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
     hidden = {
@@ -117,37 +121,37 @@ def _outside_any_job() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def working_job(folder: Path) -> Submission | None:
-    """The job that was last submitted from a folder, if Slurm still has it waiting or running.
+def unfinished_job(folder: Path) -> Submission | None:
+    """The job that was last submitted from a folder, if it is pending or running in Slurm.
 
     Raises:
-        JobError: Slurm does not say.
+        JobError: Slurm does not answer.
     """
-    former = attach(folder)
-    if former is None:
+    previous = attach(folder)
+    if previous is None:
         return None
     try:
-        job = slurm_job(former.job_id)
-        return None if job is None or former.is_over(former.update()) else former
+        job = slurm_job(previous.job_id)
+        return None if job is None or previous.is_over(previous.update()) else previous
     except NoAnswer as error:
-        raise JobError(f"cannot tell whether job {former.job_id} still works in {folder}: {error}") from None
+        raise JobError(f"cannot tell whether job {previous.job_id} still uses {folder}: {error}") from None
 
 
 def attach(folder: Path) -> Submission | None:
     """The Slurm job that was last submitted from a folder, to follow it again.
 
     Returns:
-        None where there was none, or where it ran on the local cluster and so ended with its launcher.
+        None where there was no job, or where it ran on the local cluster and so ended with its launcher.
     """
-    from jobs.clusters import SlurmSubmission
+    from jobs.slurm_submission import SlurmSubmission
 
     try:
-        words = json.loads((folder / LAST).read_text())
+        fields = json.loads((folder / SUBMISSION_FILE).read_text())
     except (OSError, ValueError):
         return None
-    if words.get("cluster") != "slurm":
+    if fields.get("cluster") != "slurm":
         return None
-    return SlurmSubmission(Path(words["folder"]), str(words["job_id"]), int(words["world_size"]))
+    return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), int(fields["world_size"]))
 
 
 def dry_run(
@@ -159,15 +163,15 @@ def dry_run(
     code: Code | None = None,
     elements: int = 1,
 ) -> str:
-    """What `submit` would hand over, or `submit_array` for several elements, made by the same code.
+    """Show what `submit` would submit, or `submit_array` for several elements, built by the same code.
 
-    Nothing is written, and no Slurm is needed or asked: `fit` the resources first where there is one.
+    Nothing is written and Slurm is not asked. Where there is a Slurm, call `fit_resources` first.
 
     Returns:
-        The sbatch script, or a sentence about the processes that would start here.
+        The sbatch script, or a description of the processes that would start on this machine.
 
     Raises:
-        JobError: wrong resources.
+        JobError: the resources are wrong.
     """
     from jobs.executors import Slurm, build_executor, rank_command
 
@@ -178,19 +182,19 @@ def dry_run(
         command = rank_command(shlex.quote(sys.executable), folder.expanduser().absolute())
         limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
         times = f", {elements} times, one after the other" if elements > 1 else ""
-        return f"{local_words(resources)}{limit}{times}, each:\n{command}\n"
-    executor = build_executor(cluster, folder, resources, name, code=code.root if code else own_root())
+        return f"{describe_local(resources)}{limit}{times}, each:\n{command}\n"
+    executor = build_executor(cluster, folder, resources, name, code=code.root if code else package_root())
     assert isinstance(executor, Slurm)
     return executor.script(elements)
 
 
-def own_root() -> Path:
-    """The folder that holds the packages of this process."""
+def package_root() -> Path:
+    """The folder with the packages that this process has imported."""
     return Path(__file__).resolve().parents[1]
 
 
-def local_words(resources: Resources) -> str:
-    """A sentence on what the local cluster makes of the resources."""
+def describe_local(resources: Resources) -> str:
+    """Describe the processes that the local cluster starts for these resources."""
     processes = f"{resources.world_size} process{'es' if resources.world_size > 1 else ''} on this machine"
     if resources.nodes > 1:
         return f"{processes} stand for {resources.nodes} nodes of {resources.processes_per_node}"

@@ -1,34 +1,37 @@
-"""The two plain callables at which a job and the work it runs touch, and the words for how either ends."""
+"""The interface between a job and the work that it runs: two callables and an outcome."""
 
 from collections.abc import Callable
 from enum import Enum
 
 
 class Outcome(Enum):
-    """How a task, or the job around it, ended."""
+    """How a task, or the job that runs it, ended."""
 
     FINISHED = "finished"
     """The work is done."""
     INTERRUPTED = "interrupted"
-    """Asked to stop, saved, and stopped; there is more to do."""
+    """The task was asked to stop, saved, and stopped; work is left."""
     FAILED = "failed"
-    """The work cannot go on: repeating it would fail again."""
+    """The work cannot go on: the next attempt would fail in the same way."""
     CANCELLED = "cancelled"
-    """A person ended the job."""
+    """A user cancelled the job."""
     DETACHED = "detached"
-    """The launcher stopped watching; the job goes on."""
+    """The launcher stopped following the job; the job goes on."""
 
 
 StopRequested = Callable[[], bool]
-"""True once the process has been asked to stop. Costs nothing; only this process's view, so ranks must agree on it."""
+"""Returns True once this process has been asked to stop. The call costs nothing.
+
+Each rank sees only its own signals, so the ranks must agree on the answer.
+"""
 
 Task = Callable[[StopRequested], Outcome]
-"""What every process of a job runs. It returns INTERRUPTED only after *all* ranks have saved what they need.
+"""What every process of a job runs. It returns INTERRUPTED only after *all* ranks have saved their state.
 
-A task may carry two more methods, both called on rank 0 alone:
+A task may have two more methods. Both are called on rank 0 only:
 
-- `progress() -> str`: where the work stands (for example the newest checkpoint's name), called before the task starts.
-  A job whose attempts start from the same place too often is ended instead of requeued.
-- `ended(outcome: Outcome) -> None`: what becomes of the job, called last: INTERRUPTED when it comes back by itself,
-  CANCELLED when it does not, FAILED after an exception. The process may have seconds left.
+- `progress() -> str`: where the work stands, such as the name of the newest checkpoint; called before the task starts.
+  A job is ended instead of requeued when too many of its attempts start from the same progress.
+- `ended(outcome: Outcome) -> None`: called last, with what happens to the job: INTERRUPTED when it is requeued,
+  CANCELLED when it is not, FAILED after an exception. The process may have only seconds left.
 """

@@ -1,4 +1,4 @@
-"""A tiny task that behaves as training does: ranks that agree at each step, wait for each other, and save together."""
+"""A small task that behaves like a training: its ranks agree at each step, wait for each other, and save together."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from jobs import Outcome, StopRequested
 
 
 class Group:
-    """A process group in a few lines: every step, each rank says a bit and learns whether any said 1.
+    """A minimal process group with one collective: the logical or of one bit from each rank.
 
     As in torch, a rank that waits for a dead one fails with «Connection closed by peer».
     """
@@ -57,11 +57,11 @@ def _receive(peer: socket.socket) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Counts to `end`, a step a `pause_s`, saving every `save_every` steps and when asked to stop.
+    """Counts to `end`, one step every `pause_s` seconds; saves every `save_every` steps and when asked to stop.
 
-    In `folder`, each rank leaves a line per start: first step, pid, restarts, port. `raise_at` and `kill_at` are
-    (rank, step) at which that rank raises or is killed, the latter in the first attempt only if `once`. `stuck` saves
-    no later step.
+    Each rank writes one line for each start to a file in `folder`: first step, pid, restarts, port. At `raise_at`
+    (rank, step), that rank raises an error; at `kill_at` (rank, step), it kills itself, only in the first attempt if
+    `once`. With `stuck`, a stopped task saves the step from which it started.
     """
 
     folder: Path
@@ -78,23 +78,23 @@ class Count:
         return f"step {self.saved()}"
 
     def ended(self, outcome: Outcome) -> None:
-        """Note the word."""
+        """Append the outcome to a file."""
         with (self.folder / "ended").open("a") as file:
             file.write(outcome.name + "\n")
 
     def saved(self) -> int:
-        """The step to go on from."""
+        """The step from which to resume."""
         path = self.folder / "step"
         return int(path.read_text()) if path.exists() else 0
 
     def save(self, step: int, rank: int) -> None:
-        """Publish a step."""
+        """Write the step to a temporary file and rename it, on rank 0."""
         if rank == 0:
             (self.folder / "step.tmp").write_text(str(step))
             (self.folder / "step.tmp").replace(self.folder / "step")
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
-        """Count."""
+        """Count until the end, or until asked to stop."""
         rank, restarts = int(os.environ["RANK"]), int(os.environ["JOB_RESTARTS"])
         group = Group()
         first = self.saved()

@@ -1,9 +1,9 @@
-"""The wanted resources against what sinfo says."""
+"""Requested resources are checked against the output of sinfo."""
 
 import pytest
 
 import jobs
-from jobs.partitions import _group, fit
+from jobs.partitions import _parse_group, fit_resources
 
 LINES = [
     "low|up|4|16|64000|gpu:a100:4(S:0-1)|2:00:00|a100,fast|low*",
@@ -11,10 +11,10 @@ LINES = [
     "high|up|4|16|64000|gpu:a100:4(S:0-1)|infinite|a100|high",
     "old|down|8|8|16000|(null)|1-12:00:00|(null)|old",
 ]
-GROUPS = [_group(line) for line in LINES]
+GROUPS = [_parse_group(line) for line in LINES]
 
 
-def test_lines_of_sinfo_are_read():
+def test_groups_of_nodes_are_parsed_from_sinfo():
     first, second, third, last = GROUPS
     assert (first.partition, first.nodes, first.cpus, first.gpus, first.limit_min) == ("low", 4, 16, 4, 120)
     assert first.is_default
@@ -25,11 +25,11 @@ def test_lines_of_sinfo_are_read():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("wanted", "message"),
     [
         ({"partition": "gpu"}, "--partition gpu does not exist; there are: high, low, old"),
         ({"partition": "old"}, "partition old is down"),
-        ({"nodes": 5, "gpus_per_node": 4}, "--nodes 5 is more than the 4 nodes of low that have what is asked for"),
+        ({"nodes": 5, "gpus_per_node": 4}, "--nodes 5 is more than the 4 nodes of low that have these resources"),
         ({"gpus_per_node": 8}, "--gpus-per-node asks for 8 GPUs of a node; the largest of low has 4"),
         ({"tasks_per_node": 8, "cpus_per_task": 5}, "asks for 40 cores of a node; the largest of low has 32"),
         ({"mem_gb": 200}, "--mem-gb asks for 200 GB of a node; the largest of low has 125"),
@@ -37,18 +37,18 @@ def test_lines_of_sinfo_are_read():
         ({"constraint": "h100"}, "--constraint h100: no node of low has it; there are: a100, fast"),
     ],
 )
-def test_what_is_not_there_is_refused(wanted, words):
+def test_error_names_the_resource_that_the_partition_lacks(wanted, message):
     with pytest.raises(jobs.JobError) as error:
-        fit(jobs.Resources(**wanted), GROUPS)
-    assert words in str(error.value)
+        fit_resources(jobs.Resources(**wanted), GROUPS)
+    assert message in str(error.value)
 
 
-def test_time_limit_is_the_partitions_unless_given():
-    assert fit(jobs.Resources(nodes=6), GROUPS).timeout_min == 120
-    assert fit(jobs.Resources(partition="high"), GROUPS).timeout_min == 1440
-    assert fit(jobs.Resources(timeout_min=30, constraint="fast&a100"), GROUPS).timeout_min == 30
+def test_time_limit_defaults_to_that_of_the_partition():
+    assert fit_resources(jobs.Resources(nodes=6), GROUPS).timeout_min == 120
+    assert fit_resources(jobs.Resources(partition="high"), GROUPS).timeout_min == 1440
+    assert fit_resources(jobs.Resources(timeout_min=30, constraint="fast&a100"), GROUPS).timeout_min == 30
 
 
-def test_cluster_without_a_default_partition_is_left_to_sbatch():
+def test_resources_are_not_checked_without_a_default_partition():
     resources = jobs.Resources()
-    assert fit(resources, GROUPS[2:]) == resources
+    assert fit_resources(resources, GROUPS[2:]) == resources

@@ -1,4 +1,4 @@
-"""The meeting of the ranks, in threads with real sockets."""
+"""The rendezvous of the ranks, in threads with real sockets."""
 
 import socket
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from jobs.environment import Place, free_port
 from jobs.errors import JobError
-from jobs.rendezvous import meet, meeting_port
+from jobs.rendezvous import rendezvous, rendezvous_port
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ def place():
     )
 
 
-def meet_all(place, ranks, timeout_s):
-    """What each rank gets, or its error's words."""
+def rendezvous_of(place, ranks, timeout_s):
+    """What each rank gets, or the message of its error."""
 
     def one(rank):
         try:
-            return meet(replace(place, rank=rank), timeout_s)
+            return rendezvous(replace(place, rank=rank), timeout_s)
         except JobError as error:
             return str(error)
 
@@ -40,40 +40,40 @@ def meet_all(place, ranks, timeout_s):
         return list(pool.map(one, ranks))
 
 
-def test_all_ranks_learn_all_seats(place, monkeypatch):
+def test_all_ranks_learn_host_and_gpu_of_each_rank(place, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert meet_all(place, [2, 0, 1], 20) == [[("n1", "3")] * 3] * 3
+    assert rendezvous_of(place, [2, 0, 1], 20) == [[("n1", "3")] * 3] * 3
 
 
-def test_missing_rank_is_named_on_all_others_in_time(place):
+def test_every_other_rank_names_the_missing_one_within_the_time_out(place):
     started = time.monotonic()
-    words = meet_all(place, [0, 2], 1)
-    assert all(str(text).startswith("rank 1 did not reach rank 0 at 127.0.0.1:") for text in words)
+    messages = rendezvous_of(place, [0, 2], 1)
+    assert all(str(text).startswith("rank 1 did not reach rank 0 at 127.0.0.1:") for text in messages)
     assert time.monotonic() - started < 10
 
 
-def test_rank_that_cannot_reach_the_first_says_so(place):
-    (words,) = meet_all(place, [1], 1)
-    assert "did not reach rank 0 at 127.0.0.1:" in words
-    assert "Connection refused" in words
+def test_rank_that_cannot_reach_rank_0_names_its_address(place):
+    (message,) = rendezvous_of(place, [1], 1)
+    assert "did not reach rank 0 at 127.0.0.1:" in message
+    assert "Connection refused" in message
 
 
-def test_strangers_do_not_count_as_ranks(place):
-    def knock():
+def test_connection_of_another_job_does_not_count_as_a_rank(place):
+    def connect():
         for _ in range(50):
             try:
-                with socket.create_connection(("127.0.0.1", meeting_port(place)), timeout=1) as peer:
+                with socket.create_connection(("127.0.0.1", rendezvous_port(place)), timeout=1) as peer:
                     peer.sendall(b'[1, "another job", "n9", ""]\n')
                     return
             except OSError:
                 time.sleep(0.02)
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(knock)
-        words = meet_all(place, [0, 2], 1)
-    assert all(str(text).startswith("rank 1 did not reach") for text in words)
+        pool.submit(connect)
+        messages = rendezvous_of(place, [0, 2], 1)
+    assert all(str(text).startswith("rank 1 did not reach") for text in messages)
 
 
-def test_one_rank_needs_no_meeting(place):
-    assert len(meet(replace(place, world_size=1), 0)) == 1
+def test_single_rank_does_not_wait(place):
+    assert len(rendezvous(replace(place, world_size=1), 0)) == 1

@@ -1,7 +1,7 @@
 """A real Slurm cluster of four nodes on this machine: `python -m tests.slurm.cluster up|down|status`.
 
-munged, slurmctld and four slurmd run as the present user in a folder of their own, on ports of their own, so that
-neither the machine's Slurm nor another rehearsal is touched. Whoever exports the printed SLURM_CONF works with it.
+munged, slurmctld and four slurmd run as the current user, with their own folder and ports, so that they do not disturb
+the machine's Slurm or another rehearsal. A process with the printed SLURM_CONF in its environment uses this cluster.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to talk to this cluster."""
+        """The environment variables of a process that uses this cluster."""
         return {"SLURM_CONF": str(self.config)}
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 30) -> str:
@@ -68,7 +68,7 @@ class Cluster:
         return done.stdout
 
     def up(self, settings: Settings, timeout_s: float = 30) -> None:
-        """Start everything and wait until the four nodes are idle; on any failure nothing keeps running."""
+        """Start all daemons and wait until the four nodes are idle; after a failure no process is left."""
         self.down()
         self.directory.mkdir(mode=0o700, parents=True)
         (self.directory / "state").mkdir()
@@ -91,10 +91,10 @@ class Cluster:
             raise
 
     def wait_until_idle(self, timeout_s: float = 30) -> None:
-        """Wait until every node is up and has nothing to do."""
+        """Wait until every node is up and idle."""
         deadline = time.monotonic() + timeout_s
-        asked = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
-        while (seen := self.run(*asked, check=False).split()) != ["idle"] * len(NODES):
+        query = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
+        while (seen := self.run(*query, check=False).split()) != ["idle"] * len(NODES):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the nodes are not idle after {timeout_s:.0f} s: {seen}")
             time.sleep(0.2)
@@ -133,14 +133,14 @@ class Cluster:
         )
 
     def stop_controller(self) -> None:
-        """Stop slurmctld as for maintenance; its jobs run on."""
+        """Stop slurmctld as for maintenance; its jobs go on."""
         for pid in self._daemon("slurmctld"):
             kill(pid, signal.SIGTERM)
             while command_of(pid):
                 time.sleep(0.05)
 
     def start_controller(self) -> None:
-        """Start slurmctld, which takes up where it was."""
+        """Start slurmctld again with its saved state."""
         self._start("slurmctld")
 
     def start_node(self, node: str) -> None:
@@ -149,7 +149,7 @@ class Cluster:
         self._start("slurmd", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Lose a node: kill -9 its slurmd, the job steps it runs and their processes."""
+        """Make a node fail: kill -9 its slurmd, its job steps and their processes."""
         for pid in self._daemon(f"slurmd.{node}"):
             kill(pid, signal.SIGKILL)
         for pid in self.job_processes():
@@ -164,18 +164,18 @@ class Cluster:
             pid = int((self.directory / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return []
-        # A pid file outlives a killed daemon, and its number may be somebody else's by now.
+        # The pid file of a killed daemon remains, and another process may have its number now.
         return [pid] if name.split(".")[0] in command_of(pid) else []
 
     def job_processes(self) -> Iterator[int]:
-        """The processes of all jobs, with their children."""
+        """The processes of all jobs, including their children."""
         for pid in pids():
             environment = environment_of(pid)
             if environment.get("SLURM_CONF") == str(self.config) and "SLURM_JOB_ID" in environment:
                 yield pid
 
     def _step_daemons(self, node: str = "") -> Iterator[int]:
-        """The slurmstepd processes, of one node or of all: they hold their node's spool folder open."""
+        """The slurmstepd processes of one node or of all nodes, found by their open files in the spool folder."""
         for pid in pids():
             if "slurmstepd" not in command_of(pid):
                 continue
@@ -187,7 +187,7 @@ class Cluster:
                     yield pid
 
     def down(self) -> None:
-        """End every process of the cluster and of its jobs, and remove its folder. Works on half a cluster too."""
+        """End all processes of the cluster and of its jobs, and remove its folder; also for a half-started cluster."""
         if not self.directory.exists():
             return
         pids = [*self._daemon("slurmctld"), *[pid for node in NODES for pid in self._daemon(f"slurmd.{node}")]]
@@ -206,7 +206,7 @@ class Cluster:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def logs(self, lines: int = 15) -> str:
-        """The ends of all daemons' logs."""
+        """The last lines of all daemons' logs."""
         parts = []
         for path in sorted(self.directory.glob("*.log")):
             parts.append(f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
@@ -220,12 +220,12 @@ class RankProcess:
         self.pid = pid
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kill the process with SIGKILL."""
         kill(self.pid, signal.SIGKILL)
 
 
 def rank_process(cluster: Cluster, rank: int) -> RankProcess:
-    """The process with that rank; there must be one running job."""
+    """The process with that rank; exactly one job must be running."""
     pids = [
         pid
         for pid in cluster.job_processes()
@@ -233,13 +233,13 @@ def rank_process(cluster: Cluster, rank: int) -> RankProcess:
     ]
     if not pids:
         raise RuntimeError(f"no process has rank {rank}")
-    # Its loader workers look alike, and came later.
+    # The rank's loader workers have the same command line, but were started later.
     return RankProcess(min(pids))
 
 
 @contextlib.contextmanager
 def rehearsal(directory: Path, settings: Settings) -> Iterator[Cluster]:
-    """A cluster for a while; it ends with this block, and also when this process is killed."""
+    """A cluster that ends with this block, and also when this process is killed."""
     cluster = Cluster(directory)
     guard = subprocess.Popen(
         [
@@ -275,10 +275,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "status", "guard"])
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="folder of the cluster")
-    parser.add_argument("--grace-s", type=int, default=Settings.grace_s, help="seconds of notice before a preemption")
-    parser.add_argument("--user-signal", action="store_true", help="preempt_send_user_signal")
     parser.add_argument(
-        "--gpus", type=int, default=0, choices=range(len(DEVICES) + 1), help="GPUs each node claims to have"
+        "--grace-s", type=int, default=Settings.grace_s, help="seconds between the signal of a preemption and the kill"
+    )
+    parser.add_argument(
+        "--user-signal",
+        action="store_true",
+        help="send the job's own signal at a preemption too (preempt_send_user_signal)",
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, choices=range(len(DEVICES) + 1), help="GPUs that each node claims to have"
     )
     parser.add_argument("--pid", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

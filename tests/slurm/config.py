@@ -1,4 +1,4 @@
-"""slurm.conf of the rehearsal cluster."""
+"""The slurm.conf of the rehearsal cluster."""
 
 import getpass
 import socket
@@ -7,19 +7,19 @@ from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-"""Stand for GPUs: Slurm wants device files to count and to number, and opens none of them."""
+"""Device files in place of GPUs: Slurm counts and numbers them, and opens none of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What differs between rehearsals.
+    """The settings that differ between rehearsal clusters.
 
     Attributes:
-        grace_s: seconds between the announcement of a preemption and the kill.
+        grace_s: seconds between the signal of a preemption and the kill.
         user_signal: whether a preemption also sends the signal of `--signal`.
-        gpus: GPUs each node claims to have, at most 4; counted and numbered only, no device is touched.
-        cpus: cores each node claims to have.
-        slurmd_timeout_s: silence after which a node counts as lost.
+        gpus: GPUs that each node claims to have, at most 4; no device is used.
+        cpus: cores that each node claims to have.
+        slurmd_timeout_s: seconds without an answer after which a node counts as lost.
         kill_wait_s: seconds between TERM and KILL when a job is ended.
     """
 

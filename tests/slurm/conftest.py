@@ -1,4 +1,4 @@
-"""Rehearsal clusters for the tests, each started once for all that use it."""
+"""Rehearsal clusters, each started once for all tests that use it."""
 
 from collections.abc import Iterator
 
@@ -15,13 +15,13 @@ def _started(factory: pytest.TempPathFactory, settings: Settings) -> Iterator[Cl
 
 @pytest.fixture(scope="session")
 def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Preempts with TERM alone, as Slurm does unless told otherwise."""
+    """A cluster that preempts with TERM only, which is Slurm's default."""
     yield from _started(tmp_path_factory, Settings())
 
 
 @pytest.fixture(scope="session")
 def signalling_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Sends the job's own signal at a preemption as well, and claims two GPUs on each node."""
+    """A cluster that also sends the job's own signal at a preemption, and claims two GPUs on each node."""
     yield from _started(tmp_path_factory, Settings(user_signal=True, gpus=2))
 
 
@@ -34,11 +34,11 @@ def _entered(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clus
 
 @pytest.fixture
 def slurm(plain_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The plain cluster, empty and with all nodes up."""
+    """The plain cluster, without jobs and with all nodes up."""
     yield from _entered(plain_cluster, monkeypatch)
 
 
 @pytest.fixture
 def signalling_slurm(signalling_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The signalling cluster, empty and with all nodes up."""
+    """The signalling cluster, without jobs and with all nodes up."""
     yield from _entered(signalling_cluster, monkeypatch)

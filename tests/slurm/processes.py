@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc shows them."""
+"""The processes of this machine, read from /proc."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""A training of the demo's model on the rehearsal cluster, launched as a user would."""
+"""A training of the demo's model on the rehearsal cluster, launched with the user's command."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 240) -> None:
 
 
 def preempt(cluster: Cluster) -> None:
-    """A job of the high partition that needs all cores for a second."""
+    """Submit a job to the high partition that takes all cores for a second."""
     cluster.run("sbatch", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
@@ -62,12 +62,12 @@ class Run:
             self.process.kill()
 
     def is_running(self) -> bool:
-        """Whether the launcher is still there."""
+        """Whether the launcher is still running."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def status(self) -> int | None:
-        """What the launcher ended with."""
+        """The launcher's exit status; None while it runs."""
         return None if self.process is None else self.process.returncode
 
     @property
@@ -82,7 +82,7 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait_for_step(self, step: int, attempt: int = 1) -> None:
-        """Until that attempt has done that step."""
+        """Wait until the attempt has done the step."""
         wait_until(lambda: any(row["step"] >= step and row["attempt"] == attempt for row in self.records()))
 
     def losses(self) -> list[tuple[int, float]]:
@@ -100,7 +100,7 @@ class Run:
         return json.loads((self.path / "mlflow.json").read_text())
 
     def assert_equals(self, other: "Run") -> None:
-        """Every step once, every loss and every weight the same bit for bit, and registered."""
+        """Assert that losses and weights equal the other run's bit for bit, and that the model is registered."""
         assert self.losses() == other.losses()
         assert self.weights() == other.weights()
         assert (self.path / "registered.json").exists()

@@ -1,4 +1,4 @@
-"""`sharding.build` shared out by a real Slurm: the same bytes as on one machine."""
+"""`sharding.build` on a real Slurm writes the same bytes as on one machine."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """240 small photographs of noise in class folders, enough for several shards."""
+    """240 small JPEGs of noise in class folders, enough for several shards."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(240):
@@ -46,12 +46,12 @@ def expected(source, tmp_path_factory):
     return digests(output)
 
 
-@pytest.mark.parametrize("way", ["srun", "array"])
-def test_four_tasks_pack_the_same_bytes(slurm, source, expected, tmp_path, way):
+@pytest.mark.parametrize("launcher", ["srun", "array"])
+def test_four_tasks_write_the_same_bytes_as_one_process(slurm, source, expected, tmp_path, launcher):
     output = tmp_path / "shards"
     command = " ".join(build(source, output))
     log = ["-o", f"{tmp_path}/%j_%a.log", "--chdir", str(REPOSITORY)]
-    if way == "srun":
+    if launcher == "srun":
         slurm.run("sbatch", *log, "-N4", "--ntasks-per-node=1", "--wrap", f"srun {command}")
     else:
         slurm.run("sbatch", *log, "--array=0-3", "--wrap", command)

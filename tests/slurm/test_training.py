@@ -1,4 +1,4 @@
-"""Real training on a real Slurm: whatever happens to the job, the run ends as the uninterrupted one."""
+"""Real trainings on a real Slurm: an interrupted run ends with the same weights as an uninterrupted one."""
 
 import json
 import shutil
@@ -15,13 +15,13 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the user works: the digits' shards and MLflow's database are shared, as at home."""
+    """The user's working directory; all runs share the digits' shards and MLflow's database in it."""
     return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
-    """The run that all others are held against."""
+    """The run with which all others are compared."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in plain_cluster.environment.items():
             patch.setenv(name, value)
@@ -32,7 +32,7 @@ def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
     return run
 
 
-def test_preempted_then_killed_equals_uninterrupted(slurm, folder, uninterrupted):
+def test_preempted_run_with_a_killed_rank_equals_an_uninterrupted_one(slurm, folder, uninterrupted):
     run = Run(folder, "interrupted").launch()
     run.wait_for_step(3)
     preempt(slurm)
@@ -44,7 +44,7 @@ def test_preempted_then_killed_equals_uninterrupted(slurm, folder, uninterrupted
     starts = run.events("start")
     saved = [row["step"] for row in run.events("save")]
     assert len(starts) == 3
-    # Announced: nothing is lost. Killed: at most an interval.
+    # The preemption loses no step; the killed rank loses at most one interval.
     assert starts[1]["step"] == saved[0] >= 3
     assert starts[2]["step"] >= SAVE_EVERY
 
@@ -64,7 +64,7 @@ def test_preemption_without_grace_loses_at_most_one_interval(slurm, folder, unin
 
 
 @pytest.mark.slow
-def test_cancelled_run_is_killed_in_mlflow_and_goes_on_when_launched_again(slurm, folder, uninterrupted):
+def test_cancelled_run_is_killed_in_mlflow_and_resumes_when_launched_again(slurm, folder, uninterrupted):
     run = Run(folder, "cancelled").launch()
     run.wait_for_step(3)
     slurm.run("scancel", run.job_id)
@@ -79,7 +79,7 @@ def test_cancelled_run_is_killed_in_mlflow_and_goes_on_when_launched_again(slurm
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_the_job_alone_and_the_same_command_comes_back(slurm, folder, uninterrupted):
+def test_job_goes_on_after_ctrl_c_and_the_same_command_follows_it(slurm, folder, uninterrupted):
     run = Run(folder, "detached").launch()
     run.wait_for_step(2)
     job_id = run.job_id
@@ -90,14 +90,14 @@ def test_ctrl_c_leaves_the_job_alone_and_the_same_command_comes_back(slurm, fold
     assert f"the same command with --run-dir {run.path}" in output
     assert run.status == 0
     output = run.launch().finish()
-    assert f"job {job_id} of this run is still there: following it" in output
+    assert f"job {job_id} of this run is still in the queue: following it" in output
     run.assert_equals(uninterrupted)
     assert run.job_id == job_id
     assert len(run.events("start")) == 1
 
 
 @pytest.mark.slow
-def test_edit_between_attempts_does_not_reach_the_run(slurm, folder, uninterrupted, tmp_path):
+def test_edit_between_attempts_does_not_change_the_code_of_the_run(slurm, folder, uninterrupted, tmp_path):
     checkout = tmp_path / "checkout"
     for package in ("pipeline", "jobs", "sharding", "transxnet"):
         shutil.copytree(REPOSITORY / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -108,13 +108,13 @@ def test_edit_between_attempts_does_not_reach_the_run(slurm, folder, uninterrupt
     output = run.finish()
     assert len(run.events("start")) == 2, output
     run.assert_equals(uninterrupted)
-    words = json.loads((run.path / "submitit" / f"{run.job_id}_report_1.json").read_text())
-    assert "as submitted" in words["code"]
+    report = json.loads((run.path / "submitit" / f"{run.job_id}_report_1.json").read_text())
+    assert "as submitted" in report["code"]
 
 
 @pytest.mark.slow
-def test_time_limit_saves_requeues_and_goes_on(slurm, folder):
-    longer = ("--train.steps", "360", "--train.save-every-steps", "60")  # than the minute below
+def test_time_limit_saves_requeues_and_resumes(slurm, folder):
+    longer = ("--train.steps", "360", "--train.save-every-steps", "60")  # longer than the time limit of a minute below
     whole = Run(folder, "whole", *longer).launch()
     output = whole.finish()
     assert whole.status == 0, output
@@ -124,13 +124,13 @@ def test_time_limit_saves_requeues_and_goes_on(slurm, folder):
     run.assert_equals(whole)
     starts = [row["step"] for row in run.events("start")]
     assert len(starts) > 1
-    # Announced: what the attempt did last is where the next one begins.
+    # Each attempt resumes at the last step of the previous one.
     last = {row["attempt"]: row["step"] for row in run.records()}
     assert starts[1:] == [last[attempt] for attempt in range(1, len(starts))]
 
 
 @pytest.mark.slow
-def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
+def test_run_that_lost_a_node_resumes_with_one_node_fewer(slurm, folder, uninterrupted):
     run = Run(folder, "lost-node").launch()
     run.wait_for_step(SAVE_EVERY + 1)
     for node in ("n2", "n3", "n4"):
@@ -141,7 +141,7 @@ def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
     output = run.launch("--nodes", "1", "--train.micro-batch-size", "32").finish()
     assert run.status == 0, output
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
-    # The same 32 images share a BatchNorm, so that only the order of a sum differs: 6e-8 was measured.
+    # The same 32 images share a BatchNorm, so that only the order of a sum differs; 6e-8 was measured.
     resumed = run.events("start")[1]["step"]
     assert run.losses()[:resumed] == uninterrupted.losses()[:resumed]
     for (step, loss), (_, expected) in zip(run.losses(), uninterrupted.losses(), strict=True):
@@ -150,14 +150,14 @@ def test_lost_node_goes_on_with_one_node_fewer(slurm, folder, uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_storm_of_ten_interruptions_equals_uninterrupted(slurm, folder, uninterrupted):
+def test_run_with_ten_interruptions_equals_an_uninterrupted_one(slurm, folder, uninterrupted):
     run = Run(folder, "storm").launch()
     for attempt in range(1, 11):
         wait_until(lambda attempt=attempt: len(run.events("start")) >= attempt)
         start = run.events("start")[attempt - 1]["step"]
         run.wait_for_step(start + 1, attempt)
         if attempt % 3 == 0:
-            # Killed only once there is something newly saved, so that the run gets on.
+            # Kill a rank only after a new checkpoint, so that the run makes progress.
             wait_until(lambda start=start: any(row["step"] > start for row in run.events("save")))
             rank_process(slurm, rank=attempt % 2).kill()
         elif attempt % 3 == 1:

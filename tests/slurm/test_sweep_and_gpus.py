@@ -1,4 +1,4 @@
-"""What the launcher offers beside one training: sweeps, GPUs."""
+"""Sweeps and GPUs with real trainings."""
 
 import json
 import stat
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import ask
-from pipeline.tracking.client import open_client
+from jobs.slurm import ask
+from pipeline.tracking_client import open_client
 from tests.slurm.runs import Run, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
@@ -17,7 +17,7 @@ SECRET = "hunter2"
 
 
 def assert_private(folder: Path) -> None:
-    """What runs or is run is its owner's alone, and nothing tells a secret of the environment."""
+    """Assert that folders and pickles are private, and that no file contains the secret from the environment."""
     for path in (folder, *folder.iterdir(), *folder.rglob("*.pkl")):
         if path.is_dir() or path.suffix == ".pkl":
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -25,7 +25,8 @@ def assert_private(folder: Path) -> None:
         assert not (path.is_file() and SECRET.encode() in path.read_bytes()), path
 
 
-def test_sweep_is_one_array_of_runs_below_one_mlflow_run(slurm, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_sweep_is_one_job_array_with_one_mlflow_parent_run(slurm, tmp_path, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, SECRET)
     sweep = Run(tmp_path, "sweep", "--nodes", "1", "--train.steps", "4", "--sweep", "train.optimizer.lr=1e-3,2e-3")
@@ -44,19 +45,19 @@ def test_sweep_is_one_array_of_runs_below_one_mlflow_run(slurm, tmp_path, monkey
     (parent,) = {client.get_run(run.mlflow()["run_id"]).data.tags["mlflow.parentRunId"] for run in runs}
     assert client.get_run(parent).info.status == "FINISHED"
     assert_private(sweep.path)
-    # Given again, nothing is left to do.
+    # A second launch finds nothing to train.
     again = sweep.launch().finish()
     assert "nothing is trained" in again
     assert [run.job_id for run in runs] == ids
 
 
 @pytest.mark.slow
-def test_each_rank_has_a_gpu_of_its_own(signalling_slurm, tmp_path):
+def test_each_rank_has_its_own_gpu(signalling_slurm, tmp_path):
     run = Run(tmp_path, "gpus", "--gpus-per-node", "2", "--tasks-per-node", "2", "--train.steps", "4").launch()
     wait_until(lambda: (run.path / "submitit" / "submission.json").exists())
     described = ask("scontrol", "show", "job", run.job_id)
-    for words in ("NumNodes=2", "NumTasks=4", "TresPerNode=gres:gpu:2"):
-        assert words in described
+    for setting in ("NumNodes=2", "NumTasks=4", "TresPerNode=gres:gpu:2"):
+        assert setting in described
     script = (run.path / "submitit" / f"{run.job_id}_submission.sh").read_text()
     assert "#SBATCH --gpus-per-node=2\n" in script
     assert "#SBATCH --ntasks-per-node=2\n" in script

@@ -1,4 +1,4 @@
-"""Real training that cannot go on: it ends in bounded time, is not requeued, and the launcher says why."""
+"""A real training that cannot go on: it ends soon, is not requeued, and the launcher reports the reason."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def assert_ended(run: Run, output: str) -> None:
-    """The launcher says that the run failed, and nothing of the job is left in the queue."""
+    """Assert that the launcher reports the failure and that the job was not requeued."""
     assert run.status == 1, output
     assert "requeue" not in output
     assert "error: " in output
 
 
-def test_import_that_fails_is_named(slurm, tmp_path):
+def test_failed_import_is_reported(slurm, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif os.environ.get('SLURM_PROCID') == '1':\n    sys.modules['deepspeed'] = None\n"
     )
@@ -33,7 +33,7 @@ def test_import_that_fails_is_named(slurm, tmp_path):
     assert "deepspeed" in output
 
 
-def test_node_that_cannot_reach_the_master_is_named(slurm, tmp_path):
+def test_rank_that_cannot_reach_rank_0_is_named(slurm, tmp_path):
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && exec unshare -n {sys.executable} "$@"\nexec {sys.executable} "$@"\n'
@@ -47,7 +47,7 @@ def test_node_that_cannot_reach_the_master_is_named(slurm, tmp_path):
     assert not run.records()
 
 
-def test_run_directory_that_is_removed_is_named(slurm, tmp_path):
+def test_removed_run_directory_is_reported(slurm, tmp_path):
     run = Run(tmp_path, "removed", "--train.steps", "2000").launch()
     run.wait_for_step(3)
     shutil.rmtree(run.path)
@@ -59,17 +59,17 @@ def test_run_directory_that_is_removed_is_named(slurm, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system with room for the code, the logs and few checkpoints."""
+    """A file system with room for the code, the logs and a few checkpoints only."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
-        pytest.skip("no mount is allowed here")
+        pytest.skip("mounting is not allowed here")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_full_disk_is_named(slurm, tmp_path, small_disk):
+def test_full_disk_is_reported(slurm, tmp_path, small_disk):
     run = Run(tmp_path, "disk/run").launch()
     run.wait_for_step(2)
     with contextlib.suppress(OSError), (small_disk / "rest").open("wb") as file:

@@ -1,23 +1,27 @@
-"""Which cluster is there, and what it says about a job: every Slurm command line of this package is run here."""
+"""Every Slurm command of this package runs here: which cluster there is, and how a job stands."""
 
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jobs.errors import JobError, NoAnswer
 
 Cluster = Literal["slurm", "local", "debug"]
 
 ANSWER_S = 10.0
-"""Seconds a Slurm command may take: a login node whose controller is down must not hold the launcher."""
+"""Time limit of a Slurm command in seconds, so that the launcher does not hang while the Slurm controller is down."""
 
 
 def ask(*command: str, timeout_s: float | None = None) -> str:
-    """Run a command of the cluster and return what it prints.
+    """Run a Slurm command and return what it prints.
+
+    Args:
+        command: program and arguments.
+        timeout_s: time limit in seconds; by default `ANSWER_S`.
 
     Raises:
-        NoAnswer: it is not installed, does not answer in time, or fails; the text carries its own words.
+        NoAnswer: the program is not installed, does not answer in time, or fails; the message quotes its error.
     """
     timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
@@ -27,30 +31,30 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
-        # Slurm's commands put their own name in front.
-        raise NoAnswer(f"{command[0]}: {words[-1].removeprefix(f'{command[0]}: ')}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+        # Slurm's commands start the line with their own name.
+        raise NoAnswer(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
 
 def choose_cluster(wanted: str) -> tuple[Cluster, str]:
-    """Settle `auto`, and refuse a cluster that is not there.
+    """Choose the cluster for "auto", and check that a named one is there.
 
     Args:
         wanted: "auto" (Slurm where `sinfo` answers, else this machine), "slurm", "local" or "debug".
 
     Returns:
-        The cluster, and a sentence for the user that says why.
+        The cluster, and a human-readable reason.
 
     Raises:
-        JobError: an unknown name, or "slurm" where no Slurm answers.
+        JobError: the name is unknown, or "slurm" was asked for and Slurm does not answer.
     """
     if wanted == "local":
         return "local", "processes on this machine"
     if wanted == "debug":
         return "debug", "one process, this one"
     if wanted not in ("auto", "slurm"):
-        raise JobError(f"--cluster {wanted} does not exist; there are: auto, slurm, local, debug")
+        raise JobError(f"--cluster {wanted} does not exist; there are: {', '.join(('auto', *get_args(Cluster)))}")
     try:
         partitions = ask("sinfo", "--noheader", "--format=%R").split()
         if not partitions:
@@ -64,28 +68,26 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What Slurm says of a job.
+    """What Slurm reports of a job.
 
     Attributes:
-        state: Slurm's word (PENDING, RUNNING, COMPLETED, …).
-        reason: Slurm's reason for it, or "".
+        state: Slurm's state (PENDING, RUNNING, COMPLETED, …).
+        reason: Slurm's reason for the state, or "".
         restarts: how often the job was requeued.
-        exit_code: "status:signal" of the batch script.
-        nodes: the nodes it has, in Slurm's notation, or "".
+        nodes: nodes of the job, in Slurm's notation, or "".
     """
 
     state: str
     reason: str = ""
     restarts: int = 0
-    exit_code: str = ""
     nodes: str = ""
 
 
 def slurm_job(job_id: str) -> SlurmJob | None:
-    """Ask Slurm about a job: the controller while it remembers, then the accounting where there is one.
+    """Ask Slurm how a job stands: the controller first, then the accounting where there is one.
 
     Returns:
-        None when neither knows the job (any more).
+        None when neither knows the job, or no longer.
 
     Raises:
         JobError: Slurm does not answer.
@@ -95,8 +97,8 @@ def slurm_job(job_id: str) -> SlurmJob | None:
     except JobError as error:
         if "Invalid job id" not in str(error):
             raise
-        return _accounted(job_id)
-    # Values may hold blanks, but none of the wanted ones does, and they come before any that could imitate them.
+        return _ask_accounting(job_id)
+    # A value may contain blanks. The fields read here do not, and they come before every value that could imitate them.
     fields: dict[str, str] = {}
     for word in text.split():
         key, _, value = word.partition("=")
@@ -106,20 +108,19 @@ def slurm_job(job_id: str) -> SlurmJob | None:
         state=clean.get("JobState", "UNKNOWN"),
         reason=clean.get("Reason", ""),
         restarts=int(clean.get("Restarts") or 0),
-        exit_code=clean.get("ExitCode", ""),
         nodes=clean.get("NodeList", ""),
     )
 
 
-def _accounted(job_id: str) -> SlurmJob | None:
+def _ask_accounting(job_id: str) -> SlurmJob | None:
     if shutil.which("sacct") is None:
         return None
     try:
-        rows = ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode,NodeList", "-j", job_id).splitlines()
+        rows = ask("sacct", "-X", "-n", "-P", "-o", "State,NodeList", "-j", job_id).splitlines()
     except JobError:
         return None
     if not rows:
         return None
-    state, exit_code, nodes = (*rows[-1].split("|"), "", "")[:3]
-    # "CANCELLED by 1000"
-    return SlurmJob(state=state.split()[0] if state else "UNKNOWN", exit_code=exit_code, nodes=nodes)
+    state, nodes = (*rows[-1].split("|"), "")[:2]
+    # The state may read "CANCELLED by 1000".
+    return SlurmJob(state=state.split()[0] if state else "UNKNOWN", nodes=nodes)

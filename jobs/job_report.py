@@ -1,4 +1,4 @@
-"""What a person asks for first when a job misbehaves: versions, devices, hosts, file systems, the code."""
+"""The report at the start of each attempt: versions, GPUs, hosts, file systems and code, to diagnose a job with."""
 
 import importlib.metadata
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.environment import Place
 from jobs.notice import Notice
-from jobs.rendezvous import Seat
+from jobs.rendezvous import Location
 
 PACKAGES = (
     "torch",
@@ -28,26 +28,26 @@ PACKAGES = (
     "nvidia-nccl-cu13",
 )
 _SHOWN = ("NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_NTASKS")
-"""Variables that change how a job runs. The rest of the environment may hold secrets and is not shown."""
+"""Prefixes of variables that change how a job runs. Other variables may hold secrets and are left out."""
 
 
-def report(
-    place: Place, seats: Sequence[Seat], known: Sequence[Notice], folders: Sequence[Path], code: str
+def collect_report(
+    place: Place, locations: Sequence[Location], notices: Sequence[Notice], folders: Sequence[Path], code: str
 ) -> dict[str, object]:
-    """Collect what can be learnt on this node without importing anything heavy.
+    """Collect the report on this node, without a heavy import.
 
     Args:
-        place: of this process.
-        seats: of all ranks.
-        known: how long before its end the job is told.
-        folders: whose file systems matter.
-        code: what the job runs, in words.
+        place: place of this process in the job.
+        locations: host and GPU of each rank.
+        notices: how long before its end the job is notified.
+        folders: folders whose file systems are reported.
+        code: human-readable description of the code that the job runs.
     """
     return {
         "job": {"id": place.job_id, "restarts": place.restarts, "world_size": place.world_size},
         "master": f"{place.master_addr}:{place.master_port}",
-        "hosts": _by_host(seats),
-        "notices": [vars(notice) for notice in known],
+        "hosts": _by_host(locations),
+        "notices": [vars(notice) for notice in notices],
         "code": code,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -60,23 +60,23 @@ def report(
     }
 
 
-def write(path: Path, words: dict[str, object]) -> str:
-    """Write the report as JSON, and return it as text for the log."""
-    text = json.dumps(words, indent=2)
+def write_report(path: Path, report: dict[str, object]) -> str:
+    """Write the report as JSON, and return the same text for the log."""
+    text = json.dumps(report, indent=2)
     path.write_text(text + "\n")
     return text
 
 
-def _by_host(seats: Sequence[Seat]) -> dict[str, str]:
-    """The ranks on each host, in order of their first, and the GPU that each of them drives."""
-    words = {}
-    for host in dict.fromkeys(host for host, _ in seats):
-        here = [(str(rank), gpu) for rank, (name, gpu) in enumerate(seats) if name == host]
+def _by_host(locations: Sequence[Location]) -> dict[str, str]:
+    """For each host, in order of its first rank: its ranks and the GPU of each of them."""
+    hosts = {}
+    for host in dict.fromkeys(host for host, _ in locations):
+        here = [(str(rank), gpu) for rank, (name, gpu) in enumerate(locations) if name == host]
         gpus = [gpu or "none" for _, gpu in here]
-        words[host] = f"ranks {', '.join(rank for rank, _ in here)}" + (
+        hosts[host] = f"ranks {', '.join(rank for rank, _ in here)}" + (
             f" on GPUs {', '.join(gpus)}" if any(gpu for _, gpu in here) else ""
         )
-    return words
+    return hosts
 
 
 def _versions() -> dict[str, str]:
@@ -90,7 +90,7 @@ def _versions() -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Name, memory and driver of each GPU of this node, as nvidia-smi tells; empty where there is none."""
+    """Index, name, memory and driver of each GPU of this node, from nvidia-smi; empty where there is none."""
     command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -108,7 +108,7 @@ def _memory_gb() -> float | None:
 
 
 def _file_system(folder: Path) -> dict[str, object]:
-    """Kind and room of the file system that holds a folder."""
+    """Kind, mount point, free space and size of the file system of a folder."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:

@@ -1,26 +1,24 @@
-"""A small task, whose ranks wait for each other at every step, through all that a real Slurm does to a job."""
+"""What a real Slurm does to a job, with a small task whose ranks wait for each other at every step."""
 
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import jobs
-from jobs import attempts
+from jobs import attempt_log
 from jobs.submission import Submission
+from tests.jobs.support import REPOSITORY, is_alive, starts, wait_until
 from tests.jobs.tasks import Count
-from tests.jobs.test_local import is_alive, starts
 from tests.slurm.cluster import Cluster
 from tests.slurm.config import NODES
 
 pytestmark = pytest.mark.slurm
 
-REPOSITORY = Path(__file__).parents[2]
 CODE = jobs.Code(root=REPOSITORY)
 END = 80
 NEVER = 10_000
@@ -32,32 +30,26 @@ def submit(folder: Path, *, nodes: int = 4, resources: dict | None = None, **cha
     return jobs.submit(task, cluster="slurm", folder=folder / "jobs", resources=wanted, name="count", code=CODE)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
-
-
 def wait_for_start(folder: Path, times: int = 1, nodes: int = 4) -> None:
     wait_until(lambda: all(len(starts(folder, rank)) >= times for rank in range(nodes)))
-    # So that there is a step to lose.
+    # Let the task do some steps that it could lose.
     time.sleep(0.5)
 
 
 def outcomes(folder: Path) -> list[str]:
-    (book,) = (folder / "jobs").glob("*_attempts.jsonl")
-    rows = attempts.read(folder / "jobs", book.name.partition("_")[0])
-    return [row.outcome for row in rows if row.event == "end"]
+    """The outcomes in the attempt log, oldest first."""
+    (log,) = (folder / "jobs").glob("*_attempts.jsonl")
+    events = attempt_log.read(folder / "jobs", log.name.partition("_")[0])
+    return [event.outcome for event in events if event.event == "end"]
 
 
 def preempt(cluster: Cluster, nodes: int = 4) -> None:
-    """A job of the high partition that needs all cores for a second."""
+    """Submit a job to the high partition that takes all cores for a second."""
     cluster.run("sbatch", "-p", "high", "--exclusive", f"-N{nodes}", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
-def assert_went_on(folder: Path, *, restarts: int = 1) -> list[list[int]]:
-    """Every attempt went on where rank 0 had saved, on all ranks, and with another port."""
+def assert_resumed(folder: Path, *, restarts: int = 1) -> list[list[int]]:
+    """Assert that all ranks of each attempt started from the same step, and that each attempt used another port."""
     rows = starts(folder)
     assert [row[2] for row in rows] == list(range(restarts + 1))
     assert len({row[3] for row in rows}) == restarts + 1
@@ -66,13 +58,13 @@ def assert_went_on(folder: Path, *, restarts: int = 1) -> list[list[int]]:
     return rows
 
 
-def test_four_nodes_run_to_the_end_and_logs_are_in_one_place(slurm, tmp_path):
+def test_job_on_four_nodes_finishes_and_leaves_one_log_for_each_rank(slurm, tmp_path):
     submission = submit(tmp_path, end=3)
     updates: list[str] = []
     assert submission.wait(0.2, lambda update: updates.append(update.state)) is jobs.Outcome.FINISHED
     assert updates[-1] == "COMPLETED"
     assert submission.failure() == ""
-    texts = [path.read_text() for path in submission.log_paths()]
+    texts = [(tmp_path / "jobs" / f"{submission.job_id}_{rank}_log.out").read_text() for rank in range(4)]
     assert [f"rank {rank} starts at 0" in text for rank, text in enumerate(texts)] == [True] * 4
 
 
@@ -83,7 +75,7 @@ def test_preemption_with_grace_loses_no_step(request, tmp_path, kind):
     wait_for_start(tmp_path)
     preempt(cluster)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    rows = assert_went_on(tmp_path)
+    rows = assert_resumed(tmp_path)
     assert rows[1][0] > 0
     assert outcomes(tmp_path) == ["requeued", "finished"]
 
@@ -95,12 +87,13 @@ def test_preemption_without_grace_loses_at_most_one_interval(slurm, tmp_path):
     wait_for_start(tmp_path)
     preempt(slurm)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    assert assert_went_on(tmp_path)[1][0] >= 5
+    assert assert_resumed(tmp_path)[1][0] >= 5
 
 
-def test_time_limit_saves_and_goes_on(slurm, tmp_path):
-    # The shortest limit there is; Slurm's signal may come up to a minute early.
-    submission = submit(tmp_path, resources={"timeout_min": 1, "signal_delay_s": 50}, pause_s=0.1, end=450)
+def test_time_limit_saves_and_resumes(slurm, tmp_path):
+    # One minute is the shortest limit of Slurm. Slurm checks limits every 30 s and may signal up to a minute early, so
+    # that a task of 33 s is interrupted at least once.
+    submission = submit(tmp_path, resources={"timeout_min": 1, "signal_delay_s": 50}, pause_s=0.1, end=330)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
     rows = starts(tmp_path)
     assert len(rows) > 1
@@ -109,15 +102,15 @@ def test_time_limit_saves_and_goes_on(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["scontrol requeue", pytest.param("scancel --signal=TERM", marks=pytest.mark.slow)])
-def test_requeue_and_signals_by_hand_lose_no_step(slurm, tmp_path, command):
+def test_requeue_or_signal_by_the_user_loses_no_step(slurm, tmp_path, command):
     submission = submit(tmp_path)
     wait_for_start(tmp_path)
     slurm.run(*command.split(), submission.job_id)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    assert assert_went_on(tmp_path)[1][0] > 0
+    assert assert_resumed(tmp_path)[1][0] > 0
 
 
-def test_cancelled_job_saves_stays_cancelled_and_says_so(slurm, tmp_path):
+def test_cancelled_job_saves_and_is_not_requeued(slurm, tmp_path):
     submission = submit(tmp_path, end=NEVER)
     wait_for_start(tmp_path)
     submission.cancel()
@@ -125,40 +118,40 @@ def test_cancelled_job_saves_stays_cancelled_and_says_so(slurm, tmp_path):
     assert (tmp_path / "ended").read_text() == "CANCELLED\n"
     assert int((tmp_path / "step").read_text()) > 0
     time.sleep(5)
-    assert submission.state() == "CANCELLED"
-    # The same launch goes on with it.
+    assert submission.update().state == "CANCELLED"
+    # The same launch resumes it.
     assert submit(tmp_path).wait(0.2) is jobs.Outcome.FINISHED
 
 
-def test_killed_rank_goes_on_from_the_last_save(slurm, tmp_path):
+def test_job_with_a_killed_rank_resumes_from_the_last_save(slurm, tmp_path):
     submission = submit(tmp_path, kill_at=(2, 25), save_every=10, end=40)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    assert assert_went_on(tmp_path)[1][0] == 20
+    assert assert_resumed(tmp_path)[1][0] == 20
     assert outcomes(tmp_path)[-2:] == ["lost", "finished"]
 
 
-def test_failed_rank_ends_the_job_with_its_own_words(slurm, tmp_path):
+def test_failed_rank_ends_the_job_and_its_error_is_reported(slurm, tmp_path):
     submission = submit(tmp_path, raise_at=(3, 5))
     assert submission.wait(0.2) is jobs.Outcome.FAILED
     assert submission.failure().startswith("rank 3 failed: step 5 cannot be done\n")
     time.sleep(5)
     assert len(starts(tmp_path)) == 1
-    assert submission.state() == "FAILED"
+    assert submission.update().state == "FAILED"
 
 
-def test_rank_killed_at_the_same_step_again_and_again_ends_the_job(slurm, tmp_path):
+def test_rank_killed_at_the_same_step_in_each_attempt_ends_the_job(slurm, tmp_path):
     submission = submit(tmp_path, kill_at=(1, 5), once=False, resources={"max_stalls": 1})
     assert submission.wait(0.2) is jobs.Outcome.FAILED
-    assert "1 attempt started at step 0 and got no further" in submission.failure()
+    assert "1 attempt started at step 0 and made no progress" in submission.failure()
     assert len(starts(tmp_path)) == 1
 
 
-def test_lost_node_goes_on_with_fewer(slurm, tmp_path):
+def test_job_that_lost_a_node_resumes_with_fewer_nodes(slurm, tmp_path):
     submission = submit(tmp_path, save_every=5, pause_s=0.1, end=1000)
     wait_until(lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text()) >= 5)
     slurm.kill_node("n3")
-    wait_until(lambda: submission.state() == "PENDING")
-    # Slurm waits for the node; the user does not.
+    wait_until(lambda: submission.update().state == "PENDING")
+    # Slurm waits for the node to come back; the user launches again without it.
     submission.cancel()
     assert submission.wait(0.2) is jobs.Outcome.CANCELLED
     assert submit(tmp_path, nodes=2, save_every=5, end=60).wait(0.2) is jobs.Outcome.FINISHED
@@ -167,17 +160,17 @@ def test_lost_node_goes_on_with_fewer(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_lost_node_comes_back(slurm, tmp_path):
+def test_job_that_lost_a_node_resumes_when_the_node_is_back(slurm, tmp_path):
     submission = submit(tmp_path, save_every=5, pause_s=0.1, end=100)
     wait_until(lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text()) >= 5)
     slurm.kill_node("n4")
-    wait_until(lambda: submission.state() != "RUNNING")
+    wait_until(lambda: submission.update().state != "RUNNING")
     slurm.start_node("n4")
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    assert assert_went_on(tmp_path)[1][0] >= 5
+    assert assert_resumed(tmp_path)[1][0] >= 5
 
 
-def test_run_directory_removed_ends_the_job_and_its_launcher(slurm, tmp_path):
+def test_removed_run_directory_ends_the_job_and_is_reported(slurm, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     submission = submit(folder)
@@ -192,13 +185,13 @@ def test_run_directory_removed_ends_the_job_and_its_launcher(slurm, tmp_path):
     assert slurm.run("squeue", "-h").strip() == ""
 
 
-def test_second_launch_comes_back_to_the_working_job(slurm, tmp_path, capsys):
+def test_second_launch_follows_the_running_job(slurm, tmp_path, capsys):
     submission = submit(tmp_path)
     wait_for_start(tmp_path)
     again = submit(tmp_path)
     assert again.job_id == submission.job_id
     assert "following it" in capsys.readouterr().out
-    with pytest.raises(jobs.JobError, match=f"job {submission.job_id} on Slurm still works in"):
+    with pytest.raises(jobs.JobError, match=f"job {submission.job_id} on Slurm still uses"):
         jobs.submit(
             Count(folder=tmp_path),
             cluster="local",
@@ -210,18 +203,18 @@ def test_second_launch_comes_back_to_the_working_job(slurm, tmp_path, capsys):
     assert len(starts(tmp_path)) == 1
 
 
-def test_gpus_are_asked_for_and_each_process_has_its_own(signalling_slurm, tmp_path):
+def test_gpus_are_requested_and_each_process_has_its_own_local_rank(signalling_slurm, tmp_path):
     submission = submit(tmp_path, resources={"gpus_per_node": 2}, end=1)
     assert submission.world_size == 8
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
     local_ranks = [(tmp_path / f"place{rank}").read_text().split() for rank in range(8)]
     assert [int(place[0]) for place in local_ranks] == [0, 1] * len(NODES)
-    # Nothing narrows what a process sees: it drives the device of its local rank.
+    # Each process sees all GPUs of its node and uses the one with the number of its local rank.
     assert {place[1] for place in local_ranks} == {"0,1"}
 
 
-def test_what_the_cluster_does_not_have_is_refused_before_anything_is_queued(slurm, tmp_path):
-    for resources, words in (
+def test_resources_that_the_cluster_lacks_are_refused_before_submission(slurm, tmp_path):
+    for resources, message in (
         ({"partition": "gpu"}, "--partition gpu does not exist; there are: high, low"),
         ({"cpus_per_task": 5}, "--tasks-per-node times --cpus-per-task asks for 5 cores of a node"),
         ({"gpus_per_node": 1}, "--gpus-per-node asks for 1 GPUs of a node; the largest of low has 0"),
@@ -232,17 +225,17 @@ def test_what_the_cluster_does_not_have_is_refused_before_anything_is_queued(slu
     ):
         with pytest.raises(jobs.JobError) as error:
             submit(tmp_path, resources=resources)
-        assert words in str(error.value)
+        assert message in str(error.value)
     assert not (tmp_path / "jobs").exists()
 
 
-def test_sbatch_refusal_reaches_the_user_in_one_line(slurm, tmp_path):
+def test_refusal_by_sbatch_is_reported_in_one_line(slurm, tmp_path):
     with pytest.raises(jobs.JobError, match=r"sbatch refuses the job: .*[Ii]nvalid") as error:
         submit(tmp_path, resources={"slurm": ("licenses=none@nowhere",)})
     assert "\n" not in str(error.value)
 
 
-def test_array_runs_each_task_in_its_own_folder_and_requeues_one_alone(slurm, tmp_path):
+def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(slurm, tmp_path):
     homes = [tmp_path / f"run{number}" for number in range(3)]
     for home in homes:
         home.mkdir()
@@ -264,14 +257,14 @@ def test_array_runs_each_task_in_its_own_folder_and_requeues_one_alone(slurm, tm
     wait_until(lambda: starts(homes[1]))
     again = jobs.attach(homes[1] / "jobs")
     assert again is not None
-    assert [submission.job_id for submission in sweep()] == ids, "what still works was submitted again"
+    assert [submission.job_id for submission in sweep()] == ids, "a running element was submitted again"
     slurm.run("scontrol", "requeue", again.job_id)
     assert jobs.wait_all(submissions, 0.2) == [jobs.Outcome.FINISHED] * 3
     assert [(home / "step").read_text() for home in homes] == ["100", "101", "102"]
     assert [len(starts(home)) for home in homes] == [1, 2, 1]
 
 
-def test_node_that_cannot_reach_the_master_is_named_and_ends_the_job(slurm, tmp_path):
+def test_rank_that_cannot_reach_rank_0_ends_the_job_and_is_named(slurm, tmp_path):
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\n[ "$SLURM_PROCID" = 2 ] && exec unshare -n {sys.executable} "$@"\nexec {sys.executable} "$@"\n'
@@ -279,27 +272,27 @@ def test_node_that_cannot_reach_the_master_is_named_and_ends_the_job(slurm, tmp_
     python.chmod(0o700)
     submission = submit(tmp_path, resources={"python": str(python), "meeting_s": 5})
     assert submission.wait(0.2) is jobs.Outcome.FAILED
-    words = submission.failure()
-    assert "rank 2" in words
-    assert "did not reach rank 0 at 127.0.0.1:" in words
+    failure = submission.failure()
+    assert "rank 2" in failure
+    assert "did not reach rank 0 at 127.0.0.1:" in failure
     assert not starts(tmp_path)
 
 
 @pytest.mark.slow
-def test_controller_that_restarts_ends_neither_launcher_nor_job(slurm, tmp_path):
+def test_restart_of_the_slurm_controller_ends_neither_launcher_nor_job(slurm, tmp_path):
     submission = submit(tmp_path)
     wait_for_start(tmp_path)
     slurm.stop_controller()
     os.kill(starts(tmp_path)[0][1], signal.SIGUSR1)
     states: list[str] = []
 
-    def note(update: jobs.Update) -> None:
+    def record_state(update: jobs.Update) -> None:
         if not states:
-            # The rank has saved by now, and tries in vain to be requeued.
+            # Rank 0 saves, and then tries to requeue the job while the Slurm controller is down.
             wait_until(lambda: (tmp_path / "step").exists())
             slurm.start_controller()
         states.append(update.state)
 
-    assert submission.wait(0.2, note) is jobs.Outcome.FINISHED
+    assert submission.wait(0.2, record_state) is jobs.Outcome.FINISHED
     assert states[0] == "NO ANSWER"
-    assert assert_went_on(tmp_path)[1][0] > 0
+    assert assert_resumed(tmp_path)[1][0] > 0

@@ -1,0 +1,85 @@
+"""The attempt log of a job: one line for each start and each end of an attempt.
+
+With it, a job that is requeued again and again without progress is ended.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+def log_path(folder: Path, job_id: str) -> Path:
+    """The attempt log of a job. Each job has its own file, since the elements of an array write at the same time."""
+    return folder / f"{job_id}_attempts.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEvent:
+    """The start or the end of one attempt.
+
+    Attributes:
+        event: "start" or "end".
+        job_id: the cluster's name for the job.
+        restarts: how often the job was requeued before this attempt.
+        time: seconds since 1970.
+        host: node of rank 0.
+        world_size: processes of the job.
+        progress: the task's `progress()` at the start, or "".
+        outcome: how the attempt ended: "finished", "requeued" (saved and requeued), "stopped", "cancelled", "failed",
+            "given up" (no progress), "peer lost" (another rank died), "lost" (ranks died and the job was requeued).
+        reason: human-readable reason of the outcome.
+    """
+
+    event: str
+    job_id: str
+    restarts: int
+    time: float
+    host: str = ""
+    world_size: int = 0
+    progress: str = ""
+    outcome: str = ""
+    reason: str = ""
+
+
+def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: object) -> None:
+    """Append one line and sync it to disk. Rank 0 writes, and after it the batch script, so that lines never mix."""
+    row = {"event": event, "job_id": job_id, "restarts": restarts, "time": time.time(), **fields}
+    with log_path(folder, job_id).open("a") as file:
+        file.write(json.dumps(asdict(AttemptEvent(**row))) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path, job_id: str) -> list[AttemptEvent]:
+    """The attempt log of a job, oldest event first. A line that a crash cut short is left out."""
+    try:
+        lines = log_path(folder, job_id).read_text().splitlines()
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(AttemptEvent(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return events
+
+
+def last_outcome(folder: Path, job_id: str) -> str:
+    """How the newest attempt of a job ended, or "" while it runs or when it was killed."""
+    events = read(folder, job_id)
+    return events[-1].outcome if events and events[-1].event == "end" else ""
+
+
+def count_stalls(folder: Path, job_id: str, progress: str) -> int:
+    """How many of the newest attempts of this job, one after the other, started from `progress`."""
+    count = 0
+    for event in reversed(read(folder, job_id)):
+        if event.event != "start":
+            continue
+        if event.progress != progress:
+            break
+        count += 1
+    return count

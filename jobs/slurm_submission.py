@@ -1,0 +1,68 @@
+"""A job that was submitted to Slurm."""
+
+import time
+from pathlib import Path
+
+from jobs.attempt_log import last_outcome
+from jobs.failure import tail
+from jobs.slurm import ask, slurm_job
+from jobs.submission import FINAL_STATES, Submission, Update
+
+REQUEUE_S = 30.0
+"""A job that Slurm requeues may show PREEMPTED or NODE_FAIL for some seconds before it is PENDING again."""
+
+
+class SlurmSubmission(Submission):
+    """A job in Slurm's queue."""
+
+    cluster = "slurm"
+
+    def __init__(self, folder: Path, job_id: str, world_size: int) -> None:
+        super().__init__(folder, job_id, world_size)
+        self._transient_since: float | None = None
+
+    def update(self) -> Update:
+        """Ask Slurm. When Slurm has forgotten the job, derive the state from the attempt log."""
+        job = slurm_job(self.job_id)
+        if job is not None:
+            return Update(state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes)
+        known = {"finished": "COMPLETED", "cancelled": "CANCELLED", "": "UNKNOWN"}
+        return Update(
+            state=known.get(last_outcome(self.folder, self.job_id), "FAILED"), reason="Slurm has forgotten the job"
+        )
+
+    def is_over(self, update: Update) -> bool:
+        """Whether Slurm will not start the job again. A requeued job that is held counts as over."""
+        if update.state == "PENDING" and "held" in update.reason.lower():
+            return True
+        if update.state not in FINAL_STATES | {"PREEMPTED", "UNKNOWN"}:
+            self._transient_since = None
+            return False
+        if update.state in ("PREEMPTED", "NODE_FAIL", "UNKNOWN"):
+            self._transient_since = self._transient_since or time.monotonic()
+            return time.monotonic() - self._transient_since > REQUEUE_S
+        return True
+
+    def cancel(self) -> None:
+        """Run scancel."""
+        ask("scancel", self.job_id)
+
+    def detach(self) -> str:
+        """Leave the job alone."""
+        return (
+            f"job {self.job_id} goes on without this launcher; scancel {self.job_id} ends it; its logs: {self.folder}"
+        )
+
+    def failure(self) -> str:
+        """Why the job failed: what the ranks reported, or else Slurm's state and the end of rank 0's log."""
+        reported = super().failure()
+        if reported:
+            return reported
+        update = self.update()
+        if update.state in ("COMPLETED", "RUNNING") or (update.state == "PENDING" and "held" not in update.reason):
+            return ""
+        log_file = self.folder / f"{self.job_id}_0_log.out"
+        reason = f" ({update.reason})" if update.reason else ""
+        last = tail(log_file)
+        where = f"\n  end of {log_file}:\n{last}" if last else f"; it left no log in {self.folder}"
+        return f"job {self.job_id} ended as {update.state}{reason}{where}"

@@ -1,0 +1,48 @@
+"""Which cluster is chosen, and how a job's state is read, with faked Slurm commands."""
+
+import pytest
+
+import jobs
+from jobs.slurm import slurm_job
+
+
+def test_auto_chooses_slurm_where_sinfo_answers(fake_command):
+    fake_command("sinfo", "low\nhigh")
+    cluster, reason = jobs.choose_cluster("auto")
+    assert cluster == "slurm"
+    assert "high, low" in reason
+
+
+def test_auto_chooses_local_without_slurm_and_gives_the_reason(fake_command):
+    assert jobs.choose_cluster("auto") == (
+        "local",
+        "processes on this machine, because sinfo is not installed on this machine",
+    )
+
+
+def test_a_slurm_command_that_hangs_is_given_up_after_the_time_limit(fake_command, monkeypatch):
+    monkeypatch.setattr("jobs.slurm.ANSWER_S", 0.3)
+    fake_command("sinfo", "low", sleep_s=20)
+    cluster, reason = jobs.choose_cluster("auto")
+    assert cluster == "local"
+    assert "did not answer" in reason
+    with pytest.raises(jobs.JobError, match="use --cluster local"):
+        jobs.choose_cluster("slurm")
+
+
+def test_error_for_an_unknown_cluster_lists_the_known_ones(fake_command):
+    with pytest.raises(jobs.JobError, match="there are: auto, slurm, local, debug"):
+        jobs.choose_cluster("slrum")
+
+
+def test_job_state_is_read_from_the_controller_and_else_from_the_accounting(fake_command):
+    fake_command("scontrol", "JobId=7 JobState=PENDING Reason=Priority Restarts=3 NodeList=(null) Comment=JobState=X")
+    job = slurm_job("7")
+    assert job is not None
+    assert (job.state, job.reason, job.restarts, job.nodes) == ("PENDING", "Priority", 3, "")
+    fake_command("scontrol", error="slurm_load_jobs error: Invalid job id specified", status=1)
+    assert slurm_job("7") is None
+    fake_command("sacct", "CANCELLED by 1000|n[1-2]")
+    job = slurm_job("7")
+    assert job is not None
+    assert (job.state, job.nodes) == ("CANCELLED", "n[1-2]")

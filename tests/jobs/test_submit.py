@@ -1,0 +1,51 @@
+"""What a dry run shows."""
+
+import jobs
+
+
+def test_dry_run_shows_the_script_without_slurm(fake_command, tmp_path):
+    resources = jobs.Resources(
+        nodes=4,
+        gpus_per_node=2,
+        cpus_per_task=6,
+        mem_gb=10.5,
+        partition="low",
+        account="lab",
+        setup=("module load cuda",),
+        slurm=("reservation=abc", "exclusive="),
+    )
+    script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run", resources=resources, name="demo")
+    lines = script.splitlines()
+    for line in (
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --mem=10752M",
+        "#SBATCH --partition=low",
+        "#SBATCH --account=lab",
+        "#SBATCH --reservation=abc",
+        "#SBATCH --exclusive",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120",
+        "module load cuda",
+    ):
+        assert line in lines
+    srun = next(line for line in lines if line.startswith("srun"))
+    assert "--kill-on-bad-exit=1" in srun
+    assert "--cpus-per-task=6" in srun
+    assert not (tmp_path / "run").exists()
+
+
+def test_container_mounts_the_run_and_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resources = jobs.Resources(container_image="registry#image:1")
+    code = jobs.Code(root=tmp_path / "code")
+    script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run/jobs", resources=resources, name="x", code=code)
+    srun = next(line for line in script.splitlines() if line.startswith("srun"))
+    mounts = ",".join(f"{path}:{path}" for path in (tmp_path / "run", tmp_path / "code", tmp_path))
+    assert f"'--container-image=registry#image:1' --container-mounts={mounts} python3 -u -m jobs.rank" in srun
+
+
+def test_dry_run_on_the_local_cluster_describes_the_processes(tmp_path):
+    text = jobs.dry_run(cluster="local", folder=tmp_path / "run", resources=jobs.Resources(nodes=4), name="demo")
+    assert text.startswith("4 processes on this machine stand for 4 nodes of 1")
