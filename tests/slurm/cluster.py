@@ -275,13 +275,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "status", "guard"])
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="folder of the cluster")
-    parser.add_argument(
-        "--grace-s", type=int, default=Settings.grace_s, help="seconds between the signal of a preemption and the kill"
-    )
+    parser.add_argument("--grace-s", type=int, default=Settings.grace_s, help="grace time before a preemption")
     parser.add_argument(
         "--user-signal",
         action="store_true",
-        help="send the job's own signal at a preemption too (preempt_send_user_signal)",
+        help="set preempt_send_user_signal",
     )
     parser.add_argument(
         "--gpus", type=int, default=0, choices=range(len(DEVICES) + 1), help="GPUs that each node claims to have"
