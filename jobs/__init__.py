@@ -5,48 +5,43 @@ nothing of what the processes compute.
 """
 
 from jobs.array import submit_array, wait_all
-from jobs.errors import JobError, NoAnswer
-from jobs.folder_lock import is_running_locally as works_here
+from jobs.errors import JobError, SlurmError
+from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
-from jobs.notice import Notice, too_short
-from jobs.notice import find_notices as notices
-from jobs.notice import notices_from_environment as told_notices
-from jobs.partitions import fit_resources as fit
-from jobs.partitions import node_groups
+from jobs.notice import Notice, find_notices, notices_from_environment, too_short
+from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
 from jobs.slurm import Cluster, choose_cluster
-from jobs.snapshot import Code
-from jobs.snapshot import take_snapshot as settle
+from jobs.snapshot import Code, take_snapshot
 from jobs.submission import Submission, Update
-from jobs.submit import attach, dry_run, submit
-from jobs.submit import describe_local as local_words
+from jobs.submit import attach, describe_local, dry_run, submit
 from jobs.task import Outcome, StopRequested, Task
 
 __all__ = [
     "Cluster",
     "Code",
     "JobError",
-    "NoAnswer",
     "Notice",
     "Outcome",
     "Resources",
+    "SlurmError",
     "StopRequested",
     "Submission",
     "Task",
     "Update",
     "attach",
     "choose_cluster",
+    "describe_local",
     "dry_run",
-    "fit",
-    "local_words",
+    "find_notices",
+    "fit_resources",
+    "is_running_locally",
     "node_groups",
-    "notices",
+    "notices_from_environment",
     "private_directory",
-    "settle",
     "submit",
     "submit_array",
-    "told_notices",
+    "take_snapshot",
     "too_short",
     "wait_all",
-    "works_here",
 ]

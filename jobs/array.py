@@ -18,7 +18,7 @@ from jobs.task import Outcome, Task
 def submit_array(
     tasks: Sequence[Task],
     *,
-    homes: Sequence[Path],
+    task_folders: Sequence[Path],
     folder: Path,
     resources: Resources,
     name: str,
@@ -29,7 +29,7 @@ def submit_array(
 
     Args:
         tasks: picklable callables, as for `submit`.
-        homes: one folder for each task, from which `attach` finds the task's element again.
+        task_folders: one folder for each task, from which `attach` finds the task's element again.
         folder: folder of the scripts, pickles and logs of all elements.
         resources: resources of each element.
         name: name of the array in the queue.
@@ -46,23 +46,30 @@ def submit_array(
     from jobs.executors import build_executor
     from jobs.slurm_submission import SlurmSubmission
 
-    if not tasks or len(tasks) != len(homes):
-        raise JobError(f"an array needs one folder for each task, but got {len(tasks)} tasks and {len(homes)} folders")
+    if not tasks or len(tasks) != len(task_folders):
+        raise JobError(
+            f"an array needs one folder for each task, but got {len(tasks)} tasks and {len(task_folders)} folders"
+        )
     resources.check()
     resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
-    homes = [private_directory(home) for home in homes]
-    submissions = {home: previous for home in homes if (previous := unfinished_job(home)) is not None}
+    task_folders = [private_directory(task_folder) for task_folder in task_folders]
+    submissions = {
+        task_folder: previous for task_folder in task_folders if (previous := unfinished_job(task_folder)) is not None
+    }
     code = code or Code(root=package_root())
     executor = build_executor("slurm", folder, resources, name, code=code.root)
     executor.update_parameters(array_parallelism=at_once)
-    new = {home: Job(task, folder, resources, code, home) for home, task in zip(homes, tasks, strict=True)}
-    new = {home: job for home, job in new.items() if home not in submissions}
+    new = {
+        task_folder: Job(task, folder, resources, code, task_folder)
+        for task_folder, task in zip(task_folders, tasks, strict=True)
+    }
+    new = {task_folder: job for task_folder, job in new.items() if task_folder not in submissions}
     submitted = call_submitit(lambda: executor.submit_array(list(new.values()))) if new else []
-    for home, element in zip(new, submitted, strict=True):
-        submissions[home] = SlurmSubmission(folder, element.job_id, resources.world_size)
-        submissions[home].remember(home)
-    return [submissions[home] for home in homes]
+    for task_folder, element in zip(new, submitted, strict=True):
+        submissions[task_folder] = SlurmSubmission(folder, element.job_id, resources.world_size)
+        submissions[task_folder].remember(task_folder)
+    return [submissions[task_folder] for task_folder in task_folders]
 
 
 def wait_all(

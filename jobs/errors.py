@@ -5,5 +5,5 @@ class JobError(ValueError):
     """A job cannot be submitted, or cannot go on."""
 
 
-class NoAnswer(JobError):
+class SlurmError(JobError):
     """A Slurm command is not installed, fails, or does not answer in time."""

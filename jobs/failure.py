@@ -125,7 +125,7 @@ def last_error(traceback: str) -> str:
         return text
     name = path.rpartition(".")[2]
     # The messages of these are written for the user and need no class name.
-    return message if name in ("JobError", "ValueError") and message else f"{name}{colon}{message}"
+    return message if name in ("JobError", "SlurmError", "ValueError") and message else f"{name}{colon}{message}"
 
 
 def tail(path: Path, lines: int = LINES) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from jobs.errors import NoAnswer
+from jobs.errors import SlurmError
 from jobs.resources import Resources
 from jobs.slurm import Cluster, ask
 
@@ -28,7 +28,7 @@ class Notice:
     seconds: int
     partition: str = ""
 
-    def words(self, needed_s: float) -> str:
+    def describe_shortage(self, needed_s: float) -> str:
         """Say that `seconds` is less than the `needed_s` that saving takes, and what to set; ends a sentence."""
         wanted = ROUND_S * math.ceil(2 * needed_s / ROUND_S)
         if self.partition:
@@ -53,7 +53,7 @@ def find_notices(cluster: Cluster, resources: Resources) -> list[Notice]:
     if cluster == "slurm":
         try:
             partitions = [_fields(line) for line in ask("scontrol", "show", "partition", "--oneliner").splitlines()]
-        except NoAnswer:
+        except SlurmError:
             return found
         wanted = resources.partition.split(",") if resources.partition else None
         highest = max((_number(fields, "PriorityTier") for fields in partitions), default=0)

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jobs.errors import JobError, NoAnswer
+from jobs.errors import JobError, SlurmError
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -21,19 +21,19 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
         timeout_s: time limit in seconds; by default `ANSWER_S`.
 
     Raises:
-        NoAnswer: the program is not installed, does not answer in time, or fails; the message quotes its error.
+        SlurmError: the program is not installed, does not answer in time, or fails; the message quotes its error.
     """
     timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
-        raise NoAnswer(f"{command[0]} is not installed on this machine") from None
+        raise SlurmError(f"{command[0]} is not installed on this machine") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
+        raise SlurmError(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
         # Slurm's commands start the line with their own name.
-        raise NoAnswer(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}")
+        raise SlurmError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
 

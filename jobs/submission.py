@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.attempt_log import last_outcome
-from jobs.errors import NoAnswer
+from jobs.errors import SlurmError
 from jobs.failure import describe_failure
 from jobs.log import log
 from jobs.task import Outcome
@@ -112,7 +112,7 @@ class Submission(ABC):
         """How the job stands, and its outcome once it is over."""
         try:
             update = self.update()
-        except NoAnswer as error:
+        except SlurmError as error:
             # The Slurm controller may be restarting, which does not end the job.
             return Update(state=NO_ANSWER, reason=str(error)), None
         return update, self._outcome(update) if self.is_over(update) else None

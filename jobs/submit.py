@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.errors import JobError, NoAnswer
+from jobs.errors import JobError, SlurmError
 from jobs.folders import private_directory
 from jobs.job import Job
 from jobs.log import log
@@ -133,7 +133,7 @@ def unfinished_job(folder: Path) -> Submission | None:
     try:
         job = slurm_job(previous.job_id)
         return None if job is None or previous.is_over(previous.update()) else previous
-    except NoAnswer as error:
+    except SlurmError as error:
         raise JobError(f"cannot tell whether job {previous.job_id} still uses {folder}: {error}") from None
 
 

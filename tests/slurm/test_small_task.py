@@ -244,7 +244,7 @@ def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(s
     def sweep() -> list[Submission]:
         return jobs.submit_array(
             tasks,
-            homes=[home / "jobs" for home in homes],
+            task_folders=[home / "jobs" for home in homes],
             folder=tmp_path / "array",
             resources=jobs.Resources(nodes=2, partition="low", timeout_min=10),
             name="sweep",
