@@ -62,12 +62,12 @@ class Plan:
 
     def code(self, *, copy: bool) -> Code:
         """What the processes import; `copy` takes the snapshot now, if there is to be one."""
-        from jobs import private_directory, settle
+        from jobs import private_directory, take_snapshot
 
         into = self.run_dir / "code" if self.options.code == "snapshot" else None
         if into is not None and copy:
             private_directory(into)
-        return settle(PROJECT_ROOT, PACKAGES, into, copy=copy)
+        return take_snapshot(PROJECT_ROOT, PACKAGES, into, copy=copy)
 
     def extra(self) -> dict[str, Any]:
         """What each run's `config.json` says beside the training."""
@@ -170,13 +170,13 @@ def check_tracking_uri(uri: str) -> None:
 
 def _settled(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:
     """The resources, checked, against the cluster too where it can be asked, with the GPUs and the time limit there."""
-    from jobs import NoAnswer, fit, node_groups
+    from jobs import SlurmError, fit_resources, node_groups
 
     resources.check()
-    with contextlib.suppress(*([NoAnswer] if dry_run else [])):
+    with contextlib.suppress(*([SlurmError] if dry_run else [])):
         resources = with_gpus_found(resources, cluster)
         if cluster == "slurm":
-            resources = fit(resources, node_groups())
+            resources = fit_resources(resources, node_groups())
     resources.check()
     return resources
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from jobs import Submission, local_words, notices, submit
+from jobs import Submission, describe_local, find_notices, submit
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
 from pipeline.launch.plan import Plan, PlannedRun
@@ -23,7 +23,7 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     checked = check_run(plan, run)
     run_directory.prepare(run.run_dir, run.config, checked.extra)
     keep_changes(PROJECT_ROOT, run.run_dir)
-    for words in warnings(Needs.of_run(run.run_dir), notices(plan.cluster, plan.resources)):
+    for words in warnings(Needs.of_run(run.run_dir), find_notices(plan.cluster, plan.resources)):
         print(f"warning: {words}", file=sys.stderr)
     return checked
 
@@ -45,5 +45,5 @@ def cluster_words(plan: Plan) -> str:
     """Where the processes will run, and how many."""
     count = plan.resources.world_size
     processes = f"{count} process{'es' if count > 1 else ''}"
-    processes = local_words(plan.resources) if plan.cluster == "local" else processes
+    processes = describe_local(plan.resources) if plan.cluster == "local" else processes
     return f"cluster: {plan.cluster} ({plan.why}); {processes}"

@@ -43,7 +43,7 @@ def launch_sweep(plan: Plan) -> int:
 def _as_array(plan: Plan, runs: list[PlannedRun], totals: dict[Path, int]) -> int:
     submissions = submit_array(
         [TrainTask(run.run_dir) for run in runs],
-        homes=[run.run_dir / "submitit" for run in runs],
+        task_folders=[run.run_dir / "submitit" for run in runs],
         folder=plan.logs,
         resources=plan.resources,
         name=plan.name,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import told_notices
+from jobs import notices_from_environment
 from pipeline.common.console import duration
 from pipeline.common.errors import TrainingError
 from pipeline.run.files import ATTEMPTS_NAME, read_events
@@ -39,7 +39,7 @@ class Recorder:
         self._events: list[dict[str, Any]] = []
         self._step_s = self._wait_s = 0.0
         self._needs = Needs()
-        self._told = told_notices() if self._main else []
+        self._told = notices_from_environment() if self._main else []
         self.attempt = 1 + max((e["attempt"] for e in read_events(run_dir)), default=0) if self._main else 0
 
     def open(self, step: int) -> None:

@@ -60,4 +60,4 @@ def warnings(needs: Needs, known: Sequence[Notice]) -> list[str]:
     if needs.evaluation:
         parts.append(f"an evaluation of {needs.evaluation:.1f} s")
     need = f"asked to stop, this run needs up to {seconds:.0f} s ({', '.join(parts)} and a save of {needs.save:.1f} s)"
-    return [f"{need}, but {notice.words(seconds)}" for notice in too_short(known, seconds)]
+    return [f"{need}, but {notice.describe_shortage(seconds)}" for notice in too_short(known, seconds)]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs import JobError, Submission, attach, works_here
+from jobs import JobError, Submission, attach, is_running_locally
 from pipeline.run.status import RunStatus
 
 OVER = ("finished", "failed", "cancelled")
@@ -45,7 +45,7 @@ class Jobs:
             self._submissions[run_dir] = attach(folder)
         submission = self._submissions[run_dir]
         if submission is None:
-            return None, not works_here(folder)
+            return None, not is_running_locally(folder)
         if self._silent:
             return None, False
         try:

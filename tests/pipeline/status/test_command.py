@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from jobs.presence import claim
+
 from pipeline.run.status import read_status
 from pipeline.status.command import main
 from pipeline.status.show import lines, table
