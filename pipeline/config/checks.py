@@ -1,7 +1,8 @@
 """Which numbers each field of a `TrainConfig` may have by itself."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.config.serialise import flatten, to_dict
@@ -73,7 +74,7 @@ PAIRS = ("augment.crop_scale", "augment.crop_ratio")
 
 def check(config: TrainConfig, world_size: int) -> TrainConfig:
     """Return the config if the values can work together on `world_size` ranks, else raise `ConfigError`."""
-    check_ranges(config)
+    check_ranges(flatten(to_dict(config)))
     micro = config.micro_batch(world_size)
     if config.global_batch_size % (micro * world_size):
         fitting = [
@@ -109,19 +110,22 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
     return config
 
 
-def check_ranges(config: TrainConfig) -> None:
+def check_ranges(values: Mapping[str, Any]) -> None:
     """Refuse a value that no training can have, before anything is computed from it.
+
+    Args:
+        values: fields of a `TrainConfig`, all or some, as `flatten` names them.
 
     Raises:
         ConfigError: with the field and the value.
     """
-    flat = flatten(to_dict(config))
     for words, holds, names in RANGES:
         for name in names:
-            values = flat[name] if isinstance(flat[name], list) else [flat[name]]
-            if any(value is not None and not (math.isfinite(value) and holds(value)) for value in values):
-                raise ConfigError(f"{name} {' '.join(map(str, values))} {words}")
-    for name in PAIRS:
-        low, high = flat[name]
+            value = values.get(name)
+            each = value if isinstance(value, list) else [value]
+            if any(number is not None and not (math.isfinite(number) and holds(number)) for number in each):
+                raise ConfigError(f"{name} {' '.join(map(str, each))} {words}")
+    for name in values.keys() & PAIRS:
+        low, high = values[name]
         if low > high:
             raise ConfigError(f"{name} {low} {high} must begin with the smaller of the two")

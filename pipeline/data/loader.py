@@ -6,14 +6,13 @@ that write into shared memory, which is page-locked where the device is a GPU.
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pipeline.augment.jpeg import region as jpeg_region
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.split import Split, build_prefetcher, open_split
 from pipeline.order.samples import SampleOrder
 
@@ -52,9 +51,6 @@ class _Loader:
     """What both loaders have in common."""
 
     def __init__(self, split: "Split", source: "BatchSource", prefetcher: "Prefetcher | None") -> None:
-        manifest = split.manifest
-        self.num_samples, self.num_classes = manifest.num_samples, len(manifest.classes)
-        self.dataset_digest = manifest.digest
         self._index, self._source, self._prefetcher = split.index, source, prefetcher
 
     def keys(self, indices: "Iterable[int] | Tensor") -> list[str]:
@@ -80,10 +76,6 @@ class TrainLoader(_Loader):
     """Iterates over steps; each is an iterable of its micro-batches.
 
     Attributes:
-        num_samples: of the split.
-        num_classes: of the split.
-        classes: names, by label.
-        dataset_digest: of the manifest.
         data_wait_s: seconds that the last step, or the present one so far, waited for its batches.
     """
 
@@ -157,15 +149,16 @@ def build_train_loader(
     if rank == 0 and not jpeg_region.is_built():
         logger.warning("images load a quarter slower: no C compiler was there when this package was installed")
     data, global_batch_size = config.data, config.global_batch_size
-    split = open_split(config, data.shards, data.train_split, training=True)
+    split = open_split(data.shards, data.train_split, data)
     shard_samples = tuple(shard.samples for shard in split.manifest.shards)
     order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
     micro, count = config.micro_batch(world_size), config.gradient_accumulation_steps(world_size)
     needs = order.shards_by_need(start_step * global_batch_size, rank, world_size)
     needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
-    prefetcher = build_prefetcher(config, split, needs) if start_step < total_steps else None
+    prefetcher = build_prefetcher(data, split, needs) if start_step < total_steps else None
 
     from pipeline.data.batch import Request
+    from pipeline.data.reader import ReaderSpec
 
     def requests() -> Iterator["Request"]:
         steps = range(start_step, total_steps)
@@ -177,18 +170,35 @@ def build_train_loader(
                 part = slice(micro_step, None, count)
                 yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
 
+    spec = ReaderSpec(
+        index_folder=split.index.folder,
+        shards=split.shards,
+        augment=config.augment,
+        image_size=config.model.image_size,
+        seed=config.seed,
+        training=True,
+        on_damage=data.on_damage,
+    )
     workers = data.workers if start_step < total_steps else 0
-    source = _source(config, split.spec, requests(), micro, workers, device)
+    source = _source(data, spec, requests(), micro, workers, device)
     return TrainLoader(split, source, prefetcher, range(start_step, total_steps), count)
 
 
 def build_evaluation_loader(
-    config: TrainConfig, *, world_size: int, rank: int, device: "torch.device | str"
+    data: DataConfig,
+    augment: AugmentConfig,
+    image_size: int,
+    *,
+    world_size: int,
+    rank: int,
+    device: "torch.device | str",
 ) -> EvaluationLoader:
     """Open the validation split: every sample exactly once over all ranks; shares may differ by one sample.
 
     Args:
-        config: of the training; `data.validation_shards` and `data.validation_split` say what is read.
+        data: where the validation split is, and how it is read.
+        augment: how images are prepared; nothing of it is random in an evaluation.
+        image_size: side of the square images, in pixels.
         world_size: number of ranks.
         rank: of this process.
         device: of the evaluation; batches are page-locked for a GPU.
@@ -197,16 +207,16 @@ def build_evaluation_loader(
         ManifestError: there is no such split, or its index does not fit.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
-    location = config.data.validation_shards or config.data.shards
-    split = open_split(config, location, config.data.validation_split, training=False)
+    split = open_split(data.validation_shards or data.shards, data.validation_split, data)
     num_samples = split.manifest.num_samples
     share = np.arange(rank * num_samples // world_size, (rank + 1) * num_samples // world_size)
     first_rows = split.index.first_rows
     mine = ((int(first), shard) for shard, first in enumerate(first_rows[:-1]) if len(share) and first <= share[-1])
     needs = (need for need in mine if first_rows[need[1] + 1] > share[0])
-    prefetcher = build_prefetcher(config, split, needs)
+    prefetcher = build_prefetcher(data, split, needs)
 
     from pipeline.data.batch import Request
+    from pipeline.data.reader import ReaderSpec
 
     def requests() -> Iterator["Request"]:
         for step, first in enumerate(range(0, len(share), EVALUATION_BATCH)):
@@ -215,14 +225,21 @@ def build_evaluation_loader(
                 prefetcher.advance(int(rows[-1]) + 1)
             yield Request(rows, np.zeros_like(rows), step, 0)
 
-    # A replaced validation image would be another accuracy: damage always stops.
-    spec = replace(split.spec, on_damage="stop")
-    source = _source(config, spec, requests(), EVALUATION_BATCH, config.data.workers, device)
+    spec = ReaderSpec(
+        index_folder=split.index.folder,
+        shards=split.shards,
+        augment=augment,
+        image_size=image_size,
+        seed=0,
+        training=False,
+        on_damage="stop",  # a replaced validation image would give another accuracy
+    )
+    source = _source(data, spec, requests(), EVALUATION_BATCH, data.workers, device)
     return EvaluationLoader(split, source, prefetcher)
 
 
 def _source(
-    config: TrainConfig,
+    data: DataConfig,
     spec: "ReaderSpec",
     requests: "Iterator[Request]",
     samples: int,
@@ -238,7 +255,7 @@ def _source(
         requests,
         samples=samples,
         workers=workers,
-        ahead=config.data.prefetch_batches,
-        max_replacements=config.data.max_replacements,
+        ahead=data.prefetch_batches,
+        max_replacements=data.max_replacements,
         device=torch.device(device),
     )

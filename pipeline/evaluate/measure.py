@@ -2,14 +2,14 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.schema import AugmentConfig, DataConfig, ModelConfig, ModelName, TrainConfig
+from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.evaluate.accuracy import ranks_of_labels
 from pipeline.evaluate.classes import ClassMap, match_classes
 
@@ -36,6 +36,7 @@ def evaluate(
     import torch
 
     from pipeline.config.checks import check_ranges
+    from pipeline.config.serialise import flatten, to_dict
     from pipeline.data.device import Normalise
     from pipeline.data.loader import build_evaluation_loader
     from pipeline.evaluate.progress import shown
@@ -44,14 +45,12 @@ def evaluate(
     manifest = load_manifest(shards, split)
     matched = match_classes(model.card, manifest, subset=subset)
     settings = model.card.preprocessing
-    config = TrainConfig(
-        model=ModelConfig(name=cast(ModelName, model.card.name), image_size=model.card.image_size),
-        data=DataConfig(shards=shards, validation_split=split, workers=workers),
-        augment=AugmentConfig(evaluation_crop=settings.evaluation_crop, mean=settings.mean, std=settings.std),
-    )
-    check_ranges(config)
+    data = DataConfig(shards=shards, validation_split=split, workers=workers)
+    augment = AugmentConfig(evaluation_crop=settings.evaluation_crop, mean=settings.mean, std=settings.std)
+    image_size = model.card.image_size
+    check_ranges(flatten({"data": to_dict(data), "augment": to_dict(augment), "model": {"image_size": image_size}}))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, normalise = model.network.to(device), Normalise(config.augment)
+    network, normalise = model.network.to(device), Normalise(augment)
     outputs = torch.tensor(matched.outputs, device=device)
     labels = torch.tensor(matched.labels, device=device)
     measured = Measurement(len(matched.outputs), device)
@@ -59,7 +58,7 @@ def evaluate(
     with (
         torch.inference_mode(),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        build_evaluation_loader(config, world_size=1, rank=0, device=device) as loader,
+        build_evaluation_loader(data, augment, image_size, world_size=1, rank=0, device=device) as loader,
     ):
         for batch in shown(loader, manifest.num_samples):
             logits = network(normalise(batch.images, device))

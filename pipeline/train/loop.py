@@ -25,6 +25,7 @@ from pipeline.data.audit import open_audit
 from pipeline.data.batch import Batch
 from pipeline.data.device import DeviceTransform
 from pipeline.data.loader import TrainLoader, build_train_loader
+from pipeline.data.split import open_split
 from pipeline.engine.distributed import World, agreed_by_main, everyones, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
@@ -50,10 +51,9 @@ class Training:
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
-        probe = self._open_loader(0, 0)
-        self.num_samples, self.num_classes = probe.num_samples, probe.num_classes
-        self.dataset_digest = probe.dataset_digest
-        probe.close()
+        manifest = open_split(config.data.shards, config.data.train_split, config.data).manifest
+        self.num_samples, self.num_classes = manifest.num_samples, len(manifest.classes)
+        self.dataset_digest = manifest.digest
         began_with = run_directory.document(run_dir).get("dataset", {}).get("digest", self.dataset_digest)
         if self.dataset_digest != began_with:
             raise TrainingError(

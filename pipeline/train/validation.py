@@ -29,7 +29,12 @@ class Evaluator:
         enabled = self._config.precision != "fp32"
         autocast = torch.autocast(self._world.device.type, DTYPES[self._config.precision], enabled=enabled)
         loader = build_evaluation_loader(
-            self._config, world_size=self._world.size, rank=self._world.rank, device=self._world.device
+            self._config.data,
+            self._config.augment,
+            self._config.model.image_size,
+            world_size=self._world.size,
+            rank=self._world.rank,
+            device=self._world.device,
         )
         with contextlib.closing(loader):
             counts = evaluate_batches(
