@@ -2,10 +2,17 @@
 
 import hashlib
 
-from pipeline.data.loader import build_train_loader
+from pipeline.data.loader import build_evaluation_loader, build_train_loader
 
 SHARDS = (17, 9, 23, 4, 30, 12, 5)
 SAMPLES = sum(SHARDS)
+
+
+def evaluation_loader(settings, *, world_size=1, rank=0):
+    """The loader of the validation split that a training with these settings opens."""
+    return build_evaluation_loader(
+        settings.data, settings.augment, settings.model.image_size, world_size=world_size, rank=rank, device="cpu"
+    )
 
 
 def read(settings, *, world_size=1, rank=0, steps=(0, 4)):

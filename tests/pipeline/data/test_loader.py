@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.data.device import DeviceTransform
-from pipeline.data.loader import build_evaluation_loader, build_train_loader
-from tests.pipeline.data.reading import SAMPLES, read
+from pipeline.data.loader import build_train_loader
+from tests.pipeline.data.reading import SAMPLES, evaluation_loader, read
 from tests.support.small_shards import CLASSES, config
 
 
@@ -62,8 +62,7 @@ def test_evaluation_sees_each_image_once_and_the_same_pixels(shards, cache, worl
     settings = config(shards, cache, data={"workers": workers})
     seen = {}
     for rank in range(world_size):
-        with build_evaluation_loader(settings, world_size=world_size, rank=rank, device="cpu") as loader:
-            assert loader.num_samples == 21
+        with evaluation_loader(settings, world_size=world_size, rank=rank) as loader:
             for batch in loader:
                 for row, image, label in zip(batch.indices.tolist(), batch.images, batch.labels, strict=True):
                     assert row not in seen

@@ -10,8 +10,9 @@ from itertools import chain
 import psutil
 import pytest
 
-from pipeline.data.loader import build_evaluation_loader, build_train_loader
+from pipeline.data.loader import build_train_loader
 from pipeline.data.reader import LoaderError
+from tests.pipeline.data.reading import evaluation_loader
 from tests.support.small_shards import config
 
 
@@ -45,6 +46,7 @@ ORPHAN = """
 import sys
 from pathlib import Path
 from pipeline.data.loader import build_train_loader
+from tests.pipeline.data.reading import evaluation_loader
 from tests.support.small_shards import config
 settings = config(sys.argv[1], Path(sys.argv[2]), data={"workers": 2})
 loader = build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=1000, device="cpu")
@@ -96,9 +98,7 @@ def test_the_wait_for_data_is_measured(shards, cache):
 
 def test_loaders_that_are_closed_leave_no_descriptors(shards, cache):
     def once():
-        with build_evaluation_loader(
-            config(shards, cache, data={"workers": 1}), world_size=1, rank=0, device="cpu"
-        ) as loader:
+        with evaluation_loader(config(shards, cache, data={"workers": 1})) as loader:
             next(iter(loader))
 
     once()

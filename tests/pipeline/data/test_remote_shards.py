@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.loader import build_evaluation_loader, build_train_loader
+from pipeline.data.loader import build_train_loader
 from pipeline.data.reader import LoaderError
 from pipeline.launch.checks import check_shards
 from pipeline.launch.options import LaunchError
 from sharding import open_filesystem
+from tests.pipeline.data.reading import evaluation_loader
 from tests.support.small_shards import config, pack
 
 SHARDS = (17, 9, 23, 4, 30, 12)
@@ -162,7 +163,7 @@ def test_evaluation_reads_remote_shards(bucket, tmp_path):
     rows = []
     for rank in range(2):
         settings = config(uri, tmp_path / "cache")
-        with build_evaluation_loader(settings, world_size=2, rank=rank, device="cpu") as loader:
+        with evaluation_loader(settings, world_size=2, rank=rank) as loader:
             rows += [row for batch in loader for row in batch.indices.tolist()]
     assert sorted(rows) == list(range(21))
 
