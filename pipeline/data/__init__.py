@@ -1,8 +1,9 @@
-"""From shards to batches on the device, opened at a step.
+"""From shards to batches on the device, from any step on.
 
-The rank's side is `loader`, `source` and `pool`; a loader worker runs `worker`, `reader` and `slots`, without torch.
-Remote shards go through `cache`, filled ahead of need by `prefetch`. `device` flips, normalises,
-mixes and erases batches.
+A rank runs `loader`, `split`, `source` and `pool`; a loader worker runs `worker`, `reader` and `slots`, without torch.
+All processes of a node map one copy of the `index`. Remote shards go through the node's `cache`, which `prefetch` fills
+before they are needed. `device` flips, normalises, erases and mixes batches; `audit` records which rank read which
+sample.
 """
 
 from typing import TYPE_CHECKING

@@ -1,107 +1,99 @@
-"""Batches of a training and of an evaluation, opened at a step.
+"""The batches of a training, from any step on, and of an evaluation.
 
-What is in a batch is decided by `pipeline.order` from the step alone; here it is read, by this process or by workers
-that write into shared memory, which is page-locked where the device is a GPU.
+`pipeline.order` decides which samples a batch of the training holds, from the step alone. This process reads them, or
+worker processes read them ahead into shared memory, which is page-locked if the device is a GPU.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
-from typing import TYPE_CHECKING, Self
+from itertools import pairwise, takewhile
+from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.augment.jpeg import region as jpeg_region
 from pipeline.config.schema import AugmentConfig, DataConfig, TrainConfig
+from pipeline.data.batch import Batch, Request
+from pipeline.data.prefetch import Prefetcher
+from pipeline.data.reader import ReaderSpec
+from pipeline.data.source import BatchSource
 from pipeline.data.split import Split, build_prefetcher, open_split
 from pipeline.order.samples import SampleOrder
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from pipeline.data.batch import Batch, Request
-    from pipeline.data.prefetch import Prefetcher
-    from pipeline.data.reader import ReaderSpec
-    from pipeline.data.source import BatchSource
-
-
 EVALUATION_BATCH = 128
+"""Number of samples in a batch of an evaluation."""
 logger = logging.getLogger(__name__)
 
 
 class StepBatches:
-    """The micro-batches of one step, read when they are asked for; to be iterated once, to the end."""
+    """The micro-batches of one step, read when they are asked for; iterate over them once, to the end.
 
-    def __init__(self, source: "BatchSource", step: int, count: int) -> None:
+    Attributes:
+        step: the optimizer step.
+    """
+
+    def __init__(self, source: BatchSource, step: int, count: int) -> None:
         self.step, self._source, self._left = step, source, count
 
     def __len__(self) -> int:
-        """Micro-batches that were not asked for yet."""
+        """Return the number of micro-batches that are still to be read."""
         return self._left
 
-    def __iter__(self) -> Iterator["Batch"]:
-        """Yield the micro-batches."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the micro-batches that are still to be read."""
         while self._left:
             self._left -= 1
             yield next(self._source)
 
 
 class _Loader:
-    """What both loaders have in common."""
+    """The common part of both loaders: an open split, the source of its batches, and their end."""
 
-    def __init__(self, split: "Split", source: "BatchSource", prefetcher: "Prefetcher | None") -> None:
+    def __init__(self, split: Split, source: BatchSource, prefetcher: Prefetcher | None) -> None:
         self._index, self._source, self._prefetcher = split.index, source, prefetcher
 
-    def keys(self, indices: "Iterable[int] | Tensor") -> list[str]:
-        """Keys of samples, by their rows in the index."""
+    def keys(self, indices: Iterable[int] | Tensor) -> list[str]:
+        """Return the keys of samples, given their rows in the index."""
         return self._index.keys(int(row) for row in indices)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the loader workers and the prefetch process."""
         self._source.close()
         if self._prefetcher is not None:
             self._prefetcher.close()
 
     def __enter__(self) -> Self:
-        """Close at the end of the block."""
+        """Return the loader, which is closed at the end of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the loader."""
         self.close()
 
 
 class TrainLoader(_Loader):
-    """Iterates over steps; each is an iterable of its micro-batches.
-
-    Attributes:
-        data_wait_s: seconds that the last step, or the present one so far, waited for its batches.
-    """
+    """An iterable of steps, each of which is an iterable of its micro-batches."""
 
     def __init__(
-        self,
-        split: "Split",
-        source: "BatchSource",
-        prefetcher: "Prefetcher | None",
-        steps: range,
-        micro_batches: int,
+        self, split: Split, source: BatchSource, prefetcher: Prefetcher | None, steps: range, micro_batches: int
     ) -> None:
         super().__init__(split, source, prefetcher)
         self._steps, self._micro_batches = iter(steps), micro_batches
 
     @property
     def data_wait_s(self) -> float:
-        """Seconds that the step which was asked for last has waited for its batches."""
+        """Seconds that the latest step has waited for its batches so far."""
         return self._source.data_wait_s
 
     def __iter__(self) -> Iterator[StepBatches]:
-        """Yield the steps that were not asked for yet.
+        """Yield the steps that are still to be read.
 
         Raises:
-            RuntimeError: the step before was not read to its end.
-            DamagedSampleError: a sample is not what the index says.
-            LoaderError: a worker failed or was killed.
+            RuntimeError: the caller did not read all micro-batches of the previous step.
+            DamagedSampleError: a sample is damaged and may not be replaced, or too many were replaced.
+            LoaderError: reading failed, or a worker was killed.
         """
         for step in self._steps:
             self._source.data_wait_s = 0.0
@@ -112,15 +104,16 @@ class TrainLoader(_Loader):
 
 
 class EvaluationLoader(_Loader):
-    """Iterates over the batches of a rank's share of a split, each sample once over all ranks."""
+    """An iterable of the batches of a rank's share of a split; all ranks together read each sample once."""
 
-    def __iter__(self) -> Iterator["Batch"]:
-        """Yield the batches that were not asked for yet; their `step` counts them."""
-        while True:
-            try:
-                yield next(self._source)
-            except StopIteration:
-                return
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches that are still to be read; their `step` numbers them from 0.
+
+        Raises:
+            DamagedSampleError: a sample is damaged.
+            LoaderError: reading failed, or a worker was killed.
+        """
+        yield from self._source
 
 
 def build_train_loader(
@@ -130,44 +123,44 @@ def build_train_loader(
     rank: int,
     start_step: int,
     total_steps: int,
-    device: "torch.device | str",
+    device: torch.device | str,
 ) -> TrainLoader:
-    """Open the training split at a step.
+    """Open the training split at a step, and start to read ahead.
 
     Args:
-        config: of the training, checked for `world_size`.
+        config: configuration of the training, checked for `world_size`.
         world_size: number of ranks.
-        rank: of this process.
-        start_step: first step that is read.
-        total_steps: step after the last.
-        device: of the training; batches are page-locked for a GPU.
+        rank: rank of this process.
+        start_step: first step to read.
+        total_steps: number of steps of the training; the last step read is `total_steps - 1`.
+        device: device of the training; batches for a GPU lie in page-locked memory.
 
     Raises:
-        ManifestError: there is no such split, or its index does not fit.
+        ManifestError: the split does not exist, or its index does not match its manifest.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
     if rank == 0 and not jpeg_region.is_built():
-        logger.warning("images load a quarter slower: no C compiler was there when this package was installed")
+        logger.warning(
+            "rank 0: the JPEG decoder in C was not compiled, so images load a quarter slower: install a C compiler, "
+            "then install this package again"
+        )
     data, global_batch_size = config.data, config.global_batch_size
+    steps = range(start_step, total_steps)
     split = open_split(data.shards, data.train_split, data)
     shard_samples = tuple(shard.samples for shard in split.manifest.shards)
     order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
-    micro, count = config.micro_batch(world_size), config.gradient_accumulation_steps(world_size)
     needs = order.shards_by_need(start_step * global_batch_size, rank, world_size)
     needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
-    prefetcher = build_prefetcher(data, split, needs) if start_step < total_steps else None
+    prefetcher = build_prefetcher(data, split, needs) if steps else None
+    micro_batches = config.gradient_accumulation_steps(world_size)
 
-    from pipeline.data.batch import Request
-    from pipeline.data.reader import ReaderSpec
-
-    def requests() -> Iterator["Request"]:
-        steps = range(start_step, total_steps)
+    def requests() -> Iterator[Request]:
         for step, rows, epochs in order.batches(steps, global_batch_size, rank=rank, world_size=world_size):
             if prefetcher is not None:
                 prefetcher.advance((step + 1) * global_batch_size)
-            for micro_step in range(count):
-                # The same images share a BatchNorm on any number of ranks, as long as the micro-batch keeps its size.
-                part = slice(micro_step, None, count)
+            for micro_step in range(micro_batches):
+                # Micro-batches of one size hold the same samples on any number of ranks, so a BatchNorm sees the same.
+                part = slice(micro_step, None, micro_batches)
                 yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
 
     spec = ReaderSpec(
@@ -179,9 +172,9 @@ def build_train_loader(
         training=True,
         on_damage=data.on_damage,
     )
-    workers = data.workers if start_step < total_steps else 0
-    source = _source(data, spec, requests(), micro, workers, device)
-    return TrainLoader(split, source, prefetcher, range(start_step, total_steps), count)
+    workers = data.workers if steps else 0
+    source = _open_source(data, spec, requests(), config.micro_batch(world_size), workers, rank, device)
+    return TrainLoader(split, source, prefetcher, steps, micro_batches)
 
 
 def build_evaluation_loader(
@@ -191,34 +184,35 @@ def build_evaluation_loader(
     *,
     world_size: int,
     rank: int,
-    device: "torch.device | str",
+    device: torch.device | str,
 ) -> EvaluationLoader:
-    """Open the validation split: every sample exactly once over all ranks; shares may differ by one sample.
+    """Open the validation split, and start to read ahead.
+
+    All ranks together read each sample exactly once; the shares of two ranks differ by at most one sample.
 
     Args:
         data: where the validation split is, and how it is read.
-        augment: how images are prepared; nothing of it is random in an evaluation.
-        image_size: side of the square images, in pixels.
+        augment: crop of the images; an evaluation draws no random numbers.
+        image_size: height and width of the images in pixels.
         world_size: number of ranks.
-        rank: of this process.
-        device: of the evaluation; batches are page-locked for a GPU.
+        rank: rank of this process.
+        device: device of the evaluation; batches for a GPU lie in page-locked memory.
 
     Raises:
-        ManifestError: there is no such split, or its index does not fit.
+        ManifestError: the split does not exist, or its index does not match its manifest.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
     split = open_split(data.validation_shards or data.shards, data.validation_split, data)
-    num_samples = split.manifest.num_samples
+    num_samples, first_rows = split.manifest.num_samples, split.index.first_rows
     share = np.arange(rank * num_samples // world_size, (rank + 1) * num_samples // world_size)
-    first_rows = split.index.first_rows
-    mine = ((int(first), shard) for shard, first in enumerate(first_rows[:-1]) if len(share) and first <= share[-1])
-    needs = (need for need in mine if first_rows[need[1] + 1] > share[0])
+    needs = (
+        (int(first), shard)
+        for shard, (first, end) in enumerate(pairwise(first_rows))
+        if len(share) and first <= share[-1] and end > share[0]
+    )
     prefetcher = build_prefetcher(data, split, needs)
 
-    from pipeline.data.batch import Request
-    from pipeline.data.reader import ReaderSpec
-
-    def requests() -> Iterator["Request"]:
+    def requests() -> Iterator[Request]:
         for step, first in enumerate(range(0, len(share), EVALUATION_BATCH)):
             rows = share[first : first + EVALUATION_BATCH].copy()
             if prefetcher is not None:
@@ -234,22 +228,20 @@ def build_evaluation_loader(
         training=False,
         on_damage="stop",  # a replaced validation image would give another accuracy
     )
-    source = _source(data, spec, requests(), EVALUATION_BATCH, data.workers, device)
+    source = _open_source(data, spec, requests(), EVALUATION_BATCH, data.workers, rank, device)
     return EvaluationLoader(split, source, prefetcher)
 
 
-def _source(
+def _open_source(
     data: DataConfig,
-    spec: "ReaderSpec",
-    requests: "Iterator[Request]",
+    spec: ReaderSpec,
+    requests: Iterator[Request],
     samples: int,
     workers: int,
-    device: "torch.device | str",
-) -> "BatchSource":
-    import torch
-
-    from pipeline.data.source import BatchSource
-
+    rank: int,
+    device: torch.device | str,
+) -> BatchSource:
+    """Open the source of a loader's batches with the settings in `data`."""
     return BatchSource(
         spec,
         requests,
@@ -257,5 +249,6 @@ def _source(
         workers=workers,
         ahead=data.prefetch_batches,
         max_replacements=data.max_replacements,
+        rank=rank,
         device=torch.device(device),
     )

@@ -117,7 +117,7 @@ class WorkerPool:
         if report.problem == "damaged":
             raise DamagedSampleError(report.message)
         if report.problem == "failed":
-            raise LoaderError(f"a loader worker failed: {report.message}")
+            raise LoaderError(report.message)
         self._missing[report.slot] -= report.samples
         self._replaced[report.slot].extend(report.replaced)
 

@@ -39,6 +39,7 @@ class BatchSource:
         workers: int,
         ahead: int,
         max_replacements: int,
+        rank: int,
         device: torch.device,
     ) -> None:
         """Start the workers, which begin to read.
@@ -50,25 +51,33 @@ class BatchSource:
             workers: number of worker processes; 0 reads in this process.
             ahead: number of batches that the workers read ahead.
             max_replacements: greatest number of damaged samples that this rank may replace.
+            rank: rank of this process, for log messages.
             device: device of the computation; batches for a GPU lie in page-locked memory.
         """
         self.data_wait_s = 0.0
+        self._rank = rank
         self._requests, self._side = requests, spec.image_size
         self._max_replacements, self._replacements = max_replacements, 0
         self._pinned = device.type == "cuda"
         self._pool: WorkerPool | None = None
-        self._running: deque[tuple[int, Request]] = deque()
+        self._slots = ahead + 2
+        # A slot is free, then submitted to the workers, then lent to a batch, then returned when the batch is gone, and
+        # free again once the copies to the GPU that were queued by then are done.
+        self._free = deque(range(self._slots))
+        self._submitted: deque[tuple[int, Request]] = deque()
         self._returned: deque[int] = deque()
         self._copying: deque[tuple[torch.cuda.Event, list[int]]] = deque()
-        self._slots = ahead + 2
-        self._free = deque(range(self._slots))
         if workers == 0:
             self._reader = SampleReader(spec)
             return
         self._pool = WorkerPool(spec, workers=workers, slots=self._slots, slot_samples=samples)
         if self._pinned:
-            _page_lock(self._pool.slots.memory)
+            self._page_lock(self._pool.slots.memory)
         self._submit()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return the iterator itself."""
+        return self
 
     def __next__(self) -> Batch:
         """Wait for the next batch and return it.
@@ -93,6 +102,18 @@ class BatchSource:
             cudart.cudaHostUnregister(self._pool.slots.memory.ctypes.data)
         self._pool.close()
 
+    def _page_lock(self, memory: NDArray[np.uint8]) -> None:
+        """Page-lock shared memory for CUDA, so that copies to the GPU overlap with the computation."""
+        cudart: Any = torch.cuda.cudart()
+        code = cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+        if int(code) != 0:
+            logger.warning(
+                "rank %d: the loader's shared memory could not be page-locked (CUDA error %s): copies to the GPU will "
+                "be slower",
+                self._rank,
+                code,
+            )
+
     def _from_process(self) -> Batch:
         """Read the next batch in this process."""
         request = next(self._requests)
@@ -105,15 +126,15 @@ class BatchSource:
         """Take the next batch from the workers."""
         self._reclaim()
         self._submit()
-        if not self._running:
+        if not self._submitted:
             raise StopIteration
-        index, request = self._running.popleft()
+        index, request = self._submitted.popleft()
         replaced = pool.wait(index)
         count = len(request.rows)
         slot = pool.slots[index]
         labels = slot.labels[:count].copy()
         pixels = slot.pixels[:count]
-        if self._slots - len(self._free) - len(self._running) <= self._slots // 2:
+        if self._slots - len(self._free) - len(self._submitted) <= self._slots // 2:
             weakref.finalize(pixels, self._returned.append, index)
             images = _as_images(pixels)
         else:  # batches hold more than half of the slots: copy, and keep this slot for the workers
@@ -136,7 +157,7 @@ class BatchSource:
             slot.rows[: len(request.rows)] = request.rows
             slot.epochs[: len(request.rows)] = request.epochs
             self._pool.submit(index, len(request.rows))
-            self._running.append((index, request))
+            self._submitted.append((index, request))
 
     def _reclaim(self) -> None:
         """Free the slots of batches that no tensor refers to; for a GPU, once its queued copies are done."""
@@ -161,11 +182,13 @@ class BatchSource:
             substitutes[request.rows == entry.row] = entry.substitute
             self._replacements += 1
             counted = f"{self._replacements} of at most {self._max_replacements}"
-            logger.warning("step %d: replaced a damaged sample (%s): %s", request.step, counted, entry.reason)
+            logger.warning(
+                "rank %d, step %d: replaced a damaged sample (%s): %s", self._rank, request.step, counted, entry.reason
+            )
         if self._replacements > self._max_replacements:
             raise DamagedSampleError(
-                f"{self._replacements} samples were damaged and replaced, more than --train.data.max-replacements "
-                f"{self._max_replacements}; the last: {replaced[-1].reason}"
+                f"rank {self._rank} replaced {self._replacements} damaged samples, "
+                f"more than --train.data.max-replacements {self._max_replacements}; the last: {replaced[-1].reason}"
             )
         return Batch(
             images=images,
@@ -181,14 +204,3 @@ class BatchSource:
 def _as_images(pixels: NDArray[np.uint8]) -> Tensor:
     """View pixels uint8 [N, H, W, 3] as a tensor uint8 [N, 3, H, W] over the same memory."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def _page_lock(memory: NDArray[np.uint8]) -> None:
-    """Page-lock shared memory for CUDA, so that copies to the GPU overlap with the computation."""
-    cudart: Any = torch.cuda.cudart()
-    code = cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
-    if int(code) != 0:
-        logger.warning(
-            "the loader's shared memory could not be page-locked (CUDA error %s): copies to the GPU will be slower",
-            code,
-        )

@@ -3,45 +3,43 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from pyarrow.fs import LocalFileSystem
 
 from pipeline.config.schema import DataConfig
-
-if TYPE_CHECKING:
-    from pipeline.data.cache import RemoteShards
-    from pipeline.data.index import SampleIndex
-    from pipeline.data.prefetch import Prefetcher
-    from sharding import Manifest
+from pipeline.data.cache import RemoteShards
+from pipeline.data.index import SampleIndex, cache_folder, open_index
+from pipeline.data.prefetch import Prefetcher
+from sharding import Manifest, load_manifest, open_filesystem
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split of a data set."""
+    """An open split of a data set.
 
-    manifest: "Manifest"
-    index: "SampleIndex"
-    shards: "str | RemoteShards"
-    """Local folder with the shards, or what fetches them into the node's cache."""
+    Attributes:
+        manifest: classes, shards and digest of the split.
+        index: the samples, mapped on this node.
+        shards: local folder with the shards, or the description of remote ones and their cache.
+    """
+
+    manifest: Manifest
+    index: SampleIndex
+    shards: str | RemoteShards
 
 
 def open_split(location: str, name: str, data: DataConfig) -> Split:
-    """Read a split's manifest and map its index on this node. No sample is read, and no process started.
+    """Read the manifest of a split and map its index on this node; no sample is read and no loader worker started.
 
     Args:
         location: folder or URI of the shards.
         name: name of the split.
-        data: `cache_dir` and `cache_gb` say where, and up to which size, the node keeps indices and remote shards.
+        data: `cache_dir` and `cache_gb` are the node's folder for indices and remote shards, and its limit.
 
     Raises:
-        ManifestError: there is no such split, or its index does not fit.
+        ManifestError: the split does not exist, or its index does not match its manifest.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
-    from pyarrow.fs import LocalFileSystem
-
-    from pipeline.data.cache import RemoteShards
-    from pipeline.data.index import cache_folder, open_index
-    from sharding import load_manifest, open_filesystem
-
     manifest = load_manifest(location, name)
     folder = cache_folder(data.cache_dir)
     index = open_index(location, manifest, folder)
@@ -52,21 +50,20 @@ def open_split(location: str, name: str, data: DataConfig) -> Split:
     return Split(manifest, index, shards)
 
 
-def build_prefetcher(data: DataConfig, split: Split, needs: Iterator[tuple[int, int]]) -> "Prefetcher | None":
-    """Start the process that fetches remote shards ahead of their need; None where the shards are local.
+def build_prefetcher(data: DataConfig, split: Split, needs: Iterator[tuple[int, int]]) -> Prefetcher | None:
+    """Start the process that downloads remote shards before they are needed; None if the shards are local.
 
-    Half of the cache is for shards that are not needed yet. The ranks of the node share it evenly; `LOCAL_WORLD_SIZE`,
+    Half of the cache is for shards that are not needed yet. The ranks of a node share it evenly; `LOCAL_WORLD_SIZE`,
     which torchrun and every other launcher sets, is their number.
 
     Args:
         data: `cache_gb` is the size of the cache.
-        split: the split that is read.
-        needs: (position at which it is first needed, number of the shard), in the order of the positions.
+        split: split that is read.
+        needs: (position in the sample order at which it is first needed, number of the shard) of each shard, in order
+            of the positions.
     """
     if isinstance(split.shards, str):
         return None
-    from pipeline.data.prefetch import Prefetcher
-
     budget = int(data.cache_gb * 1e9) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     names = split.index.shard_names
     return Prefetcher(split.shards, ((position, names[shard]) for position, shard in needs), budget)

@@ -86,7 +86,7 @@ def main() -> None:
             except DamagedSampleError as error:
                 report = Report(index, count, problem="damaged", message=str(error))
             except Exception as error:
-                message = f"{error}\n{traceback.format_exc()}"[: MAX_REPORT // 4]
+                message = f"loader worker {os.getpid()} failed: {error}\n{traceback.format_exc()}"[: MAX_REPORT // 4]
                 report = Report(index, count, problem="failed", message=message)
             try:
                 reports.send(pickle.dumps(report))
