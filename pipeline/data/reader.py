@@ -211,7 +211,7 @@ class SampleReader:
             try:
                 descriptor = self._descriptor(place.shard)
             except DamagedSampleError:
-                continue  # reading the sample raises the same error, with its key
+                continue  # reading the sample raises the same error
             if self._cache is not None:
                 self._cache.touch(descriptor)
             os.posix_fadvise(descriptor, place.offset, place.size, os.POSIX_FADV_WILLNEED)

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
+/* What the functions return that can fail. */
 enum { DECODED = 0, UNSUPPORTED = 1, DAMAGED = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -72,7 +73,7 @@ INLINE const uint8_t *position_of(const BitReader *in) { return in->at - in->cou
 typedef struct {
   int16_t values[2];
   uint8_t advance[2];
-  uint8_t length, first_length;
+  uint8_t length;
 } Pair;
 
 typedef struct {
@@ -106,7 +107,6 @@ static void fill_multi_symbol_tables(Table *table) {
         .values = {(int16_t)VALUE(first), both ? (int16_t)VALUE(second) : 0},
         .advance = {(uint8_t)ADVANCE(first), both ? (uint8_t)ADVANCE(second) : 0},
         .length = whole ? (uint8_t)(LENGTH(first) + (both ? LENGTH(second) : 0)) : 0,
-        .first_length = (uint8_t)LENGTH(first),
     };
     int length = 0, advance = 0, end = 0;
     while (!end) {
