@@ -50,7 +50,7 @@ class EncodedImage:
             self.height, self.width = int(height), int(width)
         except (ValueError, KeyError):  # KeyError: a header without an image
             space = "not a JPEG"
-        self._regions = space == "YCbCr"
+        self._is_ycbcr = space == "YCbCr"
         if space in ("CMYK", "YCCK", "not a JPEG"):
             self._pixels = _decode_with_pillow(encoded)
             self.height, self.width = self._pixels.shape[:2]
@@ -92,7 +92,7 @@ class EncodedImage:
         while reduction < 8 and min(height, width) >= 2 * reduction * enough:
             reduction *= 2
         if reduction == 1:
-            region = jpeg_region.decode(self._encoded, top, left, height, width) if self._regions else None
+            region = jpeg_region.decode(self._encoded, top, left, height, width) if self._is_ycbcr else None
             if region is not None:
                 return region
             return self._decode(self._rows(bottom), smooth=False)[top:bottom, left : left + width]

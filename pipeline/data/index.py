@@ -152,6 +152,7 @@ def main() -> None:
 
 def _write(location: str, manifest: "Manifest", folder: Path) -> None:
     """Write the arrays into a temporary folder and rename it to `folder`."""
+    # Imported here: a process that maps existing arrays needs no pyarrow.
     import pyarrow as pa
 
     from sharding import load_index
