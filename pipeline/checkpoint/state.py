@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from pipeline.checkpoint.store import Checkpoint
+from pipeline.common.errors import InputError
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 
@@ -67,7 +68,7 @@ class _Stored:
                 out[low - start : high - start].copy_(piece[low - begin : high - begin])
                 filled += high - low
         if filled != out.numel():
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint holds {filled} of {out.numel()} elements of {kind} {name}: it belongs to another model"
             )
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from pipeline.common.atomic import file_sha256, fsync_folder, write_durably
+from pipeline.common.errors import PipelineError
 
 SCHEMA = 1
 CHUNK = 16 * 2**20
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-class DamagedCheckpointError(RuntimeError):
+class DamagedCheckpointError(PipelineError, RuntimeError):
     """A checkpoint whose files are not what its manifest says; the message names the file and the fault."""
 
 

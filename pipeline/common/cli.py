@@ -1,4 +1,4 @@
-"""How `--help` shows flags that may be left out: `STR` instead of `{None}|STR`, and no default that the words say."""
+"""What the commands share: errors in one line, exit statuses, and a `--help` that is short."""
 
 import dataclasses
 import inspect
@@ -11,43 +11,88 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 def run_main(main: Callable[..., int], prog: str) -> int:
-    """Call `main` with the arguments of the command line, as short in its `--help`; returns the exit status."""
-    kinds = get_type_hints(main)
+    """Call `main` with the flags and arguments of the command line; return the exit status.
+
+    Args:
+        main: function whose parameters are the flags and whose docstring is the text of `--help`.
+        prog: command as the user types it, for `--help`.
+    """
+    types_by_name = get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
         metavar = None
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             metavar = name.upper() if parameter.default is parameter.empty else f"[{name.upper()}]"
         elif parameter.default is None:
-            metavar = next(kind.__name__.upper() for kind in get_args(kinds[name]) if kind is not types.NoneType)
+            options = get_args(types_by_name[name])
+            metavar = next(option.__name__.upper() for option in options if option is not types.NoneType)
         elif parameter.default is not False:
             continue
-        shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-        main.__annotations__[name] = Annotated[kinds[name], shown]
-    return ended_quietly(lambda: tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
+        argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+        main.__annotations__[name] = Annotated[types_by_name[name], argument]
+    return exit_status(lambda: tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def ended_quietly(command: Callable[[], int]) -> int:
-    """The exit status of a command, without a traceback where the person has seen enough (`| head`, Ctrl-C)."""
+def exit_status(command: Callable[[], int], on_error: int = 1) -> int:
+    """Run a command; return its exit status, without a traceback for an error that is the user's to mend.
+
+    Args:
+        command: returns the exit status of a command that ran to its end.
+        on_error: exit status after such an error, which is one line on stderr.
+    """
     try:
-        return command()
+        return report_errors(command, on_error)
     except BrokenPipeError:
-        # What is still buffered must not raise once more at the exit.
+        # The reader of the output has gone (`| head`). What is still buffered must not raise once more at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def report_errors(command: Callable[[], int], on_error: int = 1) -> int:
+    """Run a command; print an error that is the user's to mend as one line on stderr and return `on_error`.
+
+    Such an error is a `PipelineError`, a `JobError`, a `ShardingError` or an `OSError` other than a broken pipe.
+    """
+    try:
+        return command()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        # Imported only now: `--help` waits for none of these packages.
+        from jobs import JobError
+        from pipeline.common.errors import PipelineError
+        from sharding import ShardingError
+
+        if not isinstance(error, PipelineError | JobError | ShardingError | OSError):
+            raise
+        print_error(str(error))
+        return on_error
+
+
+def print_error(message: str) -> None:
+    """Print `error: MESSAGE` on stderr, without secrets."""
+    from pipeline.common.secrets import mask_secrets
+
+    print(f"error: {mask_secrets(message)}", file=sys.stderr)
 
 
 def registry() -> ConstructorRegistry:
-    """What `tyro.cli` takes as `registry`; values, `None` among them, are read as before."""
+    """Return the `registry` of `tyro.cli` that shortens `--help`: `STR` for `{None}|STR`, and no default twice.
+
+    Values, `None` among them, are read as without it.
+    """
     made = ConstructorRegistry()
     inside = False
 
     @made.struct_rule
-    def with_short_words(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def with_short_help(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal inside
         if inside or not dataclasses.is_dataclass(info.type):
             return None
@@ -64,16 +109,18 @@ def registry() -> ConstructorRegistry:
 
 
 def _shortened(field: StructFieldSpec) -> StructFieldSpec:
-    kinds = [kind for kind in get_args(field.type) if kind not in (types.NoneType, ...)]
-    many = get_origin(field.type) is tuple and field.default == ()
-    if not many and (get_origin(field.type) is not types.UnionType or len(kinds) != 1):
+    options = [option for option in get_args(field.type) if option not in (types.NoneType, ...)]
+    is_list = get_origin(field.type) is tuple and field.default == ()
+    is_optional = get_origin(field.type) is types.UnionType and len(options) == 1
+    if not is_list and not is_optional:
         return field
 
     def hint(default: str) -> str:
-        words = field.helptext() if callable(field.helptext) else field.helptext
-        said = not default or (default == "None" and "by default" in (words or ""))
-        return "" if said else f"(default: {default})"
+        """Leave out a default that the help text explains in words."""
+        help_text = field.helptext() if callable(field.helptext) else field.helptext
+        explained = not default or (default == "None" and "by default" in (help_text or ""))
+        return "" if explained else f"(default: {default})"
 
-    metavar = None if many else kinds[0].__name__.upper()
-    kind: Any = Annotated[field.type, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
-    return dataclasses.replace(field, type=kind)
+    metavar = None if is_list else options[0].__name__.upper()
+    shown: Any = Annotated[field.type, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
+    return dataclasses.replace(field, type=shown)

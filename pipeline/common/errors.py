@@ -1,20 +1,28 @@
-"""What ends a training, said for the user."""
+"""Errors whose message is written for the user, and how any exception becomes one line."""
 
 import re
-from typing import TYPE_CHECKING
 
 from pipeline.common.secrets import mask_secrets
 
-if TYPE_CHECKING:
-    pass
+
+class PipelineError(Exception):
+    """Base of every error of `pipeline` whose message tells the user what is wrong and what to do.
+
+    A subclass derives from the built-in exception that describes it as well: `class ConfigError(PipelineError,
+    ValueError)`. A command prints the message as one line, without a traceback.
+    """
 
 
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message is for the user."""
+class InputError(PipelineError, ValueError):
+    """A value given by the user that cannot be used."""
+
+
+class TrainingError(PipelineError, RuntimeError):
+    """A training that cannot go on."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one line for the user: its reason, without secrets and without the library's inner frames."""
+    """Describe an exception in one line for the user: its reason, without secrets and without a library's frames."""
     text = " ".join(mask_secrets(str(error)).split()) or type(error).__name__
     reasons = re.findall(r"Caused by (\w+)\((?:[^\"']*)?[\"'](.*?)[\"']\)", text)
     if reasons:

@@ -6,12 +6,14 @@ No torch here: the launcher parses, checks and prints these before anything heav
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.common.errors import PipelineError
+
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 ModelName = Literal["transxnet_n", "transxnet_t", "transxnet_s", "transxnet_b"]
 
 
-class ConfigError(ValueError):
+class ConfigError(PipelineError, ValueError):
     """A value that cannot work, said with the value and with what would work."""
 
 

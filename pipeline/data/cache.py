@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.common.errors import PipelineError
+
 if TYPE_CHECKING:
     from pyarrow import fs
 
@@ -36,7 +38,7 @@ _PART = ".part"
 """End of the name of a part file."""
 
 
-class CacheError(RuntimeError):
+class CacheError(PipelineError, RuntimeError):
     """A shard could not be downloaded, or the cache has no room for it."""
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.processes import become_helper, start_helper
 from pipeline.data.cache import locked
 
@@ -37,7 +38,7 @@ _HELPER_FROM = 100_000
 """Number of samples from which a helper process writes the arrays: the memory it takes is freed when it ends."""
 
 
-class CacheFolderError(ValueError):
+class CacheFolderError(PipelineError, ValueError):
     """The node's folder for copies of indices and shards cannot be used."""
 
 

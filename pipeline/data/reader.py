@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.augment.decode import DecodeError, Pixels
 from pipeline.augment.transforms import EvaluationAugment, TrainAugment
+from pipeline.common.errors import PipelineError
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.cache import RemoteShards, ShardCache
 from pipeline.data.index import SampleIndex
@@ -23,11 +24,11 @@ _SUBSTITUTES = 16
 """Candidates that are drawn for the place of a damaged sample."""
 
 
-class DamagedSampleError(ValueError):
+class DamagedSampleError(PipelineError, ValueError):
     """A sample differs from the index, or its image cannot be decoded; the message names the shard and the key."""
 
 
-class LoaderError(RuntimeError):
+class LoaderError(PipelineError, RuntimeError):
     """Reading failed, but not for damaged data: a worker was killed, a disk failed, or this program has an error."""
 
 

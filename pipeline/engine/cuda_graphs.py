@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.common.errors import InputError
+
 WARM_UPS = 3
 """Runs before the recording, in which kernels are compiled and tuned, and libraries and NCCL set themselves up."""
 Part = Callable[[], tuple[Tensor, ...]]
@@ -115,7 +117,7 @@ class _Recording:
         """Compute the loss of `inputs`."""
         for given, static in zip(inputs, self._inputs, strict=True):
             if given.shape != static.shape or given.dtype != static.dtype:
-                raise ValueError(
+                raise InputError(
                     f"a micro-batch has {tuple(given.shape)} {given.dtype} where CUDA graphs were recorded with "
                     f"{tuple(static.shape)} {static.dtype}: leave out --train.cuda-graphs"
                 )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.common.errors import InputError
+
 COUNTS = ("correct1", "correct5", "samples", "loss_sum")
 """What the elements of a counts tensor (`[4]`, float64) mean, in order."""
 
@@ -45,7 +47,7 @@ class Evaluation:
         """
         correct1, correct5, samples, loss_sum = counts.tolist()
         if samples < 1:
-            raise ValueError("nothing was evaluated: the validation split gave no sample")
+            raise InputError("nothing was evaluated: the validation split gave no sample")
         return cls(top1=correct1 / samples, top5=correct5 / samples, loss=loss_sum / samples, samples=int(samples))
 
 
@@ -109,7 +111,7 @@ def evaluate_batches(
     for batch in batches:
         labels = batch.labels.to(device, non_blocking=True)
         if len(batch.labels) and int(batch.labels.max()) >= num_classes:
-            raise ValueError(
+            raise InputError(
                 f"the validation split has label {int(batch.labels.max())}, the model {num_classes} classes"
             )
         with autocast:

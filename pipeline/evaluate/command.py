@@ -1,13 +1,11 @@
 """Evaluates a model on packed images: `python -m pipeline.evaluate MODEL --shards U`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.common.errors import one_line
-from pipeline.common.secrets import mask_secrets
-from pipeline.tracking.client import TrackingError
+from pipeline.common.cli import print_error
+from pipeline.common.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
@@ -75,19 +73,13 @@ def main(
         output: JSON file for everything that was measured.
         no_log: Do not add the result to the MLflow run that the model came from.
     """
-    from sharding import ShardingError
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputError(f"--output {output}: there is no such folder")
+    from pipeline.evaluate.measure import evaluate
+    from pipeline.weights.load import load_model
 
-    try:
-        if output is not None and not output.absolute().parent.is_dir():
-            raise ValueError(f"--output {output}: there is no such folder")
-        from pipeline.evaluate.measure import evaluate
-        from pipeline.weights.load import load_model
-
-        loaded = load_model(model)
-        report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
-    except (TrackingError, ShardingError, ValueError, OSError) as error:
-        print(f"evaluate: {mask_secrets(str(error))}", file=sys.stderr)
-        return 1
+    loaded = load_model(model)
+    report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
     print("\n".join(summary(report, matched, loaded, manifest)))
     if output is not None:
         output.write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n")
@@ -99,9 +91,7 @@ def main(
 
         run = log_report(loaded, report, matched, manifest, name or manifest.stem)
     except Exception as error:
-        print(
-            f"evaluate: not added to MLflow at {mask_secrets(loaded.tracking_uri)}: {one_line(error)}", file=sys.stderr
-        )
+        print_error(f"the result is not added to MLflow at {loaded.tracking_uri}: {one_line(error)}")
         return 1
     print(f"  MLflow             run {run}")
     return 0

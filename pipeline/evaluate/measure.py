@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.common.errors import InputError
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.evaluate.accuracy import ranks_of_labels
 from pipeline.evaluate.classes import ClassMap, match_classes
@@ -107,7 +108,7 @@ class Measurement:
         per_class = confusion.sum(1)
         samples = int(per_class.sum())
         if samples == 0:
-            raise ValueError("nothing was evaluated: the split gave no sample")
+            raise InputError("nothing was evaluated: the split gave no sample")
         counts, confidence, correct = self._bins.cpu().numpy()
         return Report(
             samples=samples,

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import Outcome
-from pipeline.config.schema import ConfigError
-from pipeline.launch.options import LaunchError, LaunchOptions, parse
+from pipeline.common.cli import exit_status
+from pipeline.launch.options import LaunchOptions, parse
 
 if TYPE_CHECKING:
     from jobs import Submission
@@ -76,22 +76,5 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of the command; errors that are the user's to mend are one line and status 2."""
-    try:
-        return launch(parse(sys.argv[1:] if arguments is None else arguments))
-    except (SystemExit, BrokenPipeError, KeyboardInterrupt):
-        raise
-    except _user_errors() as error:
-        from pipeline.common.secrets import mask_secrets
-
-        print(f"error: {mask_secrets(str(error))}", file=sys.stderr)
-        return 2
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Looked up only once something was raised: `--help` waits for none of these packages."""
-    from jobs import JobError
-    from pipeline.run.directory import RunDirectoryError
-    from sharding import ShardingError
-
-    return LaunchError, ConfigError, JobError, RunDirectoryError, ShardingError, OSError
+    """Run the command `python -m pipeline.launch`; an error that is the user's to mend is one line and status 2."""
+    return exit_status(lambda: launch(parse(sys.argv[1:] if arguments is None else arguments)), on_error=2)

@@ -8,6 +8,7 @@ import tyro
 
 from jobs import Resources
 from pipeline.common.cli import registry
+from pipeline.common.errors import PipelineError
 from pipeline.config.schema import TrainConfig
 from pipeline.config.sweep import refuse_contradictions
 from pipeline.recipes import RECIPES
@@ -18,7 +19,7 @@ LISTS = ("--slurm", "--setup", "--sweep")
 """Flags that take several values, in one go or one at a time."""
 
 
-class LaunchError(ValueError):
+class LaunchError(PipelineError, ValueError):
     """A launch that cannot work; the message is for the user."""
 
 

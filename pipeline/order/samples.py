@@ -17,6 +17,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.common.errors import InputError
 from pipeline.order import draws
 
 _SAMPLES_AT_ONCE = 2048
@@ -38,7 +39,7 @@ class SampleOrder:
             ValueError: there are no samples, or `lanes` or `block_shards` is not positive.
         """
         if min(shard_samples, default=0) < 0 or sum(shard_samples) < 1:
-            raise ValueError(f"shards with {list(shard_samples)[:8]} samples cannot be trained on: there must be one")
+            raise InputError(f"shards with {list(shard_samples)[:8]} samples cannot be trained on: there must be one")
         if lanes < 1 or block_shards < 1:
             raise ValueError(f"lanes {lanes} and block_shards {block_shards} must be greater than 0")
         self.seed, self.lanes, self.block_shards = seed, lanes, block_shards

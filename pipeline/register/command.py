@@ -1,12 +1,9 @@
 """The command: `python -m pipeline.register RUN_DIR`."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.common.secrets import mask_secrets
 from pipeline.register.registration import register
-from pipeline.tracking.client import TrackingError
 
 if TYPE_CHECKING:
     from pipeline.register.formats import Format
@@ -34,16 +31,12 @@ def main(
         torch_export: Add the network as torch.export makes it to the run's artifacts.
     """
     formats: list[Format] = [*(["onnx"] if onnx else []), *(["torch_export"] if torch_export else [])]
-    try:
-        done = register(run_dir, alias, registered_name)
-        exports = []
-        if formats:
-            from pipeline.register.formats import export
+    done = register(run_dir, alias, registered_name)
+    exports = []
+    if formats:
+        from pipeline.register.formats import export
 
-            exports = export(run_dir, formats)
-    except (TrackingError, ValueError, OSError) as error:
-        print(f"register: {mask_secrets(str(error))}", file=sys.stderr)
-        return 1
+        exports = export(run_dir, formats)
     print(f"{done.name} version {done.version}, aliases {', '.join(done.aliases) or 'none'}: {done.uri}")
     if exports:
         print(f"added to the run's artifacts: {', '.join(exports)}")

@@ -2,6 +2,8 @@
 
 import re
 
+from pipeline.common.errors import InputError
+
 LONGEST = 256
 """Characters of a name that every store of MLflow keeps."""
 _NAME = re.compile(r"[\w+-](?:[\w .+-]*[\w.+-])?")
@@ -16,7 +18,7 @@ def check_name(name: str) -> None:
         ValueError: what the name may consist of.
     """
     if not _NAME.fullmatch(name) or len(name) > LONGEST:
-        raise ValueError(
+        raise InputError(
             f"--registered-name {name!r} cannot name a model in MLflow: take up to {LONGEST} letters, digits and "
             "_ - + . with spaces only within, such as transxnet_t-pets"
         )
@@ -29,4 +31,4 @@ def check_alias(alias: str) -> None:
         ValueError: what an alias may consist of.
     """
     if not _ALIAS.fullmatch(alias) or (_RESERVED_ALIAS.fullmatch(alias) and alias.lower() != "latest"):
-        raise ValueError(f"--alias {alias!r}: MLflow takes letters, digits, _ and -, and keeps v1, v2, … for itself")
+        raise InputError(f"--alias {alias!r}: MLflow takes letters, digits, _ and -, and keeps v1, v2, … for itself")

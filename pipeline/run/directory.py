@@ -12,14 +12,10 @@ from pipeline.common.atomic import write_durably
 from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.config.serialise import difference, digest, from_dict, to_dict
 from pipeline.run.code_state import git_state
-from pipeline.run.files import CONFIG_NAME, LOCK_NAME, read_config
+from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError, read_config
 
 GLANCE_S = 1.0
 """How long somebody who only looks may hold a run's lock."""
-
-
-class RunDirectoryError(ValueError):
-    """A run directory that cannot be used; the message says why and what to do."""
 
 
 def check(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
@@ -92,10 +88,7 @@ def _other_images(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def document(run_dir: Path) -> dict[str, Any]:
     """All of `config.json`; `RunDirectoryError` where there is none or it cannot be read."""
-    try:
-        return dict(read_config(run_dir))
-    except ValueError as error:
-        raise RunDirectoryError(str(error)) from error
+    return dict(read_config(run_dir))
 
 
 def load(run_dir: Path) -> TrainConfig:

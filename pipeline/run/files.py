@@ -4,10 +4,13 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from pipeline.common.errors import PipelineError
+
+
+class RunDirectoryError(PipelineError, ValueError):
+    """A folder that cannot be used as a run directory."""
 
 
 CONFIG_NAME = "config.json"
@@ -54,17 +57,19 @@ def read_config(run_dir: Path) -> Mapping[str, Any]:
     """`RUN_DIR/config.json`.
 
     Raises:
-        ValueError: the folder is no run.
+        RunDirectoryError: the folder is no run.
     """
     try:
         content = json.loads((run_dir / CONFIG_NAME).read_text())
         content["train"]["model"]["name"]
     except FileNotFoundError as error:
-        raise ValueError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
+        raise RunDirectoryError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{run_dir / CONFIG_NAME} is not a configuration of this version: it has no model") from error
+        raise RunDirectoryError(
+            f"{run_dir / CONFIG_NAME} is not a configuration of this version: it has no model"
+        ) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
+        raise RunDirectoryError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
     return content
 
 

@@ -1,10 +1,13 @@
 """How runs stand: `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.common.cli import print_error
+from pipeline.common.errors import PipelineError
 from pipeline.status.show import lines, table
 from pipeline.status.sync import sync_run, unsent_runs
 
@@ -20,9 +23,9 @@ def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
     """The one run that is meant and None, or those in a folder and the folder.
 
     Raises:
-        ValueError: there is no run.
+        RunDirectoryError: there is no run.
     """
-    from pipeline.run.files import CONFIG_NAME
+    from pipeline.run.files import CONFIG_NAME, RunDirectoryError
     from pipeline.run.status import find_runs
 
     if run_dir is not None and (run_dir / CONFIG_NAME).exists():
@@ -30,9 +33,9 @@ def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
     folder = root if run_dir is None else run_dir
     runs = find_runs(folder)
     if not runs and run_dir is not None:
-        raise ValueError(f"{run_dir} is no run directory, for it has no {CONFIG_NAME}, and no runs are in it")
+        raise RunDirectoryError(f"{run_dir} is no run directory, for it has no {CONFIG_NAME}, and no runs are in it")
     if not runs:
-        raise ValueError(f"no runs in {folder}: give a run directory or a folder of runs")
+        raise RunDirectoryError(f"no runs in {folder}: give a run directory or a folder of runs")
     return runs, folder
 
 
@@ -83,24 +86,16 @@ def _to_sync(run_dir: Path | None, root: Path) -> list[Path]:
 
 def _sync(runs: list[Path]) -> int:
     """Send what each run still has to send; one that cannot does not stop the next."""
-    from pipeline.tracking.client import TrackingError
-
     failed = False
     for run in runs:
         try:
             print(sync_run(run), flush=True)
-        except (TrackingError, ValueError) as error:
+        except PipelineError as error:
             failed = True
-            _complain(f"{run}: {error}" if len(runs) > 1 else str(error))
+            print_error(f"{run}: {error}" if len(runs) > 1 else str(error))
     if not runs:
         print("MLflow has taken everything of these runs")
     return int(failed)
-
-
-def _complain(words: str) -> None:
-    from pipeline.common.secrets import mask_secrets
-
-    print(f"status: {mask_secrets(words)}", file=sys.stderr)
 
 
 def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = False, runs: Path = Path("runs")) -> int:
@@ -112,15 +107,9 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         sync: Send MLflow what a server that did not answer has missed.
         runs: Folder that holds the runs.
     """
-    try:
-        if sync:
-            return _sync(_to_sync(run_dir, runs))
+    if sync:
+        return _sync(_to_sync(run_dir, runs))
+    # Ctrl-C is how a watch is meant to end.
+    with contextlib.suppress(KeyboardInterrupt):
         _watch(run_dir, runs, watch)
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError) as error:
-        _complain(str(error))
-        return 1
-    except KeyboardInterrupt:
-        pass
     return 0

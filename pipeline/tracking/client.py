@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from pipeline.common.errors import one_line
+from pipeline.common.errors import PipelineError, one_line
 from pipeline.common.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment's pages for training rather than for language models."""
 
 
-class TrackingError(RuntimeError):
+class TrackingError(PipelineError, RuntimeError):
     """The tracking server or registry did not do what was asked, in one line without secrets."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.common.errors import InputError
 from pipeline.run.files import read_config
 
 STATE_NAME = "mlflow.json"
@@ -113,5 +114,5 @@ def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
         return began if database.exists() else configured
     if not given:
         other = ", or, since nothing of it is there yet, to another" if nothing_there else ""
-        raise ValueError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address{other}")
+        raise InputError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address{other}")
     return configured

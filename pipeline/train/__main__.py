@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pipeline.common.errors import TrainingError
+from pipeline.common.cli import report_errors
 
 
 def main() -> int:
@@ -23,12 +23,10 @@ def main() -> int:
     outcome = Outcome.FAILED
     try:
         outcome = task(lambda: bool(stop))
-    except (TrainingError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
     finally:
         task.ended(outcome)
     return 0 if outcome is Outcome.FINISHED else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

@@ -3,14 +3,19 @@
 import json
 from pathlib import Path
 
+from pipeline.common.errors import PipelineError
 
-class NotFiniteError(RuntimeError):
+
+class NotFiniteError(PipelineError, RuntimeError):
     """A step whose loss or gradient is not finite; raised on every rank."""
 
     def __init__(self, step: int, message: str) -> None:
         """Keep the number of the step, counted from 1."""
         super().__init__(message)
         self.step = step
+
+    def __reduce__(self) -> tuple[type["NotFiniteError"], tuple[int, str]]:
+        return type(self), (self.step, str(self))
 
 
 SKIPPED = "skipped.json"

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.common.errors import PipelineError
+
 CARD_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
 EXPORT_FOLDER = "export"
 
 
-class ModelCardError(ValueError):
+class ModelCardError(PipelineError, ValueError):
     """A model card that cannot be read, said with the file and the field."""
 
 
