@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.common.cli import exit_status
 from pipeline.config.schema import ConfigError
 from pipeline.evaluate import progress as evaluate_progress
 from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches
@@ -139,7 +140,7 @@ def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_p
     ],
 )
 def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
-    assert main(model, shards=str(digits)) == 1
+    assert exit_status(lambda: main(model, shards=str(digits))) == 1
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
@@ -151,5 +152,5 @@ def test_fewer_than_no_workers_are_refused(home, card, digits):
 
 
 def test_a_folder_for_the_results_that_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
-    assert main("nowhere", shards="shards", output=tmp_path / "gone/results.json") == 1
+    assert exit_status(lambda: main("nowhere", shards="shards", output=tmp_path / "gone/results.json")) == 1
     assert "results.json: there is no such folder" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from jobs.presence import claim
 
+from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
 from pipeline.status.command import main
 from pipeline.status.show import lines, table
@@ -38,11 +39,11 @@ def test_what_is_printed(run_dir, capsys):
         f"{listed}{run_dir.parent}/other/config.json is not a configuration of this version: it has no model\n"
     )
     (run_dir / "checkpoints").mkdir()
-    assert main(run_dir / "checkpoints") == 1
-    assert main(runs=run_dir) == 1
+    assert exit_status(lambda: main(run_dir / "checkpoints")) == 1
+    assert exit_status(lambda: main(runs=run_dir)) == 1
     nothing, none = capsys.readouterr().err.splitlines()
     assert nothing.endswith("checkpoints is no run directory, for it has no config.json, and no runs are in it")
-    assert none == f"status: no runs in {run_dir}: give a run directory or a folder of runs"
+    assert none == f"error: no runs in {run_dir}: give a run directory or a folder of runs"
 
 
 def test_watching_all_runs_ends_when_nothing_more_will_happen(run_dir, monkeypatch):
