@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common.atomic import file_sha256, fsync_folder, write_durably
+from pipeline.common.atomic import file_sha256, fsync, write_text
 from pipeline.common.errors import PipelineError
 
 SCHEMA = 1
@@ -93,12 +93,12 @@ class CheckpointStore:
             files[rank_file_name(rank)] = {"sha256": digest, "bytes": int(size)}
             note.unlink()
         full = {"schema": SCHEMA, **manifest, "step": step, "files": files}
-        write_durably(aside / "manifest.json", json.dumps(full, indent=1))
+        write_text(aside / "manifest.json", json.dumps(full, indent=1), durable=True)
         final = self.folder / step_name(step)
         if final.exists():
             shutil.rmtree(final)
         aside.replace(final)
-        fsync_folder(self.folder)
+        fsync(self.folder)
         return Checkpoint(final, full)
 
     def read(self, step: int) -> Checkpoint:

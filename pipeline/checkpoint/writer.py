@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint.store import _DTYPES, CHUNK, rank_file_name
-from pipeline.common.atomic import write_durably
+from pipeline.common.atomic import write_text
 
 
 class RankWriter:
@@ -96,8 +96,7 @@ class RankWriter:
                     while written < len(chunk):
                         written += file.write(chunk[written:])
                 os.fsync(file.fileno())
-            write_durably(
-                folder / f"{self._file_name}.sha256", f"{digest.hexdigest()} {len(self._header) + len(data)}\n"
-            )
+            size = len(self._header) + len(data)
+            write_text(folder / f"{self._file_name}.sha256", f"{digest.hexdigest()} {size}\n", durable=True)
         except OSError as error:
             self.error = error

@@ -1,41 +1,63 @@
-"""Small files: written so that a crash cannot leave them half written, and read where they may not be there yet."""
+"""Files that a crash cannot leave half written: a temporary file beside the path, then a rename."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `path`, which the body writes and which then replaces `path`.
+
+    A reader sees the previous file or the new one, never a part of it. If the body raises, the temporary file is
+    removed and `path` stays as it was.
+
+    Args:
+        path: file to write or to replace.
+        durable: fsync the file before the rename and its folder after it, so that a power failure loses neither.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        if durable:
+            fsync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        fsync(path.parent)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a text file by `replacing`."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """Write a JSON file by `replacing`: indented by one space, with a newline at its end."""
+    write_text(path, json.dumps(content, indent=1) + "\n", durable=durable)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is none, or it is no JSON."""
+    """Read the object in a JSON file; None if the file is missing or holds no JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file aside, fsync, rename: a reader sees the old text or the new, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with aside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        os.fsync(descriptor)
     finally:
-        aside.unlink(missing_ok=True)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(path: Path) -> None:
-    """Make the renames within a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

@@ -6,7 +6,6 @@ even after a run was killed and resumed.
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.atomic import replacing
 from pipeline.config.schema import TrainConfig
 from pipeline.data.batch import Batch
 
@@ -86,7 +86,8 @@ class AuditWriter:
             [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
         )
         try:
-            _publish(table, self._folder / f"step_{steps[0]:08d}_rank_{self._rank:05d}.parquet")
+            with replacing(self._folder / f"step_{steps[0]:08d}_rank_{self._rank:05d}.parquet") as temporary:
+                pq.write_table(table, temporary)
         except OSError as error:
             logger.warning(
                 "rank %d: the audit rows since step %d could not be written and are kept for the next flush: %s",
@@ -127,14 +128,5 @@ def _remove_steps_from(start_step: int, folder: Path) -> None:
         if not kept.num_rows:
             file.unlink()
         elif kept.num_rows < table.num_rows:
-            _publish(kept, file)
-
-
-def _publish(table: pa.Table, file: Path) -> None:
-    """Write a table to a temporary file and rename it to `file`."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+            with replacing(file) as temporary:
+                pq.write_table(kept, temporary)

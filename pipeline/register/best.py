@@ -5,11 +5,11 @@ its averaged weights are put into `export/best/`, with a card of their own, and 
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import replacing
 from pipeline.run.files import checkpoints, read_metrics
 from pipeline.weights.card import (
     EXPORT_FOLDER,
@@ -79,8 +79,7 @@ def _extract(run_dir: Path, card: ModelCard, folder: Path) -> bool:
         print(f"the best checkpoint (step {card.step}) is not registered: {error}", file=sys.stderr)
         return False
     folder.mkdir(mode=0o700, exist_ok=True)
-    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
-    save_file(transxnet.to_upstream(state), aside)
-    aside.replace(folder / WEIGHTS_NAME)
+    with replacing(folder / WEIGHTS_NAME) as temporary:
+        save_file(transxnet.to_upstream(state), temporary)
     save_model_card(card, folder)
     return True

@@ -1,14 +1,13 @@
 """Registers the best weights of a training: `python -m pipeline.register RUN_DIR --alias A`."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.common.atomic import file_sha256, write_json
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.register.best import best_weights
@@ -77,7 +76,7 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
     try:
         with mlflow_session(uri) as client:
             card = dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _run_id(folder))
-            digest = _sha256(weights / WEIGHTS_NAME)
+            digest = file_sha256(weights / WEIGHTS_NAME)
             version = _find(client, name, digest, card)
             if version is None:
                 version = _create(client, name, uri, folder, weights, config["train"], card, digest)
@@ -106,9 +105,7 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
 
 def _remember(run_dir: Path, version: RegisteredVersion) -> None:
     """Write `RUN_DIR/registered.json`, for the commands that tell where the model is."""
-    aside = run_dir / f".{REGISTERED_NAME}.{os.getpid()}"
-    aside.write_text(json.dumps(dataclasses.asdict(version), indent=1) + "\n")
-    aside.replace(run_dir / REGISTERED_NAME)
+    write_json(run_dir / REGISTERED_NAME, dataclasses.asdict(version))
 
 
 def _run_id(run_dir: Path) -> str:
@@ -219,11 +216,6 @@ def version_tags(card: ModelCard) -> dict[str, str]:
         "image_size": card.image_size,
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def register_or_say_how(run_dir: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.atomic import write_durably
+from pipeline.common.atomic import write_text
 from pipeline.common.secrets import SECRET_FILES, mask_secrets
 
 
@@ -38,7 +38,7 @@ def keep_changes(checkout: Path, run_dir: Path) -> None:
     """Write the uncommitted changes of `checkout` to `run_dir`; a former launch's go where there are none now."""
     patch = uncommitted_changes(checkout)
     if patch:
-        write_durably(run_dir / CHANGES_NAME, patch)
+        write_text(run_dir / CHANGES_NAME, patch, durable=True)
     else:
         (run_dir / CHANGES_NAME).unlink(missing_ok=True)
 

@@ -1,14 +1,13 @@
 """The folder of a run: who may use it, what it was started with, and that only one attempt writes to it at a time."""
 
 import fcntl
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.common.atomic import write_durably
+from pipeline.common.atomic import write_json
 from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.config.serialise import difference, digest, from_dict, to_dict
 from pipeline.run.code_state import git_state
@@ -71,7 +70,7 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         **extra,
     }
     try:
-        write_durably(run_dir / CONFIG_NAME, json.dumps(content, indent=1) + "\n")
+        write_json(run_dir / CONFIG_NAME, content, durable=True)
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
 

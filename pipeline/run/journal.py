@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import replacing
 from pipeline.run.files import METRICS_NAME, read_metrics
 
 
@@ -19,13 +20,8 @@ class Journal:
         kept = [r for r in records if r["step"] <= resume_step]
         self.dropped = records[len(kept) :]
         """The records of those steps."""
-        aside = self._path.with_name(f".{METRICS_NAME}.{os.getpid()}")
-        with aside.open("wb") as file:
-            for record in kept:
-                file.write(_line(record))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path)
+        with replacing(self._path, durable=True) as temporary, temporary.open("wb") as file:
+            file.writelines(map(_line, kept))
         self._file = self._path.open("ab", buffering=0)
 
     def append(self, record: dict[str, Any]) -> OSError | None:

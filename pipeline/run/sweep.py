@@ -1,12 +1,11 @@
 """TODO run.sweep."""
 
-import json
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.atomic import read_json, write_durably
+from pipeline.common.atomic import read_json, write_json
 from pipeline.config.schema import ConfigError
 
 FILE_NAME = "sweep.json"
@@ -33,7 +32,7 @@ def prepare_folder(folder: Path, sweep: Sequence[str], names: Sequence[str]) -> 
     known = read_folder(folder) or {"key": uuid.uuid4().hex, "members": []}
     members = list(dict.fromkeys([*known["members"], *names]))
     document = {"key": known["key"], "sweep": list(sweep), "members": members}
-    write_durably(folder / FILE_NAME, json.dumps(document, indent=1) + "\n")
+    write_json(folder / FILE_NAME, document, durable=True)
 
 
 def read_folder(folder: Path) -> dict[str, Any] | None:

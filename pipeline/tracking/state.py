@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.common.atomic import write_json
 from pipeline.common.errors import InputError
 from pipeline.run.files import read_config
 
@@ -70,10 +71,7 @@ def load_state(run_dir: Path) -> TrackingState | None:
 
 def save_state(run_dir: Path, state: TrackingState) -> None:
     """Write `RUN_DIR/mlflow.json`, whole or not at all."""
-    path = run_dir / STATE_NAME
-    aside = path.with_name(f".{STATE_NAME}.{os.getpid()}")
-    aside.write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n")
-    os.replace(aside, path)
+    write_json(run_dir / STATE_NAME, dataclasses.asdict(state))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.common.atomic import write_durably
+from pipeline.common.atomic import write_text
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import ConfigError
 from pipeline.config.serialise import digest
@@ -263,7 +263,7 @@ class Training:
         if not saver.durable_step:
             raise TrainingError(f"{problem}; there is no checkpoint to go back to")
         if self.world.is_main:
-            write_durably(self.run_dir / SKIPPED, json.dumps(skipped) + "\n")
+            write_text(self.run_dir / SKIPPED, json.dumps(skipped) + "\n", durable=True)
         agreed_by_main(None)
 
 

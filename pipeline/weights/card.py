@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.common.atomic import write_text
 from pipeline.common.errors import PipelineError
 
 CARD_NAME = "model.json"
@@ -103,9 +104,7 @@ def is_exported(run_dir: Path) -> bool:
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
     """Write `FOLDER/model.json`, whole or not at all, and return its path."""
     path = Path(folder) / CARD_NAME
-    aside = path.with_name(f".{CARD_NAME}.{os.getpid()}")
-    aside.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n")
-    os.replace(aside, path)
+    write_text(path, json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

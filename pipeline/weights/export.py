@@ -1,13 +1,12 @@
 """`RUN_DIR/export`: the averaged weights under the published names, and the card that says what they are."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.common.atomic import fsync_folder
+from pipeline.common.atomic import replacing
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.distributed import World
 from pipeline.engine.ema import Ema
@@ -28,12 +27,8 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / CARD_NAME).unlink(missing_ok=True)
     weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in transxnet.to_upstream(state).items()}
-    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
-    save_file(weights, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(folder / WEIGHTS_NAME)
-    fsync_folder(folder)
+    with replacing(folder / WEIGHTS_NAME, durable=True) as temporary:
+        save_file(weights, temporary)
 
     train = load_manifest(config.data.shards, config.data.train_split)
     validation = load_manifest(config.data.validation_shards or config.data.shards, config.data.validation_split)
