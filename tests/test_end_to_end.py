@@ -141,7 +141,7 @@ def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, uninterru
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_go_on_in_the_same_order(workplace: Workplace, uninterrupted: str):
+def test_resume_with_other_world_sizes_keeps_the_order(workplace: Workplace, uninterrupted: str):
     """1, then 2, then 4 processes, ZeRO 1, 0, 3; killed between; each epoch is read exactly once, as by one process."""
     from pipeline.data.audit import read_audit
 
@@ -196,7 +196,7 @@ def test_a_run_directory_of_another_training_is_refused(workplace: Workplace, un
     assert "optimizer.lr: 0.002 -> 0.5" in output
 
 
-def test_a_finished_run_given_again_says_so(workplace: Workplace, uninterrupted: str):
+def test_a_finished_run_is_not_trained_again(workplace: Workplace, uninterrupted: str):
     before = (workplace.folder / "whole" / "metrics.jsonl").read_bytes()
     output = workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "whole"))
     assert "models:/transxnet_n/1" in output

@@ -69,14 +69,14 @@ def test_every_form_of_an_image_gives_the_same_answer(classifier, digits, tmp_pa
         (17, "int given; bytes, base64 text, a path or a uint8 array was expected"),
     ],
 )
-def test_what_is_no_image_is_named_by_its_position(classifier, digits, bad, words):
+def test_an_input_that_is_no_image_is_named_by_its_position(classifier, digits, bad, words):
     content, _ = validation_images(digits, 1)[0]
     with pytest.raises(ValueError, match=r"^input 1 is not an image: ") as caught:
         classifier.classify([content, bad])
     assert words in str(caught.value)
 
 
-def test_a_server_reads_no_files_for_strangers(classifier, tmp_path, monkeypatch):
+def test_a_server_reads_no_local_files_for_clients(classifier, tmp_path, monkeypatch):
     secret = tmp_path / "secret.jpg"
     Image.new("RGB", (8, 8)).save(secret)
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
@@ -85,7 +85,7 @@ def test_a_server_reads_no_files_for_strangers(classifier, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("size", [(500, 375), (31, 64), (640, 33), (224, 224)])
-def test_it_prepares_images_as_the_evaluation_did(classifier, card, size):
+def test_the_served_model_preprocesses_images_as_the_evaluation_does(classifier, card, size):
     """The recorded accuracy was measured through the loader; another resize or crop would be another model."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -103,7 +103,7 @@ def test_it_prepares_images_as_the_evaluation_did(classifier, card, size):
 
 
 @pytest.mark.slow
-def test_over_http_it_answers_with_the_five_best(home, digits, card, tmp_path):
+def test_the_served_model_answers_over_http_with_the_five_best(home, digits, card, tmp_path):
     uri = resolve_tracking_uri(home)
     version = register(home / "runs/first")
     port = free_port()

@@ -20,7 +20,7 @@ def encoded(mode: str, format: str) -> bytes:
     return sink.getvalue()
 
 
-def test_a_crop_is_the_whole_image_cut(photographs):
+def test_a_decoded_crop_equals_the_crop_of_the_decoded_image(photographs):
     for data in photographs:
         image, whole = EncodedImage(data), simplejpeg.decode_jpeg(data, fastupsample=True, strict=False)
         assert (image.height, image.width) == whole.shape[:2]
@@ -48,6 +48,6 @@ def test_odd_images_become_rgb(mode, format):
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", photograph(0)[:20]])
-def test_what_is_no_image_is_an_error(data):
+def test_data_that_is_no_image_is_an_error(data):
     with pytest.raises(DecodeError, match="cannot be decoded"):
         EncodedImage(data).pixels()

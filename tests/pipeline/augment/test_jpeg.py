@@ -75,14 +75,14 @@ def test_the_same_bits_as_libjpeg_turbo(subsampling, quality, optimize, restart,
         ("RGB", {"subsampling": "4:1:1"}),
     ],
 )
-def test_other_kinds_are_left_to_the_other_decoder(mode, options):
+def test_other_kinds_of_jpeg_are_left_to_the_other_decoder(mode, options):
     data = encoded(120, 90, mode, **options)
     image = EncodedImage(data)
     part = image.crop(30, 20, 50, 40, enough=64)
     assert np.abs(part.astype(int) - EncodedImage(data).pixels()[30:80, 20:60]).mean() < 4
 
 
-def test_damage_is_never_more_than_no_answer():
+def test_damaged_data_gives_none_or_pixels():
     chance = random.Random(0)
     whole = encoded(120, 90, quality=90)
     for _ in range(3000):
@@ -94,7 +94,7 @@ def test_damage_is_never_more_than_no_answer():
         assert region is None or region.shape == (100, 70, 3)
 
 
-def test_data_that_ends_too_soon_is_left_to_the_other_decoder():
+def test_truncated_data_is_left_to_the_other_decoder():
     data = encoded(120, 90, quality=90)
     assert jpeg_region.decode(data[: len(data) // 2], 0, 0, 120, 90) is None
     assert jpeg_region.decode(data, 100, 0, 21, 90) is None

@@ -72,7 +72,7 @@ def test_fast_and_faithful_images_are_distributed_alike(photographs):
     assert (np.abs(fast.mean(axis=1) - faithful.mean(axis=1)) / spread).max() < 4.5
 
 
-def test_faithful_mode_leaves_the_generators_of_the_process_alone(photographs):
+def test_faithful_mode_does_not_change_global_random_states(photographs):
     augment = FaithfulAugment(AugmentConfig(), 64, 0)
     out = np.empty((64, 64, 3), np.uint8)
     random.seed(1), np.random.seed(1)

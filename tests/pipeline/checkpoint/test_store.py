@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path)
 
 
-def test_what_is_written_is_read(store: CheckpointStore):
+def test_a_saved_checkpoint_is_loaded_unchanged(store: CheckpointStore):
     save(store, 3)
     checkpoint = store.newest_sound(pytest.fail)
     assert checkpoint is not None
@@ -67,7 +67,7 @@ def spoil_manifest(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, tear, Path.unlink, spoil_manifest])
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_damage_is_named_and_the_one_before_is_taken(store: CheckpointStore, damage, damaged: int):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_restored(store: CheckpointStore, damage, damaged: int):
     for step in (1, 2, 3):
         save(store, step)
     for step in (3, 2)[:damaged]:
@@ -82,14 +82,14 @@ def test_damage_is_named_and_the_one_before_is_taken(store: CheckpointStore, dam
     assert step_name(3) in said[0]
 
 
-def test_the_newest_and_the_best_stay(store: CheckpointStore):
+def test_retention_keeps_the_newest_and_the_best(store: CheckpointStore):
     for step, top1 in [(1, 0.5), (2, 0.9), (3, 0.7), (4, None), (5, 0.8)]:
         save(store, step, top1)
     store.retain(2)
     assert store.steps() == [2, 4, 5]
 
 
-def test_a_full_disk_is_an_answer_and_no_checkpoint(store: CheckpointStore):
+def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: CheckpointStore):
     save(store, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -122,7 +122,7 @@ for step in range((store.steps() or [0])[-1] + 1, 10**6):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_only_sound_checkpoints(store: CheckpointStore, tmp_path: Path):
+def test_a_killed_writer_leaves_only_valid_checkpoints(store: CheckpointStore, tmp_path: Path):
     chance = random.Random(7)
     reached = 0
     for _ in range(3):

@@ -11,7 +11,7 @@ from pipeline.recipes import RECIPES
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_are_checked_and_come_back_from_their_file(recipe: str):
+def test_recipes_are_valid_and_survive_serialisation(recipe: str):
     config = check(RECIPES[recipe].train(), 2)
     assert from_dict(to_dict(config)) == config
     assert RECIPES[recipe].train.__doc__

@@ -8,7 +8,7 @@ from pipeline.launch.options import parse
 from pipeline.recipes.digits import demo
 
 
-def test_every_combination_is_a_training_named_after_its_values():
+def test_each_combination_of_a_sweep_is_a_training_named_after_its_values():
     options = parse(["--recipe", "demo", "--sweep", "train.optimizer.lr=1e-3,2e-3", "--sweep", "train.zero-stage=0,1"])
     members = build_members(options.sweep, options.train)
     assert [member.name for member in members] == [
@@ -42,7 +42,7 @@ def test_every_combination_is_a_training_named_after_its_values():
         (["train.augment.crop-scale=0.1,1"], "a field of several values cannot be swept"),
     ],
 )
-def test_what_cannot_be_swept_is_one_line(sweep: list[str], words: str):
+def test_an_invalid_sweep_is_one_line(sweep: list[str], words: str):
     with pytest.raises(ConfigError) as error:
         build_members(sweep, TrainConfig())
     assert words in str(error.value)

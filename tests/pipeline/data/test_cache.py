@@ -41,7 +41,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name[-5:] for path in folder.iterdir() if path.name.startswith("shard-"))
 
 
-def test_the_bound_holds_and_what_was_not_used_for_longest_goes_first(source, tmp_path):
+def test_the_cache_keeps_its_bound_and_evicts_the_least_recently_used(source, tmp_path):
     cache = ShardCache(shards(source, tmp_path / "cache", 2 * SIZE + 10))
     held = cache.open("0.tar")
     for name in ("1.tar", "0.tar", "2.tar"):
@@ -56,7 +56,7 @@ def test_the_bound_holds_and_what_was_not_used_for_longest_goes_first(source, tm
     os.close(held)
 
 
-def test_another_version_of_a_split_shares_no_file_but_the_bound(source, tmp_path):
+def test_two_versions_of_a_split_share_the_bound_and_no_file(source, tmp_path):
     content(ShardCache(shards(source, tmp_path / "cache", 3 * SIZE)), "1.tar")
     (source / "1.tar").write_bytes(b"n" * SIZE)
     other = ShardCache(shards(source, tmp_path / "cache", 3 * SIZE, digest="e" * 64))
@@ -90,7 +90,7 @@ Slow(shards(Path(sys.argv[1]), Path(sys.argv[2]), 4 * SIZE)).open("0.tar")
 """
 
 
-def test_a_fetch_that_was_killed_half_way_leaves_nothing_that_counts(source, tmp_path):
+def test_a_killed_download_leaves_no_shard_in_the_cache(source, tmp_path):
     folder = tmp_path / "cache"
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(source), str(folder)], stdout=subprocess.PIPE, text=True
@@ -118,7 +118,7 @@ for number in range(int(sys.argv[4])):
 """
 
 
-def test_two_jobs_in_one_folder_keep_its_bound_and_survive_a_third_that_is_killed(source, tmp_path):
+def test_jobs_that_share_a_cache_keep_its_bound_also_where_one_is_killed(source, tmp_path):
     """All three need more than there is room for, at once; two of them read the same split."""
     folder = tmp_path / "cache"
 

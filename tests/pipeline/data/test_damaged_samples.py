@@ -28,14 +28,14 @@ def damage(shards: Path, copy: Path, how: str) -> str:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["flipped byte", "truncated"])
-def test_damage_stops_with_shard_and_key(shards, cache, tmp_path, how, workers):
+def test_a_damaged_sample_stops_the_training_with_shard_and_key(shards, cache, tmp_path, how, workers):
     name = damage(shards, tmp_path / "copy", how)
     said = rf"sample photo_000\d\d of .*{name} (is cut off|was changed).* sharding.verify .* --train.data.on-damage rep"
     with pytest.raises(DamagedSampleError, match=said):
         read(config(tmp_path / "copy", cache, data={"workers": workers}), steps=(0, 5))
 
 
-def test_damaged_samples_are_replaced_alike_everywhere_counted_and_limited(shards, cache, tmp_path, caplog):
+def test_damaged_samples_are_replaced_deterministically_counted_and_limited(shards, cache, tmp_path, caplog):
     copy = tmp_path / "copy"
     damage(shards, copy, "truncated")
     settings = config(copy, cache, data={"on_damage": "replace"})
@@ -52,14 +52,14 @@ def test_damaged_samples_are_replaced_alike_everywhere_counted_and_limited(shard
         read(config(copy, cache, data={"on_damage": "replace", "max_replacements": 2}))
 
 
-def test_a_shard_that_is_gone_is_named(shards, cache, tmp_path):
+def test_a_missing_shard_is_named(shards, cache, tmp_path):
     name = damage(shards, tmp_path / "copy", "truncated")
     (tmp_path / "copy" / name).unlink()
     with pytest.raises(DamagedSampleError, match=rf"{name} cannot be opened: No such file"):
         read(config(tmp_path / "copy", cache), steps=(0, 5))
 
 
-def test_an_exception_in_a_worker_reaches_the_user_with_the_key(shards, cache, tmp_path):
+def test_an_exception_in_a_worker_is_raised_with_the_samples_key(shards, cache, tmp_path):
     settings = config(shards, cache, data={"workers": 1})
     with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=4, device="cpu") as loader:
         index = Path(loader._index.folder)

@@ -35,7 +35,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def test_without_draws_a_batch_is_normalised():
+def test_without_augmentation_a_batch_is_normalised():
     given = batch()
     images, targets = DeviceTransform(PLAIN, UNMIXED, CLASSES, 0)(given, "cpu")
     assert images.is_contiguous()

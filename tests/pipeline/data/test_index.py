@@ -60,7 +60,7 @@ def test_processes_that_open_an_index_at_once_share_it(tmp_path):
     assert len(list((tmp_path / "cache").glob("*index-*"))) == 1
 
 
-def test_an_index_that_is_not_the_manifests_is_an_error_from_another_process_too(tmp_path):
+def test_a_damaged_index_is_an_error_with_its_name(tmp_path):
     synthetic(tmp_path, 100_000, 7)
     manifest = load_manifest(str(tmp_path), "train")
     (tmp_path / "synthetic-train.parquet").write_bytes(b"no parquet")
@@ -121,7 +121,7 @@ print(json.dumps({"anonymous": grown, "mapped": mapped(sys.argv[2]), "peak": pea
 
 
 @pytest.mark.slow
-def test_two_ranks_open_all_of_imagenet_at_any_step_within_64_megabytes_together(tmp_path):
+def test_two_ranks_open_imagenets_index_at_any_step_in_64_megabytes(tmp_path):
     """The first two that open it on a node; every row was touched. The peak of each is below 200 MB."""
     synthetic(tmp_path, IMAGENET, 1024)
     steps = 300 * IMAGENET // 1024

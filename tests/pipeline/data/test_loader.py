@@ -30,7 +30,7 @@ def test_pixels_depend_neither_on_workers_nor_ranks_nor_interruptions(shards, ca
     assert later.items() <= alone.items()
 
 
-def test_batches_that_are_held_keep_their_pixels(shards, cache):
+def test_pixels_of_earlier_batches_are_not_overwritten(shards, cache):
     def everything(workers):
         settings = config(shards, cache, data={"workers": workers, "prefetch_batches": 3})
         with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=4, device="cpu") as loader:
@@ -47,7 +47,7 @@ def test_each_sample_is_augmented_anew_in_each_epoch(shards, cache):
     assert all(both[0, row][0] != both[1, row][0] for row in range(SAMPLES))
 
 
-def test_a_step_must_be_read_to_its_end(shards, cache):
+def test_skipping_micro_batches_is_an_error(shards, cache):
     with build_train_loader(
         config(shards, cache), world_size=1, rank=0, start_step=0, total_steps=2, device="cpu"
     ) as loader:
@@ -82,7 +82,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(shards, tmp_path):
         read(config(shards, tmp_path / "file/cache"))
 
 
-def test_what_the_device_does_depends_on_the_sample_and_the_step_alone(shards, cache):
+def test_device_transforms_depend_only_on_sample_and_step(shards, cache):
     """Images before mixing are the same for 1 and 3 ranks; the mixing weight of a step is the same on all."""
     results = []
     for world_size in (1, 3):

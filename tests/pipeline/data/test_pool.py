@@ -80,7 +80,7 @@ def test_memory_does_not_grow_over_epochs(shards, cache, workers):
     assert sizes[-1] - sizes[20] < 4e6
 
 
-def test_the_wait_for_data_is_measured(shards, cache):
+def test_the_time_waited_for_data_is_measured(shards, cache):
     """Workers that stand still for half a second are waited for as long, and no step waits longer than it lasts."""
     settings = config(shards, cache, data={"workers": 1, "prefetch_batches": 1})
     with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=10, device="cpu") as loader:

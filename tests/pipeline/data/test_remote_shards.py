@@ -123,7 +123,7 @@ def read(settings, *, world_size: int = 1, rank: int = 0, steps: int = 12) -> di
     return seen
 
 
-def test_a_remote_split_reads_as_the_local_one_over_a_failing_server(bucket, tmp_path):
+def test_a_remote_split_equals_the_local_one_over_a_failing_server(bucket, tmp_path):
     uri, local = bucket
     expected = read(config(local, tmp_path / "index"))
     _Proxy.fail_every, _Proxy.requests = 10, 0
@@ -177,7 +177,7 @@ def test_a_cache_that_no_shard_fits_into_is_refused_before_anything_is_queued(bu
     check_shards(config(local, tmp_path, data=small))
 
 
-def test_a_server_that_does_not_answer_is_named_with_the_sample(bucket, tmp_path, monkeypatch):
+def test_a_failing_server_is_reported_with_the_sample(bucket, tmp_path, monkeypatch):
     uri, _ = bucket
     monkeypatch.setattr("pipeline.data.cache._ATTEMPTS", 1)
     with build_train_loader(

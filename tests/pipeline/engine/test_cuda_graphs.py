@@ -291,7 +291,7 @@ def backward_too_late(model: Graphed, x: torch.Tensor) -> None:
         (backward_too_late, "another loss was computed"),
     ],
 )
-def test_what_a_recording_cannot_follow_is_refused(act: Callable[[Graphed, torch.Tensor], None], words: str):
+def test_inputs_that_do_not_fit_the_recording_are_refused(act: Callable[[Graphed, torch.Tensor], None], words: str):
     model, x = Graphed(Square(), recorded_on_cpu), torch.randn(4, 2)
     model(x).backward()
     with pytest.raises((ValueError, RuntimeError), match=words):
@@ -310,7 +310,7 @@ def test_gradients_add_up_and_losses_stay():
     assert torch.equal(cast("torch.Tensor", model.model.get_parameter("weight").grad), cast("Any", plain.weight.grad))
 
 
-def test_what_is_forgotten_is_gone_and_recorded_anew():
+def test_released_graphs_are_freed_and_recorded_again():
     recordings.clear()
     model, x = Graphed(Square(), recorded_on_cpu), torch.randn(4, 2)
     loss = model(x)
@@ -322,7 +322,7 @@ def test_what_is_forgotten_is_gone_and_recorded_anew():
     assert model(x).item() == 4 * loss.item()
 
 
-def test_a_training_on_cpus_refuses_them(tmp_path: Path):
+def test_cuda_graphs_are_refused_on_a_cpu(tmp_path: Path):
     run_directory.prepare(tmp_path / "run", TrainConfig(cuda_graphs=True), {})
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     with pytest.raises(TrainingError, match=r"--train\.cuda-graphs needs GPUs"):

@@ -49,7 +49,7 @@ def count(world: World, folder: str) -> dict[str, Counter[str]]:
     return {"step": step.counts, "ema": average.counts}
 
 
-def test_an_update_is_few_operations(tmp_path: Path):
+def test_an_optimizer_step_dispatches_few_operations(tmp_path: Path):
     [counts] = run_ranks(count, 1, str(tmp_path))
     assert sum(counts["step"].values()) <= STEP_BUDGET, counts["step"].most_common(12)
     assert sum(counts["ema"].values()) == 1, counts["ema"]

@@ -37,7 +37,7 @@ def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_equal_gradients_and_statistics_for_a_fraction_of_the_memory(precision: torch.dtype):
+def test_gradients_and_statistics_are_equal_in_a_fraction_of_the_memory(precision: torch.dtype):
     expected, kept_before = trained(precision, recompute=False)
     result, kept = trained(precision, recompute=True)
     assert result.keys() == expected.keys()
@@ -46,7 +46,7 @@ def test_equal_gradients_and_statistics_for_a_fraction_of_the_memory(precision: 
     assert kept < kept_before / 4
 
 
-def test_without_gradients_nothing_is_computed_twice():
+def test_without_gradients_nothing_is_recomputed():
     network = transxnet.build("transxnet_n", num_classes=5, image_size=32).eval()
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from pipeline.config.schema import ConfigError, OptimizerConfig, TrainConfig
 from pipeline.engine.optimizer import parameter_groups
 
 
-def test_layer_decay_is_timms():
+def test_layer_decay_equals_timms():
     network = transxnet.build("transxnet_t", num_classes=5)
     options = OptimizerConfig(layer_decay=0.7, weight_decay=0.05)
     ours = {
@@ -30,7 +30,7 @@ def test_layer_decay_is_timms():
     assert len({scale for scale, _ in ours.values()}) == sum(network.config.depths) + 2
 
 
-def test_without_it_there_are_two_groups_at_the_full_rate():
+def test_without_layer_decay_there_are_two_groups_at_the_full_rate():
     groups = parameter_groups(transxnet.build("transxnet_n", num_classes=5), OptimizerConfig())
     assert [(name, group.lr_scale, group.weight_decay) for name, group in groups.items()] == [
         ("decay", 1.0, 0.05),
@@ -38,6 +38,6 @@ def test_without_it_there_are_two_groups_at_the_full_rate():
     ]
 
 
-def test_a_layer_decay_that_is_none_is_refused():
+def test_a_layer_decay_out_of_range_is_refused():
     with pytest.raises(ConfigError, match=r"layer_decay 1\.5 must be in \(0, 1\]"):
         check(TrainConfig(optimizer=OptimizerConfig(layer_decay=1.5)), 1)

@@ -124,7 +124,7 @@ def test_classes_are_matched_by_name_or_number(digits, card):
         match_classes(card, dataclasses.replace(few, classes=(unknown,)), subset=True)
 
 
-def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_path):
+def test_weights_without_a_card_are_identified_by_their_shapes(home, card, tmp_path):
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((home / "runs/first/export/model.safetensors").read_bytes())
     guessed = load_model(str(bare)).card
@@ -139,18 +139,18 @@ def test_weights_without_a_card_are_recognised_by_their_shapes(home, card, tmp_p
         (__file__, "holds no weights that can be read"),
     ],
 )
-def test_wrong_models_are_said_in_a_line(model, words, digits, capsys):
+def test_an_unusable_model_is_one_line(model, words, digits, capsys):
     assert exit_status(lambda: main(model, shards=str(digits))) == 1
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
 
 
-def test_fewer_than_no_workers_are_refused(home, card, digits):
+def test_a_negative_number_of_workers_is_refused(home, card, digits):
     with pytest.raises(ConfigError, match=r"data\.workers -1 must be 0 or more"):
         evaluate(load_model(str(home / "runs/first")), str(digits), workers=-1)
 
 
-def test_a_folder_for_the_results_that_is_missing_is_said_before_anything_is_measured(tmp_path, capsys):
+def test_a_missing_output_folder_is_an_error_before_the_evaluation(tmp_path, capsys):
     assert exit_status(lambda: main("nowhere", shards="shards", output=tmp_path / "gone/results.json")) == 1
     assert "results.json: there is no such folder" in capsys.readouterr().err

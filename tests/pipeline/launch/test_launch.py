@@ -65,7 +65,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
         (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
     ],
 )
-def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
+def test_an_invalid_launch_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--recipe", "demo", *flags]) == 2
     error = capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_a_launch_that_cannot_work_is_one_line(flags, words, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_registered_run_that_was_overtaken_is_named_by_its_version(tmp_path):
+def test_a_registered_run_without_an_alias_is_named_by_its_version(tmp_path):
     prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:///runs/mlflow.db"})
     version = {"name": "transxnet_n", "version": "3", "aliases": []}
     (tmp_path / "registered.json").write_text(json.dumps(version))
@@ -84,7 +84,7 @@ def test_a_registered_run_that_was_overtaken_is_named_by_its_version(tmp_path):
     assert 'load_model("models:/transxnet_n/3")' in words
 
 
-def test_a_run_keeps_the_name_it_is_to_be_registered_under(tmp_path):
+def test_a_run_keeps_its_registered_name(tmp_path):
     pack(tmp_path / "shards", (17, 9))
     pack(tmp_path / "shards", (5,), split="validation")
 
@@ -103,7 +103,7 @@ def test_a_run_keeps_the_name_it_is_to_be_registered_under(tmp_path):
         prepared("--registered-name", "pets")
 
 
-def test_an_address_that_mlflow_cannot_have_is_refused():
+def test_an_invalid_tracking_uri_is_refused():
     for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
         with pytest.raises(LaunchError, match="is no address of MLflow's"):
             check_tracking_uri(uri)
@@ -111,7 +111,7 @@ def test_an_address_that_mlflow_cannot_have_is_refused():
         check_tracking_uri(uri)
 
 
-def test_a_dry_run_refuses_what_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_fails_where_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):
     work, shards = tmp_path / "work", tmp_path / "shards"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -142,7 +142,7 @@ def test_a_dry_run_refuses_what_a_launch_would_and_writes_nothing(tmp_path, monk
 
 
 @pytest.mark.slow
-def test_storage_that_does_not_answer_is_one_line(tmp_path, capsys):
+def test_unreachable_storage_is_one_line(tmp_path, capsys):
     shards = "s3://key:word@bucket/shards?endpoint_override=127.0.0.1:1&scheme=http"
     assert main(["--cluster", "local", "--run-dir", f"{tmp_path}/run", "--train.data.shards", shards]) == 2
     error = capsys.readouterr().err

@@ -6,7 +6,7 @@ from pipeline.config.schema import ConfigError
 from pipeline.launch.options import LaunchError, parse
 
 
-def test_flags_lie_over_the_recipe():
+def test_flags_override_the_recipe():
     options = parse(["--recipe", "demo", "--train.steps", "7", "--slurm", "exclusive=true", "mail-user=a@b"])
     assert options.train.steps == 7
     assert options.train.model.name == "transxnet_n"

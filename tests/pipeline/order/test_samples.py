@@ -54,7 +54,7 @@ def test_opening_at_a_step_equals_having_read_up_to_it(order, size, steps):
 
 @properties
 @given(orders, st.integers(1, 60), st.integers(0, 30), st.integers(0, 40), st.sampled_from(WORLD_SIZES))
-def test_steps_read_together_are_what_each_is_alone(order, size, first, count, world_size):
+def test_batches_of_several_steps_equal_the_batch_of_each_step(order, size, first, count, world_size):
     steps = range(first, first + count)
     together = list(order.batches(steps, size, rank=world_size - 1, world_size=world_size))
     assert [step for step, _, _ in together] == list(steps)
@@ -99,7 +99,7 @@ def test_positions_of_a_rank_are_those_that_leave_its_remainder(step, share, wor
 
 @properties
 @given(orders, st.integers(1, 40), st.integers(0, 20), st.sampled_from([1, 2, 3, 4]))
-def test_shards_are_foretold_before_they_are_needed(order, share, step, world_size):
+def test_shards_are_announced_before_they_are_needed(order, share, step, world_size):
     shard_of = np.repeat(np.arange(len(order.shard_samples)), order.shard_samples)
     size, last = share * world_size, step + 4
     for rank in range(world_size):
@@ -131,13 +131,13 @@ def test_epochs_and_seeds_differ_and_neighbours_in_a_class_sorted_set_are_spread
     assert len({row // 100 for row in first[:256]}) > 40
 
 
-def test_the_order_of_today_is_the_order_of_tomorrow():
+def test_the_order_does_not_change_between_versions():
     rows = global_order((5, 0, 7, 3), seed=1, epoch=0, lanes=4, block_shards=2)
     assert rows.tolist() == [7, 11, 2, 14, 6, 0, 3, 13, 8, 10, 1, 12, 5, 9, 4]
 
 
 @pytest.mark.parametrize("shards", [(), (0, 0)])
-def test_no_samples_are_an_error(shards):
+def test_an_empty_split_is_an_error(shards):
     with pytest.raises(ValueError, match="cannot be trained on"):
         SampleOrder(shards, seed=0)
 

@@ -40,7 +40,7 @@ def test_champion_is_the_better_one_on_the_same_data(client):
     assert promote(client, "m", candidate(client, "m", 0.45), settled) == "6"
 
 
-def test_two_that_finish_together_leave_the_better_champion(client, monkeypatch):
+def test_the_better_of_two_simultaneous_registrations_is_champion(client, monkeypatch):
     """Every interleaving in which one reads before and writes after the other."""
     for slow_top1, fast_top1 in [(0.7, 0.8), (0.8, 0.7)]:
         name = f"race{slow_top1}"
@@ -69,7 +69,7 @@ def test_two_that_finish_together_leave_the_better_champion(client, monkeypatch)
         assert champion_of(client, name) == (slow if slow_top1 > fast_top1 else fast)
 
 
-def test_many_that_finish_together_leave_the_best_champion(tmp_path):
+def test_the_best_of_many_simultaneous_registrations_is_champion(tmp_path):
     """Nobody is held: eight registrars with connections of their own, again and again."""
     uri = new_store(tmp_path)
     clients, order = [open_client(uri) for _ in range(8)], random.Random(0)
@@ -89,7 +89,7 @@ def test_many_that_finish_together_leave_the_best_champion(tmp_path):
         assert float(champion.tags["top1"]) == max(scores) / 100
 
 
-def test_every_name_that_is_let_in_can_be_found_in_mlflow_again(client):
+def test_every_accepted_name_can_be_found_in_mlflow_again(client):
     for name in ("transxnet_t-pets", "main.models.transxnet", "Tiere+1", "ä b", "x" * 256):
         check_name(name)
         client.create_registered_model(name)

@@ -119,7 +119,7 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     assert all("==" in line for line in required)
 
 
-def test_a_damaged_best_checkpoint_is_passed_over(home, registered, tmp_path, capsys):
+def test_a_damaged_best_checkpoint_is_skipped(home, registered, tmp_path, capsys):
     shutil.copytree(home / "runs/first", tmp_path / "run")
     damaged = tmp_path / "run/checkpoints/step_00000020/rank_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
@@ -128,7 +128,7 @@ def test_a_damaged_best_checkpoint_is_passed_over(home, registered, tmp_path, ca
     assert "the best checkpoint (step 20) is not registered" in capsys.readouterr().err
 
 
-def test_a_stranger_loads_it_in_three_ways_and_gets_the_recorded_top1(home, digits, registered, tmp_path):
+def test_a_registered_model_loads_elsewhere_in_three_ways_with_the_recorded_top1(home, digits, registered, tmp_path):
     card, version = registered
     images = validation_images(digits, 100)
     for k, (content, _) in enumerate(images):
@@ -184,7 +184,7 @@ def test_registering_again_gives_the_same_version_and_sets_the_alias(home, regis
     assert "production" in again.aliases
 
 
-def test_a_run_that_was_told_another_name_leaves_the_networks_own_alone(home, registered):
+def test_a_registered_name_of_its_own_leaves_the_default_model_alone(home, registered):
     shutil.copytree(home / "runs/first", home / "runs/toy")
     config = json.loads((home / "runs/toy/config.json").read_text())
     # Without its validation images nothing is verified, which is shown elsewhere and takes its time.
@@ -204,7 +204,7 @@ def test_a_run_that_was_told_another_name_leaves_the_networks_own_alone(home, re
             register(home / "runs/toy", alias, name)
 
 
-def test_a_model_that_is_not_as_good_as_recorded_becomes_no_version(home, digits, registered):
+def test_a_model_below_its_recorded_accuracy_is_not_registered(home, digits, registered):
     card = finished_run(home / "runs/wrong", digits, resolve_tracking_uri(home))
     # Classes in another order: everything loads and answers, and the answers are wrong.
     wrong = dataclasses.replace(card, classes=tuple(reversed(card.classes)))
@@ -225,7 +225,7 @@ def test_a_run_that_exported_nothing_is_refused(home, registered, tmp_path):
         register(run)
 
 
-def test_evaluation_finds_the_recorded_accuracy_wherever_the_model_is(home, digits, registered, monkeypatch, capsys):
+def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, digits, registered, monkeypatch, capsys):
     card, _ = registered
     monkeypatch.chdir(home)
     last = load_model_card(home / "runs/first/export")

@@ -8,7 +8,7 @@ from pipeline.register.verify import tolerance
 from pipeline.weights.card import ModelCard
 
 
-def test_the_tolerance_notices_a_wrong_preprocessing():
+def test_the_tolerance_detects_a_wrong_preprocessing():
     card = ModelCard(
         name="m", num_classes=1, image_size=32, classes=(("n", "n"),), preprocessing=None, step=1, epoch=1, top1=0.8
     )

@@ -7,7 +7,7 @@ from pipeline.run import code_state as uncommitted
 from pipeline.run.code_state import keep_changes, uncommitted_changes
 
 
-def test_uncommitted_changes_leave_without_secrets(tmp_path, monkeypatch):
+def test_uncommitted_changes_are_kept_without_secrets(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
 

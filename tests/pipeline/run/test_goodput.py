@@ -33,7 +33,7 @@ EVENTS = [
 RECORDS = [record(1, 1, 112), record(2, 1, 114), record(3, 2, 212), record(4, 2, 214)]
 
 
-def test_the_parts_of_a_run_are_told_apart_and_add_up():
+def test_the_parts_of_a_runs_time_add_up():
     first, second = attempts_spent(EVENTS, RECORDS).values()
     assert (first.wall, first.productive, first.data_wait, first.restart) == (25, 3, 1, 10)
     assert (first.save, first.evaluation, first.lost, first.down, first.other) == (0.75, 3, 4, 0, 3.25)
@@ -53,7 +53,7 @@ def test_a_clock_that_goes_backwards_gives_no_negative_time():
     assert run_spent([], []).goodput == 0
 
 
-def test_an_attempt_says_what_its_forerunner_lost_and_where_its_own_time_went(tmp_path: Path, capsys):
+def test_an_attempt_reports_lost_steps_and_its_goodput(tmp_path: Path, capsys):
     world = World(rank=0, local_rank=0, size=1, device=None)  # type: ignore[arg-type]
     fields = {"loss": 1.0, "step_s": 0.5, "data_wait": 0.5, "time": 1.0}
     killed = Recorder(tmp_path, is_main=True, world_size=world.size, start_up=StartUp())

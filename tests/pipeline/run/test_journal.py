@@ -24,7 +24,7 @@ def test_the_journal_holds_each_step_once(tmp_path: Path):
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.0)]
 
 
-def test_no_checkpoint_is_ahead_of_a_journal_on_a_full_disk(tmp_path: Path):
+def test_a_journal_that_a_full_disk_refused_is_an_error_before_a_checkpoint(tmp_path: Path):
     journal = Journal(tmp_path, 0)
     assert journal.append({"step": 1}) is None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

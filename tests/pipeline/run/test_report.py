@@ -14,7 +14,7 @@ def json_train(run_dir: Path) -> dict:
     return json.loads((run_dir / "config.json").read_text())["train"]
 
 
-def test_the_report_shows_the_same(run_dir):
+def test_the_report_shows_the_status(run_dir):
     append_event(run_dir, "start", 1, 0, step=0, world_size=4)
     append_records(run_dir, range(1, 31))
     append_event(run_dir, "save", 1, 31, step=30, stall_s=0.5)

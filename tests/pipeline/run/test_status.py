@@ -11,7 +11,7 @@ from pipeline.status.show import lines
 from tests.support.tracking_runs import START, append_event, append_records, write_checkpoint
 
 
-def test_a_run_from_submission_to_its_end(run_dir):
+def test_state_of_a_run_from_submission_to_its_end(run_dir):
     assert run_state(run_dir) == "submitted"
     with open(run_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -40,7 +40,7 @@ def test_a_run_from_submission_to_its_end(run_dir):
     assert status.remaining_s is None
 
 
-def test_a_job_that_failed_says_so_while_it_still_closes(run_dir):
+def test_a_failed_run_is_failed_while_its_processes_still_end(run_dir):
     with open(run_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         append_event(run_dir, "start", 1, 0, step=0, world_size=1)

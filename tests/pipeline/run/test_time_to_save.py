@@ -32,7 +32,7 @@ def world() -> World:
     return World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
-def test_an_attempt_warns_once_of_each_notice_that_is_too_short(tmp_path, world, monkeypatch, capsys):
+def test_an_attempt_warns_once_of_each_notice_too_short_to_save(tmp_path, world, monkeypatch, capsys):
     known = [
         {"seconds": 30, "partition": ""},
         {"seconds": 15, "partition": "low"},
@@ -47,7 +47,7 @@ def test_an_attempt_warns_once_of_each_notice_that_is_too_short(tmp_path, world,
     assert WORDS + "partition low gives 15 s at a preemption (GraceTime): ask for 90 s there" in preemption
 
 
-def test_the_next_launch_knows_what_the_last_one_measured(tmp_path, world, monkeypatch):
+def test_the_next_launch_reads_the_measured_times(tmp_path, world, monkeypatch):
     monkeypatch.delenv("JOB_NOTICES", raising=False)
     assert warnings(Needs.of_run(tmp_path), [Notice(seconds=1)]) == []
     train(tmp_path, world)

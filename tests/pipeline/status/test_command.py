@@ -24,7 +24,7 @@ def json_train(run_dir: Path) -> dict:
     return json.loads((run_dir / "config.json").read_text())["train"]
 
 
-def test_what_is_printed(run_dir, capsys):
+def test_one_run_and_a_table_of_runs_are_printed(run_dir, capsys):
     append_records(run_dir, range(1, 11))
     status = read_status(run_dir)
     assert "10/100 (10 %)" in "\n".join(lines(status, START))
@@ -46,7 +46,7 @@ def test_what_is_printed(run_dir, capsys):
     assert none == f"error: no runs in {run_dir}: give a run directory or a folder of runs"
 
 
-def test_watching_all_runs_ends_when_nothing_more_will_happen(run_dir, monkeypatch):
+def test_watching_ends_when_every_run_has_ended(run_dir, monkeypatch):
     monkeypatch.setattr("pipeline.status.command.WATCH_EVERY_S", 0.02)
     finished = run_dir.parent / "finished"
     shutil.copytree(run_dir, finished)
@@ -77,7 +77,7 @@ def test_a_run_that_cannot_be_synced_does_not_stop_the_next(run_dir, monkeypatch
     assert said.count("is tracked in MLflow at http://127.0.0.1:9: set MLFLOW_TRACKING_URI") == 2
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(run_dir):
+def test_a_closed_pipe_is_no_error(run_dir):
     command = [sys.executable, "-m", "pipeline.status", str(run_dir)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

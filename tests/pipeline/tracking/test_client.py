@@ -12,7 +12,7 @@ from tests.support.tracking_servers import wait_for
 
 
 @pytest.mark.slow
-def test_a_database_whose_making_was_killed_is_made_by_the_next_two_at_once(tmp_path):
+def test_a_database_creation_that_was_killed_is_repeated_by_the_next_two_processes(tmp_path):
     """MLflow builds it table by table; half of one could never be opened again."""
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs"
     command = [sys.executable, "-c", f"from pipeline.tracking.client import open_client; open_client({uri!r})"]

@@ -44,7 +44,7 @@ def shipped_step(run_dir: Path) -> int:
     return -1 if state is None else state.shipped_step
 
 
-def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, caplog):
+def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, server, capfd, caplog):
     port = free_port()
     run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{port}")
     began = time.monotonic()
@@ -84,7 +84,7 @@ def test_a_dead_server_is_named_once_and_synced_later(tmp_path, server, capfd, c
 
 
 @pytest.mark.slow
-def test_a_server_killed_while_it_takes_steps_has_each_once_when_it_is_back(tmp_path, capfd):
+def test_a_server_killed_while_it_receives_steps_has_each_once_after_its_restart(tmp_path, capfd):
     with MlflowServer(tmp_path / "server") as server:
         run_dir, config = new_run(tmp_path, server.uri)
         tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
@@ -111,7 +111,7 @@ def test_a_server_killed_while_it_takes_steps_has_each_once_when_it_is_back(tmp_
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_does_not_keep_a_job_from_its_requeue(tmp_path, caplog):
+def test_a_hanging_server_does_not_delay_a_requeue(tmp_path, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
         tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
@@ -131,7 +131,7 @@ def test_a_server_that_hangs_does_not_keep_a_job_from_its_requeue(tmp_path, capl
 
 
 @pytest.mark.slow
-def test_a_slow_server_holds_nobody_up_and_gets_everything(tmp_path, server):
+def test_a_slow_server_does_not_delay_the_training_and_receives_every_step(tmp_path, server):
     with Relay(server.port) as relay:
         relay.mode = "slow"
         run_dir, config = new_run(tmp_path, relay.uri)
@@ -147,7 +147,7 @@ def test_a_slow_server_holds_nobody_up_and_gets_everything(tmp_path, server):
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_back_gets_everything(tmp_path, server, capfd):
+def test_a_server_that_recovers_receives_every_step(tmp_path, server, capfd):
     relay = Relay(server.port)
     with relay:
         relay.mode = "broken"
@@ -174,7 +174,7 @@ def test_a_server_that_comes_back_gets_everything(tmp_path, server, capfd):
 
 
 @pytest.mark.parametrize("trouble", ["login", pytest.param("certificate", marks=pytest.mark.slow)])
-def test_a_server_that_refuses_is_said_in_one_line(tmp_path, capfd, trouble):
+def test_a_refusing_server_is_reported_in_one_line(tmp_path, capfd, trouble):
     certificate = self_signed_certificate(tmp_path) if trouble == "certificate" else None
     # Nothing gets through to a server behind it.
     with Relay(free_port(), certificate) as relay:

@@ -9,7 +9,7 @@ from pipeline.run.directory import prepare
 from pipeline.tracking.state import TrackingState, save_state, tracking_uri_of
 
 
-def test_a_run_stays_where_it_began_in_mlflow(tmp_path, monkeypatch):
+def test_a_run_stays_on_the_tracking_server_it_began_on(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first, here = tmp_path / "first.db", f"sqlite:///{tmp_path}/other.db"
     first.touch()

@@ -17,7 +17,7 @@ from tests.support.tracking_runs import append_records, config_json
 
 
 @pytest.mark.slow
-def test_runs_of_a_sweep_that_start_together_have_one_parent_which_ends_with_the_last(tmp_path: Path):
+def test_runs_of_a_sweep_share_one_parent_that_ends_with_the_last(tmp_path: Path):
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs" / "sweep"
     names = ["seed=1", "seed=2"]
     folder.mkdir(parents=True)

@@ -61,7 +61,7 @@ def rank_process(parent: int, rank: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_hanging_rank_is_named_in_bounded_time(tmp_path: Path, digits: Path):
+def test_a_hanging_rank_is_named_within_the_time_out(tmp_path: Path, digits: Path):
     run_dir = tmp_path / "run"
     process = start(run_dir, digits, collective_timeout_s=15.0)
     groups = [process.pid]

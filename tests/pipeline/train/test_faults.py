@@ -9,7 +9,7 @@ from tests.benchmarks.faults_kills import kills
 from tests.benchmarks.faults_others import full_disk
 
 
-def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(tmp_path: Path):
+def test_a_run_killed_repeatedly_equals_the_uninterrupted_one(tmp_path: Path):
     bench = Bench(tmp_path)
     kills(bench, 3, steps=18)
     assert sum(row.times for row in bench.rows) == 3
@@ -17,7 +17,7 @@ def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_a_warning_and_the_save_is_tried_again(tmp_path: Path):
+def test_a_full_disk_gives_a_warning_and_the_save_is_retried(tmp_path: Path):
     bench = Bench(tmp_path)
     full_disk(bench)
     if not bench.rows:

@@ -36,7 +36,7 @@ def test_learning_rate_is_timms_at_every_step():
         assert schedule.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
-def test_upstreams_recipe_on_imagenet():
+def test_the_tiny_recipe_is_upstreams_schedule_on_imagenet():
     schedule = build_schedule(RECIPES["tiny"].train(), IMAGENET)
     assert schedule.total_steps == -(-310 * IMAGENET // 1024)
     assert schedule.lr_at(0) == 1e-6

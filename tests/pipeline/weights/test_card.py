@@ -8,7 +8,7 @@ import pytest
 from pipeline.weights.card import ModelCard, ModelCardError, Preprocessing, load_model_card, save_model_card
 
 
-def test_a_card_survives_the_disk(tmp_path: Path):
+def test_a_saved_card_is_loaded_unchanged(tmp_path: Path):
     card = ModelCard(
         name="transxnet_n",
         num_classes=10,
