@@ -27,15 +27,22 @@ NEEDS = {
 }
 
 
-LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", "tests/transxnet/kernels/", "tests/pipeline/engine/")
+TOGETHER = {
+    "slurm": ("tests/slurm/",),
+    "registered model": ("tests/pipeline/register/", "tests/pipeline/evaluate/", "tests/pipeline/test_serve.py"),
+}
+"""Files whose tests run in one worker: one cluster fits on a machine, and one model of the digits is enough."""
+
+LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", *TOGETHER["registered model"], "tests/pipeline/engine/")
 """What starts first where the tests run in several workers."""
 
 
 class ByFile(LoadScopeScheduling):
-    """Keeps a file's tests in one worker, where their fixtures are made once, and all of Slurm's: one cluster fits."""
+    """Keeps the tests of a file, or of files that belong together, in one worker, where fixtures are made once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/slurm" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return next((name for name, files in TOGETHER.items() if file.startswith(files)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:

@@ -130,6 +130,8 @@ def test_a_dry_run_fails_where_a_launch_would_and_writes_nothing(tmp_path, monke
     before = (work / "run/config.json").read_bytes()
     assert main(flags) == 2
     assert "belongs to another training:\n  steps: 4 -> 3\n" in capsys.readouterr().err
+    assert main([flag for flag in flags if flag != "--dry-run"]) == 2
+    assert "belongs to another training:\n  steps: 4 -> 3\n" in capsys.readouterr().err
     assert main([*flags, "--sweep", "train.seed=1,2"]) == 2
     assert "is the folder of a run, not of a sweep" in capsys.readouterr().err
     min(shards.glob("*.tar")).unlink()
