@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training, and how any number of ranks under any ZeRO stage takes it up again.
+"""The state in a checkpoint: what each rank stores, and how any number of ranks in any ZeRO stage loads it.
 
 Every tensor is stored under `KIND|NAME|START`: elements from START on of the flattened tensor NAME. Kinds: `weight`,
 `exp_avg`, `exp_avg_sq` (each element once over all ranks), `ema` (once), `buffer` and `ema_buffer` (each rank's own).
@@ -19,7 +19,7 @@ from pipeline.engine.engine import Engine
 
 
 def state_tensors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
-    """What this rank writes into a checkpoint: flat views of the live tensors, by stored name."""
+    """The tensors that this rank writes into a checkpoint: flat views of the live state, by stored name."""
     tensors: dict[str, torch.Tensor] = {}
     world = engine.world
     for number, fragment in enumerate(engine.fragments()):
@@ -41,7 +41,7 @@ def state_tensors(engine: Engine, ema: Ema) -> dict[str, torch.Tensor]:
 
 
 class _Stored:
-    """The tensors of all ranks' files of a checkpoint, read where they are asked for."""
+    """The tensors in the files of all ranks of a checkpoint, read on demand."""
 
     def __init__(self, checkpoint: Checkpoint, stack: ExitStack) -> None:
         self._files = [
@@ -55,11 +55,15 @@ class _Stored:
                 self._pieces[kind, name].append((int(start), rank, key))
 
     def by_rank(self, kind: str, name: str) -> list[torch.Tensor]:
-        """The tensors that each rank stored for itself, in the order of ranks."""
+        """Each rank's own tensor of this name, in the order of ranks."""
         return [self._files[rank].get_tensor(key) for _, rank, key in sorted(self._pieces[kind, name])]
 
     def read(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
-        """Fill the flat `out` with the elements from `start` on, from whichever ranks wrote them."""
+        """Fill the flat `out` with the elements from `start` on, from the files of the ranks that hold them.
+
+        Raises:
+            ValueError: the checkpoint does not hold all of them.
+        """
         end, filled = start + out.numel(), 0
         for begin, rank, key in self._pieces[kind, name]:
             piece = self._files[rank].get_slice(key)
@@ -75,9 +79,12 @@ class _Stored:
 
 @torch.no_grad()
 def load_state(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> None:
-    """Put a verified checkpoint into the engine and the average: bit for bit, however it was partitioned.
+    """Load a verified checkpoint into the engine and the average, bit for bit, however it was partitioned.
 
-    BatchNorm statistics are each rank's own again where the number of ranks is the same, else their mean.
+    On the same number of ranks each rank gets its own BatchNorm statistics; otherwise every rank gets their mean.
+
+    Raises:
+        ValueError: the checkpoint belongs to another network.
     """
     with ExitStack() as stack:
         stored = _Stored(checkpoint, stack)
@@ -103,11 +110,11 @@ def load_state(checkpoint: Checkpoint, engine: Engine, ema: Ema) -> None:
 
 @torch.no_grad()
 def averaged_state(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The averaged model of a verified checkpoint, as `Ema.full_state` gave it when it was saved; needs no ranks.
+    """The averaged model in a verified checkpoint, equal to `Ema.full_state` when it was saved; needs no process group.
 
     Args:
         checkpoint: written by any number of ranks under any ZeRO stage.
-        shapes: of every weight and buffer of the network.
+        shapes: shape of every weight and buffer of the network.
 
     Raises:
         ValueError: the checkpoint belongs to another network.
@@ -136,5 +143,5 @@ def _buffers(engine: Engine, ema: Ema) -> Iterator[tuple[str, str, torch.Tensor]
 
 
 def state_summary(engine: Engine) -> dict[str, Any]:
-    """What the manifest says of the state beside its tensors."""
+    """The part of the state that the manifest holds: ZeRO stage, precision, and what is not a tensor."""
     return {"zero_stage": engine.stage, "precision": engine.config.precision, "scalars": engine.scalars()}

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written aside, hashed, fsynced, renamed when complete; loaded only when every digest holds.
+"""Checkpoints on disk: written to a temporary folder, hashed, fsynced, renamed when complete; verified when loaded.
 
 A checkpoint `step_00000100/` holds one safetensors file a rank (`rank_00000.safetensors`) and `manifest.json` with the
 sha256 of each. DeepSpeed's own `save_checkpoint` publishes `latest` before the other ranks' files exist and hashes
@@ -13,18 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.common.atomic import file_sha256, fsync, write_text
 from pipeline.common.errors import PipelineError
 
 SCHEMA = 1
-CHUNK = 16 * 2**20
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class DamagedCheckpointError(PipelineError, RuntimeError):
-    """A checkpoint whose files are not what its manifest says; the message names the file and the fault."""
+    """A checkpoint whose files differ from its manifest; the message names the file and the fault."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Finished optimizer steps it holds."""
+        """Number of finished optimizer steps."""
         return int(self.manifest["step"])
 
     @property
@@ -45,7 +41,7 @@ class Checkpoint:
         return int(self.manifest["world_size"])
 
     def rank_file(self, rank: int) -> Path:
-        """The state that `rank` wrote."""
+        """File with the state that `rank` wrote."""
         return self.path / rank_file_name(rank)
 
 
@@ -60,49 +56,53 @@ def step_name(step: int) -> str:
 
 
 class CheckpointStore:
-    """The folder `RUN_DIR/checkpoints`: what is there, what is sound, what goes."""
+    """The folder `RUN_DIR/checkpoints`: publishes, verifies and deletes checkpoints."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Keep checkpoints in `run_dir/checkpoints`, which is made when the first one is written."""
+        """Use `run_dir/checkpoints`; the first rank that writes a checkpoint makes the folder."""
         self.folder = run_dir / "checkpoints"
 
-    def aside(self, step: int) -> Path:
-        """Where the ranks write the files of a checkpoint before it is published."""
+    def partial(self, step: int) -> Path:
+        """Temporary folder where the ranks write the files of a checkpoint before it is published."""
         return self.folder / f".{step_name(step)}.partial"
 
     def steps(self) -> list[int]:
-        """Steps of the published checkpoints, oldest first, sound or not."""
+        """Steps of the published checkpoints, oldest first; they are not verified."""
         names = sorted(p.name for p in self.folder.glob("step_*") if p.is_dir())
         return [int(name.removeprefix("step_")) for name in names if name.removeprefix("step_").isdigit()]
 
     def remove_leftovers(self) -> None:
-        """Delete what writers that were killed left behind. Only the holder of the run's lock may call this."""
+        """Delete the temporary folders of writers that were killed. Only the holder of the run's lock may call this."""
         for leftover in self.folder.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def publish(self, step: int, manifest: dict[str, Any]) -> Checkpoint:
-        """Complete the checkpoint of `step` from the files that every rank has finished writing aside.
+        """Publish the checkpoint of `step`, whose files all ranks have written to the temporary folder.
 
-        The digests come from the ranks' `.sha256` notes, which are dropped; the folder gets its name last.
+        The digests come from the ranks' `.sha256` files, which are deleted. The folder gets its final name last.
         """
-        aside = self.aside(step)
+        partial = self.partial(step)
         files = {}
         for rank in range(manifest["world_size"]):
-            note = aside / f"{rank_file_name(rank)}.sha256"
+            note = partial / f"{rank_file_name(rank)}.sha256"
             digest, size = note.read_text().split()
             files[rank_file_name(rank)] = {"sha256": digest, "bytes": int(size)}
             note.unlink()
         full = {"schema": SCHEMA, **manifest, "step": step, "files": files}
-        write_text(aside / "manifest.json", json.dumps(full, indent=1), durable=True)
+        write_text(partial / "manifest.json", json.dumps(full, indent=1), durable=True)
         final = self.folder / step_name(step)
         if final.exists():
             shutil.rmtree(final)
-        aside.replace(final)
+        partial.replace(final)
         fsync(self.folder)
         return Checkpoint(final, full)
 
     def read(self, step: int) -> Checkpoint:
-        """The checkpoint of `step`, every digest checked; `DamagedCheckpointError` says what does not hold."""
+        """Verify the checkpoint of `step`: sizes and digests of all files.
+
+        Raises:
+            DamagedCheckpointError: a file is missing or differs from the manifest.
+        """
         path = self.folder / step_name(step)
         try:
             manifest = json.loads((path / "manifest.json").read_text())
@@ -121,17 +121,17 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{path}: {error}") from error
         return Checkpoint(path, manifest)
 
-    def newest_sound(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint whose digests hold, or None; `say` is told of each that is passed over."""
+    def newest_valid(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None; `warn` gets a line for each damaged one."""
         for step in reversed(self.steps()):
             try:
                 return self.read(step)
             except DamagedCheckpointError as error:
-                say(f"checkpoint passed over, going back to the one before: {error}")
+                warn(f"damaged checkpoint, going back to the previous one: {error}")
         return None
 
     def retain(self, keep: int) -> None:
-        """Delete all but the newest `keep` and the best by top-1."""
+        """Delete all checkpoints but the newest `keep` and the best one by top-1."""
         steps = self.steps()
         best, best_top1 = None, -1.0
         for step in steps:

@@ -10,19 +10,29 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint.store import _DTYPES, CHUNK, rank_file_name
+from pipeline.checkpoint.store import rank_file_name
 from pipeline.common.atomic import write_text
+
+CHUNK_BYTES = 16 * 2**20
+"""Bytes that are hashed and written at once."""
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 
 
 class RankWriter:
-    """Writes this rank's file of a checkpoint behind the training: a snapshot into one buffer, then a thread.
+    """Writes this rank's file of a checkpoint: copies the state into one buffer, which a thread then writes.
 
-    The tensors' names, types and places never change within an attempt, so the safetensors header is made once and a
-    save costs the training only the copy.
+    The names, types and addresses of the tensors never change within an attempt, so the safetensors header is made
+    once. A save stops the training only for the copy.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], rank: int) -> None:
-        """Prepare to save `tensors`, which are read anew at each `start`."""
+        """Prepare to save `tensors`; every `start` reads their current values."""
         self._file_name = rank_file_name(rank)
         # Wider types first: every tensor then lies at a multiple of its own element size.
         tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
@@ -32,7 +42,7 @@ class RankWriter:
         for name, tensor in tensors.items():
             size = tensor.numel() * tensor.element_size()
             header[name] = {
-                "dtype": _DTYPES[tensor.dtype],
+                "dtype": _DTYPE_NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
                 "data_offsets": [offset, offset + size],
             }
@@ -53,9 +63,13 @@ class RankWriter:
 
     @torch.no_grad()
     def start(self, folder: Path) -> None:
-        """Snapshot the tensors as they are and write them to `folder` in a thread. The former save must be finished."""
+        """Copy the tensors, and start a thread that writes the copy to `folder`.
+
+        Raises:
+            RuntimeError: the previous save is not finished.
+        """
         if self._thread is not None:
-            raise RuntimeError("the former checkpoint is still being written")
+            raise RuntimeError("the previous checkpoint is still being written")
         torch._foreach_copy_(self._views, self._sources, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -65,16 +79,16 @@ class RankWriter:
 
     @property
     def pending(self) -> bool:
-        """Whether a save was started whose end has not been taken by `finish`."""
+        """Whether a save was started and `finish` was not called yet."""
         return self._thread is not None
 
     @property
     def done(self) -> bool:
-        """Whether the started save has come to its end, good or bad."""
+        """Whether the thread of a started save has ended, with or without an error."""
         return self._thread is not None and not self._thread.is_alive()
 
     def finish(self) -> OSError | None:
-        """Wait for the started save; return what stopped it, or None."""
+        """Wait for the started save; return its error, or None."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -89,14 +103,17 @@ class RankWriter:
             data: memoryview = self._buffer.numpy().data
             with path.open("wb", buffering=0) as file:
                 file.write(self._header)
-                for begin in range(0, len(data), CHUNK):
-                    chunk = data[begin : begin + CHUNK]
+                for begin in range(0, len(data), CHUNK_BYTES):
+                    chunk = data[begin : begin + CHUNK_BYTES]
                     digest.update(chunk)
                     written = 0
                     while written < len(chunk):
                         written += file.write(chunk[written:])
                 os.fsync(file.fileno())
-            size = len(self._header) + len(data)
-            write_text(folder / f"{self._file_name}.sha256", f"{digest.hexdigest()} {size}\n", durable=True)
+            write_text(
+                folder / f"{self._file_name}.sha256",
+                f"{digest.hexdigest()} {len(self._header) + len(data)}\n",
+                durable=True,
+            )
         except OSError as error:
             self.error = error

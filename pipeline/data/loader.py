@@ -32,10 +32,12 @@ class StepBatches:
 
     Attributes:
         step: the optimizer step.
+        read: the micro-batches that were read so far.
     """
 
     def __init__(self, source: BatchSource, step: int, count: int) -> None:
         self.step, self._source, self._left = step, source, count
+        self.read: list[Batch] = []
 
     def __len__(self) -> int:
         """Return the number of micro-batches that are still to be read."""
@@ -45,7 +47,8 @@ class StepBatches:
         """Yield the micro-batches that are still to be read."""
         while self._left:
             self._left -= 1
-            yield next(self._source)
+            self.read.append(next(self._source))
+            yield self.read[-1]
 
 
 class _Loader:

@@ -1,11 +1,11 @@
-"""CUDA graphs: forward and backward of a micro-batch are recorded once, and replayed by two launches from then on.
+"""CUDA graphs: the forward and the backward of a micro-batch are recorded once, and replayed by two launches.
 
-What surrounds them stays as it is without. Parameters get their gradients from autograd, so hooks, accumulation,
-reduction, clipping and update run eagerly. The gradient of the loss is an input of the recorded backward, which so
-computes with whatever loss scale and share of an accumulation there is, rounding as the eager one does.
+Everything around them runs eagerly as without graphs: autograd gives the parameters their gradients, so hooks,
+accumulation, reduction, clipping and the update are unchanged. The gradient of the loss is an input of the recorded
+backward, so it works with any loss scale and any number of accumulated micro-batches, and rounds as the eager one does.
 
-A recording leaves no trace: BatchNorm's statistics and the random state are put back after it. So a step is the same
-with graphs and without, and one attempt's recording needs nothing of a former's.
+A recording leaves no trace: BatchNorm's statistics and the random state are restored after it. A step is therefore the
+same with graphs and without, and each attempt records anew.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from torch.autograd.function import once_differentiable
 from pipeline.common.errors import InputError
 
 WARM_UPS = 3
-"""Runs before the recording, in which kernels are compiled and tuned, and libraries and NCCL set themselves up."""
+"""Runs before the recording, in which Triton compiles and tunes kernels, and libraries and NCCL initialise."""
 Part = Callable[[], tuple[Tensor, ...]]
-"""Computes from tensors that stay where they are."""
+"""A computation whose inputs keep their addresses."""
 Recorded = tuple[tuple[Tensor, ...], Callable[[], None]]
-"""Where a part leaves what it computes, and what computes it again."""
+"""The output tensors of a part, and a function that computes them again in place."""
 Record = Callable[[Part, Part], tuple[Recorded, Recorded]]
-"""Records two parts that always run in turn, the second on what the first keeps."""
+"""Records two parts that always run in turn; the second reads what the first has saved."""
 
 
 def record_cuda_graphs(first: Part, second: Part) -> tuple[Recorded, Recorded]:
-    """Record two parts as CUDA graphs that share their memory; both have run in turn before, on another stream."""
+    """Record two parts as CUDA graphs that share a memory pool, after warm-up runs on another stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -37,7 +37,7 @@ def record_cuda_graphs(first: Part, second: Part) -> tuple[Recorded, Recorded]:
             second()
     torch.cuda.current_stream().wait_stream(side)
     graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    # Other threads (NCCL's watchdog, the loader's, the one that writes a checkpoint) call CUDA meanwhile.
+    # Other threads call CUDA during the recording: NCCL's watchdog, the loader, the checkpoint writer.
     with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
         results = first()
     with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):
@@ -46,35 +46,35 @@ def record_cuda_graphs(first: Part, second: Part) -> tuple[Recorded, Recorded]:
 
 
 class Graphed(nn.Module):
-    """`model`, which returns a scalar loss, recorded at its first call in the autocast found there, then replayed.
+    """A model that returns a scalar loss, recorded at its first call, under the autocast of that call, then replayed.
 
-    Shapes, strides and storage of parameters and buffers must stay; values may change in place. A loss is followed by
-    its backward before the next one is computed.
+    Parameters and buffers keep their shapes, strides and addresses; their values may change in place. The backward of
+    a loss runs before the next loss is computed.
     """
 
     def __init__(self, model: nn.Module, record: Record = record_cuda_graphs) -> None:
-        """Nothing is recorded yet: parameters may still move."""
+        """Wrap `model`. It is recorded at the first call, so that its parameters may move until then."""
         super().__init__()
         self.model = model
         self._record = record
         self._recording: _Recording | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The loss of `inputs`, of which each has the shape and dtype of the first call's.
+        """The loss of `inputs`, which have the shapes and dtypes of those of the first call.
 
         Raises:
             ValueError: an input has another shape or dtype.
-            RuntimeError: a parameter lies elsewhere than when it was recorded.
+            RuntimeError: a parameter has another address than when it was recorded.
         """
         if self._recording is None:
             self._recording = _Recording(self.model, inputs, self._record)
         self._recording.replay_forward(inputs)
         return _Attach.apply(self._recording, *self._recording.parameters)  # pyright: ignore[reportReturnType]
 
-    def forget(self) -> None:
-        """Let go of the recording, if there is one; the next call records anew.
+    def release(self) -> None:
+        """Drop the recording, if there is one; the next call records anew.
 
-        NCCL does not let ranks part while a graph holds a collective of theirs (SyncBatchNorm's): it waits for ever.
+        NCCL waits for ever at the end of a process group while a graph holds one of its collectives (SyncBatchNorm's).
         """
         if self._recording is not None:
             self._recording.release()
@@ -82,7 +82,7 @@ class Graphed(nn.Module):
 
 
 class _Recording:
-    """Forward and backward of a model, on inputs, loss and gradients that stay where they are."""
+    """The recorded forward and backward of a model, with the fixed memory of inputs, loss and gradients."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], record: Record) -> None:
         self.parameters = tuple(model.parameters())
@@ -102,7 +102,7 @@ class _Recording:
 
         def backward() -> tuple[Tensor, ...]:
             with torch.autocast(kind, enabled=False), torch.enable_grad():
-                # Given the gradient as such, autograd would import torch's symbolic shapes: a second of each start.
+                # autograd.grad(grad_outputs=…) would import torch's symbolic shapes: a second of every start.
                 return torch.autograd.grad(losses.pop() * self._grad_of_loss, self.parameters)
 
         buffers = list(model.buffers())
@@ -114,7 +114,7 @@ class _Recording:
                 buffer.copy_(value)
 
     def replay_forward(self, inputs: tuple[Tensor, ...]) -> None:
-        """Compute the loss of `inputs`."""
+        """Compute the loss of `inputs` into the fixed memory."""
         for given, static in zip(inputs, self._inputs, strict=True):
             if given.shape != static.shape or given.dtype != static.dtype:
                 raise InputError(
@@ -123,26 +123,28 @@ class _Recording:
                 )
             static.copy_(given)
         if [parameter.data_ptr() for parameter in self.parameters] != self._addresses:
-            raise RuntimeError("the weights lie elsewhere than when CUDA graphs were recorded: leave out cuda_graphs")
+            raise RuntimeError(
+                "the weights have moved since the CUDA graphs were recorded: leave out --train.cuda-graphs"
+            )
         self.number += 1
         self._forward()
 
     def replay_backward(self, number: int, grad_of_loss: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the parameters, of the loss that was computed as the `number`th."""
+        """Gradients of the parameters for the loss with this `number`, counted from 1."""
         if number != self.number:
             raise RuntimeError("another loss was computed by the CUDA graphs before this one's backward")
         self._grad_of_loss.copy_(grad_of_loss)
         self._backward()
-        # Autograd keeps what it is given as the parameter's gradient, which the next replay must not overwrite.
+        # Autograd keeps the returned tensors as gradients; the next replay must not overwrite them.
         return tuple(grad.clone() for grad in self._grads)
 
     def release(self) -> None:
-        """Let go of the graphs, whatever of autograd's still refers to this recording."""
+        """Delete the graphs, although autograd may still refer to this recording."""
         del self._forward, self._backward
 
 
 class _Attach(torch.autograd.Function):
-    """A replayed loss as autograd sees it: a function of the parameters."""
+    """Makes a replayed loss a function of the parameters for autograd."""
 
     @staticmethod
     def forward(ctx: Any, recording: _Recording, *parameters: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a rank need not import: two thirds of its start-up, since it neither tunes nor, as a rule, compiles.
+"""Imports that a rank leaves out, since it neither tunes nor usually compiles: two thirds of its start-up.
 
-DeepSpeed's autotuner imports MLflow, its check of the optimizer imports Muon, which compiles at import, and every
-torch optimizer imports the compiler's front end to tell it to keep away. All three are several seconds of a restart.
+DeepSpeed's autotuner imports MLflow. DeepSpeed's check of the optimizer imports Muon, which compiles at import. Every
+torch optimizer imports `torch._dynamo`, only to mark functions that it must not compile. Each takes seconds.
 """
 
 import importlib
@@ -14,7 +14,7 @@ _DYNAMO = "torch._dynamo"
 
 
 def import_deepspeed() -> ModuleType:
-    """DeepSpeed, whose optional MLflow is absent and whose Muon, which is not used here, stays uncompiled."""
+    """Import DeepSpeed without MLflow, which is optional there, and without compiling Muon, which is not used here."""
     if "mlflow" in sys.modules:
         import deepspeed
     else:
@@ -36,31 +36,31 @@ def import_deepspeed() -> ModuleType:
 
 
 class _Deferred(ModuleType):
-    """Stands for `torch._dynamo` where nothing is compiled; any other use of it loads the real one."""
+    """Takes the place of `torch._dynamo` while nothing is compiled; any other use of it imports the real module."""
 
     @staticmethod
     def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-        """The function itself: no compiler is there that it should be kept from."""
+        """The function itself: there is no compiler to disable."""
         return function
 
     @staticmethod
     def graph_break() -> None:
-        """Nothing is traced, so nothing breaks."""
+        """Do nothing: nothing is traced."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__file__":  # who goes through all modules asks for it, and wants no compiler
+        if name == "__file__":  # tools that walk sys.modules read it; they need no compiler
             raise AttributeError(name)
         end_deferral()
         return getattr(importlib.import_module(_DYNAMO), name)
 
 
 def defer_compiler() -> None:
-    """Import torch's compiler only when something asks for more of it than to be left alone."""
+    """Delay the import of `torch._dynamo` until something needs the compiler."""
     if _DYNAMO not in sys.modules:
         sys.modules[_DYNAMO] = _Deferred(_DYNAMO)
 
 
 def end_deferral() -> None:
-    """Let `import torch._dynamo` mean the real one again."""
+    """Let `import torch._dynamo` import the real module again."""
     if isinstance(sys.modules.get(_DYNAMO), _Deferred):
         del sys.modules[_DYNAMO]

@@ -1,4 +1,4 @@
-"""The ranks of one attempt: who this process is, and the few things that all of them say to each other."""
+"""The ranks of one attempt: this process's place among them, and the few collectives of the training."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from pipeline.engine.deepspeed_imports import end_deferral
 
-ROLL_CALL_S = 5.0
-"""How long the ranks that gave up waiting wait for each other's names."""
+REPORT_S = 5.0
+"""Seconds that a rank whose collective failed waits for the other ranks to report the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,18 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
+        """Whether this is rank 0, which writes what is written once for all ranks."""
         return self.rank == 0
 
 
 def join_world(timeout_s: float = 600.0) -> World:
-    """Start the process group from the environment (one process without it) and return this rank's place in it.
+    """Start the process group and return this rank's place in it.
 
-    A rank that waits longer than `timeout_s` for the others in a collective gives up (`silent_ranks` then says whom
-    it waited for).
+    The place comes from the variables that torchrun exports (`RANK`, `WORLD_SIZE`, …); without them this process is the
+    only rank. NCCL carries tensors on GPUs, gloo those on the CPU. A node with more ranks than GPUs trains on its CPU.
 
-    NCCL for tensors on GPUs, gloo for those on the CPU. A node with more ranks than GPUs trains on its CPU.
+    Args:
+        timeout_s: a collective fails when another rank does not join it for this long (`silent_ranks` names that rank).
     """
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -64,38 +65,41 @@ def join_world(timeout_s: float = 600.0) -> World:
 
 
 def leave_world() -> None:
-    """Tear the process group down, if there is one."""
+    """Destroy the process group, if there is one."""
     end_deferral()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise float64 sum over all ranks, over the CPU's group."""
+    """Element-wise sum over all ranks in float64. Collective, through gloo."""
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor)
     return tensor.tolist()
 
 
-def agreed_by_main(value: object) -> object:
-    """Rank 0's picklable `value`, on every rank."""
+def broadcast_from_main(value: object) -> object:
+    """The picklable `value` of rank 0, on every rank. Collective."""
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
 
-def everyones(value: object) -> list[object]:
-    """The picklable `value` of every rank, in the order of ranks."""
+def gather_objects(value: object) -> list[object]:
+    """The picklable values of all ranks, in the order of ranks, on every rank. Collective."""
     box: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
 
 
 def silent_ranks(error: BaseException) -> list[int] | None:
-    """After a collective failed with `error`: the ranks that do not say they failed too; None for any other error.
+    """Find out which ranks hang or are lost, after a collective has failed with `error`.
 
-    All ranks that still work fail at about the same time and sign in at rank 0's store; who hangs does not. Where the
-    store itself does not answer, it is rank 0.
+    Every rank that still works fails at about the same time and reports that to the store of rank 0. A rank that hangs
+    does not report. If the store itself does not answer, rank 0 is the one that hangs.
+
+    Returns:
+        The ranks that did not report; None if `error` is not the failure of a collective.
     """
     words = str(error).lower()
     if not dist.is_initialized() or not any(w in words for w in ("timed out", "timeout", "connection", "peer")):
@@ -103,15 +107,15 @@ def silent_ranks(error: BaseException) -> list[int] | None:
     size, rank = dist.get_world_size(), dist.get_rank()
     silent = [0]
 
-    def call_the_roll() -> None:
+    def ask_the_store() -> None:
         with contextlib.suppress(RuntimeError):
             store = dist.distributed_c10d._get_default_store()
-            store.set(f"gave-up/{rank}", "")
-            time.sleep(ROLL_CALL_S)
-            silent[:] = [other for other in range(size) if not store.check([f"gave-up/{other}"])]
+            store.set(f"failed/{rank}", "")
+            time.sleep(REPORT_S)
+            silent[:] = [other for other in range(size) if not store.check([f"failed/{other}"])]
 
     # A store whose process is stopped keeps its caller waiting for ever.
-    roll_call = threading.Thread(target=call_the_roll, name="roll-call", daemon=True)
-    roll_call.start()
-    roll_call.join(2 * ROLL_CALL_S)
+    asking = threading.Thread(target=ask_the_store, name="silent-ranks", daemon=True)
+    asking.start()
+    asking.join(2 * REPORT_S)
     return silent

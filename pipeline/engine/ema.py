@@ -1,4 +1,4 @@
-"""Exponential moving average of weights and BatchNorm statistics, held as each rank holds the weights themselves."""
+"""Exponential moving average of the weights and of the BatchNorm statistics, partitioned as the weights are."""
 
 import torch
 import torch.distributed as dist
@@ -8,14 +8,23 @@ from pipeline.engine.fragments import LocalWeight, float_buffers
 
 
 class Ema:
-    """After every step ema = decay * ema + (1 - decay) * value, as timm's `ModelEmaV2` does it; decay 0 just follows.
+    """After every step average = decay * average + (1 - decay) * value, as timm's `ModelEmaV2`.
 
-    Under ZeRO stage 3 each rank averages its partitions alone; below, every rank averages everything. BatchNorm
-    statistics are each rank's own and are averaged over ranks where the whole state is asked for.
+    With decay 0 the average equals the value.
+
+    Under ZeRO stage 3 each rank averages its own partitions; in the other stages every rank averages everything.
+    BatchNorm statistics are each rank's own; `full_state` returns their mean over the ranks.
     """
 
     def __init__(self, weights: list[LocalWeight], model: nn.Module, decay: float, *, partitioned: bool) -> None:
-        """Start from the present values of `weights` and of the model's buffers."""
+        """Start from the current values.
+
+        Args:
+            weights: this rank's views of the weights; they are read at every update.
+            model: the network, whose floating-point buffers are averaged too.
+            decay: of the average, in [0, 1).
+            partitioned: whether `weights` are partitions (ZeRO stage 3).
+        """
         self.decay = decay
         self.partitioned = partitioned
         self._model = model
@@ -28,7 +37,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's present values: one dispatched operation over all tensors."""
+        """Move the average towards the current values, in one dispatched operation over all tensors."""
         average = [w.values for w in self.weights if w.values.numel()] + list(self.buffers.values())
         live = [w.values for w in self._live_weights if w.values.numel()] + list(self._live_buffers.values())
         torch._foreach_lerp_(average, live, 1.0 - self.decay)
@@ -52,7 +61,7 @@ class Ema:
         return state
 
     def _gathered_weights(self) -> dict[str, torch.Tensor]:
-        """Every rank's partitions put together: one gather of all of them padded to one length."""
+        """The whole weights: one all-gather of all partitions, each padded to the same length on every rank."""
         world = dist.get_world_size()
         partitions = [-(-w.shape.numel() // world) for w in self.weights]
         mine = torch.cat(

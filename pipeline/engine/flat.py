@@ -1,7 +1,7 @@
 """Many parameters as a few: the network's weights are views of one flat parameter for each decay group.
 
-DeepSpeed, AdamW and the gradient reduction then handle two tensors instead of a thousand. Names, shapes and values stay
-those of the network: checkpoints and exports cannot tell the difference.
+DeepSpeed, AdamW and the gradient reduction then handle two tensors instead of a thousand. Checkpoints and exports keep
+the names and shapes of the network.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 ALIGNMENT = 8
-"""Weights of a multiple of this many elements come first, so that they lie at multiples of 32 bytes (vector loads)."""
+"""Weights whose size is a multiple of this come first, so that they begin at multiples of 32 bytes (vector loads)."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a parameter lies in its flat one."""
+    """Place of a parameter in its flat parameter."""
 
     name: str
     offset: int
@@ -24,23 +24,23 @@ class Slot:
 
 
 Layout = Mapping[str, tuple[Slot, ...]]
-"""Flat parameter's name to its slots, in order of offset, without gaps."""
+"""Slots of each flat parameter by its name, in order of offset, without gaps."""
 
 
 class FlatModel(nn.Module):
-    """Runs `network` with weights that are views of flat parameters; `network` is emptied of its own.
+    """Runs a network whose weights are views of flat parameters instead of parameters of its own.
 
     Attributes:
-        network: what computes; its parameters are plain tensors, set anew before each forward.
-        layout: where each of its parameters lies.
+        network: the network; its weights are plain tensors that every forward sets to views of the flat parameters.
+        layout: place of each weight in the flat parameters.
     """
 
     def __init__(self, network: nn.Module, groups: Mapping[str, list[str]]) -> None:
         """Move the parameters of `network` into one flat parameter for each entry of `groups`.
 
         Args:
-            network: all its parameters are fp32 and contiguous; each has one owner.
-            groups: name of the flat parameter to the names of its parts; every parameter in exactly one.
+            network: its parameters are fp32 and contiguous, and none is shared by two modules.
+            groups: names of the parameters in each flat parameter; every parameter is in exactly one.
 
         Raises:
             ValueError: a parameter is in no group.
@@ -52,7 +52,7 @@ class FlatModel(nn.Module):
             raise ValueError(f"parameters without a group: {', '.join(sorted(missing)[:3])}")
         layout: dict[str, tuple[Slot, ...]] = {}
         self._sizes: dict[str, list[int]] = {}
-        self._homes: dict[str, list[tuple[nn.Module, str, torch.Size]]] = {}
+        self._owners: dict[str, list[tuple[nn.Module, str, torch.Size]]] = {}
         for group, names in groups.items():
             slots, offset = [], 0
             for name in sorted(names, key=lambda name: own[name].numel() % ALIGNMENT > 0):
@@ -60,22 +60,22 @@ class FlatModel(nn.Module):
                 offset += own[name].numel()
             flat = torch.cat([own[slot.name].detach().flatten() for slot in slots])
             layout[group], self._sizes[group] = tuple(slots), [slot.shape.numel() for slot in slots]
-            self._homes[group] = [self._evict(network, slot) for slot in slots]
+            self._owners[group] = [self._remove(network, slot) for slot in slots]
             self.register_parameter(group, nn.Parameter(flat))
         self.network = network
         self.layout: Layout = layout
 
     @staticmethod
-    def _evict(network: nn.Module, slot: Slot) -> tuple[nn.Module, str, torch.Size]:
+    def _remove(network: nn.Module, slot: Slot) -> tuple[nn.Module, str, torch.Size]:
         path, _, leaf = slot.name.rpartition(".")
         owner = network.get_submodule(path)
         del owner._parameters[leaf]
         return owner, leaf, slot.shape
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """What `network` makes of images `[N, 3, H, W]`. The gradient of a flat parameter is one concatenation."""
-        for group, homes in self._homes.items():
+        """The network's output for images `[N, 3, H, W]`. The gradient of a flat parameter is one concatenation."""
+        for group, owners in self._owners.items():
             parts = self.get_parameter(group).split(self._sizes[group])
-            for part, (owner, leaf, shape) in zip(parts, homes, strict=True):
+            for part, (owner, leaf, shape) in zip(parts, owners, strict=True):
                 owner.__dict__[leaf] = part.view(shape)
         return self.network(images)

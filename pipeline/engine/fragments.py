@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps what: the fragments of parameters and optimizer state that this rank owns, under every stage.
+"""The parts of weights and optimizer state that this rank holds, under every ZeRO stage.
 
-A fragment is a run of elements of one flattened parameter with its master weight and Adam moments. Checkpoints are
-made of fragments, so any number of ranks and any stage can take up what another left.
+A fragment is a range of elements of one flattened parameter, with its fp32 weight and its Adam moments. Checkpoints
+consist of fragments, so any number of ranks in any stage can load what others have saved.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from pipeline.engine.flat import FlatModel, Slot
 class Fragment:
     """Elements [start, start + numel) of the flattened parameter `name`, as this rank holds them.
 
-    `weight`, `exp_avg`, `exp_avg_sq` are flat views (fp32) of what the optimizer updates.
+    `weight`, `exp_avg` and `exp_avg_sq` are flat fp32 views of the tensors that the optimizer updates.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Fragment:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalWeight:
-    """What this rank holds of a parameter's values: all of it, or under stage 3 its partition, as a flat view."""
+    """This rank's values of a parameter, as a flat view: all of them, or under stage 3 this rank's partition."""
 
     name: str
     start: int
@@ -39,7 +39,7 @@ class LocalWeight:
 
 
 def optimized_tensors(model: nn.Module, optimizer: Any, stage: int) -> list[torch.Tensor]:
-    """What AdamW itself updates on this rank: the parameters, or under ZeRO flat partitions of each group."""
+    """The tensors that AdamW updates on this rank: the parameters, or under ZeRO a flat partition of each group."""
     if stage == 0:
         return list(model.parameters())
     return optimizer.single_partition_of_fp32_groups if stage < 3 else optimizer.fp32_partitioned_groups_flat
@@ -48,7 +48,7 @@ def optimized_tensors(model: nn.Module, optimizer: Any, stage: int) -> list[torc
 def optimizer_states(
     model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int
 ) -> list[dict[str, torch.Tensor]]:
-    """AdamW's state of each optimized tensor; moments of zero where it has not stepped yet."""
+    """AdamW's state of each optimized tensor; before the first step its moments are made, of zeros."""
     states = []
     on_device = bool(torch_optimizer.defaults.get("fused") or torch_optimizer.defaults.get("capturable"))
     for tensor in optimized_tensors(model, optimizer, stage):
@@ -64,10 +64,10 @@ def optimizer_states(
 def iter_fragments(
     model: nn.Module, optimizer: Any, torch_optimizer: torch.optim.Optimizer, stage: int, rank: int
 ) -> Iterator[Fragment]:
-    """Yield what this rank holds: everything under stage 0, else its share; all ranks' shares are the network once.
+    """Yield the fragments that this rank holds: all under stage 0, else its share of the network.
 
     Args:
-        model: what DeepSpeed trains: the network, or a `FlatModel` around it, whose slots are named.
+        model: what DeepSpeed trains: the network, or a `FlatModel` around it, whose fragments get the network's names.
         optimizer: DeepSpeed's optimizer (`engine.optimizer`), or the plain one under stage 0.
         torch_optimizer: the AdamW inside it.
         stage: ZeRO stage, 0 to 3.
@@ -107,7 +107,7 @@ def iter_fragments(
 
 
 def _by_slot(flat: Fragment, slots: Iterable[Slot]) -> Iterator[Fragment]:
-    """The parts of a flat parameter's fragment, under the names of the network's parameters."""
+    """Cut a fragment of a flat parameter at the slots, and give the pieces the names of the network's parameters."""
     end = flat.start + flat.weight.numel()
     for slot in slots:
         low, high = max(flat.start, slot.offset), min(end, slot.offset + slot.shape.numel())
@@ -128,7 +128,7 @@ def _holds(flat: torch.Tensor, part: torch.Tensor) -> bool:
 
 
 def local_weights(model: nn.Module, stage: int, rank: int) -> list[LocalWeight]:
-    """This rank's view of every parameter of the network; stage 3 leaves out padding."""
+    """This rank's views of all parameters of the network, without the padding of stage 3."""
     if isinstance(model, FlatModel):
         return [
             LocalWeight(name=slot.name, start=0, shape=slot.shape, values=flat[slot.offset :][: slot.shape.numel()])

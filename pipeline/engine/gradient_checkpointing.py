@@ -1,7 +1,7 @@
-"""Gradient checkpointing: a block keeps its input alone, and is computed again when its gradient is needed.
+"""Gradient checkpointing: a block keeps only its input, and is computed again in the backward.
 
-The same numbers for less memory and about a third more computation. What a block must not do twice is to count its
-BatchNorm statistics, whichever implementation counts them: they are put back after the second time.
+The result is the same, with less memory and about a third more computation. The second computation would update the
+BatchNorm statistics again, so they are restored after it.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,29 +14,29 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_in_backward(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
-    """Let every module of `kinds` in `network` forget what it computed until the backward; returns how many there are.
+    """Have every module of `kinds` in `network` computed again in the backward; returns the number of these modules.
 
     Random draws (drop path) are repeated. Modules keep their names, parameters and hooks.
     """
     modules = [module for module in network.modules() if isinstance(module, kinds)]
     for module in modules:
-        module.forward = partial(_forgetful, module, module.forward)
+        module.forward = partial(_checkpointed, module, module.forward)
     return len(modules)
 
 
-def _forgetful(module: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def _checkpointed(module: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(*inputs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _uncounted(module)
+        return nullcontext(), _buffers_restored(module)
 
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportReturnType]
 
 
 @contextmanager
-def _uncounted(module: nn.Module) -> Iterator[None]:
-    """Put the module's buffers back at the end, unseen by autograd, which holds them for the first computation."""
+def _buffers_restored(module: nn.Module) -> Iterator[None]:
+    """Restore the module's buffers at the end, without autograd noticing: it holds them for the first computation."""
     buffers = [buffer.data for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:

@@ -1,4 +1,4 @@
-"""The loss, and a network that returns it: what DeepSpeed runs forward and backward."""
+"""The loss, and the module that DeepSpeed runs: the network with its loss."""
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,13 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 
 
 class LossModel(nn.Module):
-    """`model` with the loss of its logits."""
+    """A network that returns the loss of its logits."""
 
     def __init__(self, model: nn.Module) -> None:
-        """`model` makes logits [N, classes] of images."""
+        """Wrap a model from images [N, 3, H, W] to logits [N, classes]."""
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Loss of `images` [N, 3, H, W] against the distributions `targets` [N, classes], a scalar in fp32."""
+        """The loss, a scalar in fp32, of images [N, 3, H, W] against target distributions [N, classes]."""
         return soft_cross_entropy(self.model(images), targets)

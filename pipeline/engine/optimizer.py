@@ -1,4 +1,4 @@
-"""Which parameters decay and how fast each layer learns, as timm divides them."""
+"""AdamW and its parameter groups: weight decay and layer-wise learning rates, divided as timm divides them."""
 
 import re
 from collections import defaultdict
@@ -11,26 +11,30 @@ from pipeline.config.schema import OptimizerConfig, TrainConfig
 
 _BLOCK = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?")
 _AFTER = 10**6
-"""Where the classifier stands among the stages."""
+"""Number of the classifier's stage, after all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that AdamW treats alike."""
+    """Parameters with the same weight decay and learning rate."""
 
     names: tuple[str, ...]
-    """Of the network's parameters."""
+    """Names of the parameters in the network."""
     weight_decay: float
     """Decoupled weight decay."""
     lr_scale: float
-    """Factor of the learning rate."""
+    """Factor of the training's learning rate."""
 
 
 def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, ParameterGroup]:
-    """The groups of a TransXNet's parameters by name, each parameter in one; without layer decay there are two.
+    """Divide the parameters of a TransXNet into groups; each parameter is in one.
 
-    1-D parameters and biases do not decay. With `layer_decay` d, a layer that stands k layers before the last learns
-    with d ** k of the rate (timm's `param_groups_layer_decay`); layers are the stem, each block, and the classifier.
+    1-D parameters and biases do not decay, so there are two groups. With `layer_decay` d each layer has two of its own,
+    and the layer k before the last has d ** k times the learning rate (timm's `param_groups_layer_decay`). Layers are
+    the stem, each block, and the classifier.
+
+    Returns:
+        The groups by name, sorted.
     """
     names = [name for name, _ in network.named_parameters()]
     layers = layer_numbers(names) if options.layer_decay < 1 else dict.fromkeys(names, 0)
@@ -50,9 +54,9 @@ def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, 
 
 
 def layer_numbers(names: list[str]) -> dict[str, int]:
-    """The layer of each parameter of a TransXNet: 0 the stem, then the blocks in order, then the classifier.
+    """Number of each parameter's layer in a TransXNet: the stem is 0, then the blocks in order, the classifier last.
 
-    What a stage has before its blocks (the downsampling, the position bias) belongs to its first block.
+    The downsampling and the position bias of a stage belong to the layer of its first block.
     """
     places = {name: _place(name) for name in names}
     order = {place: number for number, place in enumerate(sorted(set(places.values())))}
@@ -60,7 +64,7 @@ def layer_numbers(names: list[str]) -> dict[str, int]:
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Stage and block, in an order that puts the stem first and the classifier last."""
+    """Stage and block of a parameter; the stem sorts first, the classifier last."""
     match = _BLOCK.match(name)
     if match is None:
         return (-1, 0) if name.startswith("patch_embed.") else (_AFTER, 0)
@@ -70,7 +74,7 @@ def _place(name: str) -> tuple[int, int]:
 def build_optimizer(
     model: nn.Module, groups: dict[str, ParameterGroup], config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """PyTorch's AdamW over `groups` of names of `model`'s parameters, fused on a GPU: no compiler is needed."""
+    """PyTorch's AdamW over groups of `model`'s parameters, given by name; fused on a GPU."""
     options = config.optimizer
     parameters = [
         {

@@ -1,4 +1,4 @@
-"""One attempt at a run, from joining the ranks to the registered model."""
+"""One attempt at a run: from the process group to the registered model."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from pipeline.common.errors import TrainingError
 from pipeline.engine.deepspeed_imports import import_deepspeed
-from pipeline.engine.distributed import World, agreed_by_main, join_world, leave_world, silent_ranks
+from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
 from pipeline.run import directory as run_directory
 from pipeline.run.goodput import StartUp
 from pipeline.run.recorder import Recorder
@@ -18,10 +18,15 @@ from pipeline.weights.export import export_weights
 
 
 class Attempt:
-    """One attempt at a run: its ranks, its lock, its records; ends by `close` on rank 0."""
+    """One attempt at a run, in one rank; on rank 0 `close` ends it."""
 
     def __init__(self, run_dir: Path, start_up: StartUp) -> None:
-        """Nothing is done before `run`; `start_up` was begun before the imports of this module."""
+        """Prepare the attempt; `run` does the work.
+
+        Args:
+            run_dir: of the run.
+            start_up: the stopwatch of this process's start, started before this module was imported.
+        """
         self._run_dir, self._start_up = run_dir, start_up
         self._tracker: Tracker | None = None
         self._monitor: SystemMonitor | None = None
@@ -29,7 +34,13 @@ class Attempt:
         self._recorder: Recorder | None = None
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
-        """Train until the end or until asked to stop; return whether the end was reached, exported and registered."""
+        """Train to the end or until asked to stop; return whether the end was reached.
+
+        At the end all ranks export the averaged weights, and rank 0 registers them.
+
+        Raises:
+            TrainingError: the training cannot go on; the message says why and what to do.
+        """
         config = run_directory.load(self._run_dir)
         self._start_up.lap("imports")
         world = join_world(config.collective_timeout_s)
@@ -37,7 +48,7 @@ class Attempt:
         import_deepspeed()
         self._start_up.lap("imports")
         try:
-            self._lock = _refuse_together(world, lambda: run_directory.lock(self._run_dir))
+            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir))
             self._recorder = recorder = Recorder(
                 self._run_dir, is_main=world.is_main, world_size=world.size, start_up=self._start_up
             )
@@ -48,7 +59,7 @@ class Attempt:
                     self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags=tags
                 )
             elif world.local_rank == 0:
-                # The tracker watches the first node itself.
+                # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
             recorder.lap("tracking")
             training = Training(self._run_dir, world, recorder, self._tracker)
@@ -61,8 +72,8 @@ class Attempt:
                 raise
             names = ", ".join(map(str, silent))
             raise TrainingError(
-                f"rank {names} of {world.size} hangs or was lost: the others waited for it in vain ({error}); "
-                "the log of that rank says what it did last, and a new attempt goes on from the newest checkpoint"
+                f"rank {names} of {world.size} hangs or was lost: a collective of the other ranks failed ({error}); "
+                "see the log of that rank for what it did last; a new attempt goes on from the newest checkpoint"
             ) from error
         finally:
             if self._monitor is not None:
@@ -76,7 +87,7 @@ class Attempt:
         return True
 
     def close(self, outcome: str) -> None:
-        """Write down how the attempt ended (the value of a `jobs.Outcome`) and give the MLflow run its status."""
+        """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status. Rank 0 only."""
         status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
         if self._recorder is not None:
             self._recorder.end(outcome)
@@ -86,15 +97,19 @@ class Attempt:
             self._tracker = None
 
 
-def _refuse_together(world: World, action: Callable[[], Any]) -> Any:
-    """Do `action` on rank 0; if it refuses, every rank raises the same message instead of waiting for rank 0."""
+def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:
+    """Run `action` on rank 0 and return its result there, None elsewhere. Collective.
+
+    Raises:
+        TrainingError: on every rank, if `action` raised a `RunDirectoryError`: no rank then waits for rank 0.
+    """
     value, problem = None, None
     if world.is_main:
         try:
             value = action()
         except run_directory.RunDirectoryError as error:
             problem = str(error)
-    problem = agreed_by_main(problem)
+    problem = broadcast_from_main(problem)
     if problem is not None:
         raise TrainingError(str(problem))
     return value

@@ -1,4 +1,4 @@
-"""A run directory as a task for `jobs`; torch is imported only where it runs."""
+"""The callable that `jobs` runs: one attempt at the run in a run directory. Importing it needs no torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class TrainTask:
-    """Trains the run whose `config.json` stands in `run_dir`. Picklable; nothing in it decides where to go on."""
+    """Trains the run whose `config.json` is in `run_dir`. It is pickled, so it holds no state of the training."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Keep the folder; nothing is opened here."""
+        """Keep the path; the folder is opened when the task runs."""
         self.run_dir = Path(run_dir)
         self._attempt: Attempt | None = None
 
     def progress(self) -> str:
-        """The newest checkpoint's name, for counting the attempts that get nowhere."""
+        """Name of the newest checkpoint; `jobs` counts attempts that leave it unchanged."""
         exported = " exported" if is_exported(self.run_dir) else ""
         return f"step_{max(0, durable_step(self.run_dir)):08d}{exported}"
 
@@ -35,6 +35,6 @@ class TrainTask:
         return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED
 
     def ended(self, outcome: Outcome) -> None:
-        """Give the MLflow run the status that the job's end deserves. Rank 0 alone."""
+        """Record the outcome of the job, and give the MLflow run its status. Rank 0 only."""
         if self._attempt is not None:
             self._attempt.close(outcome.value)

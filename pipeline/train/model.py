@@ -1,11 +1,15 @@
-"""The network of a config, and the seeds of its randomness."""
+"""The network of a training, and the weights that a new run starts from."""
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from pipeline.config.schema import TrainConfig
+from pipeline.common.errors import TrainingError
+from pipeline.config.schema import ConfigError, TrainConfig
+from pipeline.engine.distributed import World, broadcast_from_main
+from pipeline.weights.load import initialise
 
 
 def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -22,3 +26,31 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return transxnet.build(config.model.name, **settings)
+
+
+def initialise_on_all_ranks(model: nn.Module, source: str, world: World) -> str:
+    """Rank 0 reads the weights that a new run starts from, and broadcasts them. Collective.
+
+    Args:
+        model: the network, on the CPU; its weights are replaced.
+        source: of the weights, as `--train.initialise-from` takes it.
+        world: this process among the ranks.
+
+    Returns:
+        A line on what was loaded; empty but on rank 0.
+
+    Raises:
+        TrainingError: on every rank, with rank 0's reason why there are no such weights.
+    """
+    loaded, problem = "", None
+    if world.is_main:
+        try:
+            loaded = initialise(model, source)
+        except ConfigError as error:
+            problem = str(error)
+    problem = broadcast_from_main(problem)
+    if problem is not None:
+        raise TrainingError(str(problem))
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    return loaded

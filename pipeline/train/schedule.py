@@ -1,4 +1,4 @@
-"""Learning rate and length of a training, as functions of the step alone."""
+"""Learning rate, length and evaluations of a training: functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipeline.config.schema import TrainConfig
 class Schedule:
     """Linear warm-up, cosine, constant cooldown, in optimizer steps.
 
-    Equal to timm's `CosineLRScheduler(t_in_epochs=False)` without warm-up prefix: the cosine runs from step 0 and the
+    Equal to timm's `CosineLRScheduler(t_in_epochs=False)` without `warmup_prefix`: the cosine runs from step 0, and the
     warm-up replaces its beginning.
     """
 
@@ -28,7 +28,7 @@ class Schedule:
     """Learning rate of the cooldown."""
 
     def lr_at(self, completed_steps: int) -> float:
-        """Learning rate of the step that follows `completed_steps` finished ones."""
+        """Learning rate of the step after `completed_steps` finished steps."""
         if completed_steps < self.warmup_steps:
             return self.warmup_lr + completed_steps * (self.lr - self.warmup_lr) / self.warmup_steps
         if completed_steps < self.cosine_steps:
@@ -39,7 +39,12 @@ class Schedule:
 
 
 def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
-    """Schedule of `config` over a training split of `num_samples`; `steps` scales all its parts alike."""
+    """The schedule of a training.
+
+    Args:
+        config: of the training; if it gives `steps`, warm-up, cosine and cooldown are scaled to fit them.
+        num_samples: size of the training split.
+    """
     plan = config.schedule
     epochs = config.epochs + plan.cooldown_epochs
     steps_per_epoch = num_samples / config.global_batch_size

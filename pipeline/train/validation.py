@@ -15,16 +15,16 @@ from pipeline.train.model import build_model
 
 
 class Evaluator:
-    """Top-1 of the averaged weights over the validation split, each image counted once over all ranks."""
+    """Evaluates the averaged weights on the validation split; each image is counted once over all ranks."""
 
     def __init__(self, config: TrainConfig, world: World, num_classes: int) -> None:
-        """Build a network of its own for the averaged weights."""
+        """Build a second network, which gets the averaged weights at each evaluation."""
         self._config, self._world, self._num_classes = config, world, num_classes
         self._model = build_model(config, num_classes).to(world.device).eval()
         self._normalise = Normalise(config.augment)
 
     def __call__(self, ema: Ema) -> Evaluation:
-        """Evaluate; collective."""
+        """Evaluate the average. Collective."""
         self._model.load_state_dict(ema.full_state())
         enabled = self._config.precision != "fp32"
         autocast = torch.autocast(self._world.device.type, DTYPES[self._config.precision], enabled=enabled)

@@ -62,7 +62,7 @@ def damages(bench: Bench) -> None:
         for step in steps[-count:]:
             damage(store.folder / f"step_{step:08d}")
         output = finish(run)
-        said = output.count("checkpoint passed over") // 2  # once in the log, once among the errors
+        said = output.count("damaged checkpoint") // 2  # once in the log, once among the errors
         assert (said, resumed_at(run)) == (count, steps[-count - 1]), output
         which = "the newest checkpoint" if count == 1 else "the two newest"
         outcome = f"named, passed over, resumed at step {steps[-count - 1]}"

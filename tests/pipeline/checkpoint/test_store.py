@@ -29,7 +29,7 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 def save(store: CheckpointStore, step: int, top1: float | None = None) -> None:
     writer = RankWriter(tensors(step), rank=0)
-    writer.start(store.aside(step))
+    writer.start(store.partial(step))
     assert writer.finish() is None
     store.publish(step, {"world_size": 1, "top1": top1})
 
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 def test_a_saved_checkpoint_is_loaded_unchanged(store: CheckpointStore):
     save(store, 3)
-    checkpoint = store.newest_sound(pytest.fail)
+    checkpoint = store.newest_valid(pytest.fail)
     assert checkpoint is not None
     assert checkpoint.step == 3
     stored = load_file(checkpoint.rank_file(0))
@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_restored(store: Chec
         with pytest.raises(DamagedCheckpointError, match=step_name(step)):
             store.read(step)
     said: list[str] = []
-    checkpoint = store.newest_sound(said.append)
+    checkpoint = store.newest_valid(said.append)
     assert checkpoint is not None
     assert checkpoint.step == 3 - damaged
     assert len(said) == damaged

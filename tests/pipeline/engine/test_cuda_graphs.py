@@ -145,7 +145,7 @@ class Trained:
             seed = step_seed(self.config, step, self.world.rank)
             loss, norm = self.engine.step(iter(self.batches(step)), lr=1e-3, seed=seed)
             self.ema.update()
-            rows.append((loss, norm, self.engine.loss_scale))
+            rows.append((loss, norm, self.engine.scaler.scale))
         return rows
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -287,7 +287,7 @@ def backward_too_late(model: Graphed, x: torch.Tensor) -> None:
     [
         (another_shape, r"\(1, 2\) torch.float32 where CUDA graphs were recorded with \(4, 2\)"),
         (another_dtype, "torch.float64 where .* torch.float32: leave out --train.cuda-graphs"),
-        (weights_elsewhere, "weights lie elsewhere"),
+        (weights_elsewhere, "weights have moved"),
         (backward_too_late, "another loss was computed"),
     ],
 )
@@ -315,7 +315,7 @@ def test_released_graphs_are_freed_and_recorded_again():
     model, x = Graphed(Square(), recorded_on_cpu), torch.randn(4, 2)
     loss = model(x)
     assert len(recordings) == 2
-    model.forget()
+    model.release()
     assert not recordings
     weight = model.model.get_parameter("weight")
     weight.data = 2 * weight.data

@@ -36,7 +36,7 @@ def test_top1_is_the_same_to_the_last_digit_for_1_to_4_processes(tmp_path):
     [alone] = results[1]
     assert alone.samples == sum(IMAGES)
     assert 0 < alone.top1 < 1
-    for size, everyones in results.items():
-        for result in everyones:
+    for size, gather_objects in results.items():
+        for result in gather_objects:
             assert (result.top1, result.top5, result.samples) == (alone.top1, alone.top5, alone.samples), size
             assert result.loss == pytest.approx(alone.loss)
