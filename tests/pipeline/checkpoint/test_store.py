@@ -96,7 +96,7 @@ def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: Checkpo
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         writer = RankWriter(tensors(2), rank=0)
-        writer.start(store.aside(2))
+        writer.start(store.partial(2))
         error = writer.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -104,7 +104,7 @@ def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: Checkpo
     assert isinstance(error, OSError)
     store.remove_leftovers()
     assert store.steps() == [1]
-    writer.start(store.aside(3))
+    writer.start(store.partial(3))
     assert writer.finish() is None
 
 
