@@ -27,6 +27,9 @@ class NotFiniteError(TrainingError):
         super().__init__(message)
         self.step = step
 
+    def __reduce__(self) -> tuple[type["NotFiniteError"], tuple[int, str]]:
+        return type(self), (self.step, str(self))
+
 
 def require_finite(record: dict[str, Any], own_loss: float, precision: str, keys: Callable[[], list[str]]) -> None:
     """Raise the same error on every rank if the loss or the gradient of a step is not finite on any rank.

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from jobs.presence import claim
+from jobs.folder_lock import lock_folder
 
 from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
@@ -55,7 +55,7 @@ def test_watching_ends_when_every_run_has_ended(run_dir, monkeypatch):
     (run_dir / "submitit").mkdir()
     (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
     # Submitted, and its processes still import.
-    held = claim(run_dir / "submitit")
+    held = lock_folder(run_dir / "submitit")
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(main, run_dir.parent, watch=True)
         with pytest.raises(TimeoutError):
