@@ -5,9 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from pipeline.tracking_client import open_client
 
 from jobs.slurm import ask
+from pipeline.tracking.client import open_client
 from tests.slurm.runs import Run, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from jobs.folder_lock import lock_folder
 
+from jobs.folder_lock import lock_folder
 from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
 from pipeline.status.command import main
