@@ -33,7 +33,13 @@ TOGETHER = {
 }
 """Files whose tests run in one worker: one cluster fits on a machine, and one model of the digits is enough."""
 
-LONGEST = ("tests/slurm/", "tests/test_end_to_end.py", *TOGETHER["registered model"], "tests/pipeline/engine/")
+LONGEST = (
+    "tests/slurm/",
+    "tests/test_end_to_end.py",
+    "tests/transxnet/kernels/",
+    *TOGETHER["registered model"],
+    "tests/pipeline/engine/",
+)
 """What starts first where the tests run in several workers."""
 
 
