@@ -60,6 +60,11 @@ class DataConfig:
     cache_gb: float = 200.0
     """Bound of that cache, in 10^9 bytes."""
 
+    @property
+    def validation_location(self) -> str:
+        """Folder or URI with the validation split's manifest."""
+        return self.validation_shards or self.shards
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:

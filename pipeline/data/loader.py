@@ -205,7 +205,7 @@ def build_evaluation_loader(
         ManifestError: the split does not exist, or its index does not match its manifest.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
-    split = open_split(data.validation_shards or data.shards, data.validation_split, data)
+    split = open_split(data.validation_location, data.validation_split, data)
     num_samples, first_rows = split.manifest.num_samples, split.index.first_rows
     share = np.arange(rank * num_samples // world_size, (rank + 1) * num_samples // world_size)
     needs = (

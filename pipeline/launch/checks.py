@@ -13,6 +13,7 @@ from pipeline.launch.options import LaunchError
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
+from pipeline.run.config import read_config
 from pipeline.run.files import REGISTERED_NAME
 from pipeline.run.sweep import check_folder
 from pipeline.tracking.client import TrackingError, check_model_uri
@@ -77,8 +78,8 @@ def check_shards(config: TrainConfig) -> Dataset:
     """
     data = config.data
     train = _whole_split(data.shards, data.train_split, sizes=data.on_damage == "stop")
-    validation = _whole_split(data.validation_shards or data.shards, data.validation_split)
-    for location, split in ((data.shards, train), (data.validation_shards or data.shards, validation)):
+    validation = _whole_split(data.validation_location, data.validation_split)
+    for location, split in ((data.shards, train), (data.validation_location, validation)):
         _check_cache(location, split, data.cache_gb)
     ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
     if ours != theirs:
@@ -182,7 +183,7 @@ def check_run(plan: Plan, run: PlannedRun) -> Checked:
     extra = plan.extra() | {"dataset": dataclasses.asdict(dataset), "total_steps": total_steps}
     run_directory.check(run.run_dir, run.config, extra)
     if extra["registered_name"] is None and (run.run_dir / "config.json").exists():
-        extra["registered_name"] = run_directory.document(run.run_dir).get("registered_name")
+        extra["registered_name"] = read_config(run.run_dir).registered_name
     return Checked(dataset=dataset, total_steps=total_steps, extra=extra)
 
 

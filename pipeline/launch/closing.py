@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from jobs import Outcome
 from pipeline.common.atomic import read_json
-from pipeline.run.files import CONFIG_NAME, REGISTERED_NAME, newest_record
+from pipeline.run.config import read_config
+from pipeline.run.files import REGISTERED_NAME, newest_record
 from pipeline.tracking.client import local_database
 from pipeline.tracking.state import load_state, tracking_uri_of
 from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, is_exported
@@ -22,8 +23,6 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
     registered = read_json(run_dir / REGISTERED_NAME)
     card = read_json(run_dir / EXPORT_FOLDER / CARD_NAME)
     record = newest_record(run_dir)
-    document = read_json(run_dir / CONFIG_NAME) or {}
-    data = document.get("train", {}).get("data", {})
     tracking, state = _local_store(run_dir), load_state(run_dir)
     if outcome is Outcome.FINISHED and card:
         lines.append(
@@ -53,7 +52,7 @@ def closing_words(run_dir: Path, outcome: Outcome) -> str:
         lines.append(f"model     models:/{name}/{version} ({aliases}){best}")
         ui = f"--backend-store-uri {tracking}" if tracking else "(your tracking server)"
         setting = f'mlflow.set_tracking_uri("{tracking}"); ' if tracking else ""
-        shards = data["validation_shards"] or data["shards"]
+        shards, _ = read_config(run_dir).validation_split
         names = sorted(registered["aliases"], key=lambda name: name != "champion")
         uri = f"models:/{name}@{names[0]}" if names else f"models:/{name}/{version}"
         lines += [

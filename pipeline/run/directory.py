@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.atomic import write_json
-from pipeline.config.schema import ConfigError, TrainConfig
-from pipeline.config.serialise import difference, digest, from_dict, to_dict
+from pipeline.config.schema import TrainConfig
+from pipeline.config.serialise import difference, digest, to_dict
 from pipeline.run.code_state import git_state
-from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError, read_config
+from pipeline.run.config import RunConfig, read_config
+from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError
 
 GLANCE_S = 1.0
 """How long somebody who only looks may hold a run's lock."""
@@ -32,7 +33,8 @@ def check(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
     if owner != os.getuid():
         raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
     if CONFIG_NAME in holds:
-        differences = difference(load(run_dir), config) + _other_images(document(run_dir), extra)
+        before = read_config(run_dir)
+        differences = difference(before.train, config) + _changed_data(before, extra)
         if differences:
             raise RunDirectoryError(
                 f"--run-dir {run_dir} belongs to another training:\n  "
@@ -75,27 +77,23 @@ def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
 
 
-def _other_images(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line for each split whose shards are not those that the run began with, wherever they lie."""
-    before, now = old.get("dataset", {}), new.get("dataset", {})
+def _changed_data(before: RunConfig, extra: dict[str, Any]) -> list[str]:
+    """Return a line for each split whose images or order differ from those that the run began with."""
+    now = extra.get("dataset", {})
+    digests = (
+        ("training", before.training_digest, now.get("digest")),
+        ("validation", before.validation_digest, now.get("validation_digest")),
+    )
     return [
-        f"{split} shards of digest {before[name][:12]} -> {now[name][:12]}: other images or another order"
-        for split, name in (("training", "digest"), ("validation", "validation_digest"))
-        if name in before and name in now and before[name] != now[name]
+        f"{split} shards of digest {old[:12]} -> {new[:12]}: other images or another order"
+        for split, old, new in digests
+        if old is not None and new is not None and old != new
     ]
 
 
 def document(run_dir: Path) -> dict[str, Any]:
     """All of `config.json`; `RunDirectoryError` where there is none or it cannot be read."""
-    return dict(read_config(run_dir))
-
-
-def load(run_dir: Path) -> TrainConfig:
-    """The training that `run_dir` belongs to."""
-    try:
-        return from_dict(document(run_dir)["train"])
-    except (KeyError, TypeError, ConfigError) as error:
-        raise RunDirectoryError(f"{run_dir / CONFIG_NAME} is not a configuration of this version: {error}") from error
+    return dict(read_config(run_dir).content)
 
 
 def _flock(handle: IO[str]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.common.console import duration
 from pipeline.common.secrets import mask_secrets
-from pipeline.run.files import read_config, read_events, read_metrics, registered_name
+from pipeline.run.config import RunConfig, read_config
+from pipeline.run.files import read_events, read_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
 
@@ -60,10 +61,10 @@ def write_report(run_dir: Path) -> Path:
 
 
 def markdown(
-    status: RunStatus, records: list[dict[str, Any]], config: Mapping[str, Any], spent: Mapping[int, TimeSpent]
+    status: RunStatus, records: list[dict[str, Any]], config: RunConfig, spent: Mapping[int, TimeSpent]
 ) -> str:
     """The report's text: what was trained, what came of it, attempt by attempt, and how to use it."""
-    train = config["train"]
+    fields = config.train_fields
     last = records[-1] if records else {}
     evaluated = [record for record in records if "eval_top1" in record]
     best = max(evaluated, key=lambda record: record["eval_top1"], default=None)
@@ -78,9 +79,9 @@ def markdown(
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
     }
     setup = {
-        "precision, ZeRO stage": f"{train['precision']}, {train['zero_stage']}",
-        "code": f"{(config.get('git') or {}).get('commit') or 'unknown'}",
-        "configuration": str(config.get("digest", "unknown"))[:16],
+        "precision, ZeRO stage": f"{fields['precision']}, {fields['zero_stage']}",
+        "code": config.git_commit or "unknown",
+        "configuration": (config.digest or "unknown")[:16],
     }
     # MLflow's viewer cuts a table after twelve rows, shows an empty head as a row, and no picture.
     table, settings = ("\n".join(f"| {name} | {value} |" for name, value in part.items()) for part in (rows, setup))
@@ -94,19 +95,18 @@ def markdown(
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
     went = f"The time went to: {status.spent.words()}.\n\n" if status.goodput is not None else ""
     picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
-    uri = status.registered["uri"] if status.registered else f"models:/{registered_name(config)}@champion"
-    tracking = config.get("tracking_uri")
-    server = f'mlflow.set_tracking_uri("{tracking}")\n' if tracking else ""
+    uri = status.registered["uri"] if status.registered else f"models:/{config.registry_name}@champion"
+    server = f'mlflow.set_tracking_uri("{config.tracking_uri}")\n' if config.tracking_uri else ""
     return mask_secrets(
         f"""# {status.run_dir.name}
 
 **{headline}**
 
-| model | {status.model}, {train["model"]["image_size"]} px |
+| model | {status.model}, {fields["model.image_size"]} px |
 |---|---|
 {table}
 
-{went}{picture}| batch | {train["global_batch_size"]:,} images |
+{went}{picture}| batch | {config.global_batch_size:,} images |
 |---|---|
 {settings}
 

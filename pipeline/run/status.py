@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.common.atomic import read_json
+from pipeline.run.config import read_config
 from pipeline.run.files import (
     CONFIG_NAME,
     LOCK_NAME,
     REGISTERED_NAME,
     checkpoints,
-    read_config,
     read_events,
     read_metrics,
 )
@@ -79,7 +79,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     """Look at a run.
 
     Raises:
-        ValueError: the folder is no run.
+        RunDirectoryError: the folder is no run directory.
     """
     config = read_config(run_dir)
     now = time.time() if now is None else now
@@ -88,7 +88,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     state, attempts = run_state(run_dir), read_attempts(run_dir, records)
     if state == "running" and attempts:
         attempts[-1] = _until(attempts[-1], now)
-    step, total = int(last.get("step", 0)), config.get("total_steps") or config["train"].get("steps")
+    step, total = int(last.get("step", 0)), config.total_steps
     rate = _rate(records)
     kept = checkpoints(run_dir)
     saved = max(kept, default=-1)
@@ -96,14 +96,14 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     manifest = kept.get(saved, run_dir) / "manifest.json"
     return RunStatus(
         run_dir=run_dir,
-        model=config["train"]["model"]["name"],
+        model=config.model_name,
         state=state,
         attempts=attempts,
         step=step,
         total_steps=total,
         loss=last.get("loss"),
         top1=evaluated,
-        images_per_s=None if rate is None else rate * config["train"]["global_batch_size"],
+        images_per_s=None if rate is None else rate * config.global_batch_size,
         remaining_s=(total - step) / rate if rate and total and state == "running" else None,
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,

@@ -9,6 +9,7 @@ from pipeline.common.errors import TrainingError
 from pipeline.engine.deepspeed_imports import import_deepspeed
 from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
 from pipeline.run import directory as run_directory
+from pipeline.run.config import read_config
 from pipeline.run.goodput import StartUp
 from pipeline.run.recorder import Recorder
 from pipeline.run.system import SystemMonitor
@@ -41,7 +42,7 @@ class Attempt:
         Raises:
             TrainingError: the training cannot go on; the message says why and what to do.
         """
-        config = run_directory.load(self._run_dir)
+        config = read_config(self._run_dir).train
         self._start_up.lap("imports")
         world = join_world(config.collective_timeout_s)
         self._start_up.lap("ranks")

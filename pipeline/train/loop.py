@@ -24,7 +24,7 @@ from pipeline.engine.distributed import World, broadcast_from_main, sum_over_ran
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 from pipeline.order.draws import step_seed
-from pipeline.run import directory as run_directory
+from pipeline.run.config import read_config
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.model import build_model, initialise_on_all_ranks
@@ -51,7 +51,7 @@ class Training:
             TrainingError: the shards are not those that the run began with, there are no such weights to start from,
                 or CUDA graphs are asked for without GPUs.
         """
-        self.config = config = run_directory.load(run_dir)
+        self.config = config = read_config(run_dir).train
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
@@ -59,7 +59,7 @@ class Training:
         manifest = load_manifest(config.data.shards, config.data.train_split)
         self.num_samples, self.num_classes = manifest.num_samples, len(manifest.classes)
         self.dataset_digest = manifest.digest
-        began_with = run_directory.document(run_dir).get("dataset", {}).get("digest", self.dataset_digest)
+        began_with = read_config(run_dir).training_digest or self.dataset_digest
         if self.dataset_digest != began_with:
             raise TrainingError(
                 f"the shards in {config.data.shards} were packed anew since this run began (digest "

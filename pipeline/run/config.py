@@ -1,0 +1,139 @@
+"""`RUN_DIR/config.json` as a typed object, which also reads runs of older and newer versions."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import ConfigError, TrainConfig
+from pipeline.config.serialise import flatten, from_dict
+from pipeline.run.files import CONFIG_NAME, RunDirectoryError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `config.json` of a run says: the training, and the facts that its launch added.
+
+    Only `train` requires that this version knows every field. A fact that the file does not hold is None.
+    """
+
+    path: Path
+    """The file."""
+    content: Mapping[str, Any]
+    """Its JSON object."""
+
+    @cached_property
+    def train(self) -> TrainConfig:
+        """The training.
+
+        Raises:
+            RunDirectoryError: a field is missing, or this version does not know it.
+        """
+        try:
+            return from_dict(self.content["train"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise RunDirectoryError(f"{self.path} is not a configuration of this version: {error}") from error
+
+    @cached_property
+    def train_fields(self) -> Mapping[str, Any]:
+        """Values of the training by dotted name, such as `optimizer.lr`."""
+        return flatten(self.content["train"])
+
+    @property
+    def model_name(self) -> str:
+        """Name of the network, such as `transxnet_t`."""
+        return str(self.train_fields["model.name"])
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.train_fields["global_batch_size"]
+
+    @property
+    def registry_name(self) -> str:
+        """Name of the registered model that the run becomes a version of: as launched with, else the network's."""
+        return self.registered_name or self.model_name
+
+    @property
+    def registered_name(self) -> str | None:
+        """Value of `--registered-name` at the launch."""
+        return self.content.get("registered_name")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training."""
+        return self.content.get("total_steps") or self.train_fields.get("steps")
+
+    @property
+    def training_split(self) -> tuple[str, str]:
+        """Location of the training shards, and the name of their split."""
+        return self.train_fields["data.shards"], self.train_fields["data.train_split"]
+
+    @property
+    def validation_split(self) -> tuple[str, str]:
+        """Location of the validation shards, and the name of their split."""
+        fields = self.train_fields
+        return fields["data.validation_shards"] or fields["data.shards"], fields["data.validation_split"]
+
+    @property
+    def training_digest(self) -> str | None:
+        """Digest of the manifest of the training split when the run began."""
+        return (self.content.get("dataset") or {}).get("digest")
+
+    @property
+    def validation_digest(self) -> str | None:
+        """Digest of the manifest of the validation split when the run began."""
+        return (self.content.get("dataset") or {}).get("validation_digest")
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the fields that the result depends on (`pipeline.config.digest`)."""
+        return self.content.get("digest")
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """MLflow store that the launch chose; None if `MLFLOW_TRACKING_URI` names it."""
+        return self.content.get("tracking_uri")
+
+    @property
+    def sweep(self) -> Path | None:
+        """Folder of the sweep that the run belongs to."""
+        folder = self.content.get("sweep")
+        return Path(folder) if folder else None
+
+    @property
+    def command(self) -> str:
+        """Command that launched the run; empty if unknown."""
+        command = self.content.get("command") or ""
+        return command if isinstance(command, str) else " ".join(map(str, command))
+
+    @property
+    def git_commit(self) -> str | None:
+        """Commit of the code at the launch."""
+        return (self.content.get("git") or {}).get("commit")
+
+    @property
+    def git_dirty(self) -> bool | None:
+        """Whether the code had uncommitted changes at the launch."""
+        return (self.content.get("git") or {}).get("dirty")
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """Read `RUN_DIR/config.json`.
+
+    Raises:
+        RunDirectoryError: the folder is no run directory, or the file cannot be read or holds no training.
+    """
+    path = run_dir / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text())
+        content["train"]["model"]["name"]
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
+    except (KeyError, TypeError) as error:
+        raise RunDirectoryError(f"{path} is not a configuration of this version: it has no model") from error
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+    return RunConfig(path, content)
