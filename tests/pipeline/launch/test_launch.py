@@ -15,7 +15,8 @@ from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
 from pipeline.launch.plan import PACKAGES, build_plan, check_tracking_uri
 from pipeline.launch.run import prepare_run
-from pipeline.run.directory import document, prepare
+from pipeline.run.config import read_config
+from pipeline.run.directory import prepare
 from tests.support import REPOSITORY
 from tests.support.small_shards import config, pack
 
@@ -92,7 +93,7 @@ def test_a_run_keeps_its_registered_name(tmp_path):
         words = ["--cluster", "debug", "--run-dir", f"{tmp_path}/run", "--train.data.shards", f"{tmp_path}/shards"]
         plan = build_plan(parse([*words, *flags]))
         prepare_run(plan, plan.runs[0])
-        return document(tmp_path / "run")["registered_name"]
+        return read_config(tmp_path / "run").registered_name
 
     assert prepared() is None
     assert prepared("--registered-name", "toy") == "toy"

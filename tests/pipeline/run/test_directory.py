@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config.schema import TrainConfig
 from pipeline.run import directory as run_directory
+from pipeline.run.config import read_config
 from pipeline.run.directory import RunDirectoryError, prepare
 
 
@@ -15,10 +16,10 @@ def test_a_run_directory_belongs_to_one_training(tmp_path: Path):
     run = tmp_path / "run"
     run_directory.prepare(run, TrainConfig(), {"resources": {}})
     run_directory.prepare(run, replace(TrainConfig(), zero_stage=2), {})
-    assert run_directory.load(run).zero_stage == 2
+    assert read_config(run).train.zero_stage == 2
     with pytest.raises(RunDirectoryError, match="seed: 0 -> 1"):
         run_directory.prepare(run, replace(TrainConfig(), seed=1), {})
-    assert run_directory.load(run).seed == 0
+    assert read_config(run).train.seed == 0
     run_directory.prepare(run, TrainConfig(), {"dataset": {"digest": "a" * 64, "validation_digest": "b" * 64}})
     with pytest.raises(RunDirectoryError, match="validation shards of digest bbbbbbbbbbbb -> cccccccccccc"):
         run_directory.prepare(run, TrainConfig(), {"dataset": {"digest": "a" * 64, "validation_digest": "c" * 64}})

@@ -1,17 +1,12 @@
 """The report shows what the status shows."""
 
 import dataclasses
-import json
-from pathlib import Path
 
+from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_metrics
 from pipeline.run.report import draw, markdown, write_report
 from pipeline.run.status import read_status
 from tests.support.tracking_runs import append_event, append_records
-
-
-def json_train(run_dir: Path) -> dict:
-    return json.loads((run_dir / "config.json").read_text())["train"]
 
 
 def test_the_report_shows_the_status(run_dir):
@@ -28,13 +23,13 @@ def test_the_report_shows_the_status(run_dir):
         ["2", "30", "", "killed |"],
     ]
     assert 'load_model("models:/transxnet_n@champion")' in text
-    named = {"train": json_train(run_dir), "registered_name": "toy"}
+    content = read_config(run_dir).content
+    named = RunConfig(run_dir / "config.json", {**content, "registered_name": "toy"})
     assert 'load_model("models:/toy@champion")' in markdown(read_status(run_dir), [], named, {})
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     # One record, or one evaluation without the rest, is drawn too.
     status = read_status(run_dir)
     records = read_metrics(run_dir)[:1]
     draw(folder / "one.png", run_dir, status, records)
-    assert "not evaluated" in markdown(
-        dataclasses.replace(status, attempts=[]), records, {"train": json_train(run_dir)}, {}
-    )
+    bare = RunConfig(run_dir / "config.json", {"train": content["train"]})
+    assert "not evaluated" in markdown(dataclasses.replace(status, attempts=[]), records, bare, {})
