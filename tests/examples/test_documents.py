@@ -9,11 +9,14 @@ import pytest
 from tests.support import REPOSITORY
 
 EXAMPLES = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(("test_", "__")))
-DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("*/README.md")), REPOSITORY / ".github/CONTRIBUTING.md"]
+PACKAGES = ("pipeline", "sharding", "jobs", "transxnet")
+NAMES = ("README.md", ".github/CONTRIBUTING.md", *(f"{package}/README.md" for package in PACKAGES))
+DOCUMENTS = [REPOSITORY / name for name in NAMES]
 SNIPPET = re.compile(r"^```python(?: (\S+))?\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 QUOTES_ONLY = ("README.md", "pipeline/README.md")
 """Documents in which each Python snippet is a quotation."""
-PATH = re.compile(r"`((?:pipeline|sharding|jobs|transxnet|tests|\.ci)/[\w./-]+)`")
+PATH = re.compile(r"`((?:pipeline|sharding|jobs|transxnet|tests|\.ci)/[\w./-]+|[\w./-]+/[\w-]+\.(?:py|c|h|md))`")
+"""A path from the repository or, where it names a source file, from the document."""
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[\w-]+)?\)")
 
 
@@ -35,7 +38,9 @@ def test_snippets_are_lines_of_the_examples(document: Path):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
 def test_paths_and_links_exist(document: Path):
     text = document.read_text()
-    missing = [path for path in PATH.findall(text) if "NAME" not in path and not (REPOSITORY / path).exists()]
+    folders = (REPOSITORY, document.parent)
+    named = [path for path in PATH.findall(text) if "NAME" not in path]
+    missing = [path for path in named if not any((folder / path).exists() for folder in folders)]
     missing += [link for link in LINK.findall(text) if not (document.parent / link).exists()]
     assert not missing
 
