@@ -17,6 +17,8 @@ QUOTES_ONLY = ("README.md", "pipeline/README.md")
 """Documents in which each Python snippet is a quotation."""
 PATH = re.compile(r"`((?:pipeline|sharding|jobs|transxnet|tests|\.ci)/[\w./-]+|[\w./-]+/[\w-]+\.(?:py|c|h|md))`")
 """A path from the repository or, where it names a source file, from the document."""
+NAME = re.compile(r"`([A-Za-z]+(?:_[A-Za-z]+)+)(?:\(\))?`")
+"""The name of a function, a test or a field; capitals stand for a name that the reader chooses."""
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[\w-]+)?\)")
 
 
@@ -43,6 +45,14 @@ def test_paths_and_links_exist(document: Path):
     missing = [path for path in named if not any((folder / path).exists() for folder in folders)]
     missing += [link for link in LINK.findall(text) if not (document.parent / link).exists()]
     assert not missing
+
+
+def test_names_in_contributing_are_in_the_code():
+    names = set(NAME.findall((REPOSITORY / ".github/CONTRIBUTING.md").read_text()))
+    code = [*(REPOSITORY / "tests").rglob("*.py"), *(p for name in PACKAGES for p in (REPOSITORY / name).rglob("*.py"))]
+    text = "\n".join(path.read_text() for path in code if path != Path(__file__))
+    assert len(names) > 8
+    assert not [name for name in names if not re.search(r"[A-Z]{4}", name) and not re.search(rf"\b{name}\b", text)]
 
 
 def test_the_table_of_pipeline_has_every_folder():
