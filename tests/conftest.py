@@ -29,16 +29,22 @@ NEEDS = {
 
 TOGETHER = {
     "slurm": ("tests/slurm/",),
-    "registered model": ("tests/pipeline/register/", "tests/pipeline/evaluate/", "tests/pipeline/test_serve.py"),
+    "ranks": ("tests/pipeline/engine/", "tests/pipeline/train/"),
+    "mlflow": (
+        "tests/pipeline/register/",
+        "tests/pipeline/evaluate/",
+        "tests/pipeline/test_serve.py",
+        "tests/pipeline/tracking/",
+    ),
 }
-"""Files whose tests run in one worker: one cluster fits on a machine, and one model of the digits is enough."""
+"""Files whose tests run in one worker: they share a Slurm cluster, a preloaded parent of ranks, or a trained model."""
 
 LONGEST = (
     "tests/slurm/",
     "tests/test_end_to_end.py",
+    *TOGETHER["ranks"],
     "tests/transxnet/kernels/",
-    *TOGETHER["registered model"],
-    "tests/pipeline/engine/",
+    *TOGETHER["mlflow"],
 )
 """What starts first where the tests run in several workers."""
 

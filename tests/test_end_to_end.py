@@ -45,6 +45,14 @@ class Workplace:
         assert process.returncode == status, output + self.logs()
         return output
 
+    def kill_after(self, step: int, run: str, *flags: str) -> None:
+        """Launch a training and kill -9 all its processes when it has made `step` steps."""
+        with self.start("pipeline.launch", *flags, "--run-dir", str(self.folder / run)):
+            try:
+                self.wait_for_step(run, step)
+            finally:
+                kill_everything_of(self.folder / run)
+
     def logs(self) -> str:
         return "\n".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*/submitit/*_log.*")))
 
@@ -86,13 +94,9 @@ KILLED_AT, COMPARED = 12, 30
 @pytest.fixture(scope="module")
 def demo(workplace: Workplace) -> str:
     """The demo, killed shortly after a checkpoint and launched again; what its second launch prints."""
-    run = workplace.folder / "demo"
-    command = ("--recipe", "demo", "--run-dir", str(run), *SAVED)
-    workplace.start("pipeline.launch", *command)
-    workplace.wait_for_step("demo", KILLED_AT)
-    kill_everything_of(run)
+    workplace.kill_after(KILLED_AT, "demo", "--recipe", "demo", *SAVED)
     assert workplace.records("demo")[-1]["step"] < COMPARED
-    return workplace.run("pipeline.launch", *command)
+    return workplace.run("pipeline.launch", "--recipe", "demo", *SAVED, "--run-dir", str(workplace.folder / "demo"))
 
 
 def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
@@ -110,10 +114,7 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
 
 
 def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, demo: str):
-    run = workplace.folder / "uninterrupted"
-    workplace.start("pipeline.launch", "--recipe", "demo", "--run-dir", str(run), *SAVED)
-    workplace.wait_for_step("uninterrupted", COMPARED)
-    kill_everything_of(run)
+    workplace.kill_after(COMPARED, "uninterrupted", "--recipe", "demo", *SAVED)
     ours, theirs = workplace.records("demo"), workplace.records("uninterrupted")
     assert {r["attempt"] for r in ours[:COMPARED]} == {1, 2}
     assert {r["attempt"] for r in theirs} == {1}
@@ -152,12 +153,10 @@ def test_resume_with_other_world_sizes_keeps_the_order(workplace: Workplace, dem
     training += ["--train.save-every-steps", "5", "--train.audit-samples"]
     alone = ["--tasks-per-node", "1", "--run-dir", str(workplace.folder / "alone")]
     workplace.run("pipeline.launch", *training, *alone)
-    common = [*training, "--run-dir", str(run)]
     for processes, stage, until in ((1, 1, 7), (2, 0, 14)):
-        arguments = ["--tasks-per-node", str(processes), "--train.zero-stage", str(stage)]
-        workplace.start("pipeline.launch", *common, *arguments)
-        workplace.wait_for_step("elastic", until)
-        kill_everything_of(run)
+        flags = ["--tasks-per-node", str(processes), "--train.zero-stage", str(stage)]
+        workplace.kill_after(until, "elastic", *training, *flags)
+    common = [*training, "--run-dir", str(run)]
     workplace.run("pipeline.launch", *common, "--tasks-per-node", "4", "--train.zero-stage", "3")
 
     records = workplace.records("elastic")

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import transxnet
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.errors import TrainingError
@@ -36,9 +35,10 @@ from pipeline.run import directory as run_directory
 from pipeline.run.recorder import Recorder
 from pipeline.train.loop import Training
 from pipeline.train.model import build_model
+from tests.support.networks import small_network
 from tests.support.ranks import environment, free_port, run_ranks
 
-CLASSES, MICRO, ACCUMULATION, STEPS = 5, 2, 3, 2
+CLASSES, MICRO, ACCUMULATION, STEPS = 5, 2, 2, 2
 
 
 class Recordable(TorchDispatchMode):
@@ -95,15 +95,9 @@ class NormWithOthers(nn.BatchNorm2d):
         return super().forward(x) + 0.1 * Everywhere.apply(x.mean((0, 2, 3), keepdim=True))
 
 
-def small_network() -> nn.Module:
-    """A TransXNet of a block a stage, with statistics of all ranks in its stem."""
-    torch.manual_seed(1)
-    shape = {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16), "num_heads": (1, 1, 2, 2), "num_groups": (2, 2, 2, 2)}
-    network = transxnet.TransXNet(
-        transxnet.TransXNetConfig(
-            name="small", **shape, layer_scale_init=0.5, num_classes=CLASSES, image_size=32, drop_path_rate=0.3
-        )
-    )
+def network_with_others() -> nn.Module:
+    """A small network with statistics of all ranks in its stem."""
+    network = small_network(CLASSES, 32, drop_path_rate=0.3)
     network.patch_embed.norm = NormWithOthers(8)
     return network
 
@@ -114,7 +108,7 @@ class Trained:
     def __init__(self, config: TrainConfig, world: World, run_dir: Path, record: Record) -> None:
         self.config, self.world = config, world
         run_dir.mkdir(exist_ok=True)
-        network = build_model(config, CLASSES) if world.device.type == "cuda" else small_network()
+        network = build_model(config, CLASSES) if world.device.type == "cuda" else network_with_others()
         self.engine = Engine(network, config, world, record)
         if config.precision == "fp16":
             self.engine.load_scalars({"optimizer_steps": 0, "loss_scale": 16.0, "good_steps": 0})

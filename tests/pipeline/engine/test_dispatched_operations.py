@@ -34,12 +34,12 @@ def count(world: World, folder: str) -> dict[str, Counter[str]]:
     config = TrainConfig(
         global_batch_size=2,
         precision="bf16",
-        model=ModelConfig(name="transxnet_t", image_size=64),
+        model=ModelConfig(name="transxnet_t", image_size=32),
         mix=MixConfig(mixup=0.0, cutmix=0.0),
     )
     engine = Engine(build_model(config, 10), config, world)
     ema = Ema(engine.local_weights(), engine.network, 0.9, partitioned=False)
-    images, targets = torch.randn(2, 3, 64, 64), torch.softmax(torch.randn(2, 10), 1)
+    images, targets = torch.randn(2, 3, 32, 32), torch.softmax(torch.randn(2, 10), 1)
     engine.step(iter([(images, targets)]), lr=1e-3, seed=0)
     engine.deepspeed.backward(engine.deepspeed(images, targets))
     with Dispatched() as step:

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV2
 
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.store import CheckpointStore
@@ -18,10 +15,10 @@ from pipeline.engine.ema import Ema
 from pipeline.engine.engine import DTYPES, Engine
 from pipeline.order.draws import step_seed
 from pipeline.run.recorder import Recorder
-from pipeline.train.model import build_model
+from tests.support.networks import small_network
 from tests.support.ranks import run_ranks
 
-CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS, LONG = 5, 64, 4, 2, 2, 2, 20
+CLASSES, SIDE, MICRO, ACCUMULATION, WORLD, STEPS, LONG = 5, 64, 4, 2, 2, 2, 8
 LR = 3e-4
 DROPPING = ModelConfig(name="transxnet_n", image_size=SIDE, drop_path_rate=0.3)
 
@@ -64,8 +61,13 @@ def plain_loop(precision: str, steps: int) -> dict[str, Any]:
 
     BatchNorm sees each micro-batch by itself, as a rank does. Also how far the average went.
     """
+    # Here and not above: importing timm takes seconds, in every process that imports this file.
+    from timm.loss import SoftTargetCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV2
+
     config = make_config()
-    model = build_model(config, CLASSES).train()
+    model = small_network(CLASSES, SIDE).train()
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
     options: dict[str, Any] = {"weight_decay": config.optimizer.weight_decay}
     if steps != LONG:
@@ -102,7 +104,8 @@ class Trained:
     def __init__(self, config: TrainConfig, world: World, run_dir: Path) -> None:
         self.config, self.world = config, world
         run_dir.mkdir(exist_ok=True)
-        self.engine = Engine(build_model(config, CLASSES), config, world)
+        network = small_network(CLASSES, SIDE, config.model.drop_path_rate or 0.0)
+        self.engine = Engine(network, config, world)
         partitioned = config.zero_stage == 3
         self.ema = Ema(self.engine.local_weights(), self.engine.network, config.ema_decay, partitioned=partitioned)
         recorder = Recorder(run_dir, is_main=world.is_main, world_size=world.size)
@@ -179,12 +182,13 @@ def test_stages_and_precisions_agree_with_plain_pytorch(variants: list[tuple[int
 
 def interrupted(world: World, before: int, after: int, precision: str, run_dir: str) -> dict[str, Any]:
     """A step under one stage, saved; taken up by a new engine under another."""
-    first = Trained(make_config(zero_stage=before, precision=precision), world, Path(run_dir))
+    settings = {"precision": precision, "micro_batch_size": MICRO * ACCUMULATION}
+    first = Trained(make_config(zero_stage=before, **settings), world, Path(run_dir))
     first.steps(0, 1)
     first.saver.start(1, None)
     first.saver.finish()
     going_on = first.steps(1, 3)
-    second = Trained(make_config(zero_stage=after, precision=precision), world, Path(run_dir))
+    second = Trained(make_config(zero_stage=after, **settings), world, Path(run_dir))
     assert second.saver.restore() == 1
     resumed = second.steps(1, 3)
     buffers = [dict(t.engine.network.named_buffers()) for t in (first, second)]
