@@ -1,4 +1,8 @@
-"""The command `python -m pipeline.evaluate MODEL --shards U`: accuracy of a model on any shards."""
+"""The command `python -m pipeline.evaluate MODEL --shards U`: accuracy of a model on any shards.
+
+`accuracy` counts correct guesses and `measure` makes one pass over a split, which gives a `report`. `classes` matches
+the split's labels with the model's outputs. `log` adds the report to the model's MLflow run.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +10,12 @@ from pipeline.common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from pipeline.evaluate.accuracy import Evaluation
-    from pipeline.evaluate.measure import Report, evaluate
+    from pipeline.evaluate.measure import evaluate
+    from pipeline.evaluate.report import Report
 
 __all__ = ["Evaluation", "Report", "evaluate"]
 
 __getattr__ = lazy_attributes(
     __name__,
-    {"Evaluation": "accuracy", "Report": "measure", "evaluate": "measure"},
+    {"Evaluation": "accuracy", "Report": "report", "evaluate": "measure"},
 )

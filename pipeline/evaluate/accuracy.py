@@ -1,4 +1,4 @@
-"""Exact accuracy: integers that can be summed over batches and over ranks, and fractions made from them once."""
+"""Exact top-1 and top-5: counts that can be summed over batches and ranks, divided once at the end."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from pipeline.common.errors import InputError
 
 COUNTS = ("correct1", "correct5", "samples", "loss_sum")
-"""What the elements of a counts tensor (`[4]`, float64) mean, in order."""
+"""Elements of a counts tensor, float64 `[4]`: correct first guesses, labels among the first five guesses, images, and
+the sum of the cross-entropies. The first three are integers, which float64 sums exactly."""
 
 
 class LabelledBatch(Protocol):
-    """What an evaluation reads."""
+    """A batch as `evaluate_batches` reads it."""
 
     @property
     def images(self) -> Tensor:
@@ -25,25 +26,29 @@ class LabelledBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Classes, int64 `[N]`; a negative label is padding and is not counted."""
+        """Labels, int64 `[N]`; a sample with a negative label is padding and is not counted."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Result over a validation split; accuracies are fractions in [0, 1], the loss is the mean cross-entropy."""
+    """Accuracy of a model on a split."""
 
     top1: float
+    """Share of correct first guesses, in [0, 1]."""
     top5: float
+    """Share of images whose label is among the first five guesses, in [0, 1]."""
     loss: float
+    """Mean cross-entropy."""
     samples: int
+    """Number of images."""
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> Self:
-        """From a counts tensor `[4]`, summed over all batches and ranks.
+        """Divide a counts tensor `[4]` (see `COUNTS`) that was summed over all batches and ranks.
 
         Raises:
-            ValueError: no sample was counted.
+            ValueError: no image was counted.
         """
         correct1, correct5, samples, loss_sum = counts.tolist()
         if samples < 1:
@@ -52,26 +57,26 @@ class Evaluation:
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes score above each sample's label, int64 `[N]`; 0 is a correct first guess.
+    """Count the classes that score above each sample's label: int64 `[N]`; 0 is a correct first guess.
 
-    Among equal scores the lower class index comes first; a label whose score is not a number comes last.
+    Among equal scores the lower class index comes first. A label whose score is NaN comes last.
 
     Args:
         logits: scores `[N, C]`.
-        labels: classes `[N]`, all within `[0, C)`.
+        labels: labels `[N]`, all within `[0, C)`.
     """
     scores = logits.float().nan_to_num(nan=-torch.inf)
-    own = scores.gather(1, labels[:, None])
-    earlier = torch.arange(scores.shape[1], device=scores.device)[None] < labels[:, None]
-    above = (scores > own) | ((scores == own) & earlier)
-    lost = logits.gather(1, labels[:, None]).isnan()[:, 0]
-    return torch.where(lost, scores.shape[1], above.sum(1))
+    label_scores = scores.gather(1, labels[:, None])
+    lower_index = torch.arange(scores.shape[1], device=scores.device)[None] < labels[:, None]
+    above = (scores > label_scores) | ((scores == label_scores) & lower_index)
+    is_nan = logits.gather(1, labels[:, None]).isnan()[:, 0]
+    return torch.where(is_nan, scores.shape[1], above.sum(1))
 
 
 def count_batch(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts `[4]` (float64, see `COUNTS`) of one batch of logits `[N, C]` and labels `[N]`."""
-    kept = labels >= 0
-    logits, labels = logits[kept].float(), labels[kept]
+    """Return the counts (float64 `[4]`, see `COUNTS`) of a batch of logits `[N, C]` and labels `[N]`."""
+    is_sample = labels >= 0
+    logits, labels = logits[is_sample].float(), labels[is_sample]
     ranks = ranks_of_labels(logits, labels)
     loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
     samples = torch.tensor(float(len(labels)), dtype=torch.float64, device=logits.device)
@@ -90,22 +95,22 @@ def evaluate_batches(
 ) -> Tensor:
     """Sum the counts of a model over batches.
 
-    The integers are exact in float64, so the result does not depend on how batches were split over ranks; sum the
-    tensors of all ranks and give them to `Evaluation.from_counts`.
+    To evaluate on several ranks, sum the tensors of all ranks and give the sum to `Evaluation.from_counts`. The
+    accuracies do not depend on how the samples were split over ranks and batches.
 
     Args:
-        model: from images `[N, 3, H, W]` to logits `[N, num_classes]`; put it into evaluation mode before.
-        batches: see `LabelledBatch`; each sample once over all ranks.
-        num_classes: of the model; labels beyond it are an error.
-        device: where the model lies.
-        autocast: entered around each forward; must be reusable, as `torch.autocast(...)` and `nullcontext()` are.
-        normalise: from a batch to float32 images on the device.
+        model: maps images `[N, 3, H, W]` to logits `[N, num_classes]`, in evaluation mode.
+        batches: batches that hold each sample once over all ranks.
+        num_classes: number of the model's outputs.
+        device: device that the model is on.
+        autocast: context entered around each forward; must be reusable, as `torch.autocast(...)` and `nullcontext()`.
+        normalise: maps a batch to float32 images on the device.
 
     Returns:
         Counts `[4]`, float64, on `device`.
 
     Raises:
-        ValueError: a label that the model has no output for.
+        ValueError: the model has no output for a label.
     """
     counts = torch.zeros(len(COUNTS), dtype=torch.float64, device=device)
     for batch in batches:

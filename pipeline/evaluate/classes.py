@@ -1,4 +1,4 @@
-"""How the labels of a split meet the outputs of a model: by WordNet id, or by number."""
+"""Matches the labels of a split with the outputs of a model, by WordNet id or by number."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,48 +12,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """How the labels of a split meet a model's outputs."""
+    """The classes that take part in an evaluation."""
 
     outputs: list[int]
-    """Outputs that take part, in the model's order."""
+    """Outputs of the model that take part, in the model's order."""
     labels: list[int]
-    """For each label of the split, its position in `outputs`."""
+    """For each label of the split, the position of its class in `outputs`."""
     classes: list[tuple[str, str]]
-    """(WordNet id, name) of each taking part."""
+    """(WordNet id, name) of each class in `outputs`."""
 
 
 def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> ClassMap:
-    """Match classes by WordNet id, or by number where the split's folders are numbered as ImageNet-V2's are.
+    """Match the classes of a split with those of a model.
 
-    Weights without names must have as many classes as the split.
+    Classes are matched by WordNet id. Where the split's class names are numbers, as ImageNet-V2's are, they number the
+    model's classes. Weights without class names must have as many classes as the split, in the same order.
 
     Args:
-        card: of the model.
-        manifest: of the split.
-        subset: let only the split's classes compete, as ImageNet-A and -R are scored; else all of the model's.
+        card: the model's card.
+        manifest: the split's manifest.
+        subset: let only the split's classes compete, as ImageNet-A and -R are scored; otherwise all of the model's do.
 
     Raises:
         ConfigError: the split has classes that the model does not know.
     """
-    ours = [wnid for wnid, _ in card.classes]
-    theirs = [entry.wnid for entry in manifest.classes]
-    if not any(ours):
-        if len(ours) != len(theirs):
+    model_ids = [wnid for wnid, _ in card.classes]
+    split_ids = [entry.wnid for entry in manifest.classes]
+    if not any(model_ids):
+        if len(model_ids) != len(split_ids):
             raise ConfigError(
-                f"the weights have {len(ours)} classes without names and {manifest.stem} has {len(theirs)}: they "
-                "cannot be matched; give a model with its model.json"
+                f"the weights have {len(model_ids)} classes without names and {manifest.stem} has {len(split_ids)}: "
+                "they cannot be matched; give a model with its model.json"
             )
         names = [(entry.wnid, entry.name) for entry in manifest.classes]
-        return ClassMap(list(range(len(ours))), list(range(len(ours))), names)
-    if not set(ours) & set(theirs) and all(name.isdecimal() and int(name) < len(ours) for name in theirs):
-        theirs = [ours[int(name)] for name in theirs]
-    unknown = sorted(set(theirs) - set(ours))
+        return ClassMap(list(range(len(model_ids))), list(range(len(model_ids))), names)
+    are_numbers = all(name.isdecimal() and int(name) < len(model_ids) for name in split_ids)
+    if are_numbers and not set(model_ids) & set(split_ids):
+        split_ids = [model_ids[int(name)] for name in split_ids]
+    unknown = sorted(set(split_ids) - set(model_ids))
     if unknown:
         raise ConfigError(
             f"{manifest.stem} has {len(unknown)} classes that {card.name} was not trained on: {', '.join(unknown[:3])}"
             + (", ..." if len(unknown) > 3 else "")
         )
-    position = {wnid: k for k, wnid in enumerate(ours)}
-    outputs = sorted(position[wnid] for wnid in theirs) if subset else list(range(len(ours)))
-    place = {output: k for k, output in enumerate(outputs)}
-    return ClassMap(outputs, [place[position[wnid]] for wnid in theirs], [card.classes[k] for k in outputs])
+    output_of = {wnid: output for output, wnid in enumerate(model_ids)}
+    outputs = sorted(output_of[wnid] for wnid in split_ids) if subset else list(range(len(model_ids)))
+    position_of = {output: position for position, output in enumerate(outputs)}
+    labels = [position_of[output_of[wnid]] for wnid in split_ids]
+    return ClassMap(outputs, labels, [card.classes[output] for output in outputs])

@@ -1,4 +1,4 @@
-"""Evaluates a model on packed images: `python -m pipeline.evaluate MODEL --shards U`."""
+"""The command `python -m pipeline.evaluate MODEL --shards U`: measures a model and prints a summary."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,17 @@ from pipeline.common.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
-    from pipeline.evaluate.measure import Report
+    from pipeline.evaluate.report import Report
     from pipeline.weights.load import LoadedModel
     from sharding import Manifest
 
 
-WORST = 5
+LISTED = 5
+"""Number of weakest classes, and of most frequent mistakes, that are printed."""
 
 
-def summary(report: "Report", matched: "ClassMap", model: "LoadedModel", manifest: "Manifest") -> list[str]:
-    """The result in a few lines."""
+def format_summary(report: "Report", matched: "ClassMap", model: "LoadedModel", manifest: "Manifest") -> list[str]:
+    """Return the result in a few lines."""
     among = "" if len(matched.outputs) == model.card.num_classes else f" among {len(matched.outputs)} classes"
     lines = [
         f"{model.card.name} on {manifest.stem}, {report.samples:,} images{among}",
@@ -30,19 +31,22 @@ def summary(report: "Report", matched: "ClassMap", model: "LoadedModel", manifes
         f"  throughput         {report.images_per_s:,.0f} images/s, loading included",
     ]
     accuracy = report.class_accuracy
-    worst = sorted((k for k in range(len(accuracy)) if accuracy[k] < 1), key=lambda k: accuracy[k])[:WORST]
-    if worst:
-        lines.append(
-            "  weakest classes    " + ", ".join(f"{_name(matched, k)} {100 * accuracy[k]:.0f} %" for k in worst)
-        )
-    mistakes = report.confusions(WORST)
+    weakest = sorted((k for k in range(len(accuracy)) if accuracy[k] < 1), key=lambda k: accuracy[k])[:LISTED]
+    if weakest:
+        entries = [f"{_short_name(matched, k)} {100 * accuracy[k]:.0f} %" for k in weakest]
+        lines.append("  weakest classes    " + ", ".join(entries))
+    mistakes = report.confusions(LISTED)
     if mistakes:
-        taken = [f"{_name(matched, label)} for {_name(matched, guess)} ({count})" for label, guess, count in mistakes]
-        lines.append("  mistaken most      " + ", ".join(taken))
+        entries = [
+            f"{_short_name(matched, label)} for {_short_name(matched, guess)} ({count})"
+            for label, guess, count in mistakes
+        ]
+        lines.append("  mistaken most      " + ", ".join(entries))
     return lines
 
 
-def _name(matched: "ClassMap", index: int) -> str:
+def _short_name(matched: "ClassMap", index: int) -> str:
+    """Return the first of a class's names, or its WordNet id where it has none."""
     wnid, name = matched.classes[index]
     return name.split(",")[0] or wnid
 
@@ -66,11 +70,11 @@ def main(
         model: A run directory, a models:/ URI, a .safetensors file, or a published .pth file.
         shards: Folder or URI with the split's manifest.
         split: Split to evaluate on.
-        name: What the data is called in MLflow, such as imagenet-v2; by default as its manifest says.
+        name: Name of the data in MLflow, such as imagenet-v2; by default the name in its manifest.
         subset: Let only the split's own classes compete, as ImageNet-A and -R are scored.
         precision: Arithmetic of the forward.
         workers: Loader processes.
-        output: JSON file for everything that was measured.
+        output: JSON file that gets every measured value.
         no_log: Do not add the result to the MLflow run that the model came from.
     """
     if output is not None and not output.absolute().parent.is_dir():
@@ -80,7 +84,7 @@ def main(
 
     loaded = load_model(model)
     report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
-    print("\n".join(summary(report, matched, loaded, manifest)))
+    print("\n".join(format_summary(report, matched, loaded, manifest)))
     if output is not None:
         output.write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n")
         print(f"  everything         {output}")

@@ -1,4 +1,4 @@
-"""Adds an evaluation to the MLflow run that the model came from: numbers, tables and pictures."""
+"""Adds an evaluation to the MLflow run that the model comes from: metrics, tables and pictures."""
 
 import csv
 import json
@@ -11,20 +11,20 @@ from pipeline.tracking.client import mlflow_session
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
-    from pipeline.evaluate.measure import Report
+    from pipeline.evaluate.report import Report
     from pipeline.weights.load import LoadedModel
     from sharding import Manifest
 
 
 NAMED_CLASSES = 40
-"""Up to so many classes are named on the confusion picture."""
+"""Largest number of classes that the confusion picture names."""
 
 
 def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", manifest: "Manifest", name: str) -> str:
-    """Log under `eval/NAME/...` and `evaluation/NAME/`; returns the run's id.
+    """Log metrics `eval/NAME/...` and artifacts `evaluation/NAME/`; return the run's id.
 
     Raises:
-        Exception: what MLflow raises.
+        Exception: any error of MLflow.
     """
     from mlflow.entities import Metric
 
@@ -45,7 +45,7 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
 
 
 def write_files(folder: Path, report: "Report", matched: "ClassMap") -> None:
-    """Write report.json, classes.csv, confusions.csv and pictures.png into a folder."""
+    """Write `report.json`, `classes.csv`, `confusions.csv` and `pictures.png` into a folder."""
     (folder / "report.json").write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False))
     accuracy = report.class_accuracy
     with open(folder / "classes.csv", "w", newline="") as file:
@@ -62,7 +62,7 @@ def write_files(folder: Path, report: "Report", matched: "ClassMap") -> None:
 
 
 def draw(path: Path, report: "Report", matched: "ClassMap") -> None:
-    """Confusion, accuracy over the classes, and calibration in one picture."""
+    """Draw confusion, accuracy of the classes and calibration side by side into a PNG file."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What an evaluation says while it works: a bar on a terminal, a line now and then in a log."""
+"""Progress of an evaluation on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -11,25 +11,28 @@ if TYPE_CHECKING:
     from pipeline.data.batch import Batch
 
 
-def shown(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":
-    """Yield the batches; each counts when the next one is asked for, so when its work is done.
+def with_progress(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":
+    """Yield the batches and show how many images are done.
+
+    The images of a batch count as done once the next batch is asked for.
 
     Args:
-        batches: of an evaluation.
-        total: images in all of them.
+        batches: the batches of an evaluation.
+        total: number of images in all of them.
     """
     from tqdm import tqdm
 
-    began, said, done = time.monotonic(), 0.0, 0
-    terminal = sys.stderr.isatty()
-    with tqdm(total=total, unit="img", smoothing=0, dynamic_ncols=True, disable=not terminal) as bar:
+    started = last_line = time.monotonic()
+    done = 0
+    is_terminal = sys.stderr.isatty()
+    with tqdm(total=total, unit="img", smoothing=0, dynamic_ncols=True, disable=not is_terminal) as bar:
         for batch in batches:
             yield batch
             done += len(batch.labels)
             bar.update(len(batch.labels))
             now = time.monotonic()
-            if not terminal and now - max(began, said) >= LINE_EVERY_S:
-                said = now
-                rate = done / (now - began)
-                words = f"image {done:,}/{total:,}  images/s {rate:.0f}  remaining {duration((total - done) / rate)}"
-                print(words, file=sys.stderr, flush=True)
+            if not is_terminal and now - last_line >= LINE_EVERY_S:
+                last_line = now
+                rate = done / (now - started)
+                line = f"image {done:,}/{total:,}  images/s {rate:.0f}  remaining {duration((total - done) / rate)}"
+                print(line, file=sys.stderr, flush=True)
