@@ -48,7 +48,7 @@ class Evaluation:
         """Divide a counts tensor `[4]` (see `COUNTS`) that was summed over all batches and ranks.
 
         Raises:
-            ValueError: no image was counted.
+            InputError: no image was counted.
         """
         correct1, correct5, samples, loss_sum = counts.tolist()
         if samples < 1:
@@ -110,7 +110,7 @@ def evaluate_batches(
         Counts `[4]`, float64, on `device`.
 
     Raises:
-        ValueError: the model has no output for a label.
+        InputError: the model has no output for a label.
     """
     counts = torch.zeros(len(COUNTS), dtype=torch.float64, device=device)
     for batch in batches:

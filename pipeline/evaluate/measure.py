@@ -106,7 +106,7 @@ class Measurement:
         """Return the result over all batches; `seconds` is the time that the pass took.
 
         Raises:
-            ValueError: no image was counted.
+            InputError: no image was counted.
         """
         evaluation = Evaluation.from_counts(self._counts)
         bins = self._bins.cpu().numpy()

@@ -53,9 +53,9 @@ def conclude(run_dir: Path) -> int:
     from pipeline.run.files import is_registered
 
     if not is_registered(run_dir):
-        from pipeline.register.registration import register_or_say_how
+        from pipeline.register.registration import register_or_explain
 
-        register_or_say_how(run_dir)
+        register_or_explain(run_dir)
     print(closing_words(run_dir, Outcome.FINISHED))
     return 0 if is_registered(run_dir) else 1
 

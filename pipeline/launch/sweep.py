@@ -27,9 +27,9 @@ def launch_sweep(plan: Plan) -> int:
     waiting = [run for run in plan.runs if not is_exported(run.run_dir)]
     for run in plan.runs:
         if run not in waiting and not is_registered(run.run_dir):
-            from pipeline.register.registration import register_or_say_how
+            from pipeline.register.registration import register_or_explain
 
-            register_or_say_how(run.run_dir)
+            register_or_explain(run.run_dir)
     if not waiting:
         print("every run of this sweep has reached its end before; nothing is trained")
     elif plan.cluster == "slurm":

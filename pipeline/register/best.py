@@ -1,7 +1,7 @@
-"""Which weights of a run are registered: the averaged ones of the checkpoint with the best top-1.
+"""Finds the weights of a run that are registered: the averaged weights with the best top-1.
 
-`export/` holds those of the last step. Where an earlier checkpoint that was kept did better on the validation split,
-its averaged weights are put into `export/best/`, with a card of their own, and those are registered.
+`export/` holds the weights of the last step. If an earlier checkpoint that was kept has a greater top-1 on the
+validation split, its averaged weights are written to `export/best/` with a card of their own, and those are registered.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ BEST_FOLDER = "best"
 
 
 def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
-    """The folder of the run's best weights (`model.safetensors`, `model.json`) and their card.
+    """Return the folder of the run's best weights (`model.safetensors`, `model.json`) and their card.
 
-    Among equals the last step counts. A damaged checkpoint is passed over with a line.
+    Among equals the last step is taken. A damaged checkpoint is skipped with a warning.
 
     Raises:
         ModelCardError: the run exported nothing.
@@ -35,34 +35,34 @@ def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
     card = load_model_card(folder)
     if not (folder / WEIGHTS_NAME).is_file():
         raise ModelCardError(f"{folder / WEIGHTS_NAME} is missing: the training writes it when it ends")
-    for step, evaluation in _better(run_dir, card):
+    for step, record in _better_checkpoints(run_dir, card):
         best = dataclasses.replace(
             card,
             step=step,
             epoch=card.epoch * step / card.step,
-            top1=evaluation["eval_top1"],
-            top5=evaluation.get("eval_top5"),
+            top1=record["eval_top1"],
+            top5=record.get("eval_top5"),
         )
-        if _extract(run_dir, best, folder / BEST_FOLDER):
+        if _write_weights(run_dir, best, folder / BEST_FOLDER):
             return folder / BEST_FOLDER, best
     return folder, card
 
 
-def _better(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
-    """(Step, its record) of the kept checkpoints whose top-1 is above the card's, the best first."""
+def _better_checkpoints(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
+    """Return (step, its record) of the kept checkpoints whose top-1 is above the card's, the best first."""
     if card.top1 is None:
         return []
     kept = checkpoints(run_dir)
-    found = {
+    better = {
         record["step"]: record
         for record in read_metrics(run_dir)
         if record.get("step") in kept and record.get("eval_top1", 0.0) > card.top1
     }
-    return sorted(found.items(), key=lambda item: (-item[1]["eval_top1"], -item[0]))
+    return sorted(better.items(), key=lambda item: (-item[1]["eval_top1"], -item[0]))
 
 
-def _extract(run_dir: Path, card: ModelCard, folder: Path) -> bool:
-    """Write a checkpoint's averaged weights and their card into a folder; says so where the checkpoint is damaged."""
+def _write_weights(run_dir: Path, card: ModelCard, folder: Path) -> bool:
+    """Write a checkpoint's averaged weights and their card into a folder; return False if the checkpoint is damaged."""
     import torch
     from safetensors.torch import save_file
 

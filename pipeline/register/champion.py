@@ -1,8 +1,11 @@
-"""Which version `champion` points to, also when several trainings end at the same moment.
+"""Decides which version the alias `champion` points to, also when several trainings end at the same moment.
 
-A registry has no compare-and-set. So every registrar looks again after it has written, until what it sees is what the
-rule asks for: the last of them to write has seen all the others. A version is `open` from its creation until its own
-registrar has finished this; versions that were `settled` before are past rivals, and are not brought back.
+The rule: `champion` moves to a new version that has a greater top-1 on the same validation data.
+
+The registry has no compare-and-set. So each process that registers a version sets the alias, reads it again, and
+repeats until it reads what the rule asks for: the last process to write has then seen the versions of all others. A
+version has the tag `open` from its creation until its own process has done this. Versions that had the tag `settled`
+before were decided on earlier and do not compete again.
 """
 
 import time
@@ -18,17 +21,17 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 LATEST = "latest"
-"""MLflow gives it to the highest number by itself."""
+"""MLflow gives this alias to the highest number by itself."""
 STATE_TAG = "champion_rule"
 OPEN, SETTLED = "open", "settled"
 MAX_ROUNDS = 20
 PAUSE_S = 0.1
 COLLISIONS = ("BAD_REQUEST", "TEMPORARILY_UNAVAILABLE")
-"""What MLflow answers where two set the first champion at once: its database takes one of the two rows."""
+"""Error codes of MLflow when two processes set the first champion at once: its database takes one of the two rows."""
 
 
 def all_versions(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
-    """Every version of a registered model, by number."""
+    """Return every version of a registered model, by number."""
     versions: dict[str, ModelVersion] = {}
     token = None
     while True:
@@ -40,41 +43,41 @@ def all_versions(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]"
 
 
 def champion_of(client: "MlflowClient", name: str) -> str | None:
-    """Number of the present champion's version; None without one."""
+    """Return the number of the version that is champion now; None without one."""
     aliases = client.get_registered_model(name).aliases
     version = aliases.get(CHAMPION)
     return None if version is None else str(version)
 
 
 def settled_versions(client: "MlflowClient", name: str) -> set[str]:
-    """Numbers of the versions whose registration is over; ask before creating a new one."""
+    """Return the numbers of the versions whose registration is complete; call it before creating a new version."""
     return {number for number, version in all_versions(client, name).items() if version.tags.get(STATE_TAG) != OPEN}
 
 
-def promote(client: "MlflowClient", name: str, mine: str, settled: set[str]) -> str | None:
-    """Apply the rule for a new version and return the champion's number afterwards.
+def promote(client: "MlflowClient", name: str, new: str, settled: set[str]) -> str | None:
+    """Apply the rule to a new version; return the champion's number afterwards.
 
-    The champion is replaced by a version with a greater top-1 on the same validation data; equal ones leave it.
+    A version with an equal top-1 does not replace the champion.
 
     Args:
-        client: of the registry.
+        client: client of the registry.
         name: registered model.
-        mine: number of the new version, tagged `open`.
-        settled: what `settled_versions` gave before it was created.
+        new: number of the new version, tagged `open`.
+        settled: result of `settled_versions` before the new version was created.
 
     Raises:
-        TrackingError: the registry never takes or shows what was written.
+        TrackingError: after `MAX_ROUNDS` attempts the registry still does not hold what the rule asks for.
     """
     from mlflow.exceptions import MlflowException
 
-    trouble = "others set it again and again"
+    reason = "other registrations keep setting it"
     for _ in range(MAX_ROUNDS):
         versions = all_versions(client, name)
         champion = champion_of(client, name)
-        rivals = {number for number in versions if number not in settled} | {mine}
+        rivals = {number for number in versions if number not in settled} | {new}
         best = _best(versions, champion, rivals)
         if best == champion:
-            client.set_model_version_tag(name, mine, STATE_TAG, SETTLED)
+            client.set_model_version_tag(name, new, STATE_TAG, SETTLED)
             return champion
         assert best is not None
         try:
@@ -82,13 +85,13 @@ def promote(client: "MlflowClient", name: str, mine: str, settled: set[str]) -> 
         except MlflowException as error:
             if error.error_code not in COLLISIONS:
                 raise
-            trouble = one_line(error)
+            reason = one_line(error)
             time.sleep(PAUSE_S)
-    raise TrackingError(f"the alias {CHAMPION!r} of {name} cannot be set ({trouble}): set it by --alias {CHAMPION}")
+    raise TrackingError(f"the alias {CHAMPION!r} of {name} cannot be set ({reason}): set it with --alias {CHAMPION}")
 
 
 def _best(versions: "dict[str, ModelVersion]", champion: str | None, rivals: set[str]) -> str | None:
-    """The champion, or the rival that beats it most; among equals the oldest."""
+    """Return the number of the best version: the champion, or the rival that beats it most; among equals the oldest."""
     best = champion if champion in versions else None
     for number in sorted(rivals, key=int):
         if (
@@ -101,8 +104,9 @@ def _best(versions: "dict[str, ModelVersion]", champion: str | None, rivals: set
 
 
 def _beats(challenger: "ModelVersion", holder: "ModelVersion | None") -> bool:
+    """Return whether the challenger has a greater top-1 on the same validation data, or there is no holder."""
     if holder is None:
         return True
     digest = challenger.tags.get("validation_digest")
-    same = digest is not None and digest == holder.tags.get("validation_digest")
-    return same and float(challenger.tags["top1"]) > float(holder.tags.get("top1", "nan"))
+    is_same_data = digest is not None and digest == holder.tags.get("validation_digest")
+    return is_same_data and float(challenger.tags["top1"]) > float(holder.tags.get("top1", "nan"))

@@ -1,7 +1,8 @@
-"""Loads a registered model as a stranger would and classifies a folder of images; run as a script in a clean process.
+"""Script that loads a registered model outside this project and classifies a folder of images with it.
 
-`python clean_process.py MODEL_URI FOLDER`: reads `FOLDER/*.img`, writes `FOLDER/answers.json`, the WordNet ids of the
-first guesses by file name. It imports mlflow alone, so that everything else must come with the model.
+`python clean_process.py MODEL_URI FOLDER` reads `FOLDER/*.img` and writes `FOLDER/answers.json`: the WordNet id of each
+file's first guess, and the file of the `transxnet` that was used. It imports mlflow alone, so everything else must come
+with the model.
 """
 
 import json

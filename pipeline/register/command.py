@@ -1,4 +1,4 @@
-"""The command: `python -m pipeline.register RUN_DIR`."""
+"""The command `python -m pipeline.register RUN_DIR`: registers the best weights of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +20,15 @@ def main(
 ) -> int:
     """Register the best averaged weights of a run as a model version.
 
-    The model is first loaded in a clean process and must reach its recorded top-1 on a sample. `champion` moves by
-    itself when the top-1 is greater on the same validation data.
+    The model is first loaded in a clean process and must reach its recorded top-1 on a sample. The alias champion moves
+    to it if its top-1 is greater on the same validation data.
 
     Args:
-        run_dir: The run's folder.
+        run_dir: Directory of the run.
         alias: Another alias to point to this version, such as production.
-        registered_name: Model in the registry that it becomes a version of; by default as the launch was told.
+        registered_name: Registered model that gets the version; by default the name given at the launch.
         onnx: Add the network as ONNX to the run's artifacts, checked in onnxruntime.
-        torch_export: Add the network as torch.export makes it to the run's artifacts.
+        torch_export: Add the network as a torch.export program to the run's artifacts.
     """
     formats: list[Format] = [*(["onnx"] if onnx else []), *(["torch_export"] if torch_export else [])]
     done = register(run_dir, alias, registered_name)

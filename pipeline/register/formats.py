@@ -1,4 +1,4 @@
-"""The network for other runtimes, ONNX and `torch.export`, each checked against PyTorch before it is kept."""
+"""Exports a network as ONNX or by `torch.export`, and compares each export with PyTorch before it is logged."""
 
 import contextlib
 import tempfile
@@ -23,7 +23,7 @@ Format = Literal["onnx", "torch_export"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 FOLDER = "exports"
 BATCHES = (1, 3)
-"""Batch sizes that an export must answer; it is traced with another."""
+"""Batch sizes that an export is compared at; it is traced with another."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit."""
 ONNX_PACKAGES = "onnx onnxscript onnxruntime"
@@ -35,14 +35,14 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     Input: normalised float32 images `[N, 3, S, S]`, named `images`; output: logits `[N, num_classes]`; any N.
 
     Args:
-        run_dir: a run that has ended.
-        formats: which files to make.
+        run_dir: directory of a run that has ended.
+        formats: formats to export to.
 
     Returns:
-        The artifact paths.
+        The paths of the artifacts.
 
     Raises:
-        TrackingError: an export fails or differs from PyTorch, or the server does not take it.
+        TrackingError: an export fails or differs from PyTorch, or the server does not accept it.
         ModelCardError: the run exported no weights, or has no MLflow run.
     """
     import transxnet
@@ -54,29 +54,29 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     run_id = card.mlflow_run_id or (state.run_id if state else None)
     if run_id is None:
         raise ModelCardError(f"{run_dir} has no MLflow run: python -m pipeline.status --sync {run_dir}")
-    # The kernels are for training; what is exported is plain PyTorch.
+    # Triton kernels cannot be exported: take the operators in plain PyTorch.
     network = transxnet.build(
         card.name, num_classes=card.num_classes, image_size=card.image_size, drop_path_rate=0.0, backend="reference"
     )
     network.load_state_dict(loaded.network.state_dict())
     network.eval()
-    made = []
+    artifacts = []
     with tempfile.TemporaryDirectory(prefix="exports-") as name:
-        for wanted in formats:
-            path = Path(name) / FILES[wanted]
+        for target in formats:
+            path = Path(name) / FILES[target]
             try:
-                _check(wanted, network, _EXPORTERS[wanted](network, card.image_size, path), card.image_size)
+                _check(target, network, _EXPORTERS[target](network, card.image_size, path), card.image_size)
             except (TrackingError, ModelCardError):
                 raise
             except Exception as error:
-                raise TrackingError(f"{card.name} could not be exported as {wanted}: {one_line(error)}") from error
-            made.append(f"{FOLDER}/{path.name}")
+                raise TrackingError(f"{card.name} could not be exported as {target}: {one_line(error)}") from error
+            artifacts.append(f"{FOLDER}/{path.name}")
         with mlflow_session(tracking_uri_of(folder)) as client:
             client.log_artifacts(run_id, name, FOLDER)
-    return made
+    return artifacts
 
 
-def _check(wanted: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", size: int) -> None:
+def _check(target: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", size: int) -> None:
     """Compare an export with PyTorch at several batch sizes."""
     import torch
 
@@ -87,7 +87,7 @@ def _check(wanted: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor
         difference = ((run(images) - expected).abs().max() / expected.abs().max()).item()
         if not difference <= TOLERANCE:
             raise TrackingError(
-                f"the {wanted} export differs from PyTorch by {difference:.1e} at batch {batch}; "
+                f"the {target} export differs from PyTorch by {difference:.1e} at batch {batch}; "
                 f"{TOLERANCE:.0e} is allowed"
             )
 
@@ -132,7 +132,7 @@ def _any_batch() -> object:
 
 @contextlib.contextmanager
 def _without_batch_in_groups(network: "nn.Module") -> Iterator[None]:
-    """Inside, IDConv multiplies patches instead of convolving: ONNX has no convolution whose groups count the batch."""
+    """Let IDConv multiply patches instead of convolving: ONNX has no convolution whose groups depend on the batch."""
     from transxnet.mixer import DynamicConv
 
     modules = [module for module in network.modules() if isinstance(module, DynamicConv)]
@@ -146,7 +146,7 @@ def _without_batch_in_groups(network: "nn.Module") -> Iterator[None]:
 
 
 def _dynamic_conv_by_patches(module: "DynamicConv", x: "Tensor") -> "Tensor":
-    """`DynamicConv.forward` for `x` `[N, C, H, W]`, as a sum over the taps."""
+    """Compute `DynamicConv.forward` of `x` `[N, C, H, W]` as a sum over the taps of its kernels."""
     import torch.nn.functional as F
 
     n, c, h, w = x.shape

@@ -1,4 +1,4 @@
-"""The files of a registered model: code, weights, card, signature, example and requirements, in MLflow's format."""
+"""Writes a model in MLflow's format: code, weights, card, signature, example and requirements."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 
-_LOUD = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
+_LOG_LEVELS = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
 
 
 def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelCard) -> str:
-    """Log the weights in the folder `weights` as a model of the run, as `mlflow.pyfunc.log_model` does; returns its id.
+    """Log the weights in the folder `weights` as a model of the card's MLflow run; return the model's id.
 
-    The client's own calls are used instead, because `log_model` works on a global active run and ends it.
+    It does what `mlflow.pyfunc.log_model` does, which works on a global active run and ends it, by the client's calls.
     """
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
@@ -75,8 +75,8 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's words on what it does, and on pip, which an environment of uv does not have."""
-    loggers = {logging.getLogger(f"mlflow.{name}"): level for name, level in _LOUD.items()}
+    """Suppress MLflow's messages about its progress, and about pip, which an environment made by uv does not have."""
+    loggers = {logging.getLogger(f"mlflow.{name}"): level for name, level in _LOG_LEVELS.items()}
     before = {logger: logger.level for logger in loggers}
     for logger, level in loggers.items():
         logger.setLevel(level)
@@ -88,9 +88,9 @@ def _quiet() -> Iterator[None]:
 
 
 def signature() -> "ModelSignature":
-    """One column of encoded images in; class, WordNet id, probability and the five best out.
+    """Return the model's signature: a column of encoded images in; class, WordNet id, probability and top five out.
 
-    The column has no name, so that lists, dicts and tables with any column name are taken.
+    The column has no name, so that MLflow accepts lists, dicts and tables with any column name.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -109,7 +109,7 @@ def signature() -> "ModelSignature":
 
 
 def input_example(image_size: int) -> "pd.DataFrame":
-    """A generated JPEG (nobody's photograph) in the form that the model takes."""
+    """Return a table with one generated JPEG, as an example of the model's input."""
     import numpy as np
     import pandas as pd
     from PIL import Image
@@ -122,12 +122,12 @@ def input_example(image_size: int) -> "pd.DataFrame":
 
 
 def requirements() -> list[str]:
-    """What loading needs, at the versions that are installed here (without a build's local suffix)."""
+    """Return the packages that loading needs, at the versions installed here (without a build's local suffix)."""
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def describe(card: ModelCard, name: str, train: Mapping[str, Any], tracking_uri: str) -> str:
-    """The page of a version of `name` in the registry: results, origin, and how to load it from there."""
+    """Return the text of a version's page in the registry: results, origin, and how to load the model `name`."""
 
     def percent(value: float | None) -> str:
         return "not evaluated" if value is None else f"{100 * value:.2f} %"
@@ -146,7 +146,7 @@ def describe(card: ModelCard, name: str, train: Mapping[str, Any], tracking_uri:
         "training data": (card.train_digest or "unknown")[:16],
         "validation data": (card.validation_digest or "unknown")[:16],
     }
-    # MLflow's page sets the columns of a table without a gap.
+    # MLflow's page shows the columns of a table without a gap.
     table = "\n".join(f"| {label}&emsp; | {value} |" for label, value in rows.items())
     return f"""{name}, an image classifier.
 

@@ -1,4 +1,4 @@
-"""Proof that a model works for others: loaded in a clean process, it must reach the recorded top-1 on real images."""
+"""Verifies a model before it becomes a version: loaded in a clean process, it must reach its recorded top-1."""
 
 import json
 import math
@@ -17,38 +17,38 @@ from pipeline.tracking.client import TrackingError, bound_requests
 from pipeline.weights.card import ModelCard
 
 SAMPLE = 64
-"""Images that are classified; enough to notice a wrong resize, normalisation or class order."""
+"""Number of images that are classified; enough to notice a wrong resize, normalisation or class order."""
 CHECK_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What a clean process answered."""
+    """The accuracy that a model reached in a clean process."""
 
     samples: int
-    """Images that were classified."""
+    """Number of images that were classified."""
     top1: float
-    """Share whose first guess was right."""
+    """Share of correct first guesses, in [0, 1]."""
 
 
-def sample_images(config: Mapping[str, Any], count: int = SAMPLE) -> tuple[str, list[tuple[bytes, str]]]:
-    """Images spread evenly over the validation split.
+def sample_images(train: Mapping[str, Any], count: int = SAMPLE) -> tuple[str, list[tuple[bytes, str]]]:
+    """Read images spread evenly over the validation split.
 
     Args:
-        config: the training's, as in `config.json` under `train`.
-        count: at most so many.
+        train: the training's configuration, as in `config.json` under `train`.
+        count: largest number of images.
 
     Returns:
-        The digest of the split's manifest, and (encoded image, WordNet id) of each.
+        The digest of the split's manifest, and (encoded image, WordNet id) of each image.
 
     Raises:
-        sharding.ShardingError: the shards are not there or not whole.
+        sharding.ShardingError: the shards are missing or incomplete.
         OSError: a shard cannot be read.
     """
     from sharding import load_index, load_manifest
     from sharding.storage import Folder
 
-    data = config["data"]
+    data = train["data"]
     location = data["validation_shards"] or data["shards"]
     manifest = load_manifest(location, data["validation_split"])
     rows = load_index(location, manifest).select(["shard", "offset", "size", "label"]).to_pylist()
@@ -66,20 +66,26 @@ def sample_images(config: Mapping[str, Any], count: int = SAMPLE) -> tuple[str, 
 def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tuple[bytes, str]]) -> Verification:
     """Load the model in a clean process and compare its top-1 on the images with the card's.
 
-    The process runs outside this project's folder, so `transxnet` must come with the model. With a sample of the
-    split four standard deviations are allowed, with all of it one image in a hundred.
+    The process cannot use the `transxnet` of this checkout: the model must bring its own. The top-1 may differ by
+    `tolerance`.
+
+    Args:
+        model_uri: `models:/` URI of the logged model.
+        tracking_uri: MLflow server that holds the model.
+        card: the model's card.
+        images: (encoded image, WordNet id) of each image.
 
     Raises:
-        TrackingError: the model does not load, or is not as good as recorded.
+        TrackingError: the model does not load, uses this checkout's code, or is not as good as recorded.
     """
     with tempfile.TemporaryDirectory(prefix="register-") as name:
         folder = Path(name)
-        truth = {}
+        labels = {}
         for k, (content, wnid) in enumerate(images):
             (folder / f"{k:06d}.img").write_bytes(content)
-            truth[f"{k:06d}.img"] = wnid
-        answers = _run_check(model_uri, tracking_uri, folder)
-    correct = sum(answers[file] == wnid for file, wnid in truth.items())
+            labels[f"{k:06d}.img"] = wnid
+        guesses = _classify_in_clean_process(model_uri, tracking_uri, folder)
+    correct = sum(guesses[file] == wnid for file, wnid in labels.items())
     result = Verification(samples=len(images), top1=correct / len(images))
     if card.top1 is not None and abs(result.top1 - card.top1) > tolerance(card, len(images)):
         raise TrackingError(
@@ -90,16 +96,21 @@ def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tupl
 
 
 def tolerance(card: ModelCard, samples: int) -> float:
-    """How far the top-1 of a sample may be from the recorded one."""
+    """Return how far the top-1 of a sample may be from the recorded one.
+
+    Four standard deviations of a sample drawn without replacement, plus one image or 0.01, whichever is larger. A
+    sample that is the whole split has no deviation.
+    """
     total = max(card.validation_samples, samples)
     top1 = card.top1 or 0.0
-    # Near 0 and 1 the estimate of the spread vanishes: count one more of each, as Wilson does.
-    smooth = (top1 * total + 1) / (total + 2)
-    left_out = (total - samples) / max(total - 1, 1)
-    return 4 * math.sqrt(smooth * (1 - smooth) / samples * left_out) + max(1 / samples, 0.01)
+    # Near 0 and 1 the estimate of the spread vanishes: add one correct and one wrong guess, as Wilson does.
+    smoothed = (top1 * total + 1) / (total + 2)
+    finite_population = (total - samples) / max(total - 1, 1)
+    return 4 * math.sqrt(smoothed * (1 - smoothed) / samples * finite_population) + max(1 / samples, 0.01)
 
 
-def _run_check(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]:
+def _classify_in_clean_process(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]:
+    """Run `clean_process.py` without this checkout on its path; return the WordNet id of each file's first guess."""
     script = Path(__file__).with_name("clean_process.py")
     paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     environment = {
@@ -108,23 +119,24 @@ def _run_check(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str
         "MLFLOW_TRACKING_URI": tracking_uri,
         "PYTHONPATH": os.pathsep.join(entry for entry in paths if Path(entry).resolve() != PROJECT_ROOT),
     }
-    # -P: the script's own folder is not searched for modules.
+    # -P: Python does not search the script's own folder for modules.
     command = [sys.executable, "-P", str(script), model_uri, str(folder)]
-    with preemption_blocked():  # a job that is asked to stop sends the signal to all its processes
-        check = subprocess.Popen(
+    with preemption_blocked():  # a preemption sends its signal to every process of the job
+        process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
     try:
-        _, said = check.communicate(timeout=CHECK_TIMEOUT_S)
+        _, errors = process.communicate(timeout=CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise TrackingError(f"{model_uri} did not answer within {CHECK_TIMEOUT_S} s in a clean process") from error
     finally:
-        check.kill()
-        check.wait()
-    if check.returncode != 0:
-        last = mask_secrets(said.strip().splitlines()[-1] if said.strip() else f"code {check.returncode}")
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        lines = errors.strip().splitlines()
+        last = mask_secrets(lines[-1] if lines else f"exit code {process.returncode}")
         raise TrackingError(f"{model_uri} does not load and answer in a clean process: {last}")
     result = json.loads((folder / "answers.json").read_text())
-    if Path(result["code"]).is_relative_to(PROJECT_ROOT):
-        raise TrackingError(f"{model_uri} did not bring its own transxnet: {result['code']} was used")
+    if Path(result["code"]).resolve().is_relative_to(PROJECT_ROOT):
+        raise TrackingError(f"{model_uri} did not bring its own transxnet: it used {result['code']} of this checkout")
     return result["answers"]

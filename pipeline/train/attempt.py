@@ -82,9 +82,9 @@ class Attempt:
             leave_world()
         if world.is_main:
             self.close("finished")
-            from pipeline.register.registration import register_or_say_how
+            from pipeline.register.registration import register_or_explain
 
-            register_or_say_how(self._run_dir)
+            register_or_explain(self._run_dir)
         return True
 
     def close(self, outcome: str) -> None:
