@@ -1,4 +1,7 @@
-"""Weights of a model without optimizer state: exported by a training, and read from wherever they are."""
+"""Weights of a model without optimizer state: `export` writes them at the end of a training, `load` reads them.
+
+`card` is the file beside them that tells how to use them and where they come from.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What is known of exported weights: `RUN_DIR/export/model.json`, which travels with the model into the registry."""
+"""The model card of exported weights: `RUN_DIR/export/model.json`, which goes into the registry with the model."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ class ModelCardError(PipelineError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From a decoded image to the network's input, as the evaluation does it."""
+    """How an evaluation turns a decoded image into the network's input."""
 
     evaluation_crop: float
     """Share of the shorter side that the centre crop keeps (timm's crop_pct)."""
@@ -36,39 +36,40 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Everything needed to use exported weights, and where they come from.
+    """How to use exported weights, and where they come from.
 
-    The weights beside it (`model.safetensors`) are the moving average, under the names of the published checkpoints.
+    The weights beside the card (`model.safetensors`) are the moving average, under the names of the published
+    checkpoints.
     """
 
     name: str
-    """Variant, `transxnet_n`, `_t`, `_s` or `_b`; it is registered under this name unless told otherwise."""
+    """Variant: `transxnet_n`, `_t`, `_s` or `_b`; also the registered model, unless the run has another name for it."""
     num_classes: int
     """Outputs of the classifier."""
     image_size: int
     """Side of the square input, in pixels."""
     classes: tuple[tuple[str, str], ...]
-    """(WordNet id, name in words) of each label, in order."""
+    """(WordNet id, readable name) of each label, in order."""
     preprocessing: Preprocessing
-    """What happens to an image before the network."""
+    """Preparation of an image for the network."""
     step: int
-    """Optimizer steps the weights have seen."""
+    """Optimizer steps that the weights have seen."""
     epoch: float
-    """The same in passes over the training split."""
+    """Passes over the training split that the weights have seen."""
     top1: float | None = None
     """Accuracy of the first guess on the validation split, in [0, 1]; None: not evaluated."""
     top5: float | None = None
     """Accuracy of the first five guesses, in [0, 1]; None: not evaluated."""
     validation_samples: int = 0
-    """Images that the accuracies were measured on."""
+    """Number of images that the accuracies were measured on."""
     train_digest: str | None = None
     """Digest of the training split's manifest."""
     validation_digest: str | None = None
     """Digest of the validation split's manifest; accuracies are compared only where it is the same."""
     git_commit: str | None = None
-    """Commit of the code that trained it."""
+    """Commit of the code that trained the weights."""
     mlflow_run_id: str | None = None
-    """MLflow run of the training; None where the tracking server never answered."""
+    """Id of the training's MLflow run; None if the tracking server never answered."""
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.num_classes:
@@ -80,7 +81,7 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Build from what `dataclasses.asdict` gave.
+        """Build a card from the dict that `dataclasses.asdict` made of one.
 
         Raises:
             ModelCardError: a field is missing, unknown or out of range.
@@ -97,12 +98,12 @@ class ModelCard:
 
 
 def is_exported(run_dir: Path) -> bool:
-    """Whether a run has reached its end: the card is the last that is written."""
+    """Return whether a run has reached its end: the card is the last file that it exports."""
     return (run_dir / EXPORT_FOLDER / CARD_NAME).exists()
 
 
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
-    """Write `FOLDER/model.json`, whole or not at all, and return its path."""
+    """Write `FOLDER/model.json` atomically; return its path."""
     path = Path(folder) / CARD_NAME
     write_text(path, json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n")
     return path
@@ -112,7 +113,7 @@ def load_model_card(folder: str | os.PathLike[str]) -> ModelCard:
     """Read `FOLDER/model.json`.
 
     Raises:
-        ModelCardError: there is none, or it is not one of this version.
+        ModelCardError: the file is missing, or is no model card of this version.
     """
     path = Path(folder) / CARD_NAME
     try:

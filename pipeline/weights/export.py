@@ -1,4 +1,4 @@
-"""`RUN_DIR/export`: the averaged weights under the published names, and the card that says what they are."""
+"""Writes `RUN_DIR/export` at the end of a training: the averaged weights and their model card."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,15 @@ from sharding import load_manifest
 
 
 def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, epoch: Callable[[int], float]) -> None:
-    """Write `export/model.safetensors` and then `export/model.json`, on rank 0. Collective."""
+    """Write `export/model.safetensors` and then `export/model.json`, on rank 0. Collective: every rank calls it.
+
+    Args:
+        ema: moving average of the weights.
+        config: the training's configuration.
+        run_dir: the run's directory, whose last record holds an evaluation.
+        world: this rank's place.
+        epoch: maps a step to the passes over the training split until then.
+    """
     import transxnet
 
     state = ema.full_state()
@@ -34,19 +42,19 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     validation = load_manifest(config.data.validation_shards or config.data.shards, config.data.validation_split)
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
-    last = next(r for r in reversed(read_metrics(run_dir)) if "eval_top1" in r)
+    evaluated = next(record for record in reversed(read_metrics(run_dir)) if "eval_top1" in record)
     card = ModelCard(
         name=config.model.name,
         num_classes=len(train.classes),
         image_size=config.model.image_size,
-        classes=tuple((c.wnid, c.name) for c in train.classes),
+        classes=tuple((entry.wnid, entry.name) for entry in train.classes),
         preprocessing=Preprocessing(
             evaluation_crop=config.augment.evaluation_crop, mean=config.augment.mean, std=config.augment.std
         ),
         step=manifest["step"],
         epoch=epoch(manifest["step"]),
-        top1=last["eval_top1"],
-        top5=last["eval_top5"],
+        top1=evaluated["eval_top1"],
+        top5=evaluated["eval_top5"],
         validation_samples=validation.num_samples,
         train_digest=train.digest,
         validation_digest=validation.digest,

@@ -1,4 +1,4 @@
-"""Weights from wherever they are: a run, a registered model, a file; with what is known of them."""
+"""Loads weights, with their model card, from a run, a registered model or a file."""
 
 import contextlib
 import dataclasses
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 
 PUBLISHED_CROP = {"transxnet_b": 0.95}
-"""Centre crop of published weights where it is not 0.9."""
+"""Centre crop of the published weights of a variant, if it is not 0.9."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode and where it comes from."""
+    """A network in evaluation mode, and where it comes from."""
 
     network: "torch.nn.Module"
     card: ModelCard
     tracking_uri: str
-    """MLflow server of the run it came from."""
+    """MLflow server of the run that it comes from."""
 
 
 def load_model(source: str) -> LoadedModel:
-    """Load weights; nothing that came with them is executed.
+    """Load weights into a network; no code that comes with them is executed.
 
     Args:
         source: a run directory, a `models:/` URI, a `.safetensors` file under the published names (with or without
             `model.json` beside it), or a published `.pth` file.
 
     Raises:
-        ModelCardError: there is no such model, or it is none of these.
+        ModelCardError: `source` does not exist or is none of these.
         TrackingError: the registry does not answer.
     """
     import transxnet
@@ -78,6 +78,7 @@ def load_model(source: str) -> LoadedModel:
 
 
 def _build(weights: Path, card: ModelCard | None, tracking_uri: str) -> LoadedModel:
+    """Build the network of a weights file; without a card the weights' shapes say which."""
     import transxnet
 
     try:
@@ -93,7 +94,7 @@ def _build(weights: Path, card: ModelCard | None, tracking_uri: str) -> LoadedMo
 
 
 def guess_card(config: "TransXNetConfig") -> ModelCard:
-    """What the shapes of weights without a card tell; class names stay unknown."""
+    """Return the card that the shapes of weights without one imply; the class names stay empty."""
     settings = AugmentConfig()
     return ModelCard(
         name=config.name,
@@ -109,14 +110,14 @@ def guess_card(config: "TransXNetConfig") -> ModelCard:
 
 
 def initialise(model: nn.Module, source: str) -> str:
-    """Load weights into `model`; returns a line on what was taken and what was not (`transxnet.load_weights`).
+    """Load weights into a new model; return a line on which weights were loaded and which were not.
 
     Args:
         model: a TransXNet.
-        source: as `transxnet.find_weights` takes it.
+        source: a source that `transxnet.find_weights` accepts.
 
     Raises:
-        ConfigError: there are no such weights, or they are of another network.
+        ConfigError: the weights do not exist, or belong to another network.
     """
     import transxnet
 
@@ -124,7 +125,7 @@ def initialise(model: nn.Module, source: str) -> str:
     try:
         with mlflow_session(uri) if source.startswith("models:/") else contextlib.nullcontext():
             path = transxnet.find_weights(source)
-        said = transxnet.load_weights(model, transxnet.read_weights(path))
+        notes = transxnet.load_weights(model, transxnet.read_weights(path))
     except (ValueError, TrackingError) as error:
         raise ConfigError(f"--train.initialise-from {mask_secrets(source)}: {mask_secrets(str(error))}") from error
-    return "; ".join([f"weights from {path}", *said])
+    return "; ".join([f"weights from {path}", *notes])
