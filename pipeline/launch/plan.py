@@ -71,7 +71,7 @@ class Plan:
 
     def extra(self) -> dict[str, Any]:
         """What each run's `config.json` says beside the training."""
-        from pipeline.tracking.tracker import resolve_tracking_uri
+        from pipeline.tracking.client import resolve_tracking_uri
 
         return {
             "recipe": self.options.recipe,

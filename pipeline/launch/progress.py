@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import Update
 from pipeline.common.console import LINE_EVERY_S, duration
 from pipeline.run.files import newest_record, recent_records
-from pipeline.tracking.backlog import BehindWatch, steps_waiting
+from pipeline.tracking.backlog import BacklogWatch, steps_waiting
 from pipeline.tracking.state import load_state
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Progress:
         self._states: dict[str, str] = {}
         self._evaluated: dict[str, int] = {}
         self._unsent: dict[str, int] = {}
-        self._behind = {name: BehindWatch() for name in runs}
+        self._behind = {name: BacklogWatch() for name in runs}
         self._bar: Any = None
         self._shown = (0.0, -1)
         self._first: tuple[float, int] | None = None

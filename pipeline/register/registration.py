@@ -117,7 +117,7 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
         step=card.step,
         top1=card.top1,
     )
-    _save(folder, version)
+    write_json(folder / REGISTERED_NAME, dataclasses.asdict(version))
     return version
 
 
@@ -261,8 +261,3 @@ def version_tags(card: ModelCard) -> dict[str, str]:
         "image_size": card.image_size,
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
-
-
-def _save(run_dir: Path, version: RegisteredVersion) -> None:
-    """Write `RUN_DIR/registered.json`, which tells other commands where the model is."""
-    write_json(run_dir / REGISTERED_NAME, dataclasses.asdict(version))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.console import duration
-from pipeline.tracking.backlog import KEPT, behind_words, steps_waiting
+from pipeline.tracking.backlog import KEPT, describe_backlog, steps_waiting
 from pipeline.tracking.state import load_state
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _tracking(status: "RunStatus", now: float) -> str:
     words = "not in MLflow yet"
     if state is not None and there:
         words = f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}"
-    behind = behind_words(state, status.step, now)
+    behind = describe_backlog(state, status.step, now)
     if behind is not None:
         words += f"; {behind}"
     if status.state == "running":

@@ -38,7 +38,7 @@ def sync_run(run_dir: Path) -> str:
                 shipper.send_status()
                 write_report(run_dir)
                 shipper.send_report()
-                shipper.catches_up()
+                shipper.mark_caught_up()
         except TrackingError:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
 """One MLflow run for a training, whatever happens to its attempts and to the server.
 
-Rank 0 holds a `Tracker`, which tells a worker process how far the checkpoints reach. The worker reads the files of the
-run and sends them with a `Shipper`. `client` is the only way to the server.
+Rank 0 holds a `Tracker`, which tells a worker process up to which step checkpoints cover the metrics. The worker reads
+the files of the run and sends them with a `Shipper`. `client` connects to the server.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What people are told while MLflow takes nothing of a run: how much waits, since when, what becomes of it."""
+"""Messages about a run whose MLflow server takes nothing: how many steps wait, since when, and that none is lost."""
 
 import time
 from collections.abc import Iterator
@@ -10,14 +10,20 @@ KEPT = "they are kept in metrics.jsonl and sent when it answers"
 
 
 def steps_waiting(state: TrackingState | None, step: int) -> int:
-    """Finished steps that a server which does not answer has missed so far; 0 where it answers."""
+    """Return how many of `step` finished steps the server has missed; 0 while it answers."""
     if state is None or state.behind_since is None:
         return 0
     return max(0, step - max(0, state.shipped_step))
 
 
-def behind_words(state: TrackingState | None, step: int, now: float) -> str | None:
-    """A sentence on what a run's server has missed up to `step`; None where it answers."""
+def describe_backlog(state: TrackingState | None, step: int, now: float) -> str | None:
+    """Describe which of `step` finished steps wait for the server; None while it answers.
+
+    Args:
+        state: the run's tracking state; None before a tracker has started.
+        step: number of finished steps.
+        now: current time, in unix seconds.
+    """
     if state is None or state.behind_since is None:
         return None
     since = time.strftime("%H:%M:%S", time.localtime(state.behind_since))
@@ -27,17 +33,17 @@ def behind_words(state: TrackingState | None, step: int, now: float) -> str | No
     )
 
 
-class BehindWatch:
-    """Notices when a run's server stops taking what is sent, and when it takes it again."""
+class BacklogWatch:
+    """Reports when a run's server stops taking what is sent, and when it takes it again."""
 
     def __init__(self) -> None:
-        self._behind = False
+        self._is_behind = False
 
     def look(self, state: TrackingState | None, step: int) -> Iterator[str]:
-        """Yield a line where that has changed since the last look."""
-        words = behind_words(state, step, time.time())
-        if words is not None and not self._behind:
-            yield f"tracking is behind: {words}; {KEPT}"
-        elif words is None and self._behind:
+        """Yield a line if the server stopped, or began again, since the last look."""
+        backlog = describe_backlog(state, step, time.time())
+        if backlog is not None and not self._is_behind:
+            yield f"tracking is behind: {backlog}; {KEPT}"
+        elif backlog is None and self._is_behind:
             yield "MLflow takes what is sent again; nothing was lost"
-        self._behind = words is not None
+        self._is_behind = backlog is not None

@@ -1,6 +1,6 @@
-"""How the MLflow server is reached: which one, within which time, and without showing its password.
+"""Connects to the MLflow server: its address, the time-outs of requests, and a client.
 
-No mlflow at import: commands that only print must start at once.
+mlflow is imported only when a client is opened, so that commands which only print start at once.
 """
 
 import contextlib
@@ -22,24 +22,28 @@ DEFAULT_STORE = "runs/mlflow.db"
 ARTIFACT_FOLDER = "mlartifacts"
 DEFAULT_EXPERIMENT = "transxnet"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the experiment's pages for training rather than for language models."""
+"""Makes MLflow show the experiment's pages for training rather than for language models."""
 
 
 class TrackingError(PipelineError, RuntimeError):
-    """The tracking server or registry did not do what was asked, in one line without secrets."""
+    """The tracking server or registry failed; the message is one line without secrets."""
 
 
 def resolve_tracking_uri(cwd: str | os.PathLike[str]) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else `runs/mlflow.db` (sqlite) below `cwd`."""
+    """Return `MLFLOW_TRACKING_URI` if it is set, else the address of the sqlite file `runs/mlflow.db` below `cwd`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(cwd).resolve() / DEFAULT_STORE}"
 
 
 def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
-    """Environment that keeps MLflow's calls within bounds and quiet; what the user has set stays.
+    """Return environment variables that bound MLflow's requests and silence it, without those that are set already.
 
-    By default one call to a dead server takes four minutes.
+    With MLflow's defaults one call to a dead server takes four minutes.
+
+    Args:
+        timeout_s: time-out of a request.
+        retries: number of times that a failed request is repeated.
     """
-    wanted = {
+    variables = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -48,17 +52,17 @@ def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
-        # Otherwise a model carries the checkout's uv.lock, with the addresses of whoever resolved it.
+        # Otherwise a model carries the checkout's uv.lock, with the addresses of the registries that it was made from.
         "MLFLOW_UV_AUTO_DETECT": "false",
     }
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def open_client(uri: str) -> "MlflowClient":
-    """A client of the server or database at `uri`; the folder of a sqlite file is made.
+    """Open a client of the server or database at `uri`; a sqlite file and its folder are created.
 
     Raises:
-        TrackingError: no such store can be opened.
+        TrackingError: the store cannot be opened.
     """
     path = local_database(uri)
     try:
@@ -66,48 +70,48 @@ def open_client(uri: str) -> "MlflowClient":
 
         import mlflow
 
-        # Building a new database is announced line by line otherwise.
+        # Otherwise MLflow logs every step of creating a database.
         for name in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         if path is not None and not path.exists():
-            _make_database(path)
+            _create_database(path)
         return mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
         raise TrackingError(f"MLflow at {mask_secrets(uri)} cannot be opened: {one_line(error)}") from error
 
 
-def _make_database(path: Path) -> None:
-    """Make a sqlite store whole or not at all.
+def _create_database(path: Path) -> None:
+    """Create a sqlite store atomically: in a temporary file that is then linked to `path`.
 
-    MLflow builds it table by table for seconds; a preemption in these, or two runs that start together, would leave a
-    half that no later run can open.
+    MLflow takes seconds to create its tables. A preemption meanwhile, or two runs that start together, would leave half
+    a database that no later run can open.
     """
     import mlflow
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{aside}")
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{temporary}")
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
         except FileExistsError:
             pass
         except OSError:
-            # A file system without hard links.
+            # The file system has no hard links.
             if not path.exists():
-                aside.replace(path)
+                temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def mlflow_session(uri: str, *, timeout_s: int = 60, retries: int = 2) -> Iterator["MlflowClient"]:
-    """A client of `uri`, which is for that while the server of the whole process, with bounded requests.
+    """Yield a client of `uri` with bounded requests; `uri` is also the process's tracking server until the block ends.
 
-    Parts of MLflow ask for the process's server and not for the client's. Afterwards the environment is as before.
+    Parts of MLflow use the process's server instead of the client's. Afterwards the environment is as before.
 
     Raises:
-        TrackingError: no such store can be opened.
+        TrackingError: the store cannot be opened.
     """
     bounds = bound_requests(timeout_s=timeout_s, retries=retries)
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -129,16 +133,16 @@ def mlflow_session(uri: str, *, timeout_s: int = 60, retries: int = 2) -> Iterat
 
 
 def local_database(uri: str) -> Path | None:
-    """The file of a sqlite store; None for a server or another database."""
+    """Return the file of a sqlite store; None for a server or another database."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
 
 
 def experiment_id(client: "MlflowClient", uri: str) -> str:
-    """Id of the experiment that runs go to (`MLFLOW_EXPERIMENT_NAME`, else `transxnet`), made at the first run.
+    """Return the id of the runs' experiment (`MLFLOW_EXPERIMENT_NAME`, else `transxnet`), which is created if missing.
 
-    With a local database the artifacts lie beside it; a server decides itself.
+    Artifacts are kept beside a local database; a server decides itself where it keeps them.
 
     Raises:
         TrackingError: the experiment was deleted and not restored.
@@ -153,7 +157,7 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
         try:
             return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException:
-            # Another run made it at the same time.
+            # Another run has created it at the same time.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -166,10 +170,10 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
 
 
 def check_model_uri(uri: str) -> None:
-    """Ask the registry whether it has a `models:/` URI.
+    """Check that the registry has the model version of a `models:/` URI.
 
     Raises:
-        TrackingError: the registry does not exist, does not answer, or does not have the version.
+        TrackingError: the registry does not exist or does not answer, or has no such version.
     """
     store = resolve_tracking_uri(Path.cwd())
     database = local_database(store)
@@ -180,7 +184,7 @@ def check_model_uri(uri: str) -> None:
             from mlflow.models import get_model_info
 
             get_model_info(uri)
-    except Exception as error:  # MLflow raises many kinds, and each means that the nodes would not find it either
+    except Exception as error:  # MLflow raises many types, and each means that the nodes would not find it either
         raise TrackingError(
             f"{mask_secrets(store)} does not give it ({one_line(error)}); "
             "MLFLOW_TRACKING_URI says where the registry is"

@@ -1,4 +1,4 @@
-"""What an MLflow run says beside its metrics: data sets, environment, report, checkpoints."""
+"""Logs what an MLflow run shows beside its metrics: data sets, configuration, environment, report, checkpoints."""
 
 import json
 import platform
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 CONFIGURATION = "configuration"
 DESCRIPTION_TAG = "mlflow.note.content"
 EXTERNAL_TAG = "mlflow.model.isExternal"
-"""Marks a logged model whose files lie elsewhere: a checkpoint stays where it is."""
+"""Tag of a logged model whose files MLflow does not hold: a checkpoint stays in the run's directory."""
 
 
-def log_details(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Log the data sets, the configuration, the environment and uncommitted changes of the code."""
+def log_description(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Log the data sets, the configuration, the environment and the uncommitted changes of the code."""
     inputs = dataset_inputs(config)
     if inputs:
         client.log_inputs(run_id, datasets=inputs)
@@ -39,7 +39,7 @@ def log_details(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapp
 
 
 def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
-    """The two splits with their manifests' digests; one that cannot be read is left out."""
+    """Return the two splits with their manifests' digests; a split that cannot be read is left out."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.data.sources import LocalArtifactDatasetSource  # pyright: ignore[reportAttributeAccessIssue]
@@ -58,13 +58,13 @@ def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
             manifest = load_manifest(location, split)
         except (ShardingError, OSError):
             continue
-        remote = "://" in location
+        is_remote = "://" in location
         source = (
             resolve_dataset_source(mask_secrets(location))
-            if remote
+            if is_remote
             else LocalArtifactDatasetSource(str(Path(location).absolute()))
         )
-        # MLflow keeps 36 characters of a digest; the whole one is in the profile.
+        # MLflow keeps 36 characters of a digest; the profile holds all of it.
         dataset = MetaDataset(source, name=manifest.stem, digest=manifest.digest[:32])
         entity = dataset._to_mlflow_entity()
         entity._profile = json.dumps(
@@ -81,7 +81,7 @@ def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
 
 
 def environment() -> dict[str, Any]:
-    """Machine, Python and every installed package."""
+    """Return the machine, its GPUs, the version of Python and every installed package."""
     packages = {entry.metadata["Name"]: entry.version for entry in metadata.distributions() if entry.metadata["Name"]}
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -99,7 +99,7 @@ def environment() -> dict[str, Any]:
 
 
 def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
-    """Log what the jobs found on their nodes: devices, hosts, file systems, versions, one file for each attempt.
+    """Log the jobs' reports on their nodes (devices, hosts, file systems, versions), one file for each attempt.
 
     Returns:
         Whether `state.job_reports` has changed.
@@ -113,9 +113,9 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
 
 
 def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
-    """Show the run's page that was written: `report/` among the artifacts, its text as the description.
+    """Log the folder `report/` as artifacts and its text as the run's description; do nothing before it is written.
 
-    The description links to the picture; MLflow would show it there in its full size, wider than the page.
+    The description links to the picture, which MLflow would show in its full size, wider than the page.
     """
     from pipeline.run.report import FOLDER, PICTURE_NAME, REPORT_NAME
 
@@ -123,7 +123,7 @@ def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
     if not (folder / REPORT_NAME).is_file():
         return
     client.log_artifacts(run_id, str(folder), FOLDER)
-    # The page has the run's name above the description already.
+    # MLflow shows the run's name above the description already.
     text = (folder / REPORT_NAME).read_text()
     address = urlencode({"path": f"{FOLDER}/{PICTURE_NAME}", "run_uuid": run_id})
     text = text.replace(f"`{PICTURE_NAME}`, beside this page", f"[{FOLDER}/{PICTURE_NAME}](get-artifact?{address})")
@@ -131,7 +131,7 @@ def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
 
 
 def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
-    """Make every kept checkpoint a logged model of the run, without its files, and drop those that are gone.
+    """Make every kept checkpoint a logged model of the run, without its files; delete the models of removed ones.
 
     Returns:
         Whether `state.checkpoints` has changed.

@@ -1,4 +1,4 @@
-"""Records of `metrics.jsonl` as MLflow metrics, and their names."""
+"""Turns records of `metrics.jsonl` into MLflow metrics."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,28 +13,32 @@ _NOT_METRICS = ("step", "time", "attempt")
 
 
 def metric_name(key: str) -> str:
-    """Name in MLflow of a key of `metrics.jsonl`, grouped: `loss` is `train/loss`, `eval_top1` is `eval/top1`."""
+    """Return the name in MLflow of a key of `metrics.jsonl`: `loss` is `train/loss`, `eval_top1` is `eval/top1`."""
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
-def _metrics(record: dict[str, Any], step: int) -> list["Metric"]:
+def record_metrics(record: dict[str, Any], step: int) -> list["Metric"]:
+    """Return the numbers of a step's record as metrics, at the time that the record was made."""
     from mlflow.entities import Metric
 
-    at = int(1000 * float(record.get("time", 0)))
+    timestamp_ms = int(1000 * float(record.get("time", 0)))
     return [
-        Metric(metric_name(key), float(value), at, step)
+        Metric(metric_name(key), float(value), timestamp_ms, step)
         for key, value in record.items()
         if key not in _NOT_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 
 def evaluation_metrics(run_dir: Path, step: int, model_id: str) -> "list[Metric]":
-    """The evaluation of a step as metrics of a model: the very rows of the run, so none is doubled."""
+    """Return the evaluation of a step as metrics of a logged model; empty if the step was not evaluated.
+
+    They have the value, time and step of the run's own metrics, so that MLflow stores each once.
+    """
     from mlflow.entities import Metric
 
     for record in read_metrics(run_dir):
         if record.get("step") == step and "eval_top1" in record:
-            at = int(1000 * float(record["time"]))
+            timestamp_ms = int(1000 * float(record["time"]))
             keys = [key for key in record if key.startswith("eval_")]
-            return [Metric(metric_name(key), record[key], at, step, model_id=model_id) for key in keys]
+            return [Metric(metric_name(key), record[key], timestamp_ms, step, model_id=model_id) for key in keys]
     return []

@@ -1,7 +1,7 @@
-"""Forwards a run's files to MLflow, in order, each record once: what the worker beside a training and `--sync` both do.
+"""Sends a run's files to MLflow, in order, each record once; used by the worker beside a training and by `--sync`.
 
-The files are the truth. Everything here may be done again after any failure: a run is found by its key before one is
-made, and records carry the time of the training, under which MLflow stores equal rows once.
+Every call may be repeated after any failure: the run is looked up by its key before one is created, and metrics carry
+the time of the training, so that MLflow stores a metric that is sent twice once.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from pipeline.config.serialise import flatten
 from pipeline.run.files import METRICS_NAME, read_config, read_records
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
 from pipeline.tracking.client import experiment_id, open_client
-from pipeline.tracking.description import link_checkpoints, log_details, log_job_reports, log_report
-from pipeline.tracking.metrics import _metrics
+from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
+from pipeline.tracking.metrics import record_metrics
 from pipeline.tracking.state import TrackingState, load_state, save_state, tracking_uri_of
-from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_make, parent_run, settle_parent
+from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_create_run, parent_run_id, update_parent_status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 
 
 BATCH = 1000
-"""Most metrics that MLflow takes in one request."""
+"""Largest number of metrics that MLflow accepts in one request."""
 SYSTEM_BATCH = 50
-"""Samples of a node in one go."""
+"""Number of a node's system samples that are sent together."""
 MAX_PARAMS = 100
-"""Most parameters that MLflow takes in one request."""
+"""Largest number of parameters that MLflow accepts in one request."""
 MAX_VALUE = 5000
-"""Characters of a parameter or tag that are kept."""
+"""Number of characters that are kept of a parameter or tag."""
 LISTED_TAGS = {"world_size": "world_sizes", "job_id": "job_ids"}
-"""Tags of an attempt and the tag that has those of all attempts, in order."""
+"""Tag of an attempt, and the tag that lists its values of all attempts in order."""
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 EVERYTHING = 2**62
-"""A step beyond every record."""
+"""A step greater than that of any record: all records may be sent."""
 
 
 @dataclass
-class _Evaluated:
-    """How far the metrics of a run were read for evaluations, and the last one found."""
+class _LastEvaluation:
+    """The newest evaluation found in `metrics.jsonl`, and how far the file was read for it."""
 
-    file: int | None = None
+    inode: int | None = None
     offset: int = 0
     step: int = -1
 
 
 class Shipper:
-    """One run directory's way to MLflow. Calls block, and raise what the server or network raises.
+    """Sends one run directory to MLflow. Calls block, and raise the errors of the server or network.
 
-    How long a call may take is the environment's matter (`tracking_client.bound_requests`).
+    The environment limits how long a request may take (`client.bound_requests`).
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -68,21 +68,21 @@ class Shipper:
         self.save()
         self._client: MlflowClient | None = None
         self._offset = 0
-        self._evaluated = _Evaluated()
+        self._evaluated = _LastEvaluation()
 
     def save(self) -> None:
-        """Keep what is known on disk."""
+        """Write the state to `RUN_DIR/mlflow.json`."""
         save_state(self.run_dir, self.state)
 
     @property
     def client(self) -> "MlflowClient":
-        """The MLflow client, made at first use."""
+        """MLflow client, opened when it is first used."""
         if self._client is None:
             self._client = open_client(self.uri)
         return self._client
 
     def begin(self, tags: dict[str, str]) -> None:
-        """An attempt begins: the run is running, with these tags and lists of what every attempt had."""
+        """Record that an attempt has begun, with its tags; `LISTED_TAGS` list the values of all attempts."""
         for name, plural in LISTED_TAGS.items():
             values = [value for value in (self.state.tags.get(plural), tags.get(name)) if value]
             if values:
@@ -93,27 +93,31 @@ class Shipper:
         self.save()
 
     def end(self, status: str) -> None:
-        """The attempt has ended so; `send_status` tells the server."""
+        """Record the status that the attempt ended with; `send_status` sends it."""
         self.state.status, self.state.ended_at = status, time.time()
         self.save()
 
-    def falls_behind(self, problem: str) -> None:
-        """The server takes nothing: say so to those who look at the run."""
+    def mark_behind(self, problem: str) -> None:
+        """Record that the server takes nothing, for the commands that show the run."""
         self.state.behind_since, self.state.problem = self.state.behind_since or time.time(), problem
-        # Perhaps because the disk is full.
+        # The problem may be a full disk.
         with contextlib.suppress(OSError):
             self.save()
 
-    def catches_up(self) -> None:
-        """The server has taken what was sent."""
+    def mark_caught_up(self) -> None:
+        """Record that the server has taken what was sent."""
         if self.state.behind_since is not None:
             self.state.behind_since, self.state.problem = None, ""
             self.save()
 
     def ship(self, durable: int) -> None:
-        """Bring the run on the server up to the files: itself, its description, its metrics up to step `durable`."""
+        """Send everything that the server lacks: the run, its description, its metrics up to step `durable`.
+
+        Args:
+            durable: step of the newest checkpoint; a resumed run computes later steps again.
+        """
         if self.state.run_id is None:
-            self._make_run()
+            self._create_run()
         if not self.state.described:
             self._describe()
         if self.state.sent_status is None:
@@ -128,19 +132,19 @@ class Shipper:
             self.save()
 
     def send_report(self) -> None:
-        """Show the run's page as it was written last."""
+        """Send the run's report as it was last written."""
         step = self.evaluated_step()
         log_report(self.client, self._run_id, self.run_dir)
         self.state.reported_step = step
         self.save()
 
     def evaluated_step(self) -> int:
-        """The last evaluated step, -1 before the first; reads only what came to the file since it was last asked."""
+        """Return the last evaluated step, -1 before the first; read only the records added since the last call."""
         path = self.run_dir / METRICS_NAME
-        file = path.stat().st_ino if path.exists() else None
-        if file != self._evaluated.file:
-            # A training that goes back to a checkpoint writes the file anew.
-            self._evaluated = _Evaluated(file)
+        inode = path.stat().st_ino if path.exists() else None
+        if inode != self._evaluated.inode:
+            # A training that goes back to a checkpoint rewrites the file.
+            self._evaluated = _LastEvaluation(inode)
         for record, offset in read_records(path, self._evaluated.offset):
             self._evaluated.offset = offset
             if "eval_top1" in record:
@@ -148,10 +152,10 @@ class Shipper:
         return self._evaluated.step
 
     def send_status(self) -> None:
-        """Give the run the status that the last attempt ended with."""
+        """Send the status that the last attempt ended with, and update the sweep's run."""
         if self.state.status == self.state.sent_status:
-            # The run above may not know yet.
-            settle_parent(self.client, self.config)
+            # The last call may have failed before it updated the sweep's run.
+            update_parent_status(self.client, self.config)
             return
         if self.state.status in END_STATUSES:
             ended = int(1000 * (self.state.ended_at or time.time()))
@@ -160,21 +164,21 @@ class Shipper:
             self.client.update_run(self._run_id, status=self.state.status)
         self.state.sent_status = self.state.status
         self.save()
-        settle_parent(self.client, self.config)
+        update_parent_status(self.client, self.config)
 
     @property
     def _run_id(self) -> str:
         assert self.state.run_id is not None
         return self.state.run_id
 
-    def _make_run(self) -> None:
-        """Find the run by its key, or make it."""
+    def _create_run(self) -> None:
+        """Find the run by its key, or create it."""
         experiment = experiment_id(self.client, self.uri)
         tags = {KEY_TAG: self.state.key, **self._source_tags()}
-        parent = parent_run(self.client, experiment, self.config)
+        parent = parent_run_id(self.client, experiment, self.config)
         if parent is not None:
             tags[PARENT_TAG] = parent
-        self.state.run_id = find_or_make(
+        self.state.run_id = find_or_create_run(
             self.client,
             experiment,
             self.state.key,
@@ -189,10 +193,11 @@ class Shipper:
         self.save()
 
     def _source_tags(self) -> dict[str, str]:
+        """Return the tags that tell where the run comes from: command, code, user, configuration and directory."""
         git = self.config.get("git") or {}
         command = self.config.get("command") or ""
         tags = {
-            # MLflow's table shows of a longer one what comes after its last slash.
+            # Of a longer name MLflow's table shows what follows the last slash.
             "mlflow.source.name": "pipeline.launch",
             "command": command if isinstance(command, str) else " ".join(map(str, command)),
             "mlflow.source.type": "LOCAL",
@@ -206,19 +211,19 @@ class Shipper:
         return {name: mask_secrets(value)[:MAX_VALUE] for name, value in tags.items() if value}
 
     def _describe(self) -> None:
-        """Parameters, datasets and the configuration, which are the same for every attempt."""
+        """Send parameters, data sets and the configuration, which are the same for every attempt."""
         from mlflow.entities import Param
 
         flat = {name: "" if value is None else str(value) for name, value in flatten(self.config["train"]).items()}
         params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(flat.items())]
         for start in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
-        log_details(self.client, self._run_id, self.run_dir, self.config)
+        log_description(self.client, self._run_id, self.run_dir, self.config)
         self.state.described = True
         self.save()
 
     def _send_attempt(self) -> None:
-        """Tags of the attempt that begins, and that the run is running."""
+        """Send the tags of the attempt that begins, and the status RUNNING."""
         from mlflow.entities import RunTag
 
         tags = [RunTag(name, mask_secrets(value)[:MAX_VALUE]) for name, value in self.state.tags.items()]
@@ -226,32 +231,32 @@ class Shipper:
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()
-        settle_parent(self.client, self.config)
+        update_parent_status(self.client, self.config)
 
     def _ship_system(self) -> None:
-        """Each node's metrics, over the seconds since the first of them."""
+        """Send each node's system metrics; their step is the number of seconds since the run's first sample."""
         from mlflow.entities import Metric
 
         for path in sorted(self.run_dir.glob(f"{SYSTEM_FOLDER}/node_*.jsonl")):
             records = list(read_records(path, self.state.shipped_system.get(path.stem, 0)))
             for start in range(0, len(records), SYSTEM_BATCH):
-                part = records[start : start + SYSTEM_BATCH]
-                self.state.system_began = self.state.system_began or part[0][0]["time"]
+                batch = records[start : start + SYSTEM_BATCH]
+                self.state.system_began = self.state.system_began or batch[0][0]["time"]
                 metrics = [
                     Metric(
                         f"system/{path.stem}/{key}", value, int(1000 * at), max(0, int(at - self.state.system_began))
                     )
-                    for record, _ in part
+                    for record, _ in batch
                     for at in [record.pop("time")]
                     for key, value in record.items()
                 ]
                 for first in range(0, len(metrics), BATCH):
                     self.client.log_batch(self._run_id, metrics=metrics[first : first + BATCH])
-                self.state.shipped_system[path.stem] = part[-1][1]
+                self.state.shipped_system[path.stem] = batch[-1][1]
                 self.save()
 
     def _batches(self, durable: int) -> Iterator[tuple[list["Metric"], int, int]]:
-        """Metrics of whole records in batches, each with its last step and the offset behind it."""
+        """Yield batches of metrics, each with its last step and the offset in the file behind that step's record."""
         batch: list[Metric] = []
         last, end = -1, self._offset
         for record, offset in read_records(self.run_dir / METRICS_NAME, self._offset):
@@ -260,7 +265,7 @@ class Shipper:
                 continue
             if step > durable:
                 break
-            metrics = _metrics(record, step)
+            metrics = record_metrics(record, step)
             if len(batch) + len(metrics) > BATCH:
                 yield batch, last, end
                 batch = []

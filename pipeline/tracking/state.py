@@ -1,4 +1,4 @@
-"""What is known of a run's place in MLflow: `RUN_DIR/mlflow.json`, so that every attempt and command finds it."""
+"""`RUN_DIR/mlflow.json`: which MLflow run belongs to a run directory, and what was sent to it."""
 
 import contextlib
 import dataclasses
@@ -19,48 +19,48 @@ LOCK_NAME = ".mlflow.lock"
 
 @dataclass(kw_only=True)
 class TrackingState:
-    """The MLflow side of a run directory."""
+    """Which MLflow run belongs to a run directory, and what the server has taken."""
 
     key: str
-    """Names the run on the server before its id is known, so that a lost answer makes no second run."""
+    """Tag of the run on the server, by which it is found if the answer with its id was lost."""
     run_id: str | None = None
-    """MLflow run; None: not made yet."""
+    """Id of the MLflow run; None: not created yet."""
     experiment_id: str | None = None
-    """MLflow experiment of the run."""
+    """Id of the run's MLflow experiment."""
     tracking_uri: str | None = None
-    """Where it is, passwords masked."""
+    """Address of the server, passwords masked."""
     described: bool = False
-    """Parameters, datasets and configuration are there."""
+    """Whether parameters, data sets and configuration were sent."""
     shipped_step: int = -1
-    """Metrics up to this step are there."""
+    """Last step whose metrics were sent."""
     shipped_system: dict[str, int] = field(default_factory=dict)
-    """Bytes of each node's system metrics that are there."""
+    """Number of bytes of each node's system metrics that were sent."""
     system_began: float | None = None
-    """Unix seconds of the first of them, from which their steps count."""
+    """Time of the first system metric, in unix seconds; steps of system metrics count from it."""
     reported_step: int = -1
-    """Last evaluated step whose report is there."""
+    """Last evaluated step whose report was sent."""
     checkpoints: dict[str, str] = field(default_factory=dict)
-    """Logged model of each checkpoint that is there, by its folder's name."""
+    """Id of each checkpoint's logged model, by the name of the checkpoint's folder."""
     job_reports: list[str] = field(default_factory=list)
-    """Names of the jobs' reports on their nodes that are there."""
+    """File names of the jobs' reports that were sent."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the last attempt."""
     status: str = "RUNNING"
-    """What the run's status should be."""
+    """Status that the run should have."""
     sent_status: str | None = None
-    """What the server was last told."""
+    """Status that was last sent."""
     behind_since: float | None = None
-    """Since when the server has taken nothing, in unix seconds; None while it answers."""
+    """Time since which the server has taken nothing, in unix seconds; None while it answers."""
     problem: str = ""
-    """What it said then, or why it could not be reached."""
+    """Error of the server, or why it could not be reached; empty while it answers."""
     began_at: float | None = None
-    """When the first attempt began, in unix seconds."""
+    """Time at which the first attempt began, in unix seconds."""
     ended_at: float | None = None
-    """When the last attempt ended, in unix seconds."""
+    """Time at which the last attempt ended, in unix seconds."""
 
 
 def load_state(run_dir: Path) -> TrackingState | None:
-    """Read `RUN_DIR/mlflow.json`; None where there is none or it is no such file."""
+    """Read `RUN_DIR/mlflow.json`; return None if it is missing or cannot be used."""
     try:
         content = json.loads((run_dir / STATE_NAME).read_text())
         known = {entry.name for entry in dataclasses.fields(TrackingState)}
@@ -70,15 +70,15 @@ def load_state(run_dir: Path) -> TrackingState | None:
 
 
 def save_state(run_dir: Path, state: TrackingState) -> None:
-    """Write `RUN_DIR/mlflow.json`, whole or not at all."""
+    """Write `RUN_DIR/mlflow.json` atomically."""
     write_json(run_dir / STATE_NAME, dataclasses.asdict(state))
 
 
 @contextlib.contextmanager
 def shipping_lock(run_dir: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the right to ship this run; yields False where another process has it and `wait` is off.
+    """Hold the lock of the process that sends this run; yield False if another process holds it and `wait` is off.
 
-    A file system without locks gives the right to everyone: shipping twice stores nothing twice.
+    A file system without locks yields True to every process: records that are sent twice are stored once.
     """
     with open(run_dir / LOCK_NAME, "a") as file:
         try:
@@ -92,25 +92,28 @@ def shipping_lock(run_dir: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
-    """Where a run is tracked: where it began; else as its configuration says, `MLFLOW_TRACKING_URI`, or below `cwd`.
+    """Return the MLflow address of a run.
+
+    It is the address that the run's first attempt used; before that, the one in its configuration, then
+    `MLFLOW_TRACKING_URI`, then the sqlite file below `cwd`.
 
     Raises:
-        ValueError: it began on a server, or waits for one, whose address (kept without passwords) must be given again.
+        InputError: the run belongs to a server whose address, which was kept without passwords, must be given again.
     """
     from pipeline.common.secrets import mask_secrets
     from pipeline.tracking.client import local_database, resolve_tracking_uri
 
-    own, given = read_config(run_dir).get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI")
-    configured = own or resolve_tracking_uri(cwd)
+    configured, given = read_config(run_dir).get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI")
+    wanted = configured or resolve_tracking_uri(cwd)
     state = load_state(run_dir)
-    began = state.tracking_uri if state is not None else None
-    nothing_there = state is None or state.run_id is None
-    if began is None or began == mask_secrets(configured) or (nothing_there and (own or given)):
-        return configured
-    database = local_database(began)
+    known = state.tracking_uri if state is not None else None
+    is_unsent = state is None or state.run_id is None
+    if known is None or known == mask_secrets(wanted) or (is_unsent and (configured or given)):
+        return wanted
+    database = local_database(known)
     if database is not None:
-        return began if database.exists() else configured
+        return known if database.exists() else wanted
     if not given:
-        other = ", or, since nothing of it is there yet, to another" if nothing_there else ""
-        raise InputError(f"{run_dir} is tracked in MLflow at {began}: set MLFLOW_TRACKING_URI to that address{other}")
-    return configured
+        other = ", or, since nothing was sent there yet, to another" if is_unsent else ""
+        raise InputError(f"{run_dir} is tracked in MLflow at {known}: set MLFLOW_TRACKING_URI to that address{other}")
+    return wanted

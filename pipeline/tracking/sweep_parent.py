@@ -1,4 +1,4 @@
-"""The MLflow run above the runs of a sweep: made by whichever of them comes first, ended by whichever comes last."""
+"""The parent MLflow run of a sweep: the sweep's first run creates it, and the last one to end gives it its status."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,27 +15,30 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "run_key"
-_ENDS: list[str | None] = ["FAILED", "KILLED", "FINISHED"]
-"""How a run can have ended, the worst first."""
+_END_STATUSES: list[str | None] = ["FAILED", "KILLED", "FINISHED"]
+"""Statuses of a run that has ended, the worst first."""
 
 
-def find_or_make(client: "MlflowClient", experiment: str, key: str, make: Callable[[], Any]) -> str:
-    """Id of the run that carries a key, which `make` makes where the server has none: a lost answer makes no second."""
+def find_or_create_run(client: "MlflowClient", experiment: str, key: str, create: Callable[[], Any]) -> str:
+    """Return the id of the run with a key; call `create` if the server has none.
+
+    If the server's answer to `create` is lost, the next call finds the run and creates no second one.
+    """
     found = client.search_runs([experiment], filter_string=f"tags.{KEY_TAG} = '{key}'")
-    return (found[0] if found else make()).info.run_id
+    return (found[0] if found else create()).info.run_id
 
 
-def parent_run(client: "MlflowClient", experiment: str, config: Mapping[str, Any]) -> str | None:
-    """Id of the run above the one with this `config.json`; None where it belongs to no sweep."""
-    folder = _sweep_of(config)
+def parent_run_id(client: "MlflowClient", experiment: str, config: Mapping[str, Any]) -> str | None:
+    """Return the id of the parent run of the run with this `config.json`; None if it belongs to no sweep."""
+    folder = _sweep_folder(config)
     if folder is None:
         return None
     with shipping_lock(folder, wait=True):
-        known = read_folder(folder) or {}
-        state = load_state(folder) or TrackingState(key=known.get("key", uuid.uuid4().hex))
+        sweep = read_folder(folder) or {}
+        state = load_state(folder) or TrackingState(key=sweep.get("key", uuid.uuid4().hex))
         if state.run_id is None:
-            tags = {KEY_TAG: state.key, "sweep": mask_secrets(" ".join(known.get("sweep", []))), "run_dir": str(folder)}
-            state.run_id = find_or_make(
+            tags = {KEY_TAG: state.key, "sweep": mask_secrets(" ".join(sweep.get("sweep", []))), "run_dir": str(folder)}
+            state.run_id = find_or_create_run(
                 client, experiment, state.key, lambda: client.create_run(experiment, run_name=folder.name, tags=tags)
             )
             state.experiment_id = experiment
@@ -43,9 +46,9 @@ def parent_run(client: "MlflowClient", experiment: str, config: Mapping[str, Any
     return state.run_id
 
 
-def settle_parent(client: "MlflowClient", config: Mapping[str, Any]) -> None:
-    """Give the run above the status that all below it make together: RUNNING until each of them has ended."""
-    folder = _sweep_of(config)
+def update_parent_status(client: "MlflowClient", config: Mapping[str, Any]) -> None:
+    """Give the parent run RUNNING until every run of the sweep has ended, then the worst of their statuses."""
+    folder = _sweep_folder(config)
     if folder is None:
         return
     with shipping_lock(folder, wait=True):
@@ -53,12 +56,12 @@ def settle_parent(client: "MlflowClient", config: Mapping[str, Any]) -> None:
         if state is None or state.run_id is None:
             return
         members = [load_state(folder / name) for name in (read_folder(folder) or {}).get("members", [])]
-        seen = {member.sent_status if member else None for member in members} or {None}
-        ended = seen <= set(_ENDS)
-        status = str(min(seen, key=_ENDS.index)) if ended else "RUNNING"
+        statuses = {member.sent_status if member else None for member in members} or {None}
+        have_ended = statuses <= set(_END_STATUSES)
+        status = str(min(statuses, key=_END_STATUSES.index)) if have_ended else "RUNNING"
         if status == state.sent_status:
             return
-        if ended:
+        if have_ended:
             client.set_terminated(state.run_id, status=status)
         else:
             client.update_run(state.run_id, status=status)
@@ -66,6 +69,6 @@ def settle_parent(client: "MlflowClient", config: Mapping[str, Any]) -> None:
         save_state(folder, state)
 
 
-def _sweep_of(config: Mapping[str, Any]) -> Path | None:
+def _sweep_folder(config: Mapping[str, Any]) -> Path | None:
     folder = config.get("sweep")
     return Path(folder) if folder else None

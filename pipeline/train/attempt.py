@@ -54,11 +54,8 @@ class Attempt:
                 self._run_dir, is_main=world.is_main, world_size=world.size, start_up=self._start_up
             )
             if world.is_main:
-                document = run_directory.document(self._run_dir)
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
-                self._tracker = Tracker.start(
-                    self._run_dir, document, attempt=recorder.attempt, world_size=world.size, tags=tags
-                )
+                self._tracker = Tracker.start(self._run_dir, attempt=recorder.attempt, world_size=world.size, tags=tags)
             elif world.local_rank == 0:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))

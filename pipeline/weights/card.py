@@ -17,7 +17,7 @@ EXPORT_FOLDER = "export"
 
 
 class ModelCardError(PipelineError, ValueError):
-    """A model card that cannot be read, said with the file and the field."""
+    """A model card that cannot be used; the message names the file and the field."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,8 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     folder = run_dir / EXPORT_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / CARD_NAME).unlink(missing_ok=True)
-    weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in transxnet.to_upstream(state).items()}
+    published = transxnet.to_upstream(state)
+    weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in published.items()}
     with replacing(folder / WEIGHTS_NAME, durable=True) as temporary:
         save_file(weights, temporary)
 
