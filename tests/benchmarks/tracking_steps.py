@@ -57,8 +57,8 @@ def main() -> None:
 
 def loop(run_dir: Path, uri: str | None, times: Times) -> None:
     """Measure the steps and the tracker's calls of one run."""
-    config = config_json(run_dir, TrainConfig(), uri)
-    tracker = Tracker.start(run_dir, config, attempt=1, world_size=1) if uri else None
+    config_json(run_dir, TrainConfig(), uri)
+    tracker = Tracker.start(run_dir, attempt=1, world_size=1) if uri else None
     matrix = np.ones((100, 100))
     with open(run_dir / "metrics.jsonl", "a", buffering=1) as file:
         for step in range(1, STEPS + 1):

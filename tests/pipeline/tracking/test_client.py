@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.tracking.client import open_client
-from pipeline.tracking.tracker import resolve_tracking_uri
+from pipeline.tracking.client import open_client, resolve_tracking_uri
 from tests.support import REPOSITORY
 from tests.support.tracking_servers import wait_for
 

@@ -12,9 +12,9 @@ from pipeline.launch.progress import Progress
 from pipeline.run.status import read_status
 from pipeline.status.show import lines, table
 from pipeline.status.sync import sync_run
-from pipeline.tracking.client import open_client
+from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.state import load_state
-from pipeline.tracking.tracker import Tracker, resolve_tracking_uri
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.tracking.runs import history, new_run
 from tests.support.tracking_runs import append_records, new_store
 from tests.support.tracking_servers import MlflowServer, Relay, free_port, self_signed_certificate, wait_for
@@ -48,7 +48,7 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     port = free_port()
     run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{port}")
     began = time.monotonic()
-    tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+    tracker = Tracker.start(run_dir, attempt=1, world_size=1)
     append_records(run_dir, range(1, 11))
     tracker.durable(10)
     assert time.monotonic() - began < 5
@@ -86,8 +86,8 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
 @pytest.mark.slow
 def test_a_server_killed_while_it_receives_steps_has_each_once_after_its_restart(tmp_path, capfd):
     with MlflowServer(tmp_path / "server") as server:
-        run_dir, config = new_run(tmp_path, server.uri)
-        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        run_dir, _ = new_run(tmp_path, server.uri)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         append_records(run_dir, range(1, 4001))
         tracker.durable(4000)
         wait_for(lambda: shipped_step(run_dir) > 0, 60, 0.01)
@@ -114,7 +114,7 @@ def test_a_server_killed_while_it_receives_steps_has_each_once_after_its_restart
 def test_a_hanging_server_does_not_delay_a_requeue(tmp_path, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         append_records(run_dir, range(1, 11))
         tracker.durable(10)
         silent.accept()
@@ -125,7 +125,7 @@ def test_a_hanging_server_does_not_delay_a_requeue(tmp_path, caplog):
     assert not caplog.text, "the next attempt sends it"
     # The next attempt finds what to send.
     (run_dir / "config.json").write_text(json.dumps(config | {"tracking_uri": new_store(tmp_path)}))
-    tracker = Tracker.start(run_dir, json.loads((run_dir / "config.json").read_text()), attempt=2, world_size=1)
+    tracker = Tracker.start(run_dir, attempt=2, world_size=1)
     assert tracker.close("FINISHED")
     assert history(resolve_tracking_uri(tmp_path), tracker.run_id) == list(range(1, 11))
 
@@ -134,9 +134,9 @@ def test_a_hanging_server_does_not_delay_a_requeue(tmp_path, caplog):
 def test_a_slow_server_does_not_delay_the_training_and_receives_every_step(tmp_path, server):
     with Relay(server.port) as relay:
         relay.mode = "slow"
-        run_dir, config = new_run(tmp_path, relay.uri)
+        run_dir, _ = new_run(tmp_path, relay.uri)
         began = time.monotonic()
-        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         for step in range(1, 51):
             append_records(run_dir, range(step, step + 1))
             tracker.durable(step)
@@ -151,8 +151,8 @@ def test_a_server_that_recovers_receives_every_step(tmp_path, server, capfd):
     relay = Relay(server.port)
     with relay:
         relay.mode = "broken"
-        run_dir, config = new_run(tmp_path, relay.uri)
-        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        run_dir, _ = new_run(tmp_path, relay.uri)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         append_records(run_dir, range(1, 11))
         tracker.durable(5)
         wait_for(lambda: relay.served > RETRIES, 60)
@@ -180,8 +180,8 @@ def test_a_refusing_server_is_reported_in_one_line(tmp_path, capfd, trouble):
     with Relay(free_port(), certificate) as relay:
         relay.mode = "login" if trouble == "login" else "pass"
         uri = relay.uri.replace("://", "://someone:s3cret-word@")
-        run_dir, config = new_run(tmp_path, uri)
-        tracker = Tracker.start(run_dir, config, attempt=1, world_size=1)
+        run_dir, _ = new_run(tmp_path, uri)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         assert not tracker.close("FINISHED", timeout_s=5)
     said = capfd.readouterr().err
     lines = [line for line in said.splitlines() if "does not take what is sent" in line]

@@ -10,9 +10,8 @@ from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.run.status import find_runs
 from pipeline.run.sweep import prepare_folder
 from pipeline.status.sync import sync_run
-from pipeline.tracking.client import open_client
+from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.shipper import EVERYTHING, Shipper
-from pipeline.tracking.tracker import resolve_tracking_uri
 from tests.support.tracking_runs import append_records, config_json
 
 

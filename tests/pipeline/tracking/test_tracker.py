@@ -15,10 +15,10 @@ import pytest
 
 from pipeline.run import system as tracking_system
 from pipeline.tracking import worker as tracking_worker
-from pipeline.tracking.client import open_client
+from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.shipper import Shipper
 from pipeline.tracking.state import load_state
-from pipeline.tracking.tracker import Tracker, resolve_tracking_uri
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.tracking.runs import history, new_run
 from tests.support import REPOSITORY
 from tests.support.tracking_runs import append_records, new_store, write_checkpoint
@@ -28,7 +28,7 @@ from tests.support.tracking_servers import wait_for
 def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     uri = resolve_tracking_uri(tmp_path)
     run_dir, config = new_run(tmp_path / "runs", uri)
-    tracker = Tracker.start(run_dir, config, attempt=1, world_size=2, tags={"job_id": "7"})
+    tracker = Tracker.start(run_dir, attempt=1, world_size=2, tags={"job_id": "7"})
     append_records(run_dir, range(1, 26))
     write_checkpoint(run_dir, 20)
     tracker.durable(20)
@@ -41,7 +41,7 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     # The second attempt goes on at the checkpoint: steps 21 to 25 are computed again, at another time.
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(lines[:20]))
-    tracker = Tracker.start(run_dir, config, attempt=2, world_size=4)
+    tracker = Tracker.start(run_dir, attempt=2, world_size=4)
     append_records(run_dir, range(21, 41), attempt=2, start=1_700_009_000.0)
     write_checkpoint(run_dir, 40)
     shutil.rmtree(run_dir / "checkpoints/step_00000020")
@@ -149,11 +149,11 @@ def test_a_killed_training_does_not_stay_running(tmp_path):
     uri = new_store(tmp_path)
     run_dir, _ = new_run(tmp_path, uri)
     program = f"""
-        import json, sys, time
+        import time
         from pathlib import Path
         from pipeline.tracking.tracker import Tracker
         run_dir = Path({str(run_dir)!r})
-        tracker = Tracker.start(run_dir, json.loads((run_dir / "config.json").read_text()), attempt=1, world_size=1)
+        tracker = Tracker.start(run_dir, attempt=1, world_size=1)
         while tracker.run_id is None:
             time.sleep(0.05)
         print("tracked", flush=True)
