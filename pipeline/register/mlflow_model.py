@@ -6,13 +6,14 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.common.secrets import mask_secrets
+from pipeline.run.config import RunConfig
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
 
@@ -126,21 +127,22 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def describe(card: ModelCard, name: str, train: Mapping[str, Any], tracking_uri: str) -> str:
+def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -> str:
     """Return the text of a version's page in the registry: results, origin, and how to load the model `name`."""
 
     def percent(value: float | None) -> str:
         return "not evaluated" if value is None else f"{100 * value:.2f} %"
 
+    average = "moving average" if config.train_fields["ema_decay"] else "as trained"
     rows = {
         "top-1": percent(card.top1),
         "top-5": percent(card.top5),
         "validation images": f"{card.validation_samples:,}",
         "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
         "classes": f"{card.num_classes:,}",
-        "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {train['global_batch_size']:,}",
-        "weights": f"{'moving average' if train['ema_decay'] else 'as trained'} at the step of the best top-1",
-        "precision": train["precision"],
+        "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
+        "weights": f"{average} at the step of the best top-1",
+        "precision": config.train_fields["precision"],
         "run": card.mlflow_run_id or "unknown",
         "code": card.git_commit or "unknown",
         "training data": (card.train_digest or "unknown")[:16],

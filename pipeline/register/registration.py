@@ -3,10 +3,9 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.common.atomic import file_sha256, write_json
 from pipeline.common.errors import PipelineError, one_line
@@ -14,7 +13,8 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.register import champion
 from pipeline.register.best import best_weights
 from pipeline.register.names import check_alias, check_name
-from pipeline.run.files import REGISTERED_NAME, durable_step, read_config, registered_name
+from pipeline.run.config import RunConfig, read_config
+from pipeline.run.files import REGISTERED_NAME, durable_step
 from pipeline.run.recorder import say
 from pipeline.tracking.client import TrackingError, mlflow_session
 from pipeline.tracking.state import load_state, shipping_lock, tracking_uri_of
@@ -52,8 +52,7 @@ class _Candidate:
     """Weights that are to become a version."""
 
     run_dir: Path
-    train: Mapping[str, Any]
-    """The training's configuration, as in `config.json` under `train`."""
+    config: RunConfig
     weights: Path
     """Folder with `model.safetensors`."""
     sha256: str
@@ -93,11 +92,11 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
         with mlflow_session(uri) as client:
             candidate = _Candidate(
                 run_dir=folder,
-                train=config["train"],
+                config=config,
                 weights=weights,
                 sha256=file_sha256(weights / WEIGHTS_NAME),
                 card=dataclasses.replace(card, mlflow_run_id=card.mlflow_run_id or _mlflow_run_id(folder)),
-                name=name or registered_name(config),
+                name=name or config.registry_name,
                 tracking_uri=uri,
             )
             number = _find_version(client, candidate) or _add_version(client, candidate)
@@ -185,7 +184,7 @@ def _verify(model_uri: str, candidate: _Candidate) -> "Verification | None":
 
     card = candidate.card
     try:
-        digest, images = sample_images(candidate.train)
+        digest, images = sample_images(*candidate.config.validation_split)
     except (ShardingError, OSError) as error:
         _warn_not_verified(card, one_line(error))
         return None
@@ -231,7 +230,7 @@ def _create_version(
         f"models:/{model_id}",
         run_id=card.mlflow_run_id,
         tags=tags,
-        description=describe(card, name, candidate.train, candidate.tracking_uri),
+        description=describe(card, name, candidate.config, candidate.tracking_uri),
         model_id=model_id,
     )
     return str(version.version)

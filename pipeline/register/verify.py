@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.processes import PROJECT_ROOT, environment_without_rank, preemption_blocked
 from pipeline.common.secrets import mask_secrets
@@ -31,11 +29,12 @@ class Verification:
     """Share of correct first guesses, in [0, 1]."""
 
 
-def sample_images(train: Mapping[str, Any], count: int = SAMPLE) -> tuple[str, list[tuple[bytes, str]]]:
-    """Read images spread evenly over the validation split.
+def sample_images(location: str, split: str, count: int = SAMPLE) -> tuple[str, list[tuple[bytes, str]]]:
+    """Read images spread evenly over a split.
 
     Args:
-        train: the training's configuration, as in `config.json` under `train`.
+        location: folder or URI of the shards.
+        split: name of the split.
         count: largest number of images.
 
     Returns:
@@ -48,9 +47,7 @@ def sample_images(train: Mapping[str, Any], count: int = SAMPLE) -> tuple[str, l
     from sharding import load_index, load_manifest
     from sharding.storage import Folder
 
-    data = train["data"]
-    location = data["validation_shards"] or data["shards"]
-    manifest = load_manifest(location, data["validation_split"])
+    manifest = load_manifest(location, split)
     rows = load_index(location, manifest).select(["shard", "offset", "size", "label"]).to_pylist()
     count = min(count, len(rows))
     chosen = [rows[(2 * k + 1) * len(rows) // (2 * count)] for k in range(count)]
@@ -84,7 +81,7 @@ def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tupl
         for k, (content, wnid) in enumerate(images):
             (folder / f"{k:06d}.img").write_bytes(content)
             labels[f"{k:06d}.img"] = wnid
-        guesses = _classify_in_clean_process(model_uri, tracking_uri, folder)
+        guesses = _classify(model_uri, tracking_uri, folder)
     correct = sum(guesses[file] == wnid for file, wnid in labels.items())
     result = Verification(samples=len(images), top1=correct / len(images))
     if card.top1 is not None and abs(result.top1 - card.top1) > tolerance(card, len(images)):
@@ -109,7 +106,7 @@ def tolerance(card: ModelCard, samples: int) -> float:
     return 4 * math.sqrt(smoothed * (1 - smoothed) / samples * finite_population) + max(1 / samples, 0.01)
 
 
-def _classify_in_clean_process(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]:
+def _classify(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]:
     """Run `clean_process.py` without this checkout on its path; return the WordNet id of each file's first guess."""
     script = Path(__file__).with_name("clean_process.py")
     paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]

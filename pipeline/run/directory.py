@@ -91,11 +91,6 @@ def _changed_data(before: RunConfig, extra: dict[str, Any]) -> list[str]:
     ]
 
 
-def document(run_dir: Path) -> dict[str, Any]:
-    """All of `config.json`; `RunDirectoryError` where there is none or it cannot be read."""
-    return dict(read_config(run_dir).content)
-
-
 def _flock(handle: IO[str]) -> None:
     """Take the lock, trying again for a moment: who looks whether a run is being trained holds it as well."""
     deadline = time.monotonic() + GLANCE_S

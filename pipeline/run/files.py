@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,6 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
 
 
-def read_config(run_dir: Path) -> Mapping[str, Any]:
-    """`RUN_DIR/config.json`.
-
-    Raises:
-        RunDirectoryError: the folder is no run.
-    """
-    try:
-        content = json.loads((run_dir / CONFIG_NAME).read_text())
-        content["train"]["model"]["name"]
-    except FileNotFoundError as error:
-        raise RunDirectoryError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error
-    except (KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"{run_dir / CONFIG_NAME} is not a configuration of this version: it has no model"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{run_dir / CONFIG_NAME} cannot be read: {error}") from error
-    return content
-
-
 def checkpoints(run_dir: Path) -> dict[int, Path]:
     """Folders of the complete checkpoints by step, in no order."""
     folders = (path.parent for path in run_dir.glob("checkpoints/step_*/manifest.json"))
@@ -87,11 +67,6 @@ def durable_step(run_dir: Path) -> int:
 
 REGISTERED_NAME = "registered.json"
 """In the run's folder: the version that was registered last."""
-
-
-def registered_name(config: Mapping[str, Any]) -> str:
-    """The registered model that versions of a run belong to: as its `config.json` says, else named as the network."""
-    return config.get("registered_name") or config["train"]["model"]["name"]
 
 
 def is_registered(run_dir: Path) -> bool:

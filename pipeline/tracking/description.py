@@ -3,7 +3,6 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from urllib.parse import urlencode
 
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
+from pipeline.run.config import RunConfig
 from pipeline.run.files import checkpoints
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.tracking.state import TrackingState
@@ -26,19 +26,19 @@ EXTERNAL_TAG = "mlflow.model.isExternal"
 """Tag of a logged model whose files MLflow does not hold: a checkpoint stays in the run's directory."""
 
 
-def log_description(client: "MlflowClient", run_id: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+def log_description(client: "MlflowClient", run_id: str, run_dir: Path, config: RunConfig) -> None:
     """Log the data sets, the configuration, the environment and the uncommitted changes of the code."""
     inputs = dataset_inputs(config)
     if inputs:
         client.log_inputs(run_id, datasets=inputs)
-    client.log_text(run_id, mask_secrets(json.dumps(config, indent=1)), f"{CONFIGURATION}/config.json")
+    client.log_text(run_id, mask_secrets(json.dumps(config.content, indent=1)), f"{CONFIGURATION}/config.json")
     client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
     patch = run_dir / CHANGES_NAME
     if patch.exists():
         client.log_text(run_id, patch.read_text(), f"{CONFIGURATION}/{CHANGES_NAME}")
 
 
-def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
+def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
     """Return the two splits with their manifests' digests; a split that cannot be read is left out."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
@@ -47,11 +47,7 @@ def dataset_inputs(config: Mapping[str, Any]) -> "list[DatasetInput]":
 
     from sharding import ShardingError, load_manifest
 
-    data = config["train"]["data"]
-    splits = {
-        "training": (data["shards"], data["train_split"]),
-        "validation": (data["validation_shards"] or data["shards"], data["validation_split"]),
-    }
+    splits = {"training": config.training_split, "validation": config.validation_split}
     inputs = []
     for context, (location, split) in splits.items():
         try:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.secrets import mask_secrets
-from pipeline.config.serialise import flatten
-from pipeline.run.files import METRICS_NAME, read_config, read_records
+from pipeline.run.config import read_config
+from pipeline.run.files import METRICS_NAME, read_records
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
 from pipeline.tracking.client import experiment_id, open_client
 from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
@@ -155,7 +155,7 @@ class Shipper:
         """Send the status that the last attempt ended with, and update the sweep's run."""
         if self.state.status == self.state.sent_status:
             # The last call may have failed before it updated the sweep's run.
-            update_parent_status(self.client, self.config)
+            update_parent_status(self.client, self.config.sweep)
             return
         if self.state.status in END_STATUSES:
             ended = int(1000 * (self.state.ended_at or time.time()))
@@ -164,7 +164,7 @@ class Shipper:
             self.client.update_run(self._run_id, status=self.state.status)
         self.state.sent_status = self.state.status
         self.save()
-        update_parent_status(self.client, self.config)
+        update_parent_status(self.client, self.config.sweep)
 
     @property
     def _run_id(self) -> str:
@@ -175,7 +175,7 @@ class Shipper:
         """Find the run by its key, or create it."""
         experiment = experiment_id(self.client, self.uri)
         tags = {KEY_TAG: self.state.key, **self._source_tags()}
-        parent = parent_run_id(self.client, experiment, self.config)
+        parent = parent_run_id(self.client, experiment, self.config.sweep)
         if parent is not None:
             tags[PARENT_TAG] = parent
         self.state.run_id = find_or_create_run(
@@ -194,19 +194,18 @@ class Shipper:
 
     def _source_tags(self) -> dict[str, str]:
         """Return the tags that tell where the run comes from: command, code, user, configuration and directory."""
-        git = self.config.get("git") or {}
-        command = self.config.get("command") or ""
+        is_dirty = self.config.git_dirty
         tags = {
             # Of a longer name MLflow's table shows what follows the last slash.
             "mlflow.source.name": "pipeline.launch",
-            "command": command if isinstance(command, str) else " ".join(map(str, command)),
+            "command": self.config.command,
             "mlflow.source.type": "LOCAL",
             "mlflow.user": getpass.getuser(),
-            "mlflow.source.git.commit": git.get("commit") or "",
-            "git_dirty": str(git.get("dirty", "")).lower(),
-            "config_digest": str(self.config.get("digest", "")),
+            "mlflow.source.git.commit": self.config.git_commit or "",
+            "git_dirty": "" if is_dirty is None else str(is_dirty).lower(),
+            "config_digest": self.config.digest or "",
             "run_dir": str(self.run_dir),
-            "model": str(self.config["train"]["model"]["name"]),
+            "model": self.config.model_name,
         }
         return {name: mask_secrets(value)[:MAX_VALUE] for name, value in tags.items() if value}
 
@@ -214,8 +213,8 @@ class Shipper:
         """Send parameters, data sets and the configuration, which are the same for every attempt."""
         from mlflow.entities import Param
 
-        flat = {name: "" if value is None else str(value) for name, value in flatten(self.config["train"]).items()}
-        params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(flat.items())]
+        fields = {name: "" if value is None else str(value) for name, value in self.config.train_fields.items()}
+        params = [Param(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sorted(fields.items())]
         for start in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(self._run_id, params=params[start : start + MAX_PARAMS])
         log_description(self.client, self._run_id, self.run_dir, self.config)
@@ -231,7 +230,7 @@ class Shipper:
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()
-        update_parent_status(self.client, self.config)
+        update_parent_status(self.client, self.config.sweep)
 
     def _ship_system(self) -> None:
         """Send each node's system metrics; their step is the number of seconds since the run's first sample."""

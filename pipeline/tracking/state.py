@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.common.atomic import write_json
 from pipeline.common.errors import InputError
-from pipeline.run.files import read_config
+from pipeline.run.config import read_config
 
 STATE_NAME = "mlflow.json"
 LOCK_NAME = ".mlflow.lock"
@@ -103,7 +103,7 @@ def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
     from pipeline.common.secrets import mask_secrets
     from pipeline.tracking.client import local_database, resolve_tracking_uri
 
-    configured, given = read_config(run_dir).get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI")
+    configured, given = read_config(run_dir).tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
     wanted = configured or resolve_tracking_uri(cwd)
     state = load_state(run_dir)
     known = state.tracking_uri if state is not None else None

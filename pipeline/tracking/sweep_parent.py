@@ -1,7 +1,7 @@
 """The parent MLflow run of a sweep: the sweep's first run creates it, and the last one to end gives it its status."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,8 @@ def find_or_create_run(client: "MlflowClient", experiment: str, key: str, create
     return (found[0] if found else create()).info.run_id
 
 
-def parent_run_id(client: "MlflowClient", experiment: str, config: Mapping[str, Any]) -> str | None:
-    """Return the id of the parent run of the run with this `config.json`; None if it belongs to no sweep."""
-    folder = _sweep_folder(config)
+def parent_run_id(client: "MlflowClient", experiment: str, folder: Path | None) -> str | None:
+    """Return the id of the parent run of the sweep in a folder; create it if it is missing. None without a folder."""
     if folder is None:
         return None
     with shipping_lock(folder, wait=True):
@@ -46,9 +45,8 @@ def parent_run_id(client: "MlflowClient", experiment: str, config: Mapping[str, 
     return state.run_id
 
 
-def update_parent_status(client: "MlflowClient", config: Mapping[str, Any]) -> None:
+def update_parent_status(client: "MlflowClient", folder: Path | None) -> None:
     """Give the parent run RUNNING until every run of the sweep has ended, then the worst of their statuses."""
-    folder = _sweep_folder(config)
     if folder is None:
         return
     with shipping_lock(folder, wait=True):
@@ -67,8 +65,3 @@ def update_parent_status(client: "MlflowClient", config: Mapping[str, Any]) -> N
             client.update_run(state.run_id, status=status)
         state.status = state.sent_status = status
         save_state(folder, state)
-
-
-def _sweep_folder(config: Mapping[str, Any]) -> Path | None:
-    folder = config.get("sweep")
-    return Path(folder) if folder else None

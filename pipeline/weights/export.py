@@ -10,7 +10,7 @@ from pipeline.common.atomic import replacing
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.distributed import World
 from pipeline.engine.ema import Ema
-from pipeline.run import directory as run_directory
+from pipeline.run.config import read_config
 from pipeline.run.files import read_metrics
 from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
@@ -40,7 +40,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         save_file(weights, temporary)
 
     train = load_manifest(config.data.shards, config.data.train_split)
-    validation = load_manifest(config.data.validation_shards or config.data.shards, config.data.validation_split)
+    validation = load_manifest(config.data.validation_location, config.data.validation_split)
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
     evaluated = next(record for record in reversed(read_metrics(run_dir)) if "eval_top1" in record)
@@ -59,7 +59,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         validation_samples=validation.num_samples,
         train_digest=train.digest,
         validation_digest=validation.digest,
-        git_commit=run_directory.document(run_dir)["git"]["commit"],
+        git_commit=read_config(run_dir).git_commit,
         mlflow_run_id=manifest["mlflow_run_id"],
     )
     save_model_card(card, folder)
