@@ -70,9 +70,9 @@ def registered(home, digits, answers):
     last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
     best = digits_network(digits)[1]
     assert best.top1 > last.top1
-    run_check = verify._run_check
+    classify = verify._classify
     with pytest.MonkeyPatch.context() as patch, asked_to_stop() as told:
-        patch.setattr(verify, "_run_check", lambda *arguments: answers.update(run_check(*arguments)) or answers)
+        patch.setattr(verify, "_classify", lambda *arguments: answers.update(classify(*arguments)) or answers)
         version = register(home / "runs/first")
     assert told
     return dataclasses.replace(last, step=20, top1=best.top1, top5=best.top5), version
@@ -225,7 +225,7 @@ def test_a_model_below_its_recorded_accuracy_is_not_registered(
         # The weights are those of `registered`, and so are the outputs; the class that an output stands for is another.
         names = [wnid for wnid, _ in card.classes]
         other = dict(zip(names, reversed(names), strict=True))
-        monkeypatch.setattr(verify, "_run_check", lambda *_: {file: other[wnid] for file, wnid in answers.items()})
+        monkeypatch.setattr(verify, "_classify", lambda *_: {file: other[wnid] for file, wnid in answers.items()})
     with pytest.raises(TrackingError, match=r"right, but its recorded top-1 is 0\.\d+: it was not registered"):
         register(tmp_path / "wrong")
     client = open_client(resolve_tracking_uri(home))

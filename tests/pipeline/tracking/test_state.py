@@ -26,7 +26,7 @@ def test_a_run_stays_on_the_tracking_server_it_began_on(tmp_path, monkeypatch):
     # A server that never answered has nothing of the run; it is waited for all the same, unless another is named.
     prepare(run, TrainConfig(), {"tracking_uri": None})
     save_state(run, TrackingState(key="k", tracking_uri="http://host"))
-    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to that address, or, since nothing of it is there"):
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to that address, or, since nothing was sent there"):
         tracking_uri_of(run)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
     assert tracking_uri_of(run) == "http://other"
