@@ -106,11 +106,11 @@ def _best_top1(status: "RunStatus") -> float:
 def sweep_words(folder: Path, run_dirs: Sequence[Path]) -> str:
     """The last lines of a sweep: how every run stands, the best, what to type next."""
     from pipeline.run.status import read_status
-    from pipeline.status.show import table
+    from pipeline.status.show import format_table
 
     statuses = [read_status(run_dir) for run_dir in run_dirs]
     finished = [status for status in statuses if status.registered]
-    lines = ["", *table(statuses, folder), ""]
+    lines = ["", *format_table(statuses, folder), ""]
     evaluated = [status for status in finished if status.top1 is not None]
     if evaluated:
         # What is registered are a run's best weights, which need not be its last.

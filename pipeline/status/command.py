@@ -1,4 +1,4 @@
-"""How runs stand: `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`."""
+"""The command `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`: how runs stand."""
 
 import contextlib
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.cli import print_error
 from pipeline.common.errors import PipelineError
-from pipeline.status.show import lines, table
+from pipeline.status.show import format_run, format_table
 from pipeline.status.sync import sync_run, unsent_runs
 
 if TYPE_CHECKING:
@@ -19,8 +19,25 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 5.0
 
 
-def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
-    """The one run that is meant and None, or those in a folder and the folder.
+def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = False, runs: Path = Path("runs")) -> int:
+    """Show how a run stands, or all runs.
+
+    Args:
+        run_dir: Directory of a run, or a folder of runs; by default that of --runs.
+        watch: Look again every five seconds until no run will go on by itself.
+        sync: Send MLflow what it missed while its server did not answer.
+        runs: Folder that holds the runs.
+    """
+    if sync:
+        return _sync(run_dir, runs)
+    # A watch is meant to end by Ctrl-C.
+    with contextlib.suppress(KeyboardInterrupt):
+        _show(run_dir, runs, watch)
+    return 0
+
+
+def _select_runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
+    """Return the run that `run_dir` is, and None; or all runs in the folder `run_dir` (None: `root`), and the folder.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -39,77 +56,73 @@ def _runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | None]:
     return runs, folder
 
 
-def _show(statuses: "list[RunStatus]", folder: Path | None, jobs: "Jobs") -> list[str]:
-    """Lines for one run, or for all in a folder."""
-    unfinished = [status.run_dir for status in statuses if status.state != "finished"]
-    words = {run: said for run in unfinished if (said := jobs.words(run)) is not None}
-    if folder is None:
-        return lines(statuses[0], time.time(), words.get(statuses[0].run_dir))
-    return table(statuses, folder, words)
-
-
-def _watch(run_dir: Path | None, root: Path, again: bool) -> None:
-    """Print how the runs stand, and `again` until nothing more will happen to any."""
-    from pipeline.run.status import read_status
+def _show(run_dir: Path | None, root: Path, watch: bool) -> None:
+    """Print how the runs stand; with `watch` again and again until no run will go on by itself."""
     from pipeline.status.jobs import OVER, Jobs
 
-    jobs, quiet = Jobs(), 0
+    jobs, looks_without_job = Jobs(), 0
     while True:
-        runs, folder = _runs(run_dir, root)
-        statuses, unread = [], []
-        for run in runs:
-            try:
-                statuses.append(read_status(run))
-            except ValueError as error:
-                if folder is None:
-                    raise
-                unread.append(str(error))
-        jobs.next_look()
-        text = [*_show(statuses, folder, jobs), *unread]
-        if again and sys.stdout.isatty():
-            print("\x1b[2J\x1b[H", end="")
+        runs, folder = _select_runs(run_dir, root)
+        statuses, problems = _read_statuses(runs, is_one=folder is None)
+        jobs.refresh()
+        text = [*_format(statuses, folder, jobs), *problems]
+        if watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")  # clear the screen
         print("\n".join(text), flush=True)
-        # Between the job of one run and that of the next none may be there for a moment.
-        quiet = quiet + 1 if all(map(jobs.is_over, statuses)) else 0
-        if not again or quiet == 2 or all(status.state in OVER for status in statuses):
+        if not watch or all(status.state in OVER for status in statuses):
+            return
+        # For a moment there may be no job, between the end of one and the start of the next.
+        looks_without_job = looks_without_job + 1 if all(map(jobs.is_over, statuses)) else 0
+        if looks_without_job == 2:
             return
         time.sleep(WATCH_EVERY_S)
 
 
-def _to_sync(run_dir: Path | None, root: Path) -> list[Path]:
-    """The run that is meant, those of a sweep, or all in a folder that MLflow has not taken all of."""
+def _read_statuses(runs: list[Path], *, is_one: bool) -> "tuple[list[RunStatus], list[str]]":
+    """Return the statuses of the runs, and a line for each run that cannot be read.
+
+    Raises:
+        RunDirectoryError: the one run that was asked for cannot be read.
+    """
+    from pipeline.run.status import read_status
+
+    statuses, problems = [], []
+    for run in runs:
+        try:
+            statuses.append(read_status(run))
+        except ValueError as error:
+            if is_one:
+                raise
+            problems.append(str(error))
+    return statuses, problems
+
+
+def _format(statuses: "list[RunStatus]", folder: Path | None, jobs: "Jobs") -> list[str]:
+    """Return the lines for one run (`folder` is None), or for all runs in a folder."""
+    unfinished = [status.run_dir for status in statuses if status.state != "finished"]
+    descriptions = {run: text for run in unfinished if (text := jobs.describe(run)) is not None}
+    if folder is None:
+        return format_run(statuses[0], time.time(), descriptions.get(statuses[0].run_dir))
+    return format_table(statuses, folder, descriptions)
+
+
+def _sync(run_dir: Path | None, root: Path) -> int:
+    """Send what MLflow lacks of a run, of a sweep, or of all runs in a folder; return the exit status.
+
+    A run that cannot be sent does not keep the next from being sent.
+    """
     from pipeline.run.status import SWEEP_NAME
 
-    runs, folder = _runs(run_dir, root)
-    return runs if folder is None or (folder / SWEEP_NAME).exists() else unsent_runs(runs)
-
-
-def _sync(runs: list[Path]) -> int:
-    """Send what each run still has to send; one that cannot does not stop the next."""
-    failed = False
+    runs, folder = _select_runs(run_dir, root)
+    if folder is not None and not (folder / SWEEP_NAME).exists():
+        runs = unsent_runs(runs)
+    if not runs:
+        print("MLflow has taken everything of these runs")
+    has_failed = False
     for run in runs:
         try:
             print(sync_run(run), flush=True)
         except PipelineError as error:
-            failed = True
+            has_failed = True
             print_error(f"{run}: {error}" if len(runs) > 1 else str(error))
-    if not runs:
-        print("MLflow has taken everything of these runs")
-    return int(failed)
-
-
-def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = False, runs: Path = Path("runs")) -> int:
-    """Show how a run stands, or all runs.
-
-    Args:
-        run_dir: A run's folder, or a folder of runs; by default that of --runs.
-        watch: Look again every five seconds until nothing more will happen by itself.
-        sync: Send MLflow what a server that did not answer has missed.
-        runs: Folder that holds the runs.
-    """
-    if sync:
-        return _sync(_to_sync(run_dir, runs))
-    # Ctrl-C is how a watch is meant to end.
-    with contextlib.suppress(KeyboardInterrupt):
-        _watch(run_dir, runs, watch)
-    return 0
+    return int(has_failed)

@@ -1,4 +1,4 @@
-"""One run in full, and many runs as a table: the lines that `pipeline.status` prints."""
+"""Formats the status of one run in full, and of many runs as a table."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
 
 
-def lines(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
-    """A run in full, with what the cluster says of its job where it was asked."""
+def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
+    """Return the lines that show a run in full.
+
+    Args:
+        status: the run's status.
+        now: current time, in unix seconds.
+        job: description of the run's job; None: not shown.
+    """
     from pipeline.run.files import METRICS_NAME
 
     rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
@@ -42,8 +48,14 @@ def lines(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
     return [f"{status.run_dir} ({status.model})", *(f"  {name:<11}{value}" for name, value in rows.items())]
 
 
-def table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | None = None) -> list[str]:
-    """Many runs below a folder, one a line, with what the cluster says of their jobs where it was asked."""
+def format_table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | None = None) -> list[str]:
+    """Return the lines of a table of runs.
+
+    Args:
+        statuses: the runs' statuses.
+        root: folder that holds the runs, whose names are relative to it.
+        jobs: description of the jobs of some runs, by run directory.
+    """
     jobs = jobs or {}
     head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", "top-1", "goodput")
     rows: list[tuple[str, ...]] = [head]
@@ -63,9 +75,9 @@ def table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, str] | No
                 "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
             )
         )
-    behind = [steps_waiting(load_state(status.run_dir), status.step) for status in statuses]
-    if any(behind):
-        rows = [(*row, cell) for row, cell in zip(rows, ["unsent", *map(str, behind)], strict=True)]
+    unsent = [steps_waiting(load_state(status.run_dir), status.step) for status in statuses]
+    if any(unsent):
+        rows = [(*row, cell) for row, cell in zip(rows, ["unsent", *map(str, unsent)], strict=True)]
     if jobs:
         cells = ["job", *(jobs.get(status.run_dir, "") for status in statuses)]
         rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
@@ -89,14 +101,14 @@ def _attempt(status: "RunStatus") -> str:
 
 def _tracking(status: "RunStatus", now: float) -> str:
     state = load_state(status.run_dir)
-    there = state is not None and state.run_id is not None
-    words = "not in MLflow yet"
-    if state is not None and there:
-        words = f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}"
-    behind = describe_backlog(state, status.step, now)
-    if behind is not None:
-        words += f"; {behind}"
+    if state is None or state.run_id is None:
+        text, is_sent = "not in MLflow yet", False
+    else:
+        text = f"MLflow run {state.run_id} at {state.tracking_uri}, up to step {max(0, state.shipped_step)}"
+        is_sent = state.sent_status == state.status
+    backlog = describe_backlog(state, status.step, now)
+    if backlog is not None:
+        text += f"; {backlog}"
     if status.state == "running":
-        return words if behind is None else f"{words}; {KEPT}"
-    sent = state is not None and there and state.sent_status == state.status
-    return words if sent else f"{words}; to send: python -m pipeline.status --sync {status.run_dir}"
+        return text if backlog is None else f"{text}; {KEPT}"
+    return text if is_sent else f"{text}; to send: python -m pipeline.status --sync {status.run_dir}"

@@ -1,15 +1,15 @@
-"""Send MLflow what a server that did not answer has missed (`pipeline.status --sync`)."""
+"""Sends MLflow what it missed while its server did not answer (`pipeline.status --sync`)."""
 
 from pathlib import Path
 
 
 def sync_run(run_dir: Path) -> str:
-    """Send MLflow what it has not taken of a run; returns what was done, in a line.
+    """Send MLflow what it lacks of a run; return a line on what was sent.
 
-    Steps after the newest checkpoint are sent only when the training has finished: a resumed run computes them again.
+    Steps after the newest checkpoint are sent only if the training has finished: a resumed run computes them again.
 
     Raises:
-        TrackingError: the server does not take it.
+        TrackingError: the server does not answer, or refuses what is sent.
         ValueError: the folder is no run.
     """
     from pipeline.common.errors import one_line
@@ -22,16 +22,16 @@ def sync_run(run_dir: Path) -> str:
     from pipeline.tracking.shipper import EVERYTHING, Shipper
     from pipeline.tracking.state import shipping_lock
 
-    with shipping_lock(run_dir, wait=False) as free:
-        if not free:
+    with shipping_lock(run_dir, wait=False) as is_free:
+        if not is_free:
             return f"{run_dir} is being trained and sends by itself; nothing to do"
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
-        seen = run_state(run_dir)
-        never_begins = seen == "submitted" and Jobs().has_ended(run_dir)
-        if shipper.state.status == "RUNNING" and (never_begins or seen not in ("running", "submitted")):
-            # Everything was killed at once, the worker too, or before it began: nobody could say how it ended.
-            shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(seen, "KILLED"))
+        run = run_state(run_dir)
+        never_started = run == "submitted" and Jobs().has_ended(run_dir)
+        if shipper.state.status == "RUNNING" and (never_started or run not in ("running", "submitted")):
+            # The tracking worker was killed together with the training, or never started: it recorded no end.
+            shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(run, "KILLED"))
         try:
             with mlflow_session(shipper.uri, timeout_s=20, retries=1):
                 shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
@@ -49,7 +49,7 @@ def sync_run(run_dir: Path) -> str:
 
 
 def unsent_runs(runs: list[Path]) -> list[Path]:
-    """Runs that MLflow has not taken all of."""
+    """Return the runs that MLflow has not taken everything of."""
     from pipeline.tracking.state import load_state
 
     states = {run: load_state(run) for run in runs}
