@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.run.status import read_status, run_state
-from pipeline.status.show import lines
+from pipeline.status.show import format_run
 from tests.support.tracking_runs import START, append_event, append_records, write_checkpoint
 
 
@@ -58,4 +58,4 @@ def test_goodput_counts_only_steps_that_stay(run_dir):
     # Twenty steps of 2.5 s in 100 s; what the first attempt computed after its save is lost and not there.
     status = read_status(run_dir)
     assert status.goodput == pytest.approx(0.5)
-    assert any("goodput 50.0 % of 100.0 s: steps 50.0 s" in line for line in lines(status, START))
+    assert any("goodput 50.0 % of 100.0 s: steps 50.0 s" in line for line in format_run(status, START))

@@ -14,7 +14,7 @@ from jobs.folder_lock import lock_folder
 from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
 from pipeline.status.command import main
-from pipeline.status.show import lines, table
+from pipeline.status.show import format_run, format_table
 from pipeline.tracking.state import TrackingState, save_state
 from tests.support import REPOSITORY
 from tests.support.tracking_runs import START, append_event, append_records
@@ -27,8 +27,8 @@ def json_train(run_dir: Path) -> dict:
 def test_one_run_and_a_table_of_runs_are_printed(run_dir, capsys):
     append_records(run_dir, range(1, 11))
     status = read_status(run_dir)
-    assert "10/100 (10 %)" in "\n".join(lines(status, START))
-    assert table([status], run_dir.parent)[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
+    assert "10/100 (10 %)" in "\n".join(format_run(status, START))
+    assert format_table([status], run_dir.parent)[1].split()[:4] == ["run", "transxnet_n", "submitted", "1"]
     assert main(runs=run_dir.parent) == 0
     listed = capsys.readouterr().out
     assert "transxnet_n" in listed

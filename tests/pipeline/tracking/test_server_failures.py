@@ -10,7 +10,7 @@ import pytest
 from jobs import Update
 from pipeline.launch.progress import Progress
 from pipeline.run.status import read_status
-from pipeline.status.show import lines, table
+from pipeline.status.show import format_run, format_table
 from pipeline.status.sync import sync_run
 from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.state import load_state
@@ -62,10 +62,10 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     assert "; they are kept in metrics.jsonl and sent when it answers\n" in said
     assert "  unsent 10" in said
     assert not tracker.close("FINISHED", timeout_s=0.5)
-    shown = "\n".join(lines(read_status(run_dir), time.time()))
+    shown = "\n".join(format_run(read_status(run_dir), time.time()))
     assert "10 steps wait for MLflow at" in shown
     assert f"to send: python -m pipeline.status --sync {run_dir}" in shown
-    assert "unsent" in table([read_status(run_dir)], tmp_path)[0]
+    assert "unsent" in format_table([read_status(run_dir)], tmp_path)[0]
     assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
     assert tracker.run_id is None
 
@@ -75,7 +75,7 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     assert "nothing was missing" in sync_run(run_dir)
     progress.show("", Update(state="COMPLETED"))
     assert "MLflow takes what is sent again; nothing was lost" in capfd.readouterr().out
-    shown = "\n".join([*lines(read_status(run_dir), time.time()), *table([read_status(run_dir)], tmp_path)])
+    shown = "\n".join([*format_run(read_status(run_dir), time.time()), *format_table([read_status(run_dir)], tmp_path)])
     assert "up to step 10\n" in shown
     assert "unsent" not in shown
     run = open_client(server.uri).get_run(load_state(run_dir).run_id)
