@@ -1,15 +1,15 @@
-"""The model as MLflow serves it. This file is copied into the registered model and run where it is loaded.
+"""The model as MLflow serves it. This file is copied into the registered model and runs where that is loaded.
 
-It needs nothing of this project but `transxnet`, which travels beside it, and reads no pickle: the weights are
-safetensors and the rest is JSON. Load it with `mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
+Of this project it needs `transxnet` alone, which is copied beside it. It reads no pickle: the weights are safetensors
+and the rest is JSON. Load it with `mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
 
 Input: one image or many, as a list, a Series, a dict of one list, or a DataFrame of one column. An image is the bytes
 of a JPEG, PNG, ... file, their base64 text, a path (not over HTTP), or pixels uint8 `[H, W, 3]`. A list of pixel arrays
-must come as a dict or Series, because MLflow makes a table of plain lists.
+must be given as a dict or Series, because MLflow turns a plain list into a table.
 Output: a DataFrame with a row for each image: `class_name`, `wnid`, `probability` and `top5`, a list of the five best.
 
 The images are prepared as in the evaluation that the registered accuracy was measured with: shorter side to
-`image_size / evaluation_crop` by Pillow's bicubic filter, centre crop, and no turning by EXIF.
+`image_size / evaluation_crop` by Pillow's bicubic filter, centre crop; the orientation in EXIF is ignored.
 """
 
 import base64
@@ -33,10 +33,10 @@ BEST = 5
 
 
 class ImageClassifier:
-    """A TransXNet that takes encoded images and answers with class names.
+    """A TransXNet that classifies encoded images.
 
     Attributes:
-        network: the `torch.nn.Module` in evaluation mode, from normalised images `[N, 3, S, S]` to logits.
+        network: the `torch.nn.Module` in evaluation mode; it maps normalised images `[N, 3, S, S]` to logits.
         card: content of the model card (`model.json`).
     """
 
@@ -61,15 +61,15 @@ class ImageClassifier:
         self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:  # noqa: ANN001
-        """Classify images; see this file's head for what goes in and comes out.
+        """Classify images; the docstring of this file describes input and output.
 
         Raises:
-            ValueError: an input that is no image, said with its position.
+            ValueError: an input is no image; the message names its position.
         """
         return self.classify(_as_list(model_input))
 
     def classify(self, images: list[Any]) -> pd.DataFrame:
-        """The same for a plain list of images, pixel arrays too."""
+        """Classify a plain list of images, which may be pixel arrays."""
         rows = []
         for start in range(0, len(images), BATCH):
             batch = [self._prepare(image, start + k) for k, image in enumerate(images[start : start + BATCH])]
@@ -78,7 +78,7 @@ class ImageClassifier:
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Class probabilities `[N, num_classes]` of normalised images `[N, 3, S, S]`."""
+        """Return class probabilities, float32 `[N, num_classes]`, of normalised images `[N, 3, S, S]`."""
         device = next(self.network.parameters()).device
         return self.network(images.to(device)).float().softmax(1)
 
@@ -91,7 +91,7 @@ class ImageClassifier:
         return {**best[0], "top5": best}
 
     def _prepare(self, source: Any, position: int) -> torch.Tensor:
-        """One image as float32 `[3, S, S]`."""
+        """Decode, resize, crop and normalise one image: float32 `[3, S, S]`."""
         try:
             image = _open(source)
         except (ValueError, OSError, Image.DecompressionBombError) as error:
@@ -112,7 +112,7 @@ class ImageClassifier:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """Images one by one, whatever they came in."""
+    """Return the images of any accepted input as a list."""
     if isinstance(images, pd.DataFrame):
         if images.shape[1] != 1:
             raise ValueError(f"one column of images is expected, the table has {list(images.columns)}")
@@ -127,10 +127,10 @@ def _as_list(images: Any) -> list[Any]:
 
 
 def _open(source: Any) -> Image.Image:
-    """An RGB image of bytes, base64 text, a path or pixels.
+    """Return the RGB image of bytes, base64 text, a path or pixels.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: `source` is none of these.
         OSError: the path cannot be read.
     """
     if isinstance(source, np.ndarray):
@@ -149,7 +149,7 @@ def _open(source: Any) -> Image.Image:
 
 
 def _read(path: str) -> bytes:
-    # Whoever may ask a server for a prediction may not thereby read its files.
+    # A client of a prediction server must not be able to read the server's files.
     if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "").lower() == "true":
         raise ValueError("text over HTTP must be the base64 of an image file")
     if not Path(path).is_file():
@@ -158,7 +158,7 @@ def _read(path: str) -> bytes:
 
 
 def _from_base64(content: bytes) -> bytes | None:
-    """Bytes of an image file that came as base64; None where it is something else."""
+    """Decode an image file in base64; return None if `content` is something else."""
     if content[:1] in (b"\xff", b"\x89") or len(content) < 16:
         return None
     try:
@@ -178,7 +178,10 @@ def _decode(content: bytes) -> Image.Image:
 
 
 class ServedClassifier(ImageClassifier, PythonModel):
-    """`predict` is inherited, because MLflow asks a method of the class itself for type hints that refuse arrays."""
+    """The class that MLflow loads.
+
+    It inherits `predict`: of a method that the class itself defines MLflow demands type hints, which refuse arrays.
+    """
 
 
 set_model(ServedClassifier())

@@ -82,9 +82,14 @@ def draw(path: Path, report: "Report", matched: "ClassMap") -> None:
     axes[1].set(title="Accuracy of each class", xlabel="classes, weakest first", ylabel="%", ylim=(0, 101))
     axes[1].legend(loc="lower right")
     counts, confidence, correct = report.bins
-    seen = counts > 0
+    has_images = counts > 0
     axes[2].plot([0, 100], [0, 100], color="tab:gray", linestyle="--", label="perfect")
-    axes[2].plot(100 * confidence[seen] / counts[seen], 100 * correct[seen] / counts[seen], "o-", label="measured")
+    axes[2].plot(
+        100 * confidence[has_images] / counts[has_images],
+        100 * correct[has_images] / counts[has_images],
+        "o-",
+        label="measured",
+    )
     axes[2].bar((np.arange(len(counts)) + 0.5) * 100 / len(counts), 100 * counts / counts.sum(), width=5, alpha=0.2)
     title = f"Calibration (error {100 * report.calibration_error:.2f} %)"
     axes[2].set(title=title, xlabel="confidence %", ylabel="accuracy %, share of images %")

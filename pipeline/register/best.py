@@ -5,7 +5,7 @@ validation split, its averaged weights are written to `export/best/` with a card
 """
 
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.weights.card import (
 )
 
 BEST_FOLDER = "best"
+logger = logging.getLogger(__name__)
 
 
 def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
@@ -76,7 +77,7 @@ def _write_weights(run_dir: Path, card: ModelCard, folder: Path) -> bool:
             network = transxnet.build(card.name, num_classes=card.num_classes, image_size=card.image_size)
         state = averaged_state(checkpoint, {name: value.shape for name, value in network.state_dict().items()})
     except (DamagedCheckpointError, ValueError) as error:
-        print(f"the best checkpoint (step {card.step}) is not registered: {error}", file=sys.stderr)
+        logger.warning("the best checkpoint (step %d) is not registered: %s", card.step, error)
         return False
     folder.mkdir(mode=0o700, exist_ok=True)
     with replacing(folder / WEIGHTS_NAME) as temporary:

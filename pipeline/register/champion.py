@@ -3,7 +3,7 @@
 The rule: `champion` moves to a new version that has a greater top-1 on the same validation data.
 
 The registry has no compare-and-set. So each process that registers a version sets the alias, reads it again, and
-repeats until it reads what the rule asks for: the last process to write has then seen the versions of all others. A
+repeats until it reads what the rule asks for: the last process to write has then read the versions of all others. A
 version has the tag `open` from its creation until its own process has done this. Versions that had the tag `settled`
 before were decided on earlier and do not compete again.
 """

@@ -1,8 +1,8 @@
 """From the weights of a run to a verified version in the MLflow registry, and to the aliases that point to it."""
 
 import dataclasses
+import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 WEIGHTS_TAG = "weights_sha256"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,7 @@ def _verify(model_uri: str, candidate: _Candidate) -> "Verification | None":
 
 
 def _warn_not_verified(card: ModelCard, reason: str) -> None:
-    print(f"{card.name} was not verified, so the champion stays: {reason}", file=sys.stderr)
+    logger.warning("%s was not verified, so the champion stays: %s", card.name, reason)
 
 
 def _ensure_registered_model(client: "MlflowClient", candidate: _Candidate) -> None:

@@ -104,16 +104,16 @@ def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
     from pipeline.tracking.client import local_database, resolve_tracking_uri
 
     configured, given = read_config(run_dir).tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
-    wanted = configured or resolve_tracking_uri(cwd)
+    default = configured or resolve_tracking_uri(cwd)
     state = load_state(run_dir)
     known = state.tracking_uri if state is not None else None
     is_unsent = state is None or state.run_id is None
-    if known is None or known == mask_secrets(wanted) or (is_unsent and (configured or given)):
-        return wanted
+    if known is None or known == mask_secrets(default) or (is_unsent and (configured or given)):
+        return default
     database = local_database(known)
     if database is not None:
-        return known if database.exists() else wanted
+        return known if database.exists() else default
     if not given:
         other = ", or, since nothing was sent there yet, to another" if is_unsent else ""
         raise InputError(f"{run_dir} is tracked in MLflow at {known}: set MLFLOW_TRACKING_URI to that address{other}")
-    return wanted
+    return default
