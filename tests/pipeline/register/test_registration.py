@@ -128,13 +128,13 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     assert all("==" in line for line in required)
 
 
-def test_a_damaged_best_checkpoint_is_skipped(home, registered, tmp_path, capsys):
+def test_a_damaged_best_checkpoint_is_skipped(home, registered, tmp_path, caplog):
     shutil.copytree(home / "runs/first", tmp_path / "run")
     damaged = tmp_path / "run/checkpoints/step_00000020/rank_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     folder, card = best_weights(tmp_path / "run")
     assert (folder, card.step) == (tmp_path / "run/export", 30)
-    assert "the best checkpoint (step 20) is not registered" in capsys.readouterr().err
+    assert "the best checkpoint (step 20) is not registered" in caplog.text
 
 
 def test_a_registered_model_loads_elsewhere_in_three_ways_with_the_recorded_top1(home, digits, registered, tmp_path):
