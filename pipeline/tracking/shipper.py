@@ -1,7 +1,7 @@
 """Sends a run's files to MLflow, in order, each record once; used by the worker beside a training and by `--sync`.
 
 Every call may be repeated after any failure: the run is looked up by its key before one is created, and metrics carry
-the time of the training, so that MLflow stores a metric that is sent twice once.
+the time of the training, so that MLflow stores a metric once although it is sent twice.
 """
 
 import contextlib
