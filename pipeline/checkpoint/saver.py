@@ -66,7 +66,7 @@ class Saver:
         now = f"{self._world.size} ranks, ZeRO stage {self._engine.stage}"
         before = f"{manifest['world_size']} ranks, ZeRO stage {manifest['zero_stage']}"
         converted = "" if now == before else f", converted from {before} to {now}"
-        self._recorder.say(f"resumed after step {checkpoint.step} from {checkpoint.path}{converted}")
+        self._recorder.log(f"resumed after step {checkpoint.step} from {checkpoint.path}{converted}")
         return checkpoint.step
 
     def is_due(self, step: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.common.atomic import file_sha256, fsync, write_text
 from pipeline.common.errors import PipelineError
+from pipeline.run.files import CHECKPOINTS, MANIFEST_NAME, step_folders, step_name
 
 SCHEMA = 1
 
@@ -50,17 +51,12 @@ def rank_file_name(rank: int) -> str:
     return f"rank_{rank:05d}.safetensors"
 
 
-def step_name(step: int) -> str:
-    """Name of a checkpoint's folder: `step_00000100`."""
-    return f"step_{step:08d}"
-
-
 class CheckpointStore:
     """The folder `RUN_DIR/checkpoints`: publishes, verifies and deletes checkpoints."""
 
     def __init__(self, run_dir: Path) -> None:
         """Use `run_dir/checkpoints`; the first rank that writes a checkpoint makes the folder."""
-        self.folder = run_dir / "checkpoints"
+        self._run_dir, self.folder = run_dir, run_dir / CHECKPOINTS
 
     def partial(self, step: int) -> Path:
         """Temporary folder where the ranks write the files of a checkpoint before it is published."""
@@ -68,8 +64,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, oldest first; they are not verified."""
-        names = sorted(p.name for p in self.folder.glob("step_*") if p.is_dir())
-        return [int(name.removeprefix("step_")) for name in names if name.removeprefix("step_").isdigit()]
+        return sorted(step_folders(self._run_dir))
 
     def remove_leftovers(self) -> None:
         """Delete the temporary folders of writers that were killed. Only the holder of the run's lock may call this."""
@@ -89,7 +84,7 @@ class CheckpointStore:
             files[rank_file_name(rank)] = {"sha256": digest, "bytes": int(size)}
             note.unlink()
         full = {"schema": SCHEMA, **manifest, "step": step, "files": files}
-        write_text(partial / "manifest.json", json.dumps(full, indent=1), durable=True)
+        write_text(partial / MANIFEST_NAME, json.dumps(full, indent=1), durable=True)
         final = self.folder / step_name(step)
         if final.exists():
             shutil.rmtree(final)
@@ -105,7 +100,7 @@ class CheckpointStore:
         """
         path = self.folder / step_name(step)
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            manifest = json.loads((path / MANIFEST_NAME).read_text())
             files = manifest["files"]
             if manifest["schema"] != SCHEMA or manifest["step"] != step:
                 raise DamagedCheckpointError(
@@ -136,7 +131,7 @@ class CheckpointStore:
         best, best_top1 = None, -1.0
         for step in steps:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                top1 = json.loads((self.folder / step_name(step) / "manifest.json").read_text())["top1"]
+                top1 = json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text())["top1"]
                 if top1 is not None and top1 >= best_top1:
                     best, best_top1 = step, top1
         for step in steps[:-keep]:

@@ -83,7 +83,7 @@ def print_error(message: str) -> None:
     print(f"error: {mask_secrets(message)}", file=sys.stderr)
 
 
-def registry() -> ConstructorRegistry:
+def help_registry() -> ConstructorRegistry:
     """Return the `registry` of `tyro.cli` that shortens `--help`: `STR` for `{None}|STR`, and no default twice.
 
     Values, `None` among them, are read as without it.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.common.console import LINE_EVERY_S, duration
+from pipeline.common.console import LINE_EVERY_S, format_remaining
 
 if TYPE_CHECKING:
     from pipeline.data.batch import Batch
@@ -33,6 +33,6 @@ def with_progress(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":
             now = time.monotonic()
             if not is_terminal and now - last_line >= LINE_EVERY_S:
                 last_line = now
-                rate = done / (now - started)
-                line = f"image {done:,}/{total:,}  images/s {rate:.0f}  remaining {duration((total - done) / rate)}"
+                remaining = format_remaining(total - done, done, now - started)
+                line = f"image {done:,}/{total:,}  images/s {done / (now - started):.0f}{remaining}"
                 print(line, file=sys.stderr, flush=True)

@@ -1,36 +1,37 @@
-"""The checks of a launch that look at what is there: the data, the weights to start from, the run's folder."""
+"""The checks of a launch: its flags, the data, the weights to start from, and the run directory."""
 
 import dataclasses
+import os
+import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from jobs import Resources
 from pipeline.common.atomic import read_json
-from pipeline.config.schema import TrainConfig
-from pipeline.launch.options import LaunchError
-from pipeline.launch.plan import Plan, PlannedRun
-from pipeline.recipes import RECIPES
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import mask_secrets
+from pipeline.config.checks import check as check_config
+from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
+from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
-from pipeline.run.files import REGISTERED_NAME
-from pipeline.run.sweep import check_folder
-from pipeline.tracking.client import TrackingError, check_model_uri
-from pipeline.tracking.state import tracking_uri_of
-from pipeline.train.schedule import build_schedule
+from pipeline.run.files import CONFIG_NAME, REGISTERED_NAME
 
 if TYPE_CHECKING:
     from sharding import Manifest
 
+_TRACKING_URI = re.compile(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://|file:|databricks|/)")
+
 
 class NotHereError(LaunchError):
-    """Data or weights that this machine does not see; where the job will run they may be there."""
+    """Data or weights that this machine does not see; the machine that runs the job may see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What both splits hold, found before anything is queued."""
+    """Size, classes and digests of both splits."""
 
     num_samples: int
     num_validation: int
@@ -39,7 +40,7 @@ class Dataset:
     validation_digest: str
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Describe the data in one line."""
         partial = "" if self.num_classes >= 1000 else f" (a model of {self.num_classes} classes is trained)"
         return (
             f"{self.num_samples:,} training and {self.num_validation:,} validation images "
@@ -47,12 +48,128 @@ class Dataset:
         )
 
 
-def check_weights(config: TrainConfig) -> None:
-    """The weights that a new run starts from are there, as far as that shows without reading them.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the checks of a run have found.
+
+    Attributes:
+        dataset: both splits.
+        total_steps: optimizer steps of the training.
+        facts: what the run's `config.json` holds beside the training.
+    """
+
+    dataset: Dataset
+    total_steps: int
+    facts: dict[str, Any]
+
+
+def check_registered_name(name: str | None) -> None:
+    """Refuse a value of `--registered-name` that MLflow does not take.
 
     Raises:
-        LaunchError: the file or folder is missing, or the registry does not know the version.
+        LaunchError: the message says which names MLflow takes.
     """
+    from pipeline.register.names import check_name
+
+    if name is not None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise LaunchError(str(error)) from None
+
+
+def refuse_slurm_flags(resources: Resources, where: str) -> None:
+    """Refuse flags that only Slurm understands: a user who gives them does not mean to train on a login node.
+
+    Args:
+        resources: as the flags say.
+        where: the chosen cluster and the reason for it, for the message.
+
+    Raises:
+        LaunchError: such a flag is given.
+    """
+    for flag in resources.slurm_only():
+        raise LaunchError(
+            f"{flag} is for Slurm, and this launch would use {where}: leave it out, or mend what keeps Slurm from "
+            "answering"
+        )
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse a value of `MLFLOW_TRACKING_URI` that is not an MLflow address; an empty one means that it is not set.
+
+    Raises:
+        LaunchError: the message shows the forms of an address.
+    """
+    if uri and not _TRACKING_URI.match(uri):
+        raise LaunchError(
+            f"MLFLOW_TRACKING_URI {mask_secrets(uri)} is not an MLflow address: write http://HOST:PORT, "
+            "sqlite:////PATH/mlflow.db or postgresql://…"
+        )
+
+
+def check_waits_for_sweep(options: LaunchOptions, cluster: str) -> None:
+    """Refuse `--no-wait` for a sweep without Slurm: the launcher itself starts each training after the previous one.
+
+    Raises:
+        LaunchError: the flags contradict each other.
+    """
+    if options.sweep and cluster != "slurm" and not options.wait:
+        raise LaunchError(
+            "--no-wait: without SLURM a sweep trains one run after the other, so the launcher has to wait: leave it out"
+        )
+
+
+def check_training(config: TrainConfig, world_size: int, member: str | None) -> None:
+    """Check the values of a training, alone and together.
+
+    Args:
+        config: the training.
+        world_size: number of ranks.
+        member: name of the run within its sweep, for the message.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    from pipeline.augment.randaugment import RandAugment
+
+    try:
+        check_config(config, world_size)
+        if config.augment.rand_augment is not None:
+            RandAugment.parse(config.augment.rand_augment)
+    except ConfigError as error:
+        raise ConfigError(f"{member}: {error}" if member else str(error)) from None
+
+
+def check_container_sees(data: DataConfig, run_dir: Path) -> None:
+    """Refuse shards outside the folders that a container mounts by default.
+
+    Raises:
+        LaunchError: the message names the flag that mounts them.
+    """
+    for flag, shards in (
+        ("--train.data.shards", data.shards),
+        ("--train.data.validation-shards", data.validation_shards),
+    ):
+        if shards is None or "://" in shards:
+            continue
+        path = Path(os.path.abspath(shards))
+        if not any(path.is_relative_to(mounted) for mounted in (Path.cwd(), run_dir)):
+            raise LaunchError(
+                f"{flag} {shards} is not seen in the container, which sees the run's folder, the code and this folder: "
+                f"give --container-mounts with all of them and {path}"
+            )
+
+
+def check_weights(config: TrainConfig) -> None:
+    """Check that the weights exist that a new run starts from, without reading them.
+
+    Raises:
+        NotHereError: the file or folder does not exist.
+        LaunchError: the registry does not know the version.
+    """
+    from pipeline.tracking.client import TrackingError, check_model_uri
+
     source = config.initialise_from
     if source is None:
         return
@@ -69,63 +186,66 @@ def check_weights(config: TrainConfig) -> None:
 
 
 def check_shards(config: TrainConfig) -> Dataset:
-    """Both splits are there and whole, with the same classes.
+    """Check that both splits are complete and have the same classes.
 
     Raises:
-        NotHereError: a folder of shards is not there.
-        LaunchError: the splits do not fit each other, a shard is not whole, or the storage does not answer.
-        ShardingError: what is missing, and the command that makes it.
+        NotHereError: a folder of shards does not exist.
+        LaunchError: the splits have different classes, a shard is incomplete, or the storage does not answer.
+        ShardingError: the message says what is missing, and which command makes it.
     """
     data = config.data
-    train = _whole_split(data.shards, data.train_split, sizes=data.on_damage == "stop")
-    validation = _whole_split(data.validation_location, data.validation_split)
-    for location, split in ((data.shards, train), (data.validation_location, validation)):
-        _check_cache(location, split, data.cache_gb)
-    ours, theirs = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
-    if ours != theirs:
-        differing = sorted(set(ours) ^ set(theirs))[:3]
+    train = _complete_split(data.shards, data.train_split, check_sizes=data.on_damage == "stop")
+    validation = _complete_split(data.validation_location, data.validation_split)
+    _check_cache(data.shards, train, data.cache_gb)
+    _check_cache(data.validation_location, validation, data.cache_gb)
+    train_classes, validation_classes = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
+    if train_classes != validation_classes:
+        differing = sorted(set(train_classes) ^ set(validation_classes))[:3]
         raise LaunchError(
-            f"the training split has {len(ours)} classes and the validation split {len(theirs)}, which differ "
-            f"(in {', '.join(differing) or 'their order'}): pack both splits from one source"
+            f"the training split has {len(train_classes)} classes and the validation split {len(validation_classes)}, "
+            f"which differ (in {', '.join(differing) or 'their order'}): pack both splits from one source"
         )
     return Dataset(
         num_samples=train.num_samples,
         num_validation=validation.num_samples,
-        num_classes=len(ours),
+        num_classes=len(train_classes),
         digest=train.digest,
         validation_digest=validation.digest,
     )
 
 
-def _whole_split(location: str, split: str, *, sizes: bool = True) -> "Manifest":
-    """The manifest of a split, with no shard missing or cut off: the training might come to it only after hours."""
-    from pipeline.common.errors import one_line
+def _complete_split(location: str, split: str, *, check_sizes: bool = True) -> "Manifest":
+    """Return the manifest of a split, and check that no shard is missing or cut off.
+
+    A training would read a damaged shard only after hours.
+    """
     from sharding import ManifestError, load_manifest
     from sharding.storage import Folder
 
     try:
         manifest = load_manifest(location, split)
-        there = {info.base_name: info.size for info in Folder.open(location).list()} if sizes else {}
+        sizes = {info.base_name: info.size for info in Folder.open(location).list()} if check_sizes else {}
     except ManifestError as error:
         if not Folder.open(location).exists():
             raise NotHereError(str(error)) from None
         raise
     except OSError as error:
         raise LaunchError(f"the shards at {location} cannot be read: {one_line(error)}") from error
-    wrong = [shard for shard in manifest.shards if sizes and there.get(shard.name) != shard.bytes]
-    if wrong:
-        found, name = there.get(wrong[0].name), wrong[0].name
-        state = "is missing" if found is None else f"has {found:,} bytes instead of {wrong[0].bytes:,}"
-        others = f", and {len(wrong) - 1} more are not whole either" if len(wrong) > 1 else ""
+    damaged = [shard for shard in manifest.shards if check_sizes and sizes.get(shard.name) != shard.bytes]
+    if damaged:
+        first = damaged[0]
+        size = sizes.get(first.name)
+        state = "is missing" if size is None else f"has {size:,} bytes instead of {first.bytes:,}"
+        others = f", and {len(damaged) - 1} more are damaged" if len(damaged) > 1 else ""
         raise LaunchError(
-            f"shard {name} of {location} {state}{others}: python -m sharding.verify --shards '{location}' names all "
-            "damage; copy or pack it again"
+            f"shard {first.name} of {location} {state}{others}: python -m sharding.verify --shards '{location}' names "
+            "all damage; copy or pack it again"
         )
     return manifest
 
 
 def _check_cache(location: str, manifest: "Manifest", cache_gb: float) -> None:
-    """Refuse a cache that a shard of a remote split does not fit into."""
+    """Refuse a cache that is smaller than the largest shard of a remote split."""
     from pyarrow.fs import LocalFileSystem
 
     from sharding import open_filesystem
@@ -137,74 +257,53 @@ def _check_cache(location: str, manifest: "Manifest", cache_gb: float) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What the checks of a run have found.
+def check_start(run_dir: Path, config: TrainConfig, registered_name: str | None) -> None:
+    """Check what does not need the data: the weights of a new run, or the MLflow run of one that is resumed.
 
-    Attributes:
-        dataset: what the data holds.
-        total_steps: of the training.
-        extra: what the run's `config.json` says beside the training.
-    """
-
-    dataset: Dataset
-    total_steps: int
-    extra: dict[str, Any]
-
-
-def check_start(plan: Plan, run: PlannedRun) -> None:
-    """What does not need the data: the weights of a new run; of one that goes on, its place in MLflow.
+    Args:
+        run_dir: folder of the run.
+        config: the training.
+        registered_name: value of `--registered-name`.
 
     Raises:
-        LaunchError: in one line.
+        LaunchError: the weights are missing, the tracking server is another one, or the model is registered already
+            under another name.
     """
-    if not (run.run_dir / "config.json").exists():
-        return check_weights(run.config)
+    from pipeline.tracking.state import tracking_uri_of
+
+    if not (run_dir / CONFIG_NAME).exists():
+        return check_weights(config)
     try:
-        tracking_uri_of(run.run_dir)
+        tracking_uri_of(run_dir)
     except ValueError as error:
         raise LaunchError(str(error)) from error
-    name, there = plan.options.registered_name, read_json(run.run_dir / REGISTERED_NAME)
-    if name is not None and there is not None and there["name"] != name:
+    registered = read_json(run_dir / REGISTERED_NAME)
+    if registered_name is not None and registered is not None and registered["name"] != registered_name:
         raise LaunchError(
-            f"--registered-name {name}: {run.run_dir} is registered as {there['name']} already; under another name: "
-            f"python -m pipeline.register {run.run_dir} --registered-name {shlex.quote(name)}"
+            f"--registered-name {registered_name}: {run_dir} is registered as {registered['name']} already; under "
+            f"another name: python -m pipeline.register {run_dir} --registered-name {shlex.quote(registered_name)}"
         )
 
 
-def check_run(plan: Plan, run: PlannedRun) -> Checked:
-    """What needs the data: the shards, the length of the training, and whether the run's folder is of the same one.
+def check_run(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> Checked:
+    """Check what needs the data: the shards, the length of the training, and that the folder is of the same training.
+
+    Args:
+        run_dir: folder of the run.
+        config: the training.
+        facts: what `config.json` will hold beside the training; what the data decide is added.
 
     Raises:
-        LaunchError, ShardingError, RunDirectoryError: in one line.
+        LaunchError: as `check_shards`.
+        ShardingError: as `check_shards`.
+        RunDirectoryError: the folder belongs to another training or cannot be used.
     """
-    dataset = check_shards(run.config)
-    total_steps = build_schedule(run.config, dataset.num_samples).total_steps
-    extra = plan.extra() | {"dataset": dataclasses.asdict(dataset), "total_steps": total_steps}
-    run_directory.check(run.run_dir, run.config, extra)
-    if extra["registered_name"] is None and (run.run_dir / "config.json").exists():
-        extra["registered_name"] = read_config(run.run_dir).registered_name
-    return Checked(dataset=dataset, total_steps=total_steps, extra=extra)
+    from pipeline.train.schedule import build_schedule
 
-
-def rehearse(plan: Plan) -> None:
-    """Make the checks of a launch for all its runs and print what they find; nothing is written.
-
-    Data and weights that this machine does not see are a warning: the cluster may.
-    """
-    if plan.options.sweep:
-        check_folder(plan.run_dir)
-    found: dict[str, TextIO] = {}
-    for run in plan.runs:
-        try:
-            check_start(plan, run)
-            own_data = RECIPES[plan.options.recipe].own_data
-            if own_data is not None and not own_data.is_packed(Path(run.config.data.shards)):
-                found[f"# data: {own_data.description}, which the launch packs"] = sys.stdout
-                continue
-            checked = check_run(plan, run)
-            found[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
-        except NotHereError as error:
-            found[f"warning: a launch from here would be refused: {error}"] = sys.stderr
-    for words, stream in found.items():
-        print(words, file=stream)
+    dataset = check_shards(config)
+    total_steps = build_schedule(config, dataset.num_samples).total_steps
+    facts = facts | {"dataset": dataclasses.asdict(dataset), "total_steps": total_steps}
+    run_directory.check(run_dir, config, facts)
+    if facts["registered_name"] is None and (run_dir / CONFIG_NAME).exists():
+        facts["registered_name"] = read_config(run_dir).registered_name
+    return Checked(dataset=dataset, total_steps=total_steps, facts=facts)

@@ -1,11 +1,10 @@
-"""`python -m pipeline.launch`: check everything, submit a training as a job, follow it, say where everything is."""
+"""The command: from the flags of a launch to its exit status."""
 
 import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import Outcome
 from pipeline.common.cli import exit_status
 from pipeline.launch.options import LaunchOptions, parse
 
@@ -14,28 +13,34 @@ if TYPE_CHECKING:
 
 
 def launch(options: LaunchOptions) -> int:
-    """Do what the options say; returns the exit status."""
-    from pipeline.launch.checks import rehearse
-    from pipeline.launch.plan import build_plan, show
-    from pipeline.launch.run import cluster_words, prepare_run, submit_run
-    from pipeline.weights.card import is_exported
+    """Do what the options say; return the exit status.
+
+    Raises:
+        PipelineError, JobError, ShardingError: the launch cannot work; the message is one line for the user.
+    """
+    from pipeline.launch.plan import build_plan
 
     plan = build_plan(options)
     if options.dry_run:
-        show(plan)
-        rehearse(plan)
+        from pipeline.launch.dry_run import print_checks, print_plan
+
+        print_plan(plan)
+        print_checks(plan)
         return 0
     if options.sweep:
         from pipeline.launch.sweep import launch_sweep
 
         return launch_sweep(plan)
+    from pipeline.launch.run import describe_cluster, prepare_run, submit_run
+    from pipeline.weights.card import is_exported
+
     (run,) = plan.runs
     checked = prepare_run(plan, run)
     print(checked.dataset)
     if is_exported(run.run_dir):
-        print("this run has reached its end before; nothing is trained")
+        print("this run is finished already; nothing is trained")
         return conclude(run.run_dir)
-    print(cluster_words(plan))
+    print(describe_cluster(plan))
     submission = submit_run(plan, run)
     print(f"job {submission.job_id}; everything of this run is in {run.run_dir}")
     if not options.wait:
@@ -44,37 +49,39 @@ def launch(options: LaunchOptions) -> int:
     return follow(submission, run.run_dir, checked.total_steps)
 
 
-def conclude(run_dir: Path) -> int:
-    """Register a run that was exported and is not registered yet, and say where everything is.
-
-    Its job may have had no time left for that, or no way to the server.
-    """
-    from pipeline.launch.closing import closing_words
-    from pipeline.run.files import is_registered
-
-    if not is_registered(run_dir):
-        from pipeline.register.registration import register_or_explain
-
-        register_or_explain(run_dir)
-    print(closing_words(run_dir, Outcome.FINISHED))
-    return 0 if is_registered(run_dir) else 1
-
-
 def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
-    """Show the job's progress to its end and say what came of it; returns the exit status."""
-    from pipeline.launch.closing import closing_words
+    """Show the job's progress to its end and print the result; return the exit status."""
+    from jobs import Outcome
+    from pipeline.launch.closing import describe_end
     from pipeline.launch.progress import Progress
 
     with contextlib.closing(Progress({"": run_dir}, total_steps)) as progress:
         outcome = submission.wait(poll_s=1.0, on_update=lambda update: progress.show("", update))
     if outcome is Outcome.FINISHED:
         return conclude(run_dir)
-    print(closing_words(run_dir, outcome))
+    print(describe_end(run_dir, outcome))
     if outcome is Outcome.FAILED:
         print(f"error: {submission.failure()}", file=sys.stderr)
     return 0 if outcome is Outcome.DETACHED else 1
 
 
+def conclude(run_dir: Path) -> int:
+    """Register a finished run unless it is registered, and print the result; return the exit status.
+
+    The job registers its model itself, but may have had no time left for it, or no way to the server.
+    """
+    from jobs import Outcome
+    from pipeline.launch.closing import describe_end
+    from pipeline.run.files import is_registered
+
+    if not is_registered(run_dir):
+        from pipeline.register.registration import register_or_explain
+
+        register_or_explain(run_dir)
+    print(describe_end(run_dir, Outcome.FINISHED))
+    return 0 if is_registered(run_dir) else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command `python -m pipeline.launch`; an error that is the user's to mend is one line and status 2."""
+    """Run `python -m pipeline.launch`; an error that the user can mend is one line and exit status 2."""
     return exit_status(lambda: launch(parse(sys.argv[1:] if arguments is None else arguments)), on_error=2)

@@ -7,20 +7,19 @@ from typing import Annotated, Literal
 import tyro
 
 from jobs import Resources
-from pipeline.common.cli import registry
+from pipeline.common.cli import help_registry
 from pipeline.common.errors import PipelineError
 from pipeline.config.schema import TrainConfig
 from pipeline.config.sweep import refuse_contradictions
-from pipeline.recipes import RECIPES
+from pipeline.recipes import RECIPES, ClusterChoice, RecipeName
 
-Recipe = Literal["demo", "tiny", "small", "base", "base_384"]
-Cluster = Literal["auto", "slurm", "local", "debug"]
-LISTS = ("--slurm", "--setup", "--sweep")
-"""Flags that take several values, in one go or one at a time."""
+DEFAULT_RECIPE = "tiny"
+LIST_FLAGS = ("--slurm", "--setup", "--sweep")
+"""Flags that take several values, at once or by being repeated."""
 
 
 class LaunchError(PipelineError, ValueError):
-    """A launch that cannot work; the message is for the user."""
+    """A launch that cannot work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +32,9 @@ class LaunchOptions:
     - the defaults of another recipe: `python -m pipeline.launch --recipe base --help`
     """
 
-    recipe: Recipe = "tiny"
+    recipe: RecipeName = DEFAULT_RECIPE
     """which training; everything below --train. starts from its values"""
-    cluster: Cluster = "auto"
+    cluster: ClusterChoice = "auto"
     """where: auto takes SLURM when sinfo answers, else this machine; the demo stays here unless told"""
     resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
     run_dir: str | None = None
@@ -55,39 +54,36 @@ class LaunchOptions:
 
 
 def parse(arguments: list[str]) -> LaunchOptions:
-    """Flags over the recipe's values. Exits with status 2 and a message that names the right flags on a wrong one.
+    """Read the flags; those that are not given have the recipe's values.
+
+    A wrong flag exits with status 2 and a message that names the right ones.
 
     Raises:
-        LaunchError: a recipe that does not exist.
-        ConfigError: a sweep and a flag that contradict each other.
+        LaunchError: the recipe does not exist.
+        ConfigError: a field is swept and given as a flag too.
     """
     name = _recipe_name(arguments)
     recipe = RECIPES[name]
-    default = LaunchOptions(
-        recipe=name,  # pyright: ignore[reportArgumentType]
-        cluster=recipe.cluster,
-        resources=recipe.resources,
-        train=recipe.train(),
-    )
+    default = LaunchOptions(recipe=name, cluster=recipe.cluster, resources=recipe.resources, train=recipe.train())
     options = tyro.cli(
         LaunchOptions,
-        args=_gathered(arguments),
+        args=_join_lists(arguments),
         default=default,
         prog="python -m pipeline.launch",
-        registry=registry(),
+        registry=help_registry(),
     )
     refuse_contradictions(options.sweep, arguments)
     return options
 
 
-def _gathered(arguments: list[str]) -> list[str]:
-    """The arguments with the values of each repeated list together: the parser would keep the last alone."""
+def _join_lists(arguments: list[str]) -> list[str]:
+    """Put all values of a repeated list flag behind one flag: the parser would keep those of the last alone."""
     others: list[str] = []
     lists: dict[str, list[str]] = {}
     values: list[str] = others
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if flag in LISTS:
+        if flag in LIST_FLAGS:
             values = lists.setdefault(flag, [])
             if equals:
                 values.append(value)
@@ -95,19 +91,20 @@ def _gathered(arguments: list[str]) -> list[str]:
             if argument.startswith("-"):
                 values = others
             values.append(argument)
-    return [*others, *(word for flag, words in lists.items() for word in (flag, *words))]
+    return [*others, *(argument for flag, given in lists.items() for argument in (flag, *given))]
 
 
 def _recipe_name(arguments: list[str]) -> str:
-    if sum(word.partition("=")[0] == "--recipe" for word in arguments) > 1:
+    """Return the value of `--recipe`, which decides the defaults of all other flags."""
+    if sum(argument.partition("=")[0] == "--recipe" for argument in arguments) > 1:
         raise LaunchError("--recipe is given twice: leave one of them out")
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag, _, value = here.partition("=")
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, value = argument.partition("=")
         if flag == "--recipe":
-            wanted = value or following
-            if wanted not in RECIPES:
-                near = difflib.get_close_matches(wanted, RECIPES, n=1)
+            name = value or following
+            if name not in RECIPES:
+                near = difflib.get_close_matches(name, RECIPES, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise LaunchError(f"--recipe {wanted} does not exist; there are: {', '.join(RECIPES)}{hint}")
-            return wanted
-    return "tiny"
+                raise LaunchError(f"--recipe {name} does not exist; there are: {', '.join(RECIPES)}{hint}")
+            return name
+    return DEFAULT_RECIPE

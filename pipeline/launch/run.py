@@ -1,4 +1,4 @@
-"""One training of a launch: its folder, its job, and how far it has come."""
+"""One training of a launch: prepare its folder, submit its job."""
 
 import sys
 from pathlib import Path
@@ -10,21 +10,27 @@ from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.code_state import keep_changes
-from pipeline.run.time_to_save import Needs, warnings
+from pipeline.run.files import LOGS
+from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 from pipeline.train.job_task import TrainTask
 
 
 def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
-    """Check everything, make the run's folder, warn of what was measured in it."""
-    check_start(plan, run)
+    """Make all checks, write the run's folder, and warn if a job of it would have too little time to save.
+
+    Raises:
+        LaunchError, ShardingError, RunDirectoryError: as `check_start` and `check_run`.
+    """
+    check_start(run.run_dir, run.config, plan.options.registered_name)
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None:
         own_data.pack(Path(run.config.data.shards))
-    checked = check_run(plan, run)
-    run_directory.prepare(run.run_dir, run.config, checked.extra)
+    checked = check_run(run.run_dir, run.config, plan.run_facts())
+    run_directory.prepare(run.run_dir, run.config, checked.facts)
     keep_changes(PROJECT_ROOT, run.run_dir)
-    for words in warnings(Needs.of_run(run.run_dir), find_notices(plan.cluster, plan.resources)):
-        print(f"warning: {words}", file=sys.stderr)
+    notices = find_notices(plan.cluster, plan.resources)
+    for warning in describe_short_notices(TimeToSave.of_run(run.run_dir), notices):
+        print(f"warning: {warning}", file=sys.stderr)
     return checked
 
 
@@ -33,7 +39,7 @@ def submit_run(plan: Plan, run: PlannedRun) -> Submission:
     return submit(
         TrainTask(run.run_dir),
         cluster=plan.cluster,
-        folder=run.run_dir / "submitit",
+        folder=run.run_dir / LOGS,
         resources=plan.resources,
         name=plan.name,
         code=plan.code(copy=True),
@@ -41,9 +47,10 @@ def submit_run(plan: Plan, run: PlannedRun) -> Submission:
     )
 
 
-def cluster_words(plan: Plan) -> str:
-    """Where the processes will run, and how many."""
+def describe_cluster(plan: Plan) -> str:
+    """Describe where the processes of a run will run, and their number."""
     count = plan.resources.world_size
     processes = f"{count} process{'es' if count > 1 else ''}"
-    processes = describe_local(plan.resources) if plan.cluster == "local" else processes
+    if plan.cluster == "local":
+        processes = describe_local(plan.resources)
     return f"cluster: {plan.cluster} ({plan.why}); {processes}"

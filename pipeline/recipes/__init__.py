@@ -1,10 +1,12 @@
-"""Named trainings: `RECIPES` has each by the name that `--recipe` takes."""
+"""Named trainings: `RECIPES` holds each by the name that `--recipe` takes."""
+
+from typing import TYPE_CHECKING, Literal
 
 from jobs import Resources
 from pipeline.recipes import digits, imagenet
-from pipeline.recipes.recipe import OwnData, Recipe
+from pipeline.recipes.recipe import ClusterChoice, OwnData, Recipe
 
-__all__ = ["RECIPES", "OwnData", "Recipe"]
+__all__ = ["RECIPES", "ClusterChoice", "OwnData", "Recipe", "RecipeName"]
 
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
@@ -15,3 +17,9 @@ RECIPES: dict[str, Recipe] = {
     "base": Recipe(train=imagenet.base),
     "base_384": Recipe(train=imagenet.base_384),
 }
+
+if TYPE_CHECKING:
+    RecipeName = str
+else:
+    RecipeName = Literal[tuple(RECIPES)]
+    """Values of `--recipe`, which `--help` lists."""

@@ -1,4 +1,4 @@
-"""The trainings of the paper on ImageNet-1K: TransXNet-T, -S and -B, and -B at 384 px."""
+"""The paper's trainings on ImageNet-1K: TransXNet-T, -S and -B, and -B at 384 px."""
 
 from dataclasses import replace
 
@@ -13,17 +13,26 @@ from pipeline.config.schema import (
 
 
 def tiny() -> TrainConfig:
-    """`python -m pipeline.launch --nodes 4 --gpus-per-node 8`: TransXNet-T by upstream's recipe. Reported: 81.6 %."""
+    """TransXNet-T by upstream's recipe. Reported: 81.6 % top-1.
+
+    `python -m pipeline.launch --nodes 4 --gpus-per-node 8`
+    """
     return TrainConfig()
 
 
 def small() -> TrainConfig:
-    """`python -m pipeline.launch --recipe small --nodes 4 --gpus-per-node 8`: TransXNet-S. Reported: 83.8 % top-1."""
+    """TransXNet-S by upstream's recipe. Reported: 83.8 % top-1.
+
+    `python -m pipeline.launch --recipe small --nodes 4 --gpus-per-node 8`
+    """
     return replace(tiny(), model=ModelConfig(name="transxnet_s"), ema_decay=0.99985)
 
 
 def base() -> TrainConfig:
-    """`python -m pipeline.launch --recipe base --nodes 4 --gpus-per-node 8`: TransXNet-B. Reported: 84.6 % top-1."""
+    """TransXNet-B by upstream's recipe. Reported: 84.6 % top-1.
+
+    `python -m pipeline.launch --recipe base --nodes 4 --gpus-per-node 8`
+    """
     return replace(
         tiny(),
         model=ModelConfig(name="transxnet_b"),
@@ -35,9 +44,10 @@ def base() -> TrainConfig:
 def base_384() -> TrainConfig:
     """TransXNet-B fine-tuned at 384 px from a finished `base` run. Reported: 85.5 % top-1.
 
-    `python -m pipeline.launch --recipe base_384 --train.initialise-from runs/base --nodes 4 --gpus-per-node 8`. The
-    fine-tuning's values are not published; these are the field's usual ones (30 epochs, small constant-like rate, no
-    mixing, whole-image evaluation).
+    `python -m pipeline.launch --recipe base_384 --train.initialise-from runs/base --nodes 4 --gpus-per-node 8`
+
+    The paper does not publish the values of the fine-tuning. These are the field's usual ones: 30 epochs, a small and
+    almost constant learning rate, no mixing, evaluation on the whole image.
     """
     return replace(
         base(),

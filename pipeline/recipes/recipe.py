@@ -1,12 +1,15 @@
-"""What a recipe is: a training by name, where it runs unless told, and the data that it makes itself, if any."""
+"""The parts of a recipe: its training, its default resources, and the data that it makes itself, if any."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jobs import Resources
+from jobs import Cluster, Resources
 from pipeline.config.schema import TrainConfig
+
+ClusterChoice = Literal["auto", Cluster]
+"""Values of `--cluster`; `auto` is Slurm if it answers, else this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +17,13 @@ class OwnData:
     """A data set that a recipe makes itself, so that it needs none of the user's."""
 
     description: str
-    """What the data are, for a line such as `data: the handwritten digits, which the launch packs`."""
+    """Name of the data in a line such as `data: the handwritten digits, which the launch packs`."""
     folder: str
-    """Where the shards are made unless `--train.data.shards` names a folder; relative to the current directory."""
+    """Folder of the shards unless `--train.data.shards` names one; relative to the current directory."""
     is_packed: Callable[[Path], bool]
-    """Whether the shards of both splits are in a folder."""
+    """Whether a folder holds the shards of both splits."""
     pack: Callable[[Path], None]
-    """Pack the shards into a folder, unless they are there already."""
+    """Packs the shards into a folder unless it holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,10 @@ class Recipe:
     """A named training."""
 
     train: Callable[[], TrainConfig]
-    """Returns the full configuration; its docstring has the command and the expected result."""
+    """Returns the full configuration; its docstring states the command and the expected result."""
     resources: Resources = field(default_factory=Resources)
-    """What it asks of the cluster unless told."""
-    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
-    """Where it runs unless told."""
+    """Resources that a launch asks for by default."""
+    cluster: ClusterChoice = "auto"
+    """Cluster of a launch by default."""
     own_data: OwnData | None = None
-    """The data it makes itself; None: the user packs the data with `sharding.build`."""
+    """Data that the recipe makes itself; None: the user packs the data with `sharding.build`."""

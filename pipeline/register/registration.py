@@ -15,7 +15,7 @@ from pipeline.register.best import best_weights
 from pipeline.register.names import check_alias, check_name
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import REGISTERED_NAME, durable_step
-from pipeline.run.recorder import say
+from pipeline.run.recorder import log
 from pipeline.tracking.client import TrackingError, mlflow_session
 from pipeline.tracking.state import load_state, shipping_lock, tracking_uri_of
 from pipeline.weights.card import WEIGHTS_NAME, ModelCard
@@ -125,10 +125,10 @@ def register_or_explain(run_dir: Path) -> None:
     """Register the exported weights; if that fails, log why, and the command that registers them later."""
     try:
         version = register(run_dir)
-        say(f"registered {version.uri} with the aliases {', '.join(version.aliases)}")
+        log(f"registered {version.uri} with the aliases {', '.join(version.aliases)}")
     except Exception as error:  # the training is done and exported: no error of MLflow may make it fail
-        say(f"warning: the model is trained but not registered: {one_line(error)}")
-        say(f"register it with: python -m pipeline.register {run_dir}")
+        log(f"warning: the model is trained but not registered: {one_line(error)}")
+        log(f"register it with: python -m pipeline.register {run_dir}")
 
 
 def _mlflow_run_id(run_dir: Path) -> str:

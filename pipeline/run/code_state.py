@@ -1,6 +1,7 @@
-"""Changes of the code that no commit holds, kept beside a run from the moment of its launch.
+"""Commit and uncommitted changes of the code, as they were at the launch of a run.
 
-Taken by the launcher: on the nodes the code is a snapshot without history, and the checkout has moved on by then.
+The launcher records them: on the nodes the code is a snapshot without history, and the checkout may have changed by the
+time a job starts.
 """
 
 import subprocess
@@ -10,32 +11,23 @@ from typing import Any
 from pipeline.common.atomic import write_text
 from pipeline.common.secrets import SECRET_FILES, mask_secrets
 
+CHANGES_NAME = "uncommitted.patch"
+MAX_PATCH = 1_000_000
+"""Characters of the patch that are kept."""
+
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit of the code in `folder` and whether it was changed since; both None outside a git checkout."""
+    """Return `commit` and `dirty` (whether files were changed since) of a checkout; both None elsewhere."""
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(changed.strip())}
 
 
-CHANGES_NAME = "uncommitted.patch"
-MAX_PATCH = 1_000_000
-"""Characters that are kept."""
-
-
 def keep_changes(checkout: Path, run_dir: Path) -> None:
-    """Write the uncommitted changes of `checkout` to `run_dir`; a former launch's go where there are none now."""
+    """Write the uncommitted changes of `checkout` to `run_dir`; without any, remove those of a previous launch."""
     patch = uncommitted_changes(checkout)
     if patch:
         write_text(run_dir / CHANGES_NAME, patch, durable=True)
@@ -44,10 +36,10 @@ def keep_changes(checkout: Path, run_dir: Path) -> None:
 
 
 def uncommitted_changes(checkout: Path) -> str:
-    """The difference of a checkout to its commit; empty outside of one.
+    """Return the patch from the commit of a checkout to its files; empty elsewhere.
 
-    Files that are secrets as a whole are left out, what looks like a secret is masked, so that a masked line does not
-    apply, and the end of a long one is cut off.
+    Files that are secrets as a whole are left out. What looks like a secret is masked, so a masked line does not apply.
+    A long patch is cut off at its end.
     """
     command = ["git", "-C", str(checkout), "diff", "--no-color", "--no-ext-diff", "HEAD", "--", ":/"]
     command += [f":(top,exclude,glob,icase)**/{name}" for name in SECRET_FILES]
@@ -62,3 +54,8 @@ def uncommitted_changes(checkout: Path) -> str:
         return ""
     cut = f"\n... cut after {MAX_PATCH:,} characters\n" if len(patch) > MAX_PATCH else ""
     return mask_secrets(patch[:MAX_PATCH]) + cut
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout

@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, what it was started with, and that only one attempt writes to it at a time."""
+"""The run directory: it belongs to one user and one training, and one attempt at a time writes to it."""
 
 import fcntl
 import os
@@ -8,81 +8,56 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.atomic import write_json
+from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import TrainConfig
 from pipeline.config.serialise import difference, digest, to_dict
 from pipeline.run.code_state import git_state
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError
 
-GLANCE_S = 1.0
-"""How long somebody who only looks may hold a run's lock."""
+STATUS_LOCK_S = 1.0
+"""Seconds for which a process that only reads the status may hold a run's lock."""
 
 
-def check(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
-    """Refuse a folder that `prepare` would refuse, as far as that shows without writing.
+def check(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """Refuse a folder that `prepare` would refuse, without writing to it.
+
+    Args:
+        run_dir: the folder; it may be missing.
+        config: the training.
+        facts: as for `prepare`.
 
     Raises:
-        RunDirectoryError: it is not this user's, or belongs to another training (the difference is in the message).
+        RunDirectoryError: the folder belongs to another user or to another training (the message names the
+            differences), or cannot be read.
     """
     try:
         if not run_dir.exists():
             return
-        owner, holds = run_dir.stat().st_uid, [path.name for path in run_dir.iterdir()]
+        owner, names = run_dir.stat().st_uid, [path.name for path in run_dir.iterdir()]
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be used: {error.strerror}") from error
     if owner != os.getuid():
         raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
-    if CONFIG_NAME in holds:
-        before = read_config(run_dir)
-        differences = difference(before.train, config) + _changed_data(before, extra)
+    if CONFIG_NAME in names:
+        previous = read_config(run_dir)
+        differences = difference(previous.train, config) + _changed_data(previous, facts)
         if differences:
             raise RunDirectoryError(
                 f"--run-dir {run_dir} belongs to another training:\n  "
                 + "\n  ".join(differences)
                 + "\nrepeat its flags to resume it, or take another --run-dir"
             )
-    elif holds:
+    elif names:
         raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no {CONFIG_NAME}; take another one")
 
 
-def prepare(run_dir: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
-    """Make `run_dir` (0700) and write `config.json`, or check that the one there is of the same training.
-
-    Args:
-        run_dir: the folder; made if it is missing.
-        config: what will be trained.
-        extra: `resources`, `tracking_uri`, `dataset` and whatever else is worth keeping; of these only the digests
-            of `dataset` are compared.
-
-    Raises:
-        RunDirectoryError: the folder is not this user's, cannot be written, or belongs to another training (the
-            difference is in the message).
-    """
-    try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
-    check(run_dir, config, extra)
-    os.chmod(run_dir, 0o700)
-    content = {
-        "train": to_dict(config),
-        "digest": digest(config),
-        "git": git_state(Path(__file__).parent),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        **extra,
-    }
-    try:
-        write_json(run_dir / CONFIG_NAME, content, durable=True)
-    except OSError as error:
-        raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
-
-
-def _changed_data(before: RunConfig, extra: dict[str, Any]) -> list[str]:
+def _changed_data(previous: RunConfig, facts: dict[str, Any]) -> list[str]:
     """Return a line for each split whose images or order differ from those that the run began with."""
-    now = extra.get("dataset", {})
+    dataset = facts.get("dataset", {})
     digests = (
-        ("training", before.training_digest, now.get("digest")),
-        ("validation", before.validation_digest, now.get("validation_digest")),
+        ("training", previous.training_digest, dataset.get("digest")),
+        ("validation", previous.validation_digest, dataset.get("validation_digest")),
     )
     return [
         f"{split} shards of digest {old[:12]} -> {new[:12]}: other images or another order"
@@ -91,40 +66,73 @@ def _changed_data(before: RunConfig, extra: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flock(handle: IO[str]) -> None:
-    """Take the lock, trying again for a moment: who looks whether a run is being trained holds it as well."""
-    deadline = time.monotonic() + GLANCE_S
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(GLANCE_S / 10)
+def prepare(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """Make `run_dir` (mode 0700) and write `config.json`; a folder of the same training is kept.
+
+    Args:
+        run_dir: the folder; it may be missing.
+        config: the training.
+        facts: what `config.json` holds beside the training; the digests in `dataset` must equal the previous launch's.
+
+    Raises:
+        RunDirectoryError: as `check`, or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+    check(run_dir, config, facts)
+    os.chmod(run_dir, 0o700)
+    content = {
+        "train": to_dict(config),
+        "digest": digest(config),
+        "git": git_state(PROJECT_ROOT),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **facts,
+    }
+    try:
+        write_json(run_dir / CONFIG_NAME, content, durable=True)
+    except OSError as error:
+        raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
 
 
 def lock(run_dir: Path) -> IO[str]:
-    """Hold `run_dir` for this process until it ends, however it ends: the kernel keeps the lock.
+    """Hold `run_dir` for this process; the kernel releases the lock when the process ends, however it ends.
+
+    Returns:
+        The open lock file.
 
     Raises:
-        RunDirectoryError: another attempt holds it, or its file system has no locks.
+        RunDirectoryError: another attempt holds the lock, or the file system has no locks.
     """
-    handle = (run_dir / LOCK_NAME).open("a+")
+    file = (run_dir / LOCK_NAME).open("a+")
     try:
-        _flock(handle)
+        _flock(file)
     except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "unknown"
-        handle.close()
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
         raise RunDirectoryError(
             f"{run_dir} is being trained by another attempt ({holder}); wait for it or cancel it"
         ) from None
     except OSError as error:
-        handle.close()
+        file.close()
         raise RunDirectoryError(
             f"{run_dir} cannot be locked ({error.strerror}): its file system needs flock (Lustre: mount -o flock)"
         ) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    handle.flush()
-    return handle
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file
+
+
+def _flock(file: IO[str]) -> None:
+    """Take the lock; retry for a moment, because a process that reads the status holds the lock as well."""
+    deadline = time.monotonic() + STATUS_LOCK_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(STATUS_LOCK_S / 10)

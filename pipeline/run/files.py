@@ -1,4 +1,4 @@
-"""The files of a run that several parts read: their names, and how they are read while others write them. No torch."""
+"""The files of a run: their names, and how they are read while another process writes them. No torch."""
 
 import contextlib
 import json
@@ -8,26 +8,40 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.jsonl"
+"""Journal: one JSON object for every finished step."""
+ATTEMPTS_NAME = "attempts.jsonl"
+"""Attempt log: events of every attempt, one JSON object a line with `event`, `attempt` and `time`.
+
+`start` (finished steps, ranks, and the steps of the previous attempt that are computed again), `first_step` (where the
+start-up time went), `save` and `saved` (how long a checkpoint held up the training), `evaluate`, `back` (a return to a
+checkpoint, to skip a batch), `end` (the outcome, and where the time went)."""
+REGISTERED_NAME = "registered.json"
+"""The version that was registered last."""
+LOCK_NAME = ".lock"
+"""Lock held by the attempt that trains."""
+LOGS = "submitit"
+"""Folder of the scripts, pickles and logs of the jobs."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints."""
+MANIFEST_NAME = "manifest.json"
+"""File of a checkpoint that is written last, with the digests of the others."""
+_TAIL_BYTES = 4096
+_STEP = "step_"
+
 
 class RunDirectoryError(PipelineError, ValueError):
     """A folder that cannot be used as a run directory."""
 
 
-CONFIG_NAME = "config.json"
-METRICS_NAME = "metrics.jsonl"
-"""One JSON object for every finished step."""
-ATTEMPTS_NAME = "attempts.jsonl"
-"""Events of every attempt, one JSON object a line with `event`, `attempt` and `time`.
-
-`start` (finished steps, ranks, and what the attempt before computed in vain), `first_step` (what the start-up was spent
-on), `save` and `saved` (how long a checkpoint held the training up), `evaluate`, `back` (to a checkpoint, to skip a
-batch), `end` (outcome, and where the time went)."""
-LOCK_NAME = ".lock"
-"""Held by the attempt that trains."""
-
-
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Records of a JSON-lines file from byte `offset`, each with the offset behind it; stops at an unfinished line."""
+    """Yield the records of a JSON-lines file, each with the offset of the next; stop at an unfinished line.
+
+    Args:
+        path: file; one that does not exist has no records.
+        offset: byte to begin at.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -44,52 +58,55 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole records of the steps of a run, oldest first; a line that a kill cut short is left out."""
+    """Return the records of all finished steps, oldest first, without a last line that a kill cut short."""
     return [record for record, _ in read_records(run_dir / METRICS_NAME)]
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole events of the attempts of a run, oldest first; a line that a kill cut short is left out."""
+    """Return the events of all attempts, oldest first, without a last line that a kill cut short."""
     return [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
 
 
-def checkpoints(run_dir: Path) -> dict[int, Path]:
-    """Folders of the complete checkpoints by step, in no order."""
-    folders = (path.parent for path in run_dir.glob("checkpoints/step_*/manifest.json"))
-    steps = {folder: folder.name.removeprefix("step_") for folder in folders}
-    return {int(step): folder for folder, step in steps.items() if step.isdigit()}
-
-
-def durable_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint, -1 without one."""
-    return max(checkpoints(run_dir), default=-1)
-
-
-REGISTERED_NAME = "registered.json"
-"""In the run's folder: the version that was registered last."""
-
-
-def is_registered(run_dir: Path) -> bool:
-    """Whether the model is in the registry."""
-    return (run_dir / REGISTERED_NAME).exists()
-
-
-TAIL_BYTES = 4096
-
-
 def newest_record(run_dir: Path) -> dict[str, Any] | None:
-    """The last whole record of the journal, from its last bytes alone."""
+    """Return the newest record of the journal, read from its last bytes alone; None if there is none."""
     return next(recent_records(run_dir), None)
 
 
 def recent_records(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the last whole records of the journal, newest first, from its last bytes alone."""
+    """Yield the newest records of the journal, newest first, read from its last bytes alone."""
     try:
         with (run_dir / METRICS_NAME).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return
     for line in reversed(lines[:-1]):
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def step_name(step: int) -> str:
+    """Return the name of a checkpoint's folder: `step_00000100`."""
+    return f"{_STEP}{step:08d}"
+
+
+def step_folders(run_dir: Path) -> dict[int, Path]:
+    """Return the folders of the published checkpoints by step, in no order."""
+    folders = (path for path in (run_dir / CHECKPOINTS).glob(f"{_STEP}*") if path.is_dir())
+    steps = {folder: folder.name.removeprefix(_STEP) for folder in folders}
+    return {int(step): folder for folder, step in steps.items() if step.isdigit()}
+
+
+def checkpoints(run_dir: Path) -> dict[int, Path]:
+    """Return the folders of the complete checkpoints by step, in no order."""
+    return {step: folder for step, folder in step_folders(run_dir).items() if (folder / MANIFEST_NAME).exists()}
+
+
+def durable_step(run_dir: Path) -> int:
+    """Return the step of the newest complete checkpoint, or -1."""
+    return max(checkpoints(run_dir), default=-1)
+
+
+def is_registered(run_dir: Path) -> bool:
+    """Whether the run's model was registered."""
+    return (run_dir / REGISTERED_NAME).exists()

@@ -1,8 +1,8 @@
-"""Where the time of a run went: steps that count, and what stood between them. Read from the run's own files.
+"""Goodput: the share of a run's time that went into steps which count, and where the rest went.
 
-Everything comes from two files: `metrics.jsonl` has the seconds of each step that counts and the share that waited for
-data; `attempts.jsonl` has an attempt's begin, its first step, every save and evaluation, its end, and, written by the
-attempt that resumed, what the one before had computed in vain.
+Two files of the run give it. `metrics.jsonl` has the seconds of each step that counts, and the share of them
+that waited for data. `attempts.jsonl` has the start of each attempt, its first step, every save and evaluation, and its
+end. An attempt that resumes also writes which steps of the previous attempt it computes again.
 """
 
 import time
@@ -14,34 +14,34 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSpent:
-    """Seconds of an attempt, or of a run over all its attempts; the parts add up to `wall`."""
+    """Seconds of an attempt, or of a run with all its attempts; the parts add up to `wall`."""
 
     wall: float = 0.0
-    """From the start of the first process to the last sign of life."""
+    """From the start of the first process to the last record or event."""
     productive: float = 0.0
     """Steps that count, without their wait for data."""
     data_wait: float = 0.0
     """Waiting for the samples of steps that count."""
     restart: float = 0.0
-    """From the start of a process to its first step: imports, ranks, index, network, checkpoint."""
+    """From the start of a process to its first step: imports, process group, index, network, checkpoint."""
     save: float = 0.0
-    """Steps held up by a checkpoint: the snapshot, and waiting for the write of the one before or of the last."""
+    """Steps held up by a checkpoint: its snapshot, and the wait for a previous or the last checkpoint to be written."""
     evaluation: float = 0.0
     """Evaluating on the validation split."""
     lost: float = 0.0
-    """Steps after the newest checkpoint of an attempt that was killed: computed, and computed again."""
+    """Steps after the newest checkpoint of an attempt that was killed, which the next attempt computed again."""
     down: float = 0.0
-    """Between two attempts: the queue, or nobody launching."""
+    """Between two attempts: in the queue, or not launched."""
     other: float = 0.0
-    """The rest: records, the export, registration, the time until a hanging rank is given up."""
+    """The rest: records, the export, the registration, the time-out for a hanging rank."""
 
     @property
     def goodput(self) -> float:
         """Productive time over wall time, in [0, 1]."""
         return min(1.0, self.productive / self.wall) if self.wall > 0 else 0.0
 
-    def words(self) -> str:
-        """One line: the goodput, then every part that is not nothing, the largest first."""
+    def describe(self) -> str:
+        """Describe it in one line: the goodput, then every part of at least 0.05 s, the largest first."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("wall", "productive")}
         shown = sorted(((v, n) for n, v in parts.items() if v >= 0.05), reverse=True)
         rest = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for value, name in shown)
@@ -50,22 +50,22 @@ class TimeSpent:
         )
 
     def rounded(self) -> dict[str, float]:
-        """The fields as a record, to the millisecond."""
+        """Return the fields, rounded to milliseconds."""
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
     @classmethod
-    def together(cls, parts: Iterable[Self]) -> Self:
-        """The sum of several."""
+    def total(cls, parts: Iterable[Self]) -> Self:
+        """Return the sum, field by field."""
         parts = list(parts)
         return cls(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(cls)})
 
 
 def attempts_spent(events: Iterable[dict[str, Any]], records: Iterable[dict[str, Any]]) -> dict[int, TimeSpent]:
-    """Time spent by each attempt, by its number.
+    """Return the time of each attempt by its number.
 
     Args:
-        events: of `attempts.jsonl`, in the order of the file.
-        records: of `metrics.jsonl`.
+        events: events of `attempts.jsonl`, in the order of the file.
+        records: records of `metrics.jsonl`.
     """
     by_attempt: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
@@ -77,7 +77,7 @@ def attempts_spent(events: Iterable[dict[str, Any]], records: Iterable[dict[str,
     for number, mine in by_attempt.items():
         for event in mine:
             if event.get("lost_s"):
-                # A resumed attempt says what it dropped; its forerunner had computed it.
+                # A resumed attempt records the steps that it drops; the previous attempt had computed them.
                 lost[number - 1 if event["event"] == "start" else number].append(event)
     return {
         number: _spent(by_attempt[number], steps[number], lost[number])
@@ -86,19 +86,19 @@ def attempts_spent(events: Iterable[dict[str, Any]], records: Iterable[dict[str,
 
 
 def run_spent(events: Iterable[dict[str, Any]], records: Iterable[dict[str, Any]]) -> TimeSpent:
-    """Time spent by a whole run, the gaps between its attempts included; all zero where nothing is known."""
+    """Return the time of a whole run, with the gaps between its attempts; all zero without events and records."""
     events, records = list(events), list(records)
     attempts = attempts_spent(events, records)
     if not attempts:
         return TimeSpent()
-    total = TimeSpent.together(attempts.values())
+    total = TimeSpent.total(attempts.values())
     seen = [e["time"] for e in [*events, *records]] + [e["began"] for e in events if "began" in e]
     down = max(0.0, max(seen) - min(seen) - total.wall)
     return TimeSpent(**asdict(total) | {"down": down, "wall": total.wall + down})
 
 
 def _spent(events: list[dict[str, Any]], records: list[dict[str, Any]], lost: list[dict[str, Any]]) -> TimeSpent:
-    """One attempt's. A clock that goes backwards makes parts vanish, never negative."""
+    """Return the time of one attempt; a clock that goes backwards makes parts zero, never negative."""
     seconds = sum(float(r.get("step_s", 0)) for r in records)
     waited = sum(float(r.get("step_s", 0)) * float(r.get("data_wait", 0)) for r in records)
     times = [e["time"] for e in [*events, *records]]
@@ -117,17 +117,17 @@ def _spent(events: list[dict[str, Any]], records: list[dict[str, Any]], lost: li
 
 
 class StartUp:
-    """A stopwatch over this process's start; the parts are in seconds and their sum is the whole."""
+    """Stopwatch of this process's start-up, in parts."""
 
     def __init__(self) -> None:
-        """Take what has passed since the process began as the first part, `launch`."""
+        """Start with a first part, `launch`: the time since the process began."""
         import psutil
 
         self.began = psutil.Process().create_time()
-        """Unix seconds."""
+        """Start of the process, in unix seconds."""
         self._last = time.monotonic()
         self.parts: dict[str, float] = {"launch": max(0.0, time.time() - self.began)}
-        """Seconds by name, in the order in which they began."""
+        """Seconds of each part, in order."""
 
     def lap(self, part: str) -> None:
         """Add the time since the last call to `part`."""
@@ -137,10 +137,10 @@ class StartUp:
 
     @property
     def seconds(self) -> float:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
-    def words(self) -> str:
-        """One line for the log: `first step 9.3 s after the start of the process (launch 0.5, imports 3.1, …)`."""
+    def describe(self) -> str:
+        """Describe it in one line: `first step 9.3 s after the start of the process (launch 0.5, imports 3.1, …)`."""
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.parts.items())
         return f"first step {self.seconds:.1f} s after the start of the process ({parts})"

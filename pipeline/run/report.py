@@ -1,4 +1,4 @@
-"""A run on one page: a picture of its curves and its time, and a Markdown report, in `RUN_DIR/report/`."""
+"""The report of a run in `RUN_DIR/report/`: a Markdown page, and a picture of its curves and its time."""
 
 import statistics
 import time
@@ -17,9 +17,9 @@ FOLDER = "report"
 PICTURE_NAME = "training.png"
 REPORT_NAME = "report.md"
 POINTS = 2000
-"""Most points that a curve is drawn with."""
+"""Greatest number of points of a curve, approximately."""
 SMOOTH = 50
-"""Windows that the smoothed loss has along a curve."""
+"""Number of windows whose means are the smoothed loss."""
 _UNITS = ((3600, "hours"), (60, "minutes"))
 _COLOURS = {
     "finished": "tab:green",
@@ -29,7 +29,7 @@ _COLOURS = {
     "failed": "tab:red",
     "killed": "tab:red",
 }
-_USES = {
+_PARTS = {
     "productive": "tab:green",
     "data_wait": "tab:olive",
     "restart": "tab:cyan",
@@ -39,15 +39,15 @@ _USES = {
     "down": "lightgray",
     "other": "tab:gray",
 }
-"""Where time goes (`TimeSpent`), in the order of the band."""
+"""Colour of each field of `TimeSpent`, in the order in which they are drawn."""
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write the picture and the report of a run as it stands; returns their folder.
+    """Write the page and the picture of a run as it stands; return their folder.
 
     Raises:
-        ValueError: the folder is no run.
-        OSError: it cannot be written.
+        RunDirectoryError: the folder is no run directory.
+        OSError: the report cannot be written.
     """
     status = read_status(run_dir)
     records = read_metrics(run_dir)
@@ -63,7 +63,7 @@ def write_report(run_dir: Path) -> Path:
 def markdown(
     status: RunStatus, records: list[dict[str, Any]], config: RunConfig, spent: Mapping[int, TimeSpent]
 ) -> str:
-    """The report's text: what was trained, what came of it, attempt by attempt, and how to use it."""
+    """Return the page: what was trained, the result, the attempts, and how to use the model."""
     fields = config.train_fields
     last = records[-1] if records else {}
     evaluated = [record for record in records if "eval_top1" in record]
@@ -83,7 +83,7 @@ def markdown(
         "code": config.git_commit or "unknown",
         "configuration": (config.digest or "unknown")[:16],
     }
-    # MLflow's viewer cuts a table after twelve rows, shows an empty head as a row, and no picture.
+    # MLflow's viewer cuts a table after twelve rows, shows an empty header as a row, and shows no picture.
     table, settings = ("\n".join(f"| {name} | {value} |" for name, value in part.items()) for part in (rows, setup))
     attempts = "\n".join(
         f"| {span.number} | {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(span.started))} | "
@@ -93,7 +93,7 @@ def markdown(
     )
     reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
-    went = f"The time went to: {status.spent.words()}.\n\n" if status.goodput is not None else ""
+    went = f"The time went to: {status.spent.describe()}.\n\n" if status.goodput is not None else ""
     picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
     uri = status.registered["uri"] if status.registered else f"models:/{config.registry_name}@champion"
     server = f'mlflow.set_tracking_uri("{config.tracking_uri}")\n' if config.tracking_uri else ""
@@ -125,7 +125,7 @@ model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability
 
 
 def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, Any]]) -> None:
-    """Loss, accuracy, learning rate and throughput over steps, and attempts, saves and goodput over time."""
+    """Draw loss, accuracy, learning rate and throughput over steps, and attempts, saves and goodput over time."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -171,33 +171,34 @@ def _goodput(spent: TimeSpent | None) -> str:
 
 
 def _outcome(span: AttemptSpan, status: RunStatus) -> str:
-    """How an attempt ended; one that cannot say so was killed."""
+    """Return the outcome of an attempt; one without a recorded outcome runs or was killed."""
     if span.outcome is not None:
         return span.outcome
     return "running" if span is status.attempts[-1] and status.state == "running" else "killed"
 
 
 def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[str, Any]]) -> None:
-    """The band of attempts over wall time: how each ended, what of it was lost, and where it saved."""
+    """Draw the attempts over wall time with their outcomes, lost steps and saves, and below them the sums."""
     if not status.attempts:
         return
     begin, end = status.attempts[0].started, status.attempts[-1].ended
-    unit, name = next(((size, word) for size, word in _UNITS if end - begin > 2 * size), (1, "seconds"))
+    unit, name = next(((size, unit_name) for size, unit_name in _UNITS if end - begin > 2 * size), (1, "seconds"))
     for span in status.attempts:
         outcome = _outcome(span, status)
         colour = _COLOURS.get(outcome, "tab:gray")
         left = (span.started - begin) / unit
         width = max(span.ended - span.started, (end - begin) / 500) / unit
         axis.barh(0, width, left=left, color=colour, edgecolor="white")
-        # What an attempt did after its last step that counts was computed again, or never finished.
+        # Steps of an attempt after its last one that counts were computed again, or never finished.
         kept = max((record["time"] for record in records if record.get("attempt") == span.number), default=span.started)
         if outcome not in ("finished", "running") and span.ended > kept:
             lost = {"color": "none", "edgecolor": "white", "hatch": "////"}
             axis.barh(0, (span.ended - kept) / unit, left=(kept - begin) / unit, **lost)
         if span.ended - span.started > (end - begin) / 12:
             box = {"facecolor": colour, "edgecolor": "none", "pad": 2}
-            words = f"{span.number}: {outcome}"
-            axis.text(left + width / 2, 0, words, ha="center", va="center", color="white", bbox=box)
+            axis.text(
+                left + width / 2, 0, f"{span.number}: {outcome}", ha="center", va="center", color="white", bbox=box
+            )
     saves = [event["time"] for event in read_events(run_dir) if event.get("event") == "save"]
     axis.plot([(at - begin) / unit for at in saves], [0.55] * len(saves), "v", color="black", markersize=5)
     preempted = sum(_outcome(span, status) == "interrupted" for span in status.attempts)
@@ -206,14 +207,14 @@ def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[s
     title += [] if status.goodput is None else [f"goodput {100 * status.goodput:.0f} % of the time"]
     axis.set_title(", ".join([*title, "hatched: lost"]), loc="left")
     left = 0.0
-    for part, colour in _USES.items():
+    for part, colour in _PARTS.items():
         seconds = getattr(status.spent, part)
         if seconds > 0.002 * status.spent.wall:
             label = f"{part.replace('_', ' ')} {100 * seconds / status.spent.wall:.1f} %"
             axis.barh(-1, seconds / unit, left=left / unit, height=0.4, color=colour, label=label)
             left += seconds
     if left:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_USES), frameon=False, fontsize=9)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_PARTS), frameon=False, fontsize=9)
     axis.set_yticks([0, -1], ["attempts", "sums"])
     axis.set(xlabel=f"{name} since the first start", ylim=(-1.4, 0.75))
     axis.margins(x=0.01)

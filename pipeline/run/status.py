@@ -1,4 +1,4 @@
-"""How a run stands, from its own files: no server, no cluster command, no torch."""
+"""State and progress of a run, from its own files: no server, no cluster command, no torch."""
 
 import fcntl
 import time
@@ -11,6 +11,8 @@ from pipeline.run.config import read_config
 from pipeline.run.files import (
     CONFIG_NAME,
     LOCK_NAME,
+    LOGS,
+    MANIFEST_NAME,
     REGISTERED_NAME,
     checkpoints,
     read_events,
@@ -20,30 +22,30 @@ from pipeline.run.goodput import TimeSpent, run_spent
 from pipeline.run.sweep import FILE_NAME as SWEEP_NAME
 
 RECENT = 50
-"""Steps that the present rate is measured over."""
+"""Number of newest steps over which the present rate is measured."""
 State = Literal["submitted", "running", "finished", "interrupted", "cancelled", "failed", "killed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptSpan:
-    """One attempt of a run, from its start to its end or its last sign of life."""
+    """One attempt of a run, from its start to its end or its last record."""
 
     number: int
     started: float
     """Unix seconds."""
     ended: float
-    """Unix seconds; for a killed attempt the last thing it wrote."""
+    """Unix seconds; for a killed attempt the time of its last record or event."""
     outcome: str | None
-    """As it said itself; None: it runs, or was killed."""
+    """Outcome that the attempt recorded; None: it still runs, or was killed."""
     first_step: int
-    """Steps that were finished when it began."""
+    """Finished steps at its start."""
     world_size: int
-    """Ranks."""
+    """Number of ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run at a moment. Times are unix seconds, fractions in [0, 1]; None is unknown."""
+    """A run at one moment. Times are unix seconds, fractions are in [0, 1], and None is unknown."""
 
     run_dir: Path
     model: str
@@ -58,25 +60,25 @@ class RunStatus:
     checkpoint_step: int | None
     checkpoint_time: float | None
     spent: TimeSpent
-    """Where the time since the first start went; all zero before it."""
+    """Where the time since the first start has gone; all zero before it."""
     registered: dict[str, Any] | None
     logs: Path
 
     @property
     def goodput(self) -> float | None:
-        """Share of the time since the first start that went into steps which count; None before the first step."""
+        """Share of the time since the first start that steps which count have taken; None before the first step."""
         return self.spent.goodput if self.spent.productive else None
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Run directories directly below a folder, and those of the sweeps there, oldest first."""
+    """Return the run directories in a folder and in the sweeps there, oldest first."""
     sweeps = [path.parent for path in (*root.glob(SWEEP_NAME), *root.glob(f"*/{SWEEP_NAME}"))]
     runs = {path.parent for folder in (root, *sweeps) for path in folder.glob(f"*/{CONFIG_NAME}")}
     return sorted(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime)
 
 
 def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
-    """Look at a run.
+    """Read how a run stands.
 
     Raises:
         RunDirectoryError: the folder is no run directory.
@@ -93,7 +95,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     kept = checkpoints(run_dir)
     saved = max(kept, default=-1)
     evaluated = next((record["eval_top1"] for record in reversed(records) if "eval_top1" in record), None)
-    manifest = kept.get(saved, run_dir) / "manifest.json"
+    manifest = kept.get(saved, run_dir) / MANIFEST_NAME
     return RunStatus(
         run_dir=run_dir,
         model=config.model_name,
@@ -114,7 +116,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
 
 
 def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptSpan]:
-    """The attempts of a run in order; where the book of attempts is missing, as the records tell."""
+    """Return the attempts of a run in order; without an attempt log, the records of the steps tell them."""
     spans: dict[int, AttemptSpan] = {}
     events = read_events(run_dir)
     for event in sorted([*events, *records], key=lambda entry: entry["time"]):
@@ -140,7 +142,7 @@ def _until(span: AttemptSpan, ended: float, outcome: str | None = None) -> Attem
 
 
 def _rate(records: list[dict[str, Any]]) -> float | None:
-    """Steps a second over the last steps of the last attempt, evaluations and saves included."""
+    """Return the steps a second of the newest attempt, over its newest steps with their evaluations and saves."""
     recent = records[-RECENT:]
     recent = [record for record in recent if record.get("attempt") == recent[-1].get("attempt")]
     if len(recent) < 2:
@@ -150,7 +152,7 @@ def _rate(records: list[dict[str, Any]]) -> float | None:
 
 
 def run_state(run_dir: Path) -> State:
-    """What a run is at, from its lock and its book of attempts."""
+    """Return the state of a run, from its lock and its attempt log."""
     events = read_events(run_dir)
     lock = run_dir / LOCK_NAME
     last = events[-1] if events else {}
@@ -165,7 +167,7 @@ def run_state(run_dir: Path) -> State:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether an attempt holds the run; asks without writing."""
+    """Whether an attempt holds the run's lock; nothing is written."""
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -177,6 +179,6 @@ def _is_locked(path: Path) -> bool:
 
 
 def _logs(run_dir: Path) -> Path:
-    """Where the job writes: the run's own folder, or that of the sweep it belongs to."""
-    own = run_dir / "submitit"
+    """Return the folder of the job's logs: below the run, or below the sweep that it belongs to."""
+    own = run_dir / LOGS
     return Path((read_json(own / "submission.json") or {}).get("folder", own))

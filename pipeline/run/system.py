@@ -1,6 +1,6 @@
-"""What a node's processors, memory, network and GPUs do during a training: `RUN_DIR/system/node_K.jsonl`.
+"""Use of a node's processors, memory, network and GPUs during a training: `RUN_DIR/system/node_K.jsonl`.
 
-A file, as the metrics of the steps: it needs no server, and is forwarded when one answers.
+The samples go to a file, as the metrics of the steps do: it needs no server, and is sent to MLflow when one answers.
 """
 
 import contextlib
@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any, Self
 
 FOLDER = "system"
-EVERY_S, LATER_EVERY_S = 10.0, 60.0
-"""Between two samples in the first ten minutes, and afterwards."""
-CLOSE_LOOK_S = 600.0
+FIRST_EVERY_S = 10.0
+"""Seconds between two samples in the first `FIRST_S`."""
+FIRST_S = 600.0
+EVERY_S = 60.0
+"""Seconds between two samples afterwards."""
 MIB_IN_GB = 2**20 / 1e9
 """nvidia-smi counts memory in MiB."""
 GPU_FIELDS = ("utilization.gpu", "memory.used", "power.draw", "temperature.gpu")
+GPU_NAMES = ("percent", "memory_gb", "power_w", "temperature_c")
+"""Names of these fields in a sample."""
 
 
 class SystemMonitor:
-    """Samples this node from a thread until `stop`; one for each node (its local rank 0)."""
+    """Samples this node from a thread until `stop`; one process of each node runs it."""
 
     def __init__(self, run_dir: Path, node: int) -> None:
         self._path = run_dir / FOLDER / f"node_{node}.jsonl"
@@ -30,26 +34,26 @@ class SystemMonitor:
 
     @classmethod
     def start(cls, run_dir: str | Path, node: int) -> Self:
-        """Begin to sample into `RUN_DIR/system/node_NODE.jsonl`; never raises, never waits."""
+        """Start to sample into `RUN_DIR/system/node_NODE.jsonl`; never raises, never waits."""
         monitor = cls(Path(run_dir), node)
         threading.Thread(target=monitor._run, name="system-metrics", daemon=True).start()
         return monitor
 
     def stop(self) -> None:
-        """End the sampling."""
+        """Stop sampling."""
         self._stopped.set()
 
     def _run(self) -> None:
-        # A node without these numbers trains as well as one with them.
+        # A training does not depend on these numbers.
         with contextlib.suppress(Exception):
             import psutil
 
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             psutil.cpu_percent()
             began, before = time.monotonic(), psutil.net_io_counters()
-            looked = began
-            while not self._stopped.wait(EVERY_S if time.monotonic() - began < CLOSE_LOOK_S else LATER_EVERY_S):
-                now, passed, looked = psutil.net_io_counters(), time.monotonic() - looked, time.monotonic()
+            sampled = began
+            while not self._stopped.wait(FIRST_EVERY_S if time.monotonic() - began < FIRST_S else EVERY_S):
+                now, passed, sampled = psutil.net_io_counters(), time.monotonic() - sampled, time.monotonic()
                 record = {
                     "time": time.time(),
                     "cpu_percent": psutil.cpu_percent(),
@@ -65,20 +69,31 @@ class SystemMonitor:
                     file.write(json.dumps(record) + "\n")
 
 
-def gpu_sample() -> dict[str, float]:
-    """Utilisation (%), memory (GB), power (W) and temperature (degrees C) of each GPU; empty where there is none."""
+def query_gpus(*fields: str, units: bool = True) -> list[str]:
+    """Ask nvidia-smi for fields of each GPU of this node.
+
+    Args:
+        fields: names that `nvidia-smi --help-query-gpu` lists.
+        units: add their units, as in `143771 MiB`.
+
+    Returns:
+        The fields of each GPU, separated by commas; empty if there is no GPU or nvidia-smi fails.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
-        return {}
-    query = [program, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+        return []
+    query = [program, f"--query-gpu={','.join(fields)}", f"--format=csv,noheader{'' if units else ',nounits'}"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return []
+
+
+def gpu_sample() -> dict[str, float]:
+    """Return utilisation (%), memory (GB), power (W) and temperature (degrees C) of each GPU; empty without GPUs."""
     sample: dict[str, Any] = {}
-    for number, line in enumerate(lines):
-        names = ("percent", "memory_gb", "power_w", "temperature_c")
-        for name, text in zip(names, line.split(","), strict=False):
+    for number, line in enumerate(query_gpus(*GPU_FIELDS, units=False)):
+        for name, text in zip(GPU_NAMES, line.split(","), strict=False):
             with contextlib.suppress(ValueError):
                 sample[f"gpu_{number}_{name}"] = float(text) * (MIB_IN_GB if name == "memory_gb" else 1)
     return sample

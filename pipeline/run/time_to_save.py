@@ -1,4 +1,4 @@
-"""Whether a run that is asked to stop has the time to save: what it needs, as measured, against what it is told."""
+"""Whether a run that is asked to stop has enough time to save: the measured need against the given notice."""
 
 import statistics
 from collections import deque
@@ -11,33 +11,33 @@ from jobs import Notice, too_short
 from pipeline.run.files import read_events, read_metrics
 
 RECENT = 50
-"""Steps whose median counts."""
+"""Number of the newest steps whose median is taken."""
 LEAST_STEPS = 3
-"""Fewer say nothing: the first are slow."""
+"""Fewer steps are no measurement: the first ones are slow."""
 
 
 @dataclass(kw_only=True)
-class Needs:
-    """What stands between a request to stop and the saved state, in seconds; filled while a training goes on."""
+class TimeToSave:
+    """Measured seconds of everything between a request to stop and a published checkpoint."""
 
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
-    """The newest steps."""
+    """Seconds of the newest steps."""
     evaluation: float = 0.0
-    """The newest evaluation, which a request has to wait for."""
+    """Seconds of the newest evaluation, which runs to its end first."""
     save: float | None = None
-    """The newest save, from its start to the published checkpoint."""
+    """Seconds of the newest save, from its start to the published checkpoint; None before the first one."""
 
     @classmethod
     def of_run(cls, run_dir: Path) -> Self:
-        """As the attempts of a run have measured it so far."""
-        needs = cls()
-        needs.steps.extend(r["step_s"] for r in read_metrics(run_dir) if "step_s" in r)
+        """Return what the attempts of a run have measured so far."""
+        measured = cls()
+        measured.steps.extend(r["step_s"] for r in read_metrics(run_dir) if "step_s" in r)
         for event in read_events(run_dir):
-            needs.note(str(event.get("event")), float(event.get("seconds", 0.0)))
-        return needs
+            measured.note(str(event.get("event")), float(event.get("seconds", 0.0)))
+        return measured
 
     def note(self, event: str, seconds: float) -> None:
-        """Take in an event of the book of attempts."""
+        """Keep the time of an event of the attempt log, if it is an evaluation or a save."""
         if event == "evaluate":
             self.evaluation = seconds
         elif event == "saved":
@@ -45,19 +45,19 @@ class Needs:
 
     @property
     def seconds(self) -> float | None:
-        """All of it together; None before it was measured."""
+        """Sum of a step, an evaluation and a save; None until steps and a save were measured."""
         if self.save is None or len(self.steps) < LEAST_STEPS:
             return None
         return statistics.median(self.steps) + self.evaluation + self.save
 
 
-def warnings(needs: Needs, known: Sequence[Notice]) -> list[str]:
-    """A sentence for each notice that is too short; none before anything was measured."""
-    seconds = needs.seconds
-    if seconds is None or needs.save is None:
+def describe_short_notices(need: TimeToSave, notices: Sequence[Notice]) -> list[str]:
+    """Return a sentence for each notice that is too short; none before the need was measured."""
+    seconds = need.seconds
+    if seconds is None or need.save is None:
         return []
-    parts = [f"a step of {statistics.median(needs.steps):.1f} s"]
-    if needs.evaluation:
-        parts.append(f"an evaluation of {needs.evaluation:.1f} s")
-    need = f"asked to stop, this run needs up to {seconds:.0f} s ({', '.join(parts)} and a save of {needs.save:.1f} s)"
-    return [f"{need}, but {notice.describe_shortage(seconds)}" for notice in too_short(known, seconds)]
+    parts = [f"a step of {statistics.median(need.steps):.1f} s"]
+    if need.evaluation:
+        parts.append(f"an evaluation of {need.evaluation:.1f} s")
+    needed = f"asked to stop, this run needs up to {seconds:.0f} s ({', '.join(parts)} and a save of {need.save:.1f} s)"
+    return [f"{needed}, but {notice.describe_shortage(seconds)}" for notice in too_short(notices, seconds)]

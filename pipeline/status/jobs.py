@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jobs import JobError, Submission, attach, is_running_locally
+from pipeline.run.files import LOGS
 from pipeline.run.status import RunStatus
 
 OVER = ("finished", "failed", "cancelled")
@@ -41,7 +42,7 @@ class Jobs:
         return self._looked[run_dir]
 
     def _ask(self, run_dir: Path) -> tuple[str | None, bool]:
-        folder = run_dir / "submitit"
+        folder = run_dir / LOGS
         if run_dir not in self._submissions:
             self._submissions[run_dir] = attach(folder)
         submission = self._submissions[run_dir]

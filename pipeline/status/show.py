@@ -39,7 +39,7 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
     else:
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
-        rows["time"] = status.spent.words()
+        rows["time"] = status.spent.describe()
     rows["tracking"] = _tracking(status, now)
     if status.registered:
         rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"

@@ -73,7 +73,7 @@ class Training:
         # What one rank sees of a shared file system another may not see yet: rank 0 decides.
         self._is_new = bool(broadcast_from_main(not store.steps()))
         if config.initialise_from is not None and self._is_new:
-            recorder.say(initialise_on_all_ranks(model, config.initialise_from, world))
+            recorder.log(initialise_on_all_ranks(model, config.initialise_from, world))
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
@@ -174,7 +174,7 @@ class Training:
         saver.finish()
         self._track()
         if step < total:
-            self.recorder.say(f"asked to stop: saved step {saver.durable_step} of {total}")
+            self.recorder.log(f"asked to stop: saved step {saver.durable_step} of {total}")
         elif saver.durable_step < total:
             raise TrainingError(
                 f"the last step is computed but could not be saved ({saver.problem}): make room there; the same "
@@ -197,7 +197,7 @@ class Training:
         began = time.monotonic()
         result = self.evaluate(self.ema)
         self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
-        self.recorder.say(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
+        self.recorder.log(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
         return {"eval_top1": result.top1, "eval_top5": result.top5, "eval_loss": result.loss}
 
     def _skipped(self) -> set[int]:

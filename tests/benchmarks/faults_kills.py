@@ -104,4 +104,4 @@ def kills(bench: Bench, wanted: int, steps: int) -> None:
         times = tally.all_ranks + tally.one_rank
         bench.add(f"kill -9 {moment}", times, outcome, run, steps, tally.recomputed, tally.seconds)
     spent = run_spent(read_events(run), read_metrics(run))
-    bench.notes.append(f"All {wanted} kills are of one run of {steps} steps: {spent.words()}.")
+    bench.notes.append(f"All {wanted} kills are of one run of {steps} steps: {spent.describe()}.")

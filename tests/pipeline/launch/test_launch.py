@@ -9,11 +9,11 @@ import pytest
 import jobs
 from jobs import Outcome
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.checks import check_shards
-from pipeline.launch.closing import closing_words
+from pipeline.launch.checks import check_shards, check_tracking_uri
+from pipeline.launch.closing import describe_end
 from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
-from pipeline.launch.plan import PACKAGES, build_plan, check_tracking_uri
+from pipeline.launch.plan import PACKAGES, build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.run.config import read_config
 from pipeline.run.directory import prepare
@@ -33,7 +33,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
     flags += ["--slurm", "exclusive=true"]
     assert main([*flags, "--sweep", "train.optimizer.lr=1e-3,2e-3", "--run-dir", "sweep", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    code = jobs.settle(REPOSITORY, PACKAGES, work / "sweep" / "code", copy=False)
+    code = jobs.take_snapshot(REPOSITORY, PACKAGES, work / "sweep" / "code", copy=False)
     for words in (
         "#SBATCH --array=0-1%2\n",
         "#SBATCH --gpus-per-node=2\n",
@@ -54,7 +54,10 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
     [
         (["--no-wait", "--sweep", "train.seed=1,2"], "without SLURM a sweep trains one run after the other"),
         (["--sweep", "train.global-batch-size=32,33"], "global_batch_size=33: global_batch_size 33 is not divisible"),
-        (["--cluster", "local", "--partition", "gpu"], "--partition is for Slurm, and this would be --cluster local"),
+        (
+            ["--cluster", "local", "--partition", "gpu"],
+            "--partition is for Slurm, and this launch would use",
+        ),
         (["--recipe", "tiny"], "--recipe is given twice"),
         (
             ["--cluster", "slurm", "--dry-run", "--container-image", "a.sqsh", "--train.data.shards", "/data/shards"],
@@ -80,7 +83,7 @@ def test_a_registered_run_without_an_alias_is_named_by_its_version(tmp_path):
     prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:///runs/mlflow.db"})
     version = {"name": "transxnet_n", "version": "3", "aliases": []}
     (tmp_path / "registered.json").write_text(json.dumps(version))
-    words = closing_words(tmp_path, Outcome.FINISHED)
+    words = describe_end(tmp_path, Outcome.FINISHED)
     assert "models:/transxnet_n/3 (no alias)" in words
     assert 'load_model("models:/transxnet_n/3")' in words
 
@@ -106,7 +109,7 @@ def test_a_run_keeps_its_registered_name(tmp_path):
 
 def test_an_invalid_tracking_uri_is_refused():
     for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
-        with pytest.raises(LaunchError, match="is no address of MLflow's"):
+        with pytest.raises(LaunchError, match="is not an MLflow address"):
             check_tracking_uri(uri)
     for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
         check_tracking_uri(uri)

@@ -43,7 +43,7 @@ def test_the_parts_of_a_runs_time_add_up():
     assert whole.goodput == pytest.approx(6 / 120)
     parts = {name: value for name, value in whole.rounded().items() if name != "wall"}
     assert sum(parts.values()) == whole.wall
-    assert whole.words().startswith("goodput 5.0 % of 120.0 s: steps 6.0 s, down 75.0 s, restart 20.0 s")
+    assert whole.describe().startswith("goodput 5.0 % of 120.0 s: steps 6.0 s, down 75.0 s, restart 20.0 s")
 
 
 def test_a_clock_that_goes_backwards_gives_no_negative_time():

@@ -8,7 +8,7 @@ import pytest
 from jobs import Notice
 from pipeline.engine.distributed import World
 from pipeline.run.recorder import Recorder
-from pipeline.run.time_to_save import Needs, warnings
+from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 
 WORDS = "asked to stop, this run needs up to 45 s (a step of 2.0 s, an evaluation of 3.0 s and a save of 40.0 s), but "
 
@@ -49,7 +49,7 @@ def test_an_attempt_warns_once_of_each_notice_too_short_to_save(tmp_path, world,
 
 def test_the_next_launch_reads_the_measured_times(tmp_path, world, monkeypatch):
     monkeypatch.delenv("JOB_NOTICES", raising=False)
-    assert warnings(Needs.of_run(tmp_path), [Notice(seconds=1)]) == []
+    assert describe_short_notices(TimeToSave.of_run(tmp_path), [Notice(seconds=1)]) == []
     train(tmp_path, world)
-    assert Needs.of_run(tmp_path).seconds == pytest.approx(45.0)
-    assert len(warnings(Needs.of_run(tmp_path), [Notice(seconds=44), Notice(seconds=45)])) == 1
+    assert TimeToSave.of_run(tmp_path).seconds == pytest.approx(45.0)
+    assert len(describe_short_notices(TimeToSave.of_run(tmp_path), [Notice(seconds=44), Notice(seconds=45)])) == 1

@@ -118,7 +118,7 @@ def test_every_evaluation_renews_the_report_while_the_training_runs(tmp_path, mo
 
 
 def test_each_node_has_its_own_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking_system, "EVERY_S", 0.05)
+    monkeypatch.setattr(tracking_system, "FIRST_EVERY_S", 0.05)
     uri = new_store(tmp_path)
     run_dir, _ = new_run(tmp_path, uri)
     monitors = [tracking_system.SystemMonitor.start(run_dir, node) for node in (0, 1)]

@@ -1,0 +1,63 @@
+"""`--dry-run`: print what a launch would submit, and make its checks, without writing anything."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.common.secrets import mask_secrets
+from pipeline.engine.deepspeed_config import deepspeed_config
+from pipeline.launch.checks import NotHereError, check_run, check_start
+from pipeline.launch.plan import Plan
+from pipeline.recipes import RECIPES
+from pipeline.run.files import CONFIG_NAME
+from pipeline.run.sweep import check_folder
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the sbatch script, and the configuration and the DeepSpeed JSON of each run."""
+    from jobs import dry_run
+
+    print(f"# cluster: {plan.cluster} ({plan.why})\n")
+    script = dry_run(
+        cluster=plan.cluster,
+        folder=plan.logs,
+        resources=plan.resources,
+        name=plan.name,
+        code=plan.code(copy=False),
+        elements=len(plan.runs),
+    )
+    print(mask_secrets(script))
+    for run in plan.runs:
+        print(f"# {run.run_dir / CONFIG_NAME}")
+        content = {"train": dataclasses.asdict(run.config), **plan.run_facts()}
+        print(mask_secrets(json.dumps(content, indent=1)))
+        print("\n# DeepSpeed")
+        print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
+
+
+def print_checks(plan: Plan) -> None:
+    """Make the checks of a launch for all its runs, and print what they find.
+
+    Data and weights that this machine does not see are a warning: the machine that runs the job may see them.
+
+    Raises:
+        PipelineError, ShardingError: a launch would be refused.
+    """
+    if plan.options.sweep:
+        check_folder(plan.run_dir)
+    own_data = RECIPES[plan.options.recipe].own_data
+    lines: dict[str, TextIO] = {}
+    for run in plan.runs:
+        try:
+            check_start(run.run_dir, run.config, plan.options.registered_name)
+            if own_data is not None and not own_data.is_packed(Path(run.config.data.shards)):
+                lines[f"# data: {own_data.description}, which the launch packs"] = sys.stdout
+                continue
+            checked = check_run(run.run_dir, run.config, plan.run_facts())
+            lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
+        except NotHereError as error:
+            lines[f"warning: a launch from here would be refused: {error}"] = sys.stderr
+    for line, stream in lines.items():
+        print(line, file=stream)
