@@ -15,11 +15,10 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from sharding.errors import ImageError
+from sharding.jpeg_header import JPEG_START, JpegHeader, JpegHeaderError, Segment, read_jpeg_header
 
 if TYPE_CHECKING:
     from PIL import Image
-# ImageNet's largest image has 61 million pixels. The limit bounds the memory of one decode to about 400 MB.
-MAX_PIXELS = 1 << 26
 # Slightly more than the bytes of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
 # Smaller than MAX_PIXELS, because Pillow holds several copies of an image in memory.
@@ -34,7 +33,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _CONVERTED_QUALITY = 95
 _APP1 = 0xE1
 _END_OF_IMAGE = b"\xff\xd9"
-_START_OF_SCAN = 0xDA
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _NOT_UPRIGHT = range(2, 9)  # values of the tag; 1 is upright, and some cameras write 0
@@ -79,24 +77,37 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     """
     if not data:
         raise ImageError("the file is empty")
-    if data[:3] != b"\xff\xd8\xff":
+    if not data.startswith(JPEG_START):
         return _shrink(_convert(data), policy)
+    header = check_jpeg_header(data)
+    if header.oddity is not None:
+        return _shrink(_convert_odd_jpeg(data, header), policy)
     try:
-        header = simplejpeg.decode_jpeg_header(data)
+        colorspace = simplejpeg.decode_jpeg_header(data)[2]
     except ValueError:
         return _shrink(_convert(data), policy)
-    height, width, colorspace = int(header[0]), int(header[1]), header[2]
-    _check_pixels(width, height)
     if colorspace in ("CMYK", "YCCK"):
         return _shrink(_convert(data), policy)
     oddity = None
-    cleaned = _without_broken_exif(data)
+    cleaned = _without_broken_exif(data, header)
     if cleaned is not data:
         data, oddity = cleaned, "broken EXIF"
-    packed = PackedImage(data, width, height, oddity)
-    if policy.shorter_side is not None and min(width, height) > policy.shorter_side:
+    packed = PackedImage(data, header.width, header.height, oddity)
+    if policy.shorter_side is not None and min(header.width, header.height) > policy.shorter_side:
         return _shrink(packed, policy)
     return _check_whole(packed) if policy.decode_check else packed
+
+
+def check_jpeg_header(data: bytes) -> JpegHeader:
+    """Read the header of a JPEG.
+
+    Raises:
+        ImageError: the header is damaged, or the image has too many pixels.
+    """
+    try:
+        return read_jpeg_header(data)
+    except JpegHeaderError as error:
+        raise ImageError(f"not a readable image: {error}") from error
 
 
 @contextlib.contextmanager
@@ -113,11 +124,6 @@ def resize_in_one_thread(policy: ImagePolicy) -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(threads)
-
-
-def _check_pixels(width: int, height: int, allowed: int = MAX_PIXELS) -> None:
-    if width * height > allowed:
-        raise ImageError(f"{width} x {height} pixels are more than the {allowed:,} allowed")
 
 
 def _check_whole(image: PackedImage) -> PackedImage:
@@ -189,6 +195,19 @@ def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
+def _convert_odd_jpeg(data: bytes, header: JpegHeader) -> PackedImage:
+    """Convert a JPEG whose header names an oddity, such as a lossless one, by Pillow.
+
+    Raises:
+        ImageError: Pillow cannot read the image.
+    """
+    try:
+        packed = _convert(data)
+    except ImageError as error:
+        raise ImageError(f"{header.oddity}: {error}") from error
+    return packed._replace(oddity=", ".join(filter(None, (header.oddity, _orientation_note(data)))))
+
+
 def _convert(data: bytes) -> PackedImage:
     """Convert an image that is not an RGB or grey JPEG into an RGB JPEG, by Pillow.
 
@@ -197,11 +216,21 @@ def _convert(data: bytes) -> PackedImage:
     """
     from PIL import Image, UnidentifiedImageError
 
+    header = check_jpeg_header(data) if data.startswith(JPEG_START) else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_pixels(*image.size, _MAX_CONVERTED_PIXELS)
+                width, height = image.size
+                if width * height > _MAX_CONVERTED_PIXELS:
+                    raise ImageError(
+                        f"{width} x {height} pixels are more than the {_MAX_CONVERTED_PIXELS:,} allowed for a "
+                        "conversion to an RGB JPEG"
+                    )
+                if header is not None and image.size != (header.width, header.height):
+                    raise ImageError(
+                        f"Pillow reads {width} x {height} pixels, the header gives {header.width} x {header.height}"
+                    )
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
                 oddity = ", ".join(filter(None, (oddity, _describe_orientation(image))))
                 pixels = np.asarray(_flatten(image))
@@ -236,43 +265,36 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _without_broken_exif(data: bytes) -> bytes:
+def _without_broken_exif(data: bytes, header: JpegHeader) -> bytes:
     """Cut the EXIF segments that cannot be parsed out of a JPEG; pixels do not change.
 
     Returns:
         The JPEG without these segments; `data` itself if there are none.
     """
-    broken = [(start, end) for start, end in _exif_segments(data) if not _is_exif(data[start + 10 : end])]
+    broken = [
+        segment for segment in _exif_segments(data, header) if not _is_exif(data[segment.start + 10 : segment.end])
+    ]
     if not broken:
         return data
     kept, position = [], 0
-    for start, end in broken:
-        kept.append(data[position:start])
-        position = end
+    for segment in broken:
+        kept.append(data[position : segment.start])
+        position = segment.end
     return b"".join([*kept, data[position:]])
 
 
-def _exif_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The positions of the EXIF segments of a JPEG: the first byte of the marker, and the byte after the segment."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker == _START_OF_SCAN:
-            return
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        if marker == _APP1 and data[position + 4 : position + 10] == _EXIF:
-            yield position, end
-        position = end
+def _exif_segments(data: bytes, header: JpegHeader) -> Iterator[Segment]:
+    """The EXIF segments of a JPEG."""
+    for segment in header.segments:
+        if segment.marker == _APP1 and data[segment.start + 4 : segment.start + 10] == _EXIF:
+            yield segment
 
 
 def _orientation_note(data: bytes) -> str | None:
     """Describe the EXIF orientation that re-encoding a JPEG drops; None if the image is upright."""
     from PIL import Image
 
-    if not any(True for _ in _exif_segments(data)):
+    if not any(_exif_segments(data, read_jpeg_header(data))):
         return None
     with contextlib.suppress(OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")

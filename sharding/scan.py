@@ -14,7 +14,8 @@ import pyarrow as pa
 import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
-from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, pack_image
+from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, check_jpeg_header, pack_image
+from sharding.jpeg_header import JPEG_START
 from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
@@ -193,7 +194,7 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
 
     Raises:
         SourceError: the image or the label is missing or contradicts another field.
-        ImageError: the image is damaged.
+        ImageError: the image is damaged, or a JPEG of a kind that only the build can rewrite.
     """
     if sample.image is None:
         raise SourceError(f"no image among its fields ({', '.join(sample.fields)})")
@@ -208,6 +209,10 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         raise SourceError(f"label {label} is not from 0 to {MAX_CLASSES - 1:,}")
     if description.get("label", label) != label:
         raise SourceError(f"KEY.cls says label {label}, KEY.json {description['label']}")
+    if sample.data.startswith(JPEG_START) and (oddity := check_jpeg_header(sample.data).oddity):
+        raise ImageError(
+            f"{oddity}: trainings read baseline and progressive JPEGs of 8 bits. Rewrite it as one of these."
+        )
     packed = pack_image(sample.data, policy)
     row = {
         "key": sample.key,

@@ -236,3 +236,11 @@ def write_parquet(
                 table, root / "data" / f"{split}-{number:05d}-of-00002.parquet", row_group_size=row_group_size
             )
     return root
+
+
+def lossless_jpeg(width: int = 64, height: int = 64) -> bytes:
+    """A valid lossless JPEG (SOF3), which Pillow cannot write: grey, all pixels 128."""
+    frame = b"\xff\xc3\x00\x0b\x08" + height.to_bytes(2) + width.to_bytes(2) + b"\x01\x01\x11\x00"
+    table = b"\xff\xc4\x00\x14\x00\x01" + bytes(15) + b"\x00"  # the code 0 for a difference of 0
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x00\x00"
+    return b"\xff\xd8" + frame + table + scan + bytes(width * height // 8) + b"\xff\xd9"

@@ -12,7 +12,8 @@ from PIL import Image
 from sharding import (
     ImageError,
 )
-from sharding.images import MAX_PIXELS, ImagePolicy, pack_image, resize_pixels
+from sharding.images import ImagePolicy, pack_image, resize_pixels
+from sharding.jpeg_header import MAX_PIXELS
 from tests.sharding.synthetic import (
     encode,
     photograph,
