@@ -231,8 +231,14 @@ def _convert(data: bytes) -> PackedImage:
                     raise ImageError(
                         f"Pillow reads {width} x {height} pixels, the header gives {header.width} x {header.height}"
                     )
+                image.verify()  # compares the checksums of a PNG, which loading does not
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                orientation = _describe_orientation(image) if image.format == "TIFF" else None  # `load` removes it
+                # Before all else: other methods of Pillow load the image too, and an image loads without an error if
+                # the error of an earlier attempt was ignored.
+                image.load()
                 oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
-                oddity = ", ".join(filter(None, (oddity, _describe_orientation(image))))
+                oddity = ", ".join(filter(None, (oddity, orientation or _describe_orientation(image))))
                 pixels = np.asarray(_flatten(image))
     except ImageError:
         raise

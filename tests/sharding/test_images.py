@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -134,8 +135,6 @@ def huge_png() -> bytes:
     """A PNG of 10,000 x 10,000 pixels in a hundred bytes."""
     data = bytearray(encode(Image.new("L", (1, 1)), "PNG"))
     data[16:24] = struct.pack(">II", 10_000, 10_000)
-    import zlib
-
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     return bytes(data)
 
@@ -169,6 +168,36 @@ def corrupt(data: bytes) -> bytes:
 def test_unreadable_images_are_refused_with_the_reason(data: bytes, reason: str):
     with pytest.raises(ImageError, match=reason):
         pack_image(data, PLAIN)
+
+
+@pytest.mark.parametrize("tenth", range(1, 10))
+def test_a_png_with_a_changed_byte_in_its_data_is_refused(tenth: int):
+    pixels = np.add.outer(np.arange(100), np.arange(120))[:, :, None] + np.random.default_rng(0).integers(
+        0, 36, (100, 120, 3)
+    )
+    data = bytearray(encode(Image.fromarray(pixels.astype(np.uint8)), "PNG"))
+    assert pack_image(bytes(data), PLAIN).oddity == "PNG"
+    data[len(data) * tenth // 10] ^= 0xFF
+    with pytest.raises(ImageError, match="not a readable image"):
+        pack_image(bytes(data), PLAIN)
+
+
+def test_a_png_whose_pixels_end_early_is_refused():
+    """Its checksums fit: the software that wrote it stopped in the middle and closed the file properly."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(pixels), "PNG")
+    start = whole.index(b"IDAT")
+    content = b"IDAT" + whole[start + 4 : start + 4000]
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    with pytest.raises(ImageError, match="not a readable image"):
+        pack_image(whole[: start - 4] + chunk + whole[-12:], PLAIN)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_images_without_their_last_part_are_refused(form: str):
+    data = encode(Image.open(io.BytesIO(photograph(5, 400, 300))), form)
+    with pytest.raises(ImageError):
+        pack_image(data[: len(data) * 9 // 10], PLAIN)
 
 
 def test_without_decode_check_only_the_header_is_read():
