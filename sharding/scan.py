@@ -79,13 +79,18 @@ class _Sample:
 
 
 class _Stream:
-    """Reads a stream forward by position and computes the SHA-256 of all bytes that it has read."""
+    """Reads a shard forward by position and computes the SHA-256 of all bytes that it has read."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, folder: Folder, name: str) -> None:
         self.stream, self.position, self.sha256 = stream, 0, hashlib.sha256()
+        self.folder, self.name = folder, name
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Read `size` bytes at `offset`, which must not lie before bytes already read."""
+        """Read `size` bytes at `offset`; open the shard once more if they lie before bytes already read."""
+        if offset < self.position:
+            with self.folder.open_input(self.name) as opened:
+                opened.seek(offset)
+                return opened.read(size)
         while self.position < offset and self._take(min(_CHUNK, offset - self.position)):
             pass
         return self._take(size)
@@ -120,7 +125,7 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
     rows, faults, classes = [], [], {}
     keys: set[str] = set()
     with folder.open_stream(name) as opened:
-        stream = _Stream(opened)
+        stream = _Stream(opened, folder, name)
         try:
             for sample in _iter_samples(stream, size, name):
                 if sample.key in keys:

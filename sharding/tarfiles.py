@@ -5,6 +5,7 @@ Members are never extracted: the name of a member is only text, never a path to 
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,23 @@ _LONGEST_RECORD = 1 << 20
 _LONGEST_HEADER = 1 << 20
 MAX_NAME = 100  # bytes of a name in a USTAR header without a prefix
 END = bytes(2 * BLOCK)
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Folders, also of GNU tar's incremental archives, and GNU tar's name of the whole archive.
+_WITHOUT_FILE = (tarfile.DIRTYPE, b"D", b"V")
+_REFUSED = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
 _NOT_UTF8 = "backslashreplace"  # error handler for names: they appear in keys, messages and the index
 
 
@@ -56,11 +74,11 @@ def padding(size: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive.
+    """A file in an archive.
 
     Attributes:
         name: its name in the archive.
-        offset: position of its first byte in the file that is read.
+        offset: position of its first byte in the file that is read; of a hard link, the position of its target's.
         size: its size in bytes.
     """
 
@@ -70,7 +88,10 @@ class Member:
 
 
 def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, archive: str) -> Iterator[Member]:
-    """Iterate over the regular files in the tar archive that occupies the bytes [start, end) of a file.
+    """Iterate over the files in the tar archive that occupies the bytes [start, end) of a file.
+
+    A hard link, which tar makes of a repeated file, is a file with the bytes of its target. Folders have no bytes and
+    are skipped. All other members are refused, because they would be missing from the result.
 
     Args:
         read_at: `read_at(offset, size)` returns the bytes at a position, fewer at the end of the file.
@@ -79,10 +100,11 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
         archive: name of the archive, for messages.
 
     Raises:
-        SourceError: the archive is truncated, damaged or no tar.
+        SourceError: the archive is truncated, damaged or no tar, or holds a member that is no file.
     """
     position = start
-    long_name: str | None = None
+    files: dict[str, Member] = {}
+    extended: dict[str, str] = {}  # values for the next member, by the keyword of a pax header
     last = "its start"  # the last member read, for messages
     while True:
         block = read_at(position, BLOCK)
@@ -96,10 +118,11 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
                 read_at, start, position, end, f"{archive} is truncated: at byte {position - start:,}, after {last}"
             )
             return
-        plain = _plain_file(block) if long_name is None else None
+        plain = _plain_file(block) if not extended else None
         if plain is not None and position + BLOCK + plain[1] <= end:
             last, size = plain
-            yield Member(last, position + BLOCK, size)
+            files[last] = member = Member(last, position + BLOCK, size)
+            yield member
             position += BLOCK + size + -size % BLOCK
             continue
         try:
@@ -111,26 +134,58 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
         content = position + BLOCK
         if info.size < 0:
             raise SourceError(f"{archive} is damaged at byte {position - start:,} (a size below 0), after {last}")
+        if info.type == tarfile.LNKTYPE:
+            info.size = 0  # some software writes the size of the target, whose bytes do not follow
+        elif extended.get("size", "").isdecimal() and info.type not in _EXTENDED:
+            info.size = int(extended["size"][:20])
         position = content + info.size + -info.size % BLOCK
         if content + info.size > end:
             raise SourceError(
                 f"{archive} is truncated: {info.name} needs {info.size:,} bytes, "
                 f"{max(0, end - content):,} are left. Fetch it again."
             )
-        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        if info.type in _EXTENDED:
             where = f"{archive} is damaged: the extended header after {last}"
             if info.size > _LONGEST_HEADER:
                 raise SourceError(f"{where} has {info.size:,} bytes, more than the {_LONGEST_HEADER:,} allowed")
             records = read_at(content, info.size)
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = records.rstrip(b"\0").decode("utf-8", _NOT_UTF8)
+            if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+                keyword = "path" if info.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
+                extended[keyword] = records.rstrip(b"\0").decode("utf-8", _NOT_UTF8)
             else:
-                long_name = _pax_path(records, where) or long_name
+                extended |= _pax_records(records, where)
             continue
-        name, long_name = long_name or info.name, None
-        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not name.endswith("/"):
-            last = name
-            yield Member(name, content, info.size)
+        name = extended.get("path", info.name)
+        target = extended.get("linkpath", info.linkname)
+        is_sparse = any(keyword.startswith("GNU.sparse.") for keyword in extended)
+        name = extended.get("GNU.sparse.name", name)
+        extended = {}
+        if info.type in _WITHOUT_FILE or (info.type in _FILES and name.endswith("/")):
+            continue
+        last = name
+        if info.type == tarfile.LNKTYPE:
+            found = _find_file(files, target)
+            if found is None:
+                raise SourceError(f"{archive}: {name} is a hard link to {target!r}, which is not before it")
+            member = Member(name, found.offset, found.size)
+        elif info.type not in _FILES or is_sparse:
+            kind = "a sparse file" if is_sparse else _REFUSED.get(info.type, f"of the unknown type {info.type!r}")
+            raise SourceError(
+                f"{archive}: {name} is {kind}, whose content is not in one piece in the archive. Pack the files "
+                "themselves: tar --dereference, without --sparse."
+            )
+        else:
+            member = Member(name, content, info.size)
+        files[name] = member
+        yield member
+
+
+def _find_file(files: dict[str, Member], target: str) -> Member | None:
+    """Find the file to which a hard link points: its name may differ in parts such as `./`."""
+    if target in files:
+        return files[target]
+    path = posixpath.normpath(target)
+    return next((files[name] for name in reversed(files) if posixpath.normpath(name) == path), None)
 
 
 def _check_end(read_at: Callable[[int, int], bytes], start: int, position: int, end: int, where: str) -> None:
@@ -170,18 +225,23 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     return name, size
 
 
-def _pax_path(records: bytes, where: str) -> str | None:
-    """Read the `path` record of a pax header; None where there is none.
+def _pax_records(content: bytes, where: str) -> dict[str, str]:
+    """Read the records of a pax header: values by keyword.
+
+    Args:
+        content: content of the header.
+        where: beginning of messages.
 
     Raises:
         SourceError: a record does not begin with its length.
     """
-    while records:
-        length, _, _ = records.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length[:20]) <= len(records):
+    records = {}
+    while content:
+        length, _, _ = content.partition(b" ")
+        if not length.isdigit() or not len(length) < int(length[:20]) <= len(content):
             raise SourceError(f"{where} holds a record of length {length[:20]!r}")
-        record, records = records[: int(length)], records[int(length) :]
+        record, content = content[: int(length)], content[int(length) :]
         keyword, _, value = record[len(length) + 1 :].partition(b"=")
-        if keyword == b"path":
-            return value.rstrip(b"\n").decode("utf-8", _NOT_UTF8)
-    return None
+        text = value.removesuffix(b"\n").decode("utf-8", _NOT_UTF8)
+        records[keyword.decode("utf-8", _NOT_UTF8)] = text
+    return records

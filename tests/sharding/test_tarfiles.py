@@ -1,12 +1,14 @@
 """Damaged and hostile tar archives are refused with the place of the fault, and do not hang."""
 
+import io
 import struct
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from sharding import ManifestError
+from sharding import ManifestError, load_index
 from sharding.index import IndexOptions, index
 from sharding.tarfiles import header
 from tests.sharding.builds import faults_of
@@ -121,3 +123,83 @@ def test_a_name_that_climbs_out_of_the_folder_is_never_written_to(tmp_path: Path
         "x-train.parquet",
     ]
     assert not list(tmp_path.parent.parent.glob("climb*"))
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, link, len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("form", "stem"),
+    [
+        (tarfile.USTAR_FORMAT, "a"),
+        (tarfile.GNU_FORMAT, "a" * 90 + "/" + "b" * 60),
+        (tarfile.PAX_FORMAT, "a" * 90 + "/" + "b" * 60),
+    ],
+    ids=["ustar", "gnu", "pax"],
+)
+def test_hard_links_and_contiguous_files_are_samples(form: int, stem: str, tmp_path: Path):
+    with tarfile.open(tmp_path / "x-train-0.tar", "w", format=form) as archive:
+        add(archive, f"{stem}.jpg", photograph(0))
+        add(archive, f"{stem}.cls", b"0")
+        add(archive, "b.jpg", photograph(1), tarfile.CONTTYPE)
+        add(archive, "b.cls", kind=tarfile.LNKTYPE, link=f"./{stem}.cls" if stem == "a" else f"{stem}.cls")
+        add(archive, "folder", kind=tarfile.DIRTYPE)
+        add(archive, "c.jpg", kind=tarfile.LNKTYPE, link=f"{stem}.jpg")
+        add(archive, "c.cls", b"1")
+    (manifest,) = index(IndexOptions(shards=str(tmp_path), workers=1))
+    rows = load_index(str(tmp_path), manifest).to_pylist()
+    assert [(row["key"], row["label"]) for row in rows] == [(stem, 0), ("b", 0), ("c", 1)]
+    content = (tmp_path / "x-train-0.tar").read_bytes()
+    for row, seed in zip(rows, (0, 1, 0), strict=True):
+        assert content[row["offset"] :][: row["size"]] == photograph(seed)
+    assert faults_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "link", "reason"),
+    [
+        (tarfile.LNKTYPE, "gone.jpg", "k.jpg is a hard link to 'gone.jpg', which is not before it"),
+        (tarfile.SYMTYPE, "a.jpg", "k.jpg is a symbolic link"),
+        (tarfile.FIFOTYPE, "", "k.jpg is a named pipe"),
+        (tarfile.GNUTYPE_SPARSE, "", "k.jpg is a sparse file"),
+        (b"M", "", "k.jpg is of the unknown type b'M'"),
+    ],
+    ids=["hard", "symbolic", "pipe", "sparse", "unknown"],
+)
+def test_members_that_are_no_plain_files_are_named_and_refused(kind: bytes, link: str, reason: str, tmp_path: Path):
+    with tarfile.open(tmp_path / "x-train-0.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        add(archive, "a.jpg", photograph(0))
+        add(archive, "a.cls", b"0")
+        add(archive, "k.jpg", kind=kind, link=link)
+        add(archive, "k.cls", b"0")
+    for on_bad in ("stop", "skip"):
+        with pytest.raises(ManifestError, match=reason):
+            index(IndexOptions(shards=str(tmp_path), workers=1, on_bad=on_bad))
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_sparse_files_of_gnu_tar_are_refused(form: str, tmp_path: Path):
+    with open(tmp_path / "k.jpg", "wb") as stream:
+        stream.write(photograph(0))
+        stream.truncate(4 << 20)
+    (tmp_path / "k.cls").write_bytes(b"0")
+    command = ["tar", "--sparse", f"--format={form}", "-cf", "x-train-0.tar", "k.jpg", "k.cls"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with pytest.raises(ManifestError, match=r"k.jpg is a sparse file"):
+        index(IndexOptions(shards=str(tmp_path), workers=1))
+
+
+def test_the_pax_size_of_a_member_counts(tmp_path: Path):
+    """A size of 8 GiB or more is in the pax header alone."""
+    data = photograph(0)
+    record = f" size={len(data)}\n".encode()
+    length = len(record) + 2 if len(record) + 2 < 100 else len(record) + 3
+    body = bytearray(tar_member("k.jpg", data))
+    body[:512] = tar_member("k.jpg", b"")
+    content = tar_member("pax", str(length).encode() + record, tarfile.XHDTYPE) + body + tar_member("k.cls", b"0")
+    (tmp_path / "x-train-0.tar").write_bytes(content + bytes(1024))
+    (manifest,) = index(IndexOptions(shards=str(tmp_path), workers=1))
+    assert load_index(str(tmp_path), manifest)["size"].to_pylist() == [len(data)]

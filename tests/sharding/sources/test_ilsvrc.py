@@ -1,6 +1,7 @@
 """The official archives: damaged ones are refused with the place of the fault."""
 
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from sharding import ShardingError, SourceError
 from sharding.build import BuildOptions, build
 from sharding.sources import list_split
 from tests.sharding import synthetic
-from tests.sharding.synthetic import WNIDS, photograph, tar_bytes, train_images, validation_images
+from tests.sharding.synthetic import WNIDS, photograph, tar_bytes, tar_member, train_images, validation_images
 
 ARCHIVE = "ILSVRC2012_img_train.tar"
 
@@ -96,4 +97,31 @@ def test_names_that_are_not_utf8_are_escaped_in_archives_and_refused_in_folders(
     assert list_split(str(tmp_path), "train").keys.to_pylist() == [f"{WNIDS[0]}__xff"]
     (tmp_path / os.fsdecode(b"\xff.txt")).write_bytes(b"")
     with pytest.raises(ShardingError, match=r"a name that is not UTF-8, b'.*xff.txt'"):
+        list_split(str(tmp_path), "train")
+
+
+def test_hard_links_in_class_archives_are_images(tmp_path: Path):
+    """GNU tar writes the second name of a file as a hard link, without its bytes."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(3):
+        (files / f"{WNIDS[0]}_{number}.JPEG").write_bytes(photograph(number))
+    os.link(files / f"{WNIDS[0]}_0.JPEG", files / f"{WNIDS[0]}_9.JPEG")
+    subprocess.run(["tar", "--sort=name", "-cf", str(tmp_path / "inner"), "."], cwd=files, check=True)
+    inner = (tmp_path / "inner").read_bytes()
+    (tmp_path / ARCHIVE).write_bytes(tar_bytes([(f"{WNIDS[0]}.tar", inner)]))
+    with tarfile.open(tmp_path / "inner") as archive:
+        names = [f"{WNIDS[0]}.tar/{member.name}" for member in archive if not member.isdir()]
+    listing = list_split(str(tmp_path), "train")
+    assert listing.names.to_pylist() == names
+    offsets, sizes = listing.offsets.tolist(), listing.sizes.tolist()
+    assert (offsets[3], sizes[3]) == (offsets[0], sizes[0])
+    build(BuildOptions(source=str(tmp_path), output=str(tmp_path / "shards"), split="train", workers=1))
+
+
+def test_symbolic_links_in_class_archives_are_refused(tmp_path: Path):
+    link = tar_member(f"{WNIDS[0]}_1.JPEG", b"", tarfile.SYMTYPE)
+    inner = tar_member(f"{WNIDS[0]}_0.JPEG", photograph(0)) + link + bytes(1024)
+    (tmp_path / ARCHIVE).write_bytes(tar_bytes([(f"{WNIDS[0]}.tar", inner)]))
+    with pytest.raises(SourceError, match=rf"{WNIDS[0]}_1.JPEG is a symbolic link"):
         list_split(str(tmp_path), "train")
