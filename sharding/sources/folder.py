@@ -17,7 +17,15 @@ from sharding.storage import Folder
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 SPLIT_OF = {folder: split for split, folders in SPLIT_FOLDERS.items() for folder in folders}
-_MACOS_ARCHIVE_FOLDER = "__MACOSX"
+# Folders of thumbnails, deleted files and metadata that operating systems make; besides those that begin with a dot.
+_SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+)
+
+
+def _is_hidden_folder(name: str) -> bool:
+    """Whether a folder is hidden or belongs to the operating system, so that its images are none of the data set."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def split_folders(split: str) -> tuple[str, ...]:
@@ -60,7 +68,7 @@ def _refuse_nested(base: Folder, files: list[str]) -> None:
 
 
 def _refuse_broken_links(base: Folder) -> None:
-    """Refuse broken symbolic links, which `Folder.list` would leave out.
+    """Refuse broken symbolic links outside hidden folders, which `Folder.list` would leave out.
 
     Raises:
         SourceError: there are broken links; the message gives their number and the first.
@@ -73,7 +81,7 @@ def _refuse_broken_links(base: Folder) -> None:
             for entry in entries:
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     broken.append(entry.path[len(base.path) + 1 :])
-                elif entry.is_dir(follow_symlinks=False):
+                elif entry.is_dir(follow_symlinks=False) and not _is_hidden_folder(entry.name):
                     folders.append(entry.path)
     if broken:
         raise SourceError(
@@ -83,7 +91,7 @@ def _refuse_broken_links(base: Folder) -> None:
 
 
 def _has_folders(folder: Folder) -> bool:
-    return any(info.type == fs.FileType.Directory for info in folder.list())
+    return any(info.type == fs.FileType.Directory and not _is_hidden_folder(info.base_name) for info in folder.list())
 
 
 def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
@@ -125,13 +133,14 @@ def list_class_folders(
     for info in base.list(recursive=True):
         relative = info.path[len(base.path) :].lstrip("/")
         top, slash, rest = relative.partition("/")
-        if top.startswith(".") or top == _MACOS_ARCHIVE_FOLDER:
-            if slash and rest.lower().endswith(EXTENSIONS):
+        parts = relative.split("/")
+        if any(map(_is_hidden_folder, parts if info.type == fs.FileType.Directory else parts[:-1])):
+            if info.type == fs.FileType.File and relative.lower().endswith(EXTENSIONS):
                 hidden.append(relative)
         elif info.type == fs.FileType.Directory and not slash:
             folders.append(top)
         elif info.type == fs.FileType.File and not slash:
-            loose += top.lower().endswith(EXTENSIONS)
+            loose += top.lower().endswith(EXTENSIONS) and not top.startswith(".")
         elif info.type == fs.FileType.File:
             # `._NAME` holds macOS's metadata of the file NAME.
             if rest.lower().endswith(EXTENSIONS) and not info.base_name.startswith("."):
@@ -158,7 +167,7 @@ def list_class_folders(
     if loose:
         notes.append(f"{loose:,} images beside the class folders were left out: they have no class")
     if hidden:
-        notes.append(f"{len(hidden):,} images in hidden folders were left out ({hidden[0]}, …)")
+        notes.append(f"{len(hidden):,} images in hidden or system folders were left out ({hidden[0]}, …)")
     if ignored:
         notes.append(f"{len(ignored)} files whose names are not those of images were left out ({ignored[0]}, …)")
     empty = sorted(set(folders) - {file.partition("/")[0] for file in files})

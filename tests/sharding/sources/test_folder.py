@@ -83,7 +83,7 @@ def test_files_left_out_of_class_folders_are_reported(tmp_path: Path):
     assert len(listing) == 4
     assert [note.partition(" (")[0] for note in listing.notes] == [
         "2 images beside the class folders were left out: they have no class",
-        "4 images in hidden folders were left out",
+        "4 images in hidden or system folders were left out",
         "1 files whose names are not those of images were left out",
     ]
 
@@ -95,3 +95,26 @@ def test_broken_symbolic_links_are_refused(tmp_path: Path):
     (tmp_path / "a" / "gone.jpg").symlink_to("/nowhere/x.jpg")
     with pytest.raises(SourceError, match=r"1 symbolic links in .* are broken, such as a/gone.jpg"):
         list_split(str(tmp_path), "train")
+
+
+HIDDEN = (".ipynb_checkpoints", ".AppleDouble", "@eaDir", ".thumbnails", "__MACOSX", "$RECYCLE.BIN", "lost+found")
+
+
+@pytest.mark.parametrize("below", ["", "cat/", "cat/images/"])
+def test_images_in_hidden_and_system_folders_are_left_out_at_any_depth(below: str, tmp_path: Path):
+    write_class_folders(tmp_path / "train", {"cat": 0, "cat/images": 3, "dog": 2})
+    sound = list_split(str(tmp_path), "train")
+    write_class_folders(tmp_path / "train", {f"{below}{name}/normal": 1 for name in HIDDEN})
+    (tmp_path / "train" / f"{below}.ipynb_checkpoints" / "gone.jpg").symlink_to("/nowhere/x.jpg")
+    listing = list_split(str(tmp_path), "train")
+    assert listing.names.equals(sound.names)
+    assert listing.keys.equals(sound.keys)
+    assert [entry.wnid for entry in listing.classes] == ["cat", "dog"]
+    (note,) = listing.notes
+    assert note.startswith(f"{len(HIDDEN)} images in hidden or system folders were left out ({below}")
+
+
+def test_a_test_folder_with_a_hidden_folder_alone_is_no_split(tmp_path: Path):
+    synthetic.write_folders(tmp_path, train_images(1), validation_images(2))
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir(parents=True)
+    assert list_splits(str(tmp_path)) == ["train", "validation"]
