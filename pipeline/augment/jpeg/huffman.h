@@ -76,11 +76,19 @@ typedef struct {
   uint8_t length;
 } Pair;
 
+/* An entry for all complete symbols: end of block (1 bit) | coefficients to advance (8) | length (5). A code of one bit
+   for 16 zeros advances by 160 coefficients in a lookup. */
+#define SKIP(length, advance, end) ((uint16_t)((end) << 13 | (advance) << 5 | (length)))
+#define SKIP_LENGTH(skip) ((skip) & 31)
+#define SKIP_ADVANCE(skip) ((skip) >> 5 & 255)
+#define SKIP_END(skip) ((skip) >> 13)
+_Static_assert(16 * LOOKUP_BITS < 256, "the advance of a lookup must fit into its 8 bits");
+
 typedef struct {
   int defined;
   uint32_t single[TABLE_SIZE];
   Pair pairs[TABLE_SIZE];
-  uint16_t skips[TABLE_SIZE];        /* all complete symbols: end of block (1 bit) | advance (7) | length (5) */
+  uint16_t skips[TABLE_SIZE];        /* all complete symbols, see SKIP */
   int32_t largest[LONGEST_CODE + 1]; /* largest code of each length, -1 for none */
   int32_t offset[LONGEST_CODE + 1];  /* position of a code's symbol minus the code, for each length */
   uint8_t symbols[256];
@@ -116,7 +124,7 @@ static void fill_multi_symbol_tables(Table *table) {
       end = ADVANCE(next) == END_OF_BLOCK;
       advance += end ? 0 : ADVANCE(next);
     }
-    table->skips[seen] = (uint16_t)(end << 12 | advance << 5 | length);
+    table->skips[seen] = SKIP(length, advance, end);
   }
 }
 
@@ -236,11 +244,11 @@ INLINE int skip_block(Component *component, const Table *dc, const Table *ac, Bi
     refill(&in);
 #pragma GCC unroll 4
     for (int lookup = 0; lookup < 4 && !end; lookup++) {
-      int skips = ac->skips[in.bits >> (64 - LOOKUP_BITS)], advance = skips >> 5 & 127;
-      if (__builtin_expect((skips & 31) && position + advance < BLOCK - 1, 1)) {
-        drop_bits(&in, skips & 31);
-        position += advance;
-        end = skips >> 12;
+      int skip = ac->skips[in.bits >> (64 - LOOKUP_BITS)];
+      if (__builtin_expect(SKIP_LENGTH(skip) && position + SKIP_ADVANCE(skip) < BLOCK - 1, 1)) {
+        drop_bits(&in, SKIP_LENGTH(skip));
+        position += SKIP_ADVANCE(skip);
+        end = SKIP_END(skip);
         continue;
       }
       refill(&in);
