@@ -38,6 +38,26 @@ def test_a_large_crop_is_decoded_at_half_its_size():
     assert distance(half, cv2.resize(whole, (500, 400), interpolation=cv2.INTER_AREA)) < 4
 
 
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("edge", [False, True], ids=["inside", "at the edge"])
+def test_a_crop_at_a_reduced_size_begins_where_it_was_asked_to(reduction, edge):
+    """Of soft waves: the mean of each square of pixels, at offsets between the pixels of the reduced image too."""
+    y, x = np.arange(640)[:, None, None], np.arange(704)[None, :, None]
+    waves = 128 + 55 * np.sin(x / (14 + np.arange(3))) + 55 * np.sin(y / (15 + np.arange(3)))
+    data = simplejpeg.encode_jpeg(waves.astype(np.uint8), quality=98, colorsubsampling="444")
+    image = EncodedImage(data)
+    whole, size = image.pixels(), 512
+    for top in range(reduction):
+        for left in (0, 1, reduction - 1):
+            down = 640 - size - top if edge else reduction * 4 + top
+            right = left if edge else reduction * 3 + left
+            crop = image.crop(down, right, size, size, size // reduction)
+            means = whole[down : down + size, right : right + size].astype(float)
+            means = means.reshape(size // reduction, reduction, size // reduction, reduction, 3).mean(axis=(1, 3))
+            assert crop.shape == means.shape
+            assert np.abs(crop - means).mean() < 1.5
+
+
 @pytest.mark.parametrize(("mode", "format"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "JPEG"), ("P", "PNG")])
 def test_odd_images_become_rgb(mode, format):
     data = encoded(mode, format)

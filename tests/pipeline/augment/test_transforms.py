@@ -10,11 +10,14 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 
+from pipeline.augment.decode import EncodedImage
 from pipeline.augment.timm_transforms import FaithfulAugment
 from pipeline.augment.transforms import TrainAugment, draw_crop, evaluation_pixels, resize
 from pipeline.config.schema import AugmentConfig
 from pipeline.order import draws
 from tests.pipeline.augment.compare import distance, quantiles_apart
+from tests.pipeline.augment.conftest import soft
+from tests.support.small_shards import photograph
 
 
 @pytest.mark.parametrize("cubic", [False, True])
@@ -27,6 +30,23 @@ def test_resizing_is_pillows_within_a_grey_level(photographs, shape, cubic):
         crop = np.ascontiguousarray(cv2.resize(pixels, None, fx=1, fy=1)[: shape[0], : shape[1]])
         apart.append(distance(resize(crop, 224, cubic), Image.fromarray(crop).resize((224, 224), method)))
     assert np.mean(apart) < 1.0
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+def test_crops_decoded_at_half_size_are_pillows_at_odd_offsets_too(cubic):
+    method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    apart: dict[tuple[int, int], list[float]] = {(0, 0): [], (0, 1): [], (1, 0): [], (1, 1): []}
+    for number in range(4):
+        data = soft(photograph(number, 420, 460))
+        for (down, right), distances in apart.items():
+            top, left, height, width = 40 + down, 54 + right, 300, 320
+            crop = EncodedImage(data).crop(top, left, height, width, 128)
+            assert crop.shape == (150, 160, 3)
+            whole = Image.open(io.BytesIO(data)).convert("RGB")
+            expected = whole.resize((112, 112), method, box=(left, top, left + width, top + height))
+            distances.append(distance(resize(crop, 112, cubic), expected))
+    even, *odd = (np.mean(distances) for distances in apart.values())
+    assert max(odd) < even + 0.2
 
 
 def test_crops_are_distributed_as_timms():
