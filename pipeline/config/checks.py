@@ -22,6 +22,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "log_every_steps",
             "collective_timeout_s",
             "data.lanes",
+            "mix.group_size",
             "data.block_shards",
             "data.prefetch_batches",
             "data.cache_gb",

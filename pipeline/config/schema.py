@@ -106,6 +106,8 @@ class MixConfig:
     """Probability that a batch is mixed at all."""
     label_smoothing: float = 0.1
     """Mass of the target spread over all classes."""
+    group_size: int = 128
+    """Images of a step that share one draw of the mixing: upstream's batch of one GPU, which is mixed by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ class Batch:
         indices: int64 [N], row of each sample in the index.
         epochs: int64 [N], epoch in which each sample is read.
         substitutes: int64 [N], row that was read in place of a damaged sample, or -1.
+        groups: int64 [N], mixing group of each sample (`pipeline.order.samples.mixing_groups`).
         step: optimizer step that the batch belongs to; in an evaluation, number of the batch.
         micro_step: position among the micro-batches of the step.
     """
@@ -29,6 +30,7 @@ class Batch:
     indices: Tensor
     epochs: Tensor
     substitutes: Tensor
+    groups: Tensor
     step: int
     micro_step: int
 
@@ -40,11 +42,13 @@ class Request:
     Attributes:
         rows: int64 [N], row of each sample in the index.
         epochs: int64 [N], epoch in which each sample is read.
+        groups: int64 [N], mixing group of each sample.
         step: as in `Batch`.
         micro_step: as in `Batch`.
     """
 
     rows: NDArray[np.int64]
     epochs: NDArray[np.int64]
+    groups: NDArray[np.int64]
     step: int
     micro_step: int

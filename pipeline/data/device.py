@@ -1,9 +1,13 @@
-"""From uint8 batches to the network's input, on the device: flip, normalise, erase, mix, and smooth the labels.
+"""From uint8 batches to the network's input, on the device: flip, mix, normalise, erase, and smooth the labels.
 
-The distributions are those of timm 1.0.31 (`timm.data.random_erasing.RandomErasing` in pixel mode,
-`timm.data.mixup.Mixup` in batch mode) and of torchvision's `RandomHorizontalFlip`, which timm uses. Flip and erasing
-depend on (seed, epoch, sample) alone, the mixing on (seed, step) alone: every rank and micro-batch of a step mixes with
-the same weight and box, and a resumed run mixes a step as the interrupted run did.
+The order and the distributions are those of timm's prefetching loader, with which the published weights were trained:
+its collate function mixes uint8 images and rounds them (`timm.data.mixup.FastCollateMixup` in batch mode), and its
+prefetcher normalises the mixed images and erases each by a rectangle of its own (`RandomErasing` in pixel mode). The
+box of CutMix is that of timm 0.6.12.
+
+Flip and erasing depend on (seed, epoch, sample) alone; the mixing depends on (seed, step, group) alone, where a group
+stands for upstream's batch of one GPU. So the draws do not depend on ranks, workers or interruptions. An image is mixed
+with another of its group in the same micro-batch: the pairs depend on the size of the micro-batch.
 """
 
 import math
@@ -28,7 +32,7 @@ _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 class Normalise:
-    """Normalises uint8 pixels to float32: subtracts the mean and divides by the standard deviation of each channel."""
+    """Normalises pixels to float32: subtracts the mean and divides by the standard deviation of each channel."""
 
     def __init__(self, config: AugmentConfig) -> None:
         """Take mean and standard deviation from `config`."""
@@ -39,7 +43,7 @@ class Normalise:
         """Normalise a batch.
 
         Args:
-            images: uint8 [N, 3, H, W], on any device.
+            images: [N, 3, H, W] with values from 0 to 255, uint8 or float32, on any device.
             device: device of the result.
 
         Returns:
@@ -56,7 +60,7 @@ class Normalise:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How image i of a micro-batch is mixed with image N - 1 - i.
+    """How image i of a group's n images in a micro-batch is mixed with image n - 1 - i.
 
     Attributes:
         weight: weight of image i itself; 1 mixes nothing.
@@ -68,23 +72,24 @@ class Mixing:
     box: tuple[int, int, int, int] | None
 
 
-def draw_mixing(seed: int, step: int, height: int, width: int, config: MixConfig) -> Mixing:
-    """Draw the mixing of a step as timm's `Mixup` does; every rank draws the same one.
+def draw_mixing(seed: int, step: int, group: int, height: int, width: int, config: MixConfig) -> Mixing:
+    """Draw the mixing of a group as timm's `Mixup` draws that of a batch; every rank draws the same one.
 
     Args:
         seed: seed of the training.
         step: optimizer step.
+        group: mixing group of the step.
         height: height of the images.
         width: width of the images.
         config: alphas and probabilities.
     """
-    key = draws.key(seed, draws.Purpose.MIX, step)
+    key = draws.key(seed, draws.Purpose.MIX, step, group)
     u_mix, u_cut, u_top, u_left = draws.uniforms(key, 4).tolist()
     if not (config.mixup > 0 or config.cutmix > 0) or u_mix >= config.probability:
         return Mixing(1.0, None)
     cut = config.cutmix > 0 and (config.mixup <= 0 or u_cut < config.switch)
     alpha = config.cutmix if cut else config.mixup
-    # One Beta variate is drawn for a step, so a generator for it is cheap; numpy's Beta is unchanged since 1.17.
+    # One Beta variate is drawn for a group, so a generator for it is cheap; numpy's Beta is unchanged since 1.17.
     weight = float(np.random.Generator(np.random.Philox(key=int(draws.bits(key, 5)[4]))).beta(alpha, alpha))
     if not cut:
         return Mixing(weight, None)
@@ -171,17 +176,23 @@ class DeviceTransform:
         device = torch.device(device)
         height, width = batch.images.shape[2:]
         epochs, samples = batch.epochs.numpy(), batch.indices.numpy()
-        images = self._normalise(batch.images, device)
+        images = batch.images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.contiguous_format)
         labels = batch.labels.to(device, non_blocking=True)
         if self._augment.horizontal_flip > 0 and self._augment.mode == "fast":
             flips = np.flatnonzero(draw_flips(self._seed, epochs, samples, self._augment.horizontal_flip))
             chosen = _upload(flips, device)
             images[chosen] = images[chosen].flip(3)
+        targets = self._targets(labels)
+        groups = batch.groups.numpy()
+        for group in np.unique(groups).tolist():
+            mixing = draw_mixing(self._seed, batch.step, group, height, width, self._mix)
+            if mixing.weight < 1:
+                _mix(images, targets, np.flatnonzero(groups == group), mixing)
+        images = self._normalise(images, device)
         if self._augment.random_erasing > 0:
             boxes = draw_erasing(self._seed, epochs, samples, (height, width), self._augment.random_erasing)
             self._erase(images, boxes)
-        mixing = draw_mixing(self._seed, batch.step, height, width, self._mix)
-        return _mix_images(images, mixing), self._targets(labels, mixing.weight)
+        return images, targets
 
     def _erase(self, images: Tensor, boxes: NDArray[np.int64]) -> None:
         """Overwrite the rectangles of `images` with normal noise.
@@ -208,25 +219,32 @@ class DeviceTransform:
         noise = self._noise[:, rows + noise_row, columns + noise_column].transpose(0, 1)
         images[chosen] = torch.where(inside.unsqueeze(1), noise, images[chosen])
 
-    def _targets(self, labels: Tensor, weight: float) -> Tensor:
-        """Mix the smoothed one-hot targets of `labels` (int64 [N]) and of the reversed labels: float32 [N, classes]."""
+    def _targets(self, labels: Tensor) -> Tensor:
+        """Smoothed one-hot targets of `labels` (int64 [N]): float32 [N, classes]."""
         rest = self._mix.label_smoothing / self._num_classes
         targets = torch.full((len(labels), self._num_classes), rest, device=labels.device)
         mass = torch.full((len(labels), 1), 1 - self._mix.label_smoothing, device=labels.device)
-        targets.scatter_add_(1, labels.unsqueeze(1), mass * weight)
-        if weight < 1:
-            targets.scatter_add_(1, labels.flip(0).unsqueeze(1), mass * (1 - weight))
-        return targets
+        return targets.scatter_add_(1, labels.unsqueeze(1), mass)
 
 
-def _mix_images(images: Tensor, mixing: Mixing) -> Tensor:
-    """Mix each image with the one at its place in the reversed batch: float32 [N, 3, H, W] to the same shape."""
-    if mixing.box is not None:
+def _mix(images: Tensor, targets: Tensor, rows: NDArray[np.int64], mixing: Mixing) -> None:
+    """Mix the images of one group, and their targets, in place.
+
+    Args:
+        images: float32 [N, 3, H, W] with whole numbers from 0 to 255; blended pixels are rounded to such.
+        targets: float32 [N, classes].
+        rows: int64 [n], the rows of the group; row i is mixed with row n - 1 - i.
+        mixing: weight and box of the group.
+    """
+    chosen = slice(None) if len(rows) == len(images) else _upload(rows, images.device)
+    if mixing.box is None:
+        own = images[chosen]
+        images[chosen] = torch.lerp(own.flip(0), own, mixing.weight).round_()
+    else:
         top, left, bottom, right = mixing.box
-        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
-    elif mixing.weight < 1:
-        images = torch.lerp(images.flip(0), images, mixing.weight)
-    return images
+        images[chosen, :, top:bottom, left:right] = images[chosen, :, top:bottom, left:right].flip(0)
+    own_targets = targets[chosen]
+    targets[chosen] = torch.lerp(own_targets.flip(0), own_targets, mixing.weight)
 
 
 def _upload(values: NDArray[np.int64] | Sequence[int], device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import ReaderSpec
 from pipeline.data.source import BatchSource
 from pipeline.data.split import Split, build_prefetcher, open_split
-from pipeline.order.samples import SampleOrder
+from pipeline.order.samples import SampleOrder, mixing_groups
 
 EVALUATION_BATCH = 128
 """Number of samples in a batch of an evaluation."""
@@ -156,6 +156,7 @@ def build_train_loader(
     needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
     prefetcher = build_prefetcher(data, split, needs) if steps else None
     micro_batches = config.gradient_accumulation_steps(world_size)
+    groups = mixing_groups(global_batch_size, config.mix.group_size, rank, world_size)
 
     def requests() -> Iterator[Request]:
         for step, rows, epochs in order.batches(steps, global_batch_size, rank=rank, world_size=world_size):
@@ -164,7 +165,7 @@ def build_train_loader(
             for micro_step in range(micro_batches):
                 # Micro-batches of one size hold the same samples on any number of ranks, so a BatchNorm sees the same.
                 part = slice(micro_step, None, micro_batches)
-                yield Request(rows[part].copy(), epochs[part].copy(), step, micro_step)
+                yield Request(rows[part].copy(), epochs[part].copy(), groups[part].copy(), step, micro_step)
 
     spec = ReaderSpec(
         index_folder=split.index.folder,
@@ -220,7 +221,7 @@ def build_evaluation_loader(
             rows = share[first : first + EVALUATION_BATCH].copy()
             if prefetcher is not None:
                 prefetcher.advance(int(rows[-1]) + 1)
-            yield Request(rows, np.zeros_like(rows), step, 0)
+            yield Request(rows, np.zeros_like(rows), np.zeros_like(rows), step, 0)
 
     spec = ReaderSpec(
         index_folder=split.index.folder,

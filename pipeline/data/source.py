@@ -196,6 +196,7 @@ class BatchSource:
             indices=torch.from_numpy(request.rows),
             epochs=torch.from_numpy(request.epochs),
             substitutes=torch.from_numpy(substitutes),
+            groups=torch.from_numpy(request.groups),
             step=request.step,
             micro_step=request.micro_step,
         )

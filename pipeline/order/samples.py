@@ -172,6 +172,22 @@ def rank_positions(step: int, global_batch_size: int, rank: int = 0, world_size:
     return np.arange(first + (rank - first) % world_size, first + global_batch_size, world_size, dtype=np.int64)
 
 
+def mixing_groups(global_batch_size: int, group_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+    """Mixing group of each sample that a rank reads in a step: int64 [share].
+
+    The groups of a step divide its samples as upstream divides them among GPUs, each of which mixes its batch by a draw
+    of its own. The group of a sample is its position in the step modulo the number of groups, so it does not depend on
+    the number of ranks; and a micro-batch whose size divides `group_size` lies within one group.
+
+    Args:
+        global_batch_size: samples of a step over all ranks.
+        group_size: samples of a group; a smaller global batch is one group.
+        rank: which rank.
+        world_size: number of ranks.
+    """
+    return np.arange(rank, global_batch_size, world_size) % max(1, global_batch_size // group_size)
+
+
 def global_order(
     shard_samples: tuple[int, ...],
     *,

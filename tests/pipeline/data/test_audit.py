@@ -50,7 +50,7 @@ def test_the_audit_covers_each_epoch_once_over_kills_and_other_world_sizes(shard
 
 def test_an_audit_that_a_full_disk_refused_is_written_by_the_next_flush(tmp_path: Path):
     rows = torch.arange(4)
-    batch = Batch(torch.zeros(4, 3, 1, 1), rows, rows, 0 * rows, 0 * rows - 1, step=7, micro_step=0)
+    batch = Batch(torch.zeros(4, 3, 1, 1), rows, rows, 0 * rows, 0 * rows - 1, 0 * rows, step=7, micro_step=0)
     audit = AuditWriter(tmp_path, 0, start_step=0, keys=lambda rows: [str(row) for row in rows])
     audit.add(batch)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

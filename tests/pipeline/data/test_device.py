@@ -1,5 +1,7 @@
 """What the device does to a batch, against timm's classes and by its own distribution."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from timm.data.random_erasing import RandomErasing
 from pipeline.config.schema import AugmentConfig, MixConfig
 from pipeline.data.batch import Batch
 from pipeline.data.device import DeviceTransform, Normalise, draw_erasing, draw_flips, draw_mixing
+from pipeline.order.samples import mixing_groups
+from tests.benchmarks.fidelity import noise_shares, our_batches, steps_of_one_kind, upstream_batches
 
 SIZE, CLASSES = 32, 7
 PLAIN = AugmentConfig(horizontal_flip=0.0, random_erasing=0.0)
@@ -25,6 +29,7 @@ def batch(count: int = 8, step: int = 0) -> Batch:
         indices=torch.arange(count),
         epochs=torch.zeros(count, dtype=torch.int64),
         substitutes=torch.full((count,), -1),
+        groups=torch.zeros(count, dtype=torch.int64),
         step=step,
         micro_step=0,
     )
@@ -54,7 +59,7 @@ def test_mixing_is_timms_for_the_same_draw(config):
     kinds = set()
     for step in range(12):
         given = batch(step=step)
-        mixing = draw_mixing(3, step, SIZE, SIZE, config)
+        mixing = draw_mixing(3, step, 0, SIZE, SIZE, config)
         kinds.add("box" if mixing.box else "blend" if mixing.weight < 1 else "none")
         # timm is given the weight and the box, and does the rest.
         theirs._params_per_batch = lambda mixing=mixing: (mixing.weight, mixing.box is not None)
@@ -63,9 +68,9 @@ def test_mixing_is_timms_for_the_same_draw(config):
                 top, left, bottom, right = mixing.box
                 box = ((top, bottom, left, right), mixing.weight)
                 patch.setattr("timm.data.mixup.cutmix_bbox_and_lam", lambda *args, box=box, **kwargs: box)
-            images, targets = theirs(normalised(given.images), given.labels.clone())
+            images, targets = theirs(given.images.float(), given.labels.clone())
         ours_images, ours_targets = transform(given, "cpu")
-        torch.testing.assert_close(ours_images, images)
+        torch.testing.assert_close(ours_images, normalised(images.round()))
         torch.testing.assert_close(ours_targets, targets)
     expected = {(0.8, 0.0): {"blend"}, (0.0, 1.0): {"box"}, (0.8, 1.0): {"box", "blend"}, (0.0, 0.0): {"none"}}
     assert kinds == expected[config.mixup, config.cutmix]
@@ -73,7 +78,7 @@ def test_mixing_is_timms_for_the_same_draw(config):
 
 def test_weights_and_boxes_are_distributed_as_timms():
     config, steps = MixConfig(), 4000
-    ours = [draw_mixing(0, step, SIZE, SIZE, config) for step in range(steps)]
+    ours = [draw_mixing(0, step, 0, SIZE, SIZE, config) for step in range(steps)]
     np.random.seed(0)
     theirs = Mixup(0.8, 1.0, num_classes=CLASSES)
     drawn = [theirs._params_per_batch() for _ in range(steps)]
@@ -90,7 +95,7 @@ def test_weights_and_boxes_are_distributed_as_timms():
 
 
 def test_the_probability_of_mixing_is_kept():
-    mixed = [draw_mixing(0, step, SIZE, SIZE, MixConfig(probability=0.3)).weight < 1 for step in range(3000)]
+    mixed = [draw_mixing(0, step, 0, SIZE, SIZE, MixConfig(probability=0.3)).weight < 1 for step in range(3000)]
     assert np.mean(mixed) == pytest.approx(0.3, abs=0.03)
 
 
@@ -167,3 +172,45 @@ def test_the_device_makes_no_difference():
     there = DeviceTransform(config, MixConfig(), CLASSES, 5)(given, "cuda")
     for ours, theirs in zip(here, there, strict=True):
         torch.testing.assert_close(ours, theirs.cpu())
+
+
+def test_images_are_mixed_first_and_then_erased_as_by_timms_prefetcher():
+    images, pixels, square = noise_shares(our_batches(batches=12, side=48))
+    their_images, their_pixels, their_square = noise_shares(upstream_batches(batches=12, side=48))
+    # Erasing before mixing gives 41 % of images, 7 % of pixels and a mean square of 0.6.
+    assert images == pytest.approx(their_images, abs=0.04)
+    assert images == pytest.approx(0.24, abs=0.03)
+    assert pixels == pytest.approx(their_pixels, abs=0.008)
+    assert square == pytest.approx(1.0, abs=0.02)
+    assert their_square == pytest.approx(1.0, abs=0.02)
+
+
+def test_each_group_of_a_step_is_mixed_by_a_draw_of_its_own():
+    assert steps_of_one_kind(steps=400) == pytest.approx(2 * 0.5**8, abs=0.02)
+    given, config = batch(8), MixConfig()
+    groups = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
+    images, targets = DeviceTransform(PLAIN, config, CLASSES, 3)(replace(given, groups=groups), "cpu")
+    for group in (0, 1):
+        rows = torch.nonzero(groups == group)[:, 0]
+        alone = Batch(
+            **{name: getattr(given, name)[rows] for name in ("images", "labels", "indices", "epochs", "substitutes")},
+            groups=groups[rows],
+            step=given.step,
+            micro_step=0,
+        )
+        its_images, its_targets = DeviceTransform(PLAIN, config, CLASSES, 3)(alone, "cpu")
+        assert (images[rows] == its_images).all()
+        assert (targets[rows] == its_targets).all()
+
+
+@pytest.mark.parametrize("global_batch", [64, 128, 384, 1024])
+def test_a_micro_batch_lies_within_one_group_on_any_number_of_ranks(global_batch):
+    micro = 32
+    whole = mixing_groups(global_batch, 128)
+    assert len(np.unique(whole)) == max(1, global_batch // 128)
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            mine = mixing_groups(global_batch, 128, rank, world_size)
+            assert (mine == whole[rank::world_size]).all()
+            count = global_batch // (micro * world_size)
+            assert all(len(np.unique(mine[part::count])) == 1 for part in range(count))
