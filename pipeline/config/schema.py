@@ -130,7 +130,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, cosine, constant cooldown, evaluated at every step."""
+    """Linear warm-up, cosine, constant cooldown."""
+
+    per: Literal["step", "epoch"] = "step"
+    """How often the learning rate changes; upstream's scripts change it once an epoch."""
 
     warmup_epochs: float = 5.0
     """Epochs from `warmup_lr` to the peak."""

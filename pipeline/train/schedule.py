@@ -10,15 +10,15 @@ from pipeline.config.schema import TrainConfig
 class Schedule:
     """Linear warm-up, cosine, constant cooldown, in optimizer steps.
 
-    Equal to timm's `CosineLRScheduler(t_in_epochs=False)` without `warmup_prefix`: the cosine runs from step 0, and the
-    warm-up replaces its beginning.
+    Equal to timm's `CosineLRScheduler` without `warmup_prefix`: the cosine runs from step 0, and the warm-up
+    replaces its beginning. The rate is that of timm's `t_in_epochs=False`; with `epoch_steps`, of `t_in_epochs=True`.
     """
 
     total_steps: int
     """Steps of the whole training, cooldown included."""
-    cosine_steps: int
+    cosine_steps: float
     """Step at which the cosine reaches `min_lr`."""
-    warmup_steps: int
+    warmup_steps: float
     """Steps of the linear warm-up."""
     lr: float
     """Peak learning rate."""
@@ -26,15 +26,18 @@ class Schedule:
     """Learning rate of the first step."""
     min_lr: float
     """Learning rate of the cooldown."""
+    epoch_steps: float | None = None
+    """Steps of an epoch, within which the rate stays that of its beginning; None: the rate changes at every step."""
 
     def lr_at(self, completed_steps: int) -> float:
         """Learning rate of the step after `completed_steps` finished steps."""
-        if completed_steps < self.warmup_steps:
-            return self.warmup_lr + completed_steps * (self.lr - self.warmup_lr) / self.warmup_steps
-        if completed_steps < self.cosine_steps:
-            return self.min_lr + 0.5 * (self.lr - self.min_lr) * (
-                1 + math.cos(math.pi * completed_steps / self.cosine_steps)
-            )
+        at: float = completed_steps
+        if self.epoch_steps is not None:
+            at = math.floor(completed_steps / self.epoch_steps) * self.epoch_steps
+        if at < self.warmup_steps:
+            return self.warmup_lr + at * (self.lr - self.warmup_lr) / self.warmup_steps
+        if at < self.cosine_steps:
+            return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * at / self.cosine_steps))
         return self.min_lr
 
 
@@ -50,13 +53,18 @@ def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
     steps_per_epoch = num_samples / config.global_batch_size
     total = config.steps if config.steps is not None else max(1, math.ceil(epochs * steps_per_epoch))
     per_epoch = total / epochs
+    cosine_steps: float = max(1, round(config.epochs * per_epoch)) if plan.cooldown_epochs else total
+    warmup_steps: float = round(min(plan.warmup_epochs, config.epochs) * per_epoch)
+    if plan.per == "epoch":
+        cosine_steps, warmup_steps = config.epochs * per_epoch, min(plan.warmup_epochs, config.epochs) * per_epoch
     return Schedule(
         total_steps=total,
-        cosine_steps=total if not plan.cooldown_epochs else max(1, round(config.epochs * per_epoch)),
-        warmup_steps=round(min(plan.warmup_epochs, config.epochs) * per_epoch),
+        cosine_steps=cosine_steps,
+        warmup_steps=warmup_steps,
         lr=config.optimizer.lr,
         warmup_lr=plan.warmup_lr,
         min_lr=plan.min_lr,
+        epoch_steps=per_epoch if plan.per == "epoch" else None,
     )
 
 

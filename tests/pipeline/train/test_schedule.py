@@ -36,6 +36,21 @@ def test_learning_rate_is_timms_at_every_step():
         assert schedule.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
+@pytest.mark.parametrize("num_samples", [100, 96, 1037])
+def test_learning_rate_per_epoch_is_timms_of_that_epoch(num_samples):
+    plan = ScheduleConfig(warmup_epochs=2.0, cooldown_epochs=3.0, per="epoch")
+    config = replace(TrainConfig(), epochs=10.0, schedule=plan, global_batch_size=10)
+    schedule = build_schedule(config, num_samples)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optimizer.lr)
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=10, lr_min=plan.min_lr, warmup_t=2, warmup_lr_init=plan.warmup_lr, t_in_epochs=True
+    )
+    steps_per_epoch = schedule.total_steps / 13
+    for step in range(schedule.total_steps):
+        theirs.step(int(step / steps_per_epoch))
+        assert schedule.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
 def test_the_tiny_recipe_is_upstreams_schedule_on_imagenet():
     schedule = build_schedule(RECIPES["tiny"].train(), IMAGENET)
     assert schedule.total_steps == -(-310 * IMAGENET // 1024)
