@@ -29,7 +29,7 @@ NEEDS = {
 
 TOGETHER = {
     "slurm": ("tests/slurm/",),
-    "ranks": ("tests/pipeline/engine/", "tests/pipeline/train/"),
+    "ranks": ("tests/pipeline/engine/", "tests/pipeline/train/", "tests/pipeline/checkpoint/"),
     "mlflow": (
         "tests/pipeline/register/",
         "tests/pipeline/evaluate/",

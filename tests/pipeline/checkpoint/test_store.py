@@ -5,8 +5,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError, step_name
 from pipeline.checkpoint.writer import RankWriter
-from tests.support import REPOSITORY
+from tests.support.ranks import forks
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -108,35 +106,27 @@ def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: Checkpo
     assert writer.finish() is None
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from pipeline.checkpoint.store import CheckpointStore
-from tests.pipeline.checkpoint.test_store import save
-store = CheckpointStore(Path(sys.argv[1]))
-store.remove_leftovers()
-print("ready", flush=True)
-for step in range((store.steps() or [0])[-1] + 1, 10**6):
-    save(store, step)
-    store.retain(3)
-"""
+def save_forever(folder: Path) -> None:
+    """Save one checkpoint after the other, going on after the newest."""
+    store = CheckpointStore(folder)
+    store.remove_leftovers()
+    for step in range((store.steps() or [0])[-1] + 1, 10**6):
+        save(store, step)
+        store.retain(3)
 
 
 def test_a_killed_writer_leaves_only_valid_checkpoints(store: CheckpointStore, tmp_path: Path):
     chance = random.Random(7)
     reached = 0
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        limit = time.monotonic() + 60
+        process = forks(__name__).Process(target=save_forever, args=(tmp_path,), daemon=True)
+        process.start()
+        limit = time.monotonic() + 200
         while (store.steps() or [0])[-1] <= reached and time.monotonic() < limit:
             time.sleep(0.005)
         time.sleep(chance.random() * 0.1)
         process.kill()
-        process.wait()
+        process.join()
         for step in store.steps():
             checkpoint = store.read(step)
             assert json.loads((checkpoint.path / "manifest.json").read_text())["step"] == step
