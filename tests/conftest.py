@@ -1,4 +1,4 @@
-"""Marks that need a machine: without it a test says why it is skipped, or fails where it was required."""
+"""Marks of tests that need a GPU or Slurm, order of the tests, and which tests share a worker."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ TOGETHER = {
         "tests/pipeline/tracking/",
     ),
 }
-"""Files whose tests run in one worker: they share a Slurm cluster, a preloaded parent of ranks, or a trained model."""
+"""Files whose tests run in one worker, where they share a cluster, a process to fork ranks from, or a trained model."""
 
 LONGEST = (
     "tests/slurm/",
@@ -46,11 +46,11 @@ LONGEST = (
     "tests/transxnet/kernels/",
     *TOGETHER["mlflow"],
 )
-"""What starts first where the tests run in several workers."""
+"""Paths of the tests that start first, because they take longest."""
 
 
 class ByFile(LoadScopeScheduling):
-    """Keeps the tests of a file, or of files that belong together, in one worker, where fixtures are made once."""
+    """Keeps the tests of a file, or of a group of files, in one worker, where their fixtures are made once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -58,18 +58,18 @@ class ByFile(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
-    """Deal the tests out by file."""
+    """Distribute the tests to the workers by file."""
     return ByFile(config, log)
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, and let the programs under test hear it, also where a script started the tests in its background."""
+    """Accept SIGINT, here and in the programs under test, also if a shell script started pytest in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and leave `slow` tests to `-m slow`."""
+    """Put the longest files first, and skip `slow` tests unless `-m` names them."""
     items.sort(
         key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
     )
@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, or fail, a test whose machine is missing."""
+    """Skip a test whose requirement is missing, or fail it where the environment requires it."""
     for mark, (present, variable, reason) in NEEDS.items():
         if item.get_closest_marker(mark) and not present():
             if os.environ.get(variable) == "1":

@@ -1,4 +1,4 @@
-"""The whole system as a user starts it: digits to a registered model, kills in between, other numbers of processes."""
+"""The whole system as a user starts it: from digits to a registered model, with kills and changes of world size."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder in which commands are given as by a user, with tracking below it."""
+    """A folder in which a user runs commands, with MLflow's data below it."""
 
     folder: Path
 
@@ -46,7 +46,7 @@ class Workplace:
         return output
 
     def kill_after(self, step: int, run: str, *flags: str) -> None:
-        """Launch a training and kill -9 all its processes when it has made `step` steps."""
+        """Launch a training and kill all its processes with SIGKILL after `step` steps."""
         with self.start("pipeline.launch", *flags, "--run-dir", str(self.folder / run)):
             try:
                 self.wait_for_step(run, step)
@@ -71,7 +71,7 @@ class Workplace:
 
 
 def kill_everything_of(run: Path) -> None:
-    """kill -9 of every process whose command line or environment names the run, ranks first."""
+    """Send SIGKILL to every process whose command line names the run."""
     for _ in range(3):
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ KILLED_AT, COMPARED = 12, 30
 
 @pytest.fixture(scope="module")
 def demo(workplace: Workplace) -> str:
-    """The demo, killed shortly after a checkpoint and launched again; what its second launch prints."""
+    """Output of the demo's second launch; the first was killed shortly after a checkpoint."""
     workplace.kill_after(KILLED_AT, "demo", "--recipe", "demo", *SAVED)
     assert workplace.records("demo")[-1]["step"] < COMPARED
     return workplace.run("pipeline.launch", "--recipe", "demo", *SAVED, "--run-dir", str(workplace.folder / "demo"))
@@ -144,7 +144,7 @@ def test_killed_and_resumed_has_the_weights_of_the_uninterrupted_run(workplace: 
 
 @pytest.mark.slow
 def test_resume_with_other_world_sizes_keeps_the_order(workplace: Workplace, demo: str):
-    """1, then 2, then 4 processes, ZeRO 1, 0, 3; killed between; each epoch is read exactly once, as by one process."""
+    """A run on 1, 2, then 4 processes under ZeRO stages 1, 0, 3, killed between, reads each sample of an epoch once."""
     from pipeline.data.audit import read_audit
 
     run = workplace.folder / "elastic"
@@ -162,7 +162,7 @@ def test_resume_with_other_world_sizes_keeps_the_order(workplace: Workplace, dem
     records = workplace.records("elastic")
     assert [r["step"] for r in records] == list(range(1, steps + 1))
     losses = [r["loss"] for r in workplace.records("alone")]
-    # The same 16 images share a BatchNorm, so that only orders of sums differ.
+    # A micro-batch has the same 16 images in all cases, so only the order of sums differs.
     assert [r["loss"] for r in records] == pytest.approx(losses, rel=1e-4)
     audit = read_audit(run)
     order = audit.sort_by([("step", "ascending")])["sample"].to_pylist()

@@ -1,4 +1,4 @@
-"""What several files of tests share."""
+"""Fixtures that the tests of several folders share."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.tracking_runs import config_json
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as shards."""
+    """The digits of the demo, packed as shards."""
     shards = tmp_path_factory.mktemp("digits") / "shards"
     prepare_digits(shards)
     return shards

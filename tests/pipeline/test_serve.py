@@ -1,4 +1,4 @@
-"""The served model: what a person may give it, and what a stranger may not, also over HTTP."""
+"""The served model: which inputs it takes, in process and over HTTP."""
 
 import base64
 import dataclasses

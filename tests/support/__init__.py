@@ -1,4 +1,4 @@
-"""What tests of several packages share: small shards, ranks, attempts, MLflow servers and runs."""
+"""Helpers of the tests: small shards and networks, ranks, attempts, MLflow servers and run directories."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Attempts at a run as a launcher would start them, in processes that can be killed, stopped and listened to.
+"""Attempts at a run as a launcher starts them, in processes that a test can kill, stop and read.
 
 The ranks are forked with everything imported, and MLflow is left out: importing it again and again would take longer
 than all else. Everything else is the real thing: `TrainTask`, its locks, its process group, its files.
@@ -24,7 +24,7 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ |= environment(rank, size, port)
-    # The tracker's worker ends at once, and registering says that it could not.
+    # The tracker's worker ends at once, and the registration reports that it failed.
     sys.executable = "/bin/true"
     sys.modules["mlflow"] = None  # type: ignore[assignment]
     if clock_speed != 1.0:
@@ -49,7 +49,7 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
 
 
 class RunningAttempt:
-    """One attempt at the run in `run_dir`, begun; killed at the end of a `with`."""
+    """A started attempt at the run in `run_dir`; leaving the `with` block kills it."""
 
     def __init__(self, run_dir: Path, *, log: Path | None = None, ranks: int = 2, clock_speed: float = 1.0) -> None:
         """Start the ranks; their `time.time` runs `clock_speed` times as fast, backwards where it is negative."""
@@ -70,20 +70,20 @@ class RunningAttempt:
         self.kill()
 
     def signal(self, number: int, *ranks: int) -> None:
-        """Send a signal to `ranks`, by default to all."""
+        """Send a signal to `ranks`, by default to all ranks."""
         for rank in ranks or range(len(self.processes)):
             process = self.processes[rank]
             if process.pid is not None and process.exitcode is None:
                 os.kill(process.pid, number)
 
     def kill(self, *ranks: int) -> None:
-        """kill -9 of `ranks`, by default of all, and wait until they are gone."""
+        """Kill `ranks` (by default all) with SIGKILL and wait for their end."""
         self.signal(signal.SIGKILL, *ranks)
         for rank in ranks or range(len(self.processes)):
             self.processes[rank].join()
 
     def wait(self, timeout_s: float = 400.0) -> list[int | None]:
-        """Wait until all ranks have ended; their exit codes."""
+        """Wait until all ranks have ended, and return their exit codes."""
         deadline = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -95,19 +95,19 @@ class RunningAttempt:
         return any(process.exitcode is not None for process in self.processes)
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 400.0) -> bool:
-        """Wait for `condition`, looking several thousand times a second; False where the attempt ended without it."""
+        """Poll `condition` several thousand times a second; False if the attempt ended before it held."""
         deadline, looks = time.monotonic() + timeout_s, 0
         while not condition():
             looks += 1
             if looks % 100 == 0:
                 if self.over:
                     return condition()
-                assert time.monotonic() < deadline, f"it did not come to it\n{self.output()[-3000:]}"
+                assert time.monotonic() < deadline, f"the condition did not become true\n{self.output()[-3000:]}"
             time.sleep(0.0002)
         return True
 
     def until_step(self, step: int) -> bool:
-        """Wait until `step` is recorded; False where the attempt ended before."""
+        """Wait until `step` is recorded; False if the attempt ended before."""
         return self.until(lambda: finished_steps(self.run_dir) >= step)
 
     def output(self) -> str:
@@ -116,6 +116,6 @@ class RunningAttempt:
 
 
 def finished_steps(run_dir: Path) -> int:
-    """The last step in a run's journal."""
+    """The last step in a run's journal, 0 without one."""
     records = read_metrics(run_dir)
     return records[-1]["step"] if records else 0

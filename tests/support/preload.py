@@ -1,4 +1,4 @@
-"""What the processes that tests fork have imported already. Without a GPU: CUDA does not survive a fork."""
+"""Imports of the process that ranks are forked from; DeepSpeed only without a GPU, as CUDA survives no fork."""
 
 # ruff: noqa: F401
 import os

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Of the server the ranks are forked from: no threads before the fork."""
+"""Environment of the process that ranks are forked from: a process must not have threads when it forks."""
 
 
 def free_port() -> int:
@@ -24,9 +24,9 @@ def free_port() -> int:
 
 
 def forks(*modules: str) -> Any:
-    """The multiprocessing context whose processes are forked with everything imported, `modules` as well.
+    """The multiprocessing context whose processes are forked with `tests.support.preload` and `modules` imported.
 
-    `modules` count only for the first caller in a process.
+    `modules` have an effect only at the first call in a process.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.preload", *modules])
@@ -41,7 +41,7 @@ def forks(*modules: str) -> Any:
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun would tell a rank."""
+    """The environment variables that torchrun sets for a rank."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -67,7 +67,7 @@ def _rank(function: Callable[..., Any], rank: int, size: int, port: int, args: t
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: float = 240) -> list[Any]:
-    """`function(world, *args)` on every rank, in processes of their own; the results in the order of ranks."""
+    """Run `function(world, *args)` in one process for each rank; returns the results in the order of ranks."""
     context = forks(function.__module__)
     out = context.Queue()
     port = free_port()

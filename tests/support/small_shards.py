@@ -1,4 +1,4 @@
-"""Small shards of generated photographs, packed as others would pack them: several shards of unequal size."""
+"""Several small shards of unequal size with generated photographs."""
 
 import io
 import tarfile
@@ -18,7 +18,7 @@ CLASSES = 5
 
 
 def photograph(number: int, height: int | None = None, width: int | None = None) -> bytes:
-    """A JPEG that is like no other: smooth colours with some grain."""
+    """The JPEG with this number: smooth colours with some grain, different for each number."""
     generator = np.random.default_rng(number)
     height, width = height or int(generator.integers(40, 100)), width or int(generator.integers(40, 100))
     coarse = generator.integers(0, 256, (5, 6, 3)).astype(np.float32)
@@ -29,7 +29,7 @@ def photograph(number: int, height: int | None = None, width: int | None = None)
 
 
 def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train") -> Manifest:
-    """Write shards of so many samples each, with manifest and index."""
+    """Write shards of `shard_sizes` samples, with manifest and index."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list] = {name: [] for name in INDEX_SCHEMA.names}
     shards, number = [], 0

@@ -1,4 +1,4 @@
-"""Run directories as a training leaves them, made in seconds: real digits, real shards, a network that classifies."""
+"""Run directories as a training leaves them, made in seconds from the digits and a fitted classifier."""
 
 import functools
 import hashlib
@@ -28,7 +28,7 @@ from sharding import load_manifest
 
 START = 1_700_000_000.0
 
-# The server that a person works with is not for tests.
+# Tests must not use the developer's tracking server.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
@@ -41,7 +41,7 @@ def _empty_database() -> bytes:
 
 
 def new_store(folder: Path) -> str:
-    """URI of the database that a first run below `folder` would make, which takes two seconds each."""
+    """URI of a new database below `folder`, copied because MLflow takes seconds to create one."""
     uri = resolve_tracking_uri(folder)
     path = local_database(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write_checkpoint(run_dir: Path, step: int) -> None:
 
 
 def write_averaged_checkpoint(run_dir: Path, step: int, state: dict[str, torch.Tensor]) -> None:
-    """The averaged weights of a checkpoint of two ranks: half of each weight on each, statistics of their own."""
+    """Write averaged weights as a checkpoint of two ranks, each with half of a weight and its own statistics."""
     folder = run_dir / f"checkpoints/step_{step:08d}"
     folder.mkdir(parents=True)
     files = {}
@@ -110,7 +110,7 @@ def write_averaged_checkpoint(run_dir: Path, step: int, state: dict[str, torch.T
 
 
 def set_evaluations(run_dir: Path, results: dict[int, Evaluation]) -> None:
-    """Put real results into the journal."""
+    """Write evaluation results into the journal."""
     path = run_dir / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records:
@@ -149,7 +149,7 @@ def digits_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor]
 
 @functools.cache
 def worse_network(shards: Path, seed: int = 0) -> tuple[dict[str, torch.Tensor], Evaluation]:
-    """The same, blind for the first class."""
+    """The same network with a bias that never lets it predict the first class."""
     weights = {name: value.clone() for name, value in digits_network(shards, seed)[0].items()}
     weights["classifier.2.bias"][0] -= 1000
     network = transxnet.transxnet_n(num_classes=10, image_size=32, backend="reference").eval()
@@ -172,9 +172,9 @@ def _evaluated(network: torch.nn.Module, shards: Path) -> Evaluation:
 def finished_run(
     run_dir: Path, shards: Path, tracking_uri: str | None, *, seed: int = 0, best_step: int | None = None
 ) -> ModelCard:
-    """A run that has trained 30 steps, evaluated and exported; its MLflow run is not made.
+    """Write a run that has trained 30 steps, evaluated and exported, without an MLflow run; returns its model card.
 
-    With `best_step` it was better at that step, of which there is a checkpoint, than at its end.
+    With `best_step` the run was better at that step, which has a checkpoint, than at its end.
     """
     prepare_digits(shards)
     config = TrainConfig(

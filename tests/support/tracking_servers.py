@@ -1,4 +1,4 @@
-"""Real MLflow servers for tests, and a relay before them that is slow, broken or refusing on demand."""
+"""Real MLflow servers for tests, and a relay in front of them that is slow, broken or refusing on demand."""
 
 import contextlib
 import http.client
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server` on a port of this machine, which can be killed and started again with what it holds."""
+    """`mlflow server` on a port of this machine; it keeps its data when it is killed and started again."""
 
     def __init__(
         self, folder: Path, *, store: str | None = None, artifacts: str | None = None, env: dict | None = None
@@ -44,13 +44,13 @@ class MlflowServer:
         self._process: subprocess.Popen | None = None
 
     def launch(self) -> None:
-        """Begin to start; `start` waits for the first answer."""
+        """Start the process; `start` also waits for the first answer."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.store, "--artifacts-destination", self.artifacts]
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         env |= {"OMP_NUM_THREADS": "1", **self._env}
         env.pop("MLFLOW_TRACKING_URI", None)
-        log = open(self.folder / "server.log", "ab")  # noqa: SIM115 - the server keeps it
+        log = open(self.folder / "server.log", "ab")  # noqa: SIM115 - open as long as the server
         self._process = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
         )
@@ -81,7 +81,7 @@ class MlflowServer:
 
 
 class Relay(http.server.ThreadingHTTPServer):
-    """Passes requests on to a server, in the `mode` that it is set to; `served` counts what it has answered."""
+    """Forwards requests to a server as `mode` says; `served` counts its answers."""
 
     daemon_threads = True
     mode: Literal["pass", "slow", "broken", "login"] = "pass"
@@ -101,7 +101,7 @@ class Relay(http.server.ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_) -> None:
-        """A client that refuses the certificate, or leaves, is what the tests ask for."""
+        """Ignore clients that refuse the certificate or disconnect."""
 
     def __exit__(self, *_) -> None:
         self.shutdown()
@@ -113,7 +113,7 @@ class _RelayHandler(http.server.BaseHTTPRequestHandler):
     server: Relay
     slow_s: ClassVar[float] = 2.0
 
-    def _relay(self) -> None:
+    def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.mode == "slow":
             time.sleep(self.slow_s)
@@ -136,14 +136,14 @@ class _RelayHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
         self.server.served += 1
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _relay
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _forward
 
     def log_message(self, *_) -> None:
         pass
 
 
 def self_signed_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate that nobody trusts, and its key."""
+    """A self-signed certificate and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
@@ -152,8 +152,8 @@ def self_signed_certificate(folder: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL of its own; yields the URI of an empty database, with a password in it."""
-    # Its user may not enter pytest's private folders.
+    """Start PostgreSQL in a temporary folder; yields the URI, with a password, of an empty database."""
+    # PostgreSQL's user may not enter pytest's folders.
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     port, owner = free_port(), []
@@ -179,7 +179,7 @@ def postgres() -> Iterator[str]:
 
 
 def has_postgres() -> str:
-    """Why there can be no PostgreSQL here; empty where there can."""
+    """The reason why PostgreSQL cannot be started here, or an empty text."""
     if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         return "needs PostgreSQL: apt-get install postgresql"
     try:
@@ -200,5 +200,5 @@ def answers(url: str) -> bool:
 def wait_for(condition, timeout_s: float, pause_s: float = 0.1) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"nothing happened within {timeout_s} s"
+        assert time.monotonic() < deadline, f"the condition did not become true within {timeout_s} s"
         time.sleep(pause_s)

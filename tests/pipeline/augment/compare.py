@@ -1,4 +1,4 @@
-"""How far two images, or two samples of a distribution, lie apart."""
+"""Distances between two images, and between two samples of a distribution."""
 
 import numpy as np
 

@@ -10,7 +10,7 @@ from tests.support.small_shards import photograph
 
 @pytest.fixture(scope="module")
 def photographs() -> list[bytes]:
-    """Real photographs where they are at hand, generated ones elsewhere, as soft as a lens makes them."""
+    """Photographs of ImageNet where the machine has them, else generated ones, blurred as by a lens."""
     files = sorted(SAMPLE.glob("*/*.JPEG"))[::50]
     return [file.read_bytes() for file in files] or [soft(photograph(n, 300 + 20 * n, 340)) for n in range(4)]
 

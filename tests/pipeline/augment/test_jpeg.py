@@ -1,4 +1,4 @@
-"""The decoder of rectangles gives libjpeg-turbo's pixels, and nothing for what it does not know."""
+"""The decoder of rectangles gives libjpeg-turbo's pixels, or None for a kind of JPEG that it does not decode."""
 
 import io
 import random
@@ -14,12 +14,12 @@ from pipeline.augment.jpeg import region as jpeg_region
 pytestmark = pytest.mark.skipif(
     not jpeg_region.is_built(), reason="the decoder is built when the package is installed, with a C compiler"
 )
-ImageFile.MAXBLOCK = 1 << 20  # of Pillow's encoder, which needs room for many restart markers
+ImageFile.MAXBLOCK = 1 << 20  # Pillow's encoder needs room for many restart markers
 SIZES = [(1, 1), (7, 13), (16, 16), (65, 33), (250, 333)]
 
 
 def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """Soft shapes with noise: blocks with few, many and no coefficients."""
+    """Smooth shapes and noise, which give blocks with no, few and many coefficients."""
     chance = np.random.default_rng(height * width)
     y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     waves = 128 + 120 * np.sin(x / (9 + 3 * np.arange(3)) + y / (17 - 4 * np.arange(3)))
@@ -34,7 +34,7 @@ def encoded(height: int, width: int, mode: str = "RGB", **options) -> bytes:
 
 
 def boxes(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """The whole, and some rectangles of all sizes: top, left, height, width."""
+    """The whole image and twelve random rectangles: (top, left, height, width)."""
     chance = random.Random(height * width)
     some = [(0, 0, height, width)]
     for _ in range(12):

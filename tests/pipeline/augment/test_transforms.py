@@ -1,4 +1,4 @@
-"""The fast augmentation against timm's: each operation on the same image, and the distribution of all together."""
+"""Crops, resizes and the whole augmentation against timm's."""
 
 import io
 import random
@@ -75,7 +75,7 @@ def test_crops_of_extreme_images_fit_and_fall_back_to_the_centre(shape):
 
 
 def test_fast_and_faithful_images_are_distributed_alike(photographs):
-    """Moments of the pixels over many draws, of one image, and the size of what changes between neighbours."""
+    """Compares mean, deviation and mean gradient of the pixels over many draws for each image."""
     config, draws_of_each = AugmentConfig(horizontal_flip=0.0), 160
     results = {}
     for name, augment in (("fast", TrainAugment(config, 96, 0)), ("faithful", FaithfulAugment(config, 96, 0))):

@@ -1,4 +1,4 @@
-"""Checkpoints survive what happens to files and to the processes that write them."""
+"""Checkpoints survive damaged files, full disks and killed writers."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: Checkpo
 
 
 def save_forever(folder: Path) -> None:
-    """Save one checkpoint after the other, going on after the newest."""
+    """Save checkpoints without end, from the step after the newest one."""
     store = CheckpointStore(folder)
     store.remove_leftovers()
     for step in range((store.steps() or [0])[-1] + 1, 10**6):

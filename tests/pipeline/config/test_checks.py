@@ -1,4 +1,4 @@
-"""A config is complete, comes back from its file, and refuses what cannot work before anything is queued."""
+"""Invalid configurations are refused before a job is queued."""
 
 from dataclasses import replace
 
@@ -40,5 +40,5 @@ def test_every_number_has_a_range():
         if not isinstance(value, bool | str | None)
     }
     optional = {"model.drop_path_rate", "optimizer.clip_grad_norm"}
-    # The ZeRO stage has its values, and no others.
+    # The ZeRO stage is checked against its list of values.
     assert {name for _, _, names in RANGES for name in names} == (numbers | optional) - {"zero_stage"}

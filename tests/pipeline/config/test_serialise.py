@@ -1,4 +1,4 @@
-"""A config comes back from its file, and only what changes the result is compared."""
+"""A config survives its file, and only fields that change the result are compared."""
 
 from dataclasses import replace
 

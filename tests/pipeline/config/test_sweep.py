@@ -1,4 +1,4 @@
-"""What a sweep consists of, what it refuses, and the one MLflow run above its runs."""
+"""Which trainings a sweep consists of, and which sweeps are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of the loader read: the sizes of the shards, and all that a rank reads."""
+"""What the tests of the loader share: sizes of the shards, and a function that reads all batches of a rank."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ def evaluation_loader(settings, *, world_size=1, rank=0):
 
 
 def read(settings, *, world_size=1, rank=0, steps=(0, 4)):
-    """Everything a rank reads: {(step, sample): digest of pixels and label}, and the rows in the order of reading."""
+    """All samples of a rank: {(step, row): (digest of pixels, label)}, and (step, micro-step, row) in order."""
     read, order = {}, []
     with build_train_loader(
         settings, world_size=world_size, rank=rank, start_step=steps[0], total_steps=steps[1], device="cpu"

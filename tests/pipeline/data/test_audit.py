@@ -32,7 +32,7 @@ def test_the_audit_covers_each_epoch_once_over_kills_and_other_world_sizes(shard
                     for batch in batches:
                         audit.add(batch)
                     if batches.step + 1 in (saved, saved + 2):
-                        audit.flush()  # the second one is of a checkpoint that was never published
+                        audit.flush()  # the second flush belongs to a checkpoint that was never published
 
     attempt(1, 0, 3, 7)
     attempt(2, 3, 6, 9)

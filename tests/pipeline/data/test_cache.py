@@ -16,7 +16,7 @@ SIZE = 50_000
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder of four "shards" of 50 kB; what is not a URI serves as remote just as well."""
+    """A folder with four "shards" of 50 kB, which stands for remote storage."""
     folder = tmp_path / "source"
     folder.mkdir()
     for number in range(4):
@@ -52,7 +52,7 @@ def test_the_cache_keeps_its_bound_and_evicts_the_least_recently_used(source, tm
     time.sleep(0.02)
     content(cache, "1.tar")
     assert kept(tmp_path / "cache") == ["1.tar", "3.tar"]
-    assert os.pread(held, SIZE, 0) == bytes(SIZE)  # open, though it was removed
+    assert os.pread(held, SIZE, 0) == bytes(SIZE)  # still open, although the cache has removed it
     os.close(held)
 
 
@@ -99,7 +99,7 @@ def test_a_killed_download_leaves_no_shard_in_the_cache(source, tmp_path):
         assert process.stdout.readline() == "half\n"
         process.send_signal(signal.SIGKILL)
     assert [path.name for path in folder.glob(".*.part")]
-    # Another shard needs all the room there is: the part of the dead process gives way.
+    # Another shard needs the whole bound: the partial file of the dead process is removed.
     assert content(ShardCache(shards(source, folder, SIZE)), "1.tar") == b"\1" * SIZE
     assert not list(folder.glob(".*.part"))
     assert content(ShardCache(shards(source, folder, 4 * SIZE)), "0.tar") == bytes(SIZE)
@@ -119,7 +119,7 @@ for number in range(int(sys.argv[4])):
 
 
 def test_jobs_that_share_a_cache_keep_its_bound_also_where_one_is_killed(source, tmp_path):
-    """All three need more than there is room for, at once; two of them read the same split."""
+    """Three jobs read at once, each more than the bound; two of them read the same split."""
     folder = tmp_path / "cache"
 
     def start(digest: str, reads: int) -> "subprocess.Popen[str]":
@@ -132,7 +132,7 @@ def test_jobs_that_share_a_cache_keep_its_bound_also_where_one_is_killed(source,
     time.sleep(0.1)
     killed.kill()
     while any(job.poll() is None for job in jobs):
-        with locked(folder / ".room.lock"):  # nothing is removed meanwhile
+        with locked(folder / ".room.lock"):  # no job removes a shard meanwhile
             assert sum(path.stat().st_size for path in folder.glob("shard-*")) <= 2 * SIZE + 10
         time.sleep(0.01)
     assert [job.returncode for job in jobs] == [0, 0]

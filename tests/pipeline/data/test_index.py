@@ -1,4 +1,4 @@
-"""The node's copy of an index: written once, mapped by all, small."""
+"""A node's copy of an index is written once, mapped by all processes, and small."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ IMAGENET = 1_281_167
 
 
 def synthetic(folder: Path, samples: int, shards: int) -> None:
-    """Manifest and index of a split of so many samples, without the shards."""
+    """Write manifest and index of a split of `samples` samples, without its shards."""
     sizes = [samples // shards + (number < samples % shards) for number in range(shards)]
     rows = np.arange(samples)
     columns = {
@@ -122,7 +122,7 @@ print(json.dumps({"anonymous": grown, "mapped": mapped(sys.argv[2]), "peak": pea
 
 @pytest.mark.slow
 def test_two_ranks_open_imagenets_index_at_any_step_in_64_megabytes(tmp_path):
-    """The first two that open it on a node; every row was touched. The peak of each is below 200 MB."""
+    """The first two ranks on a node open the index and touch every row; each stays below 200 MB at its peak."""
     synthetic(tmp_path, IMAGENET, 1024)
     steps = 300 * IMAGENET // 1024
     command = [sys.executable, "-c", OPEN_LATE, str(tmp_path), str(tmp_path / "cache")]

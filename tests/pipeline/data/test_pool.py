@@ -1,4 +1,4 @@
-"""The loader's worker processes: signals, kills, memory, and the time that a step waits for them."""
+"""The loader's worker processes: signals, kills, memory, and the time that a step waits for data."""
 
 import signal
 import subprocess
@@ -69,7 +69,7 @@ def test_workers_do_not_outlive_their_parent(shards, cache):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_does_not_grow_over_epochs(shards, cache, workers):
-    """Of 38 epochs; what the processes share is left out."""
+    """Private memory of all processes over 38 epochs."""
     settings = config(shards, cache, global_batch_size=64, micro_batch_size=64, data={"workers": workers})
     with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=60, device="cpu") as loader:
         processes, sizes = [psutil.Process(), *children()], []
@@ -81,7 +81,7 @@ def test_memory_does_not_grow_over_epochs(shards, cache, workers):
 
 
 def test_the_time_waited_for_data_is_measured(shards, cache):
-    """Workers that stand still for half a second are waited for as long, and no step waits longer than it lasts."""
+    """A worker suspended for half a second shows as that much waiting, and no step waits longer than it lasts."""
     settings = config(shards, cache, data={"workers": 1, "prefetch_batches": 1})
     with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=10, device="cpu") as loader:
         steps, waited = iter(loader), 0.0

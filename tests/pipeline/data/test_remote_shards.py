@@ -1,4 +1,4 @@
-"""Shards behind an S3 server are read as local ones, also where the server fails."""
+"""Shards on an S3 server are read as local ones are, also while the server fails."""
 
 import hashlib
 import http.client
@@ -26,13 +26,13 @@ SHARDS = (17, 9, 23, 4, 30, 12)
 
 
 class _Proxy(BaseHTTPRequestHandler):
-    """Passes requests on to the real server; every `fail_every`th is broken off or answered with an error."""
+    """Forwards requests to the real server; breaks off, or answers with an error, each `fail_every`th request."""
 
     protocol_version = "HTTP/1.1"
     target, fail_every, requests, fetched = ("127.0.0.1", 0), 0, 0, []
     lock = threading.Lock()
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         with _Proxy.lock:
             _Proxy.requests += 1
             number = _Proxy.requests
@@ -58,10 +58,10 @@ class _Proxy(BaseHTTPRequestHandler):
         if self.command == "GET" and ".tar" in self.path:
             _Proxy.fetched.append(self.path.split("?")[0])
 
-    do_GET = do_HEAD = _pass_on
+    do_GET = do_HEAD = _forward
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def bucket(server, tmp_path_factory):
-    """Small shards in the server, read through the proxy: (URI, local copy)."""
+    """Small shards on the server: (URI through the proxy, local copy)."""
     local = tmp_path_factory.mktemp("local")
     pack(local, SHARDS)
     pack(local, (13, 8), split="validation")
@@ -137,7 +137,7 @@ def test_a_remote_split_equals_the_local_one_over_a_failing_server(bucket, tmp_p
     finally:
         _Proxy.fail_every = 0
     assert seen == expected
-    assert _Proxy.requests > 20  # two requests or more were broken
+    assert _Proxy.requests > 20  # at least two requests failed
     taken = sum(path.stat().st_size for path in cache.glob("shard-*"))
     assert 0 < taken <= room["cache_gb"] * 1e9
 

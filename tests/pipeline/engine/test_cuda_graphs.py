@@ -42,7 +42,7 @@ CLASSES, MICRO, ACCUMULATION, STEPS = 5, 2, 2, 2
 
 
 class Recordable(TorchDispatchMode):
-    """Refuses what no graph can hold: a value that the host reads or makes, a shape that depends on values."""
+    """Raises for an operation that no CUDA graph can record: a value on the host, a shape that depends on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -52,13 +52,13 @@ class Recordable(TorchDispatchMode):
 
 
 recordings: "weakref.WeakSet[Callable[[], None]]" = weakref.WeakSet()
-"""What is recorded and was not let go of."""
+"""Replays of recordings that were not released."""
 
 
 def recorded_on_cpu(
     first: Part, second: Part, watch: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> tuple[Recorded, Recorded]:
-    """As `record_cuda_graphs`: what is recorded runs before, and leaves its results where they are at each replay."""
+    """Stands for `record_cuda_graphs`: both parts run once before; a replay overwrites the recorded results."""
 
     def recorded(part: Part) -> Recorded:
         with watch():
@@ -89,21 +89,21 @@ class Everywhere(torch.autograd.Function):
 
 
 class NormWithOthers(nn.BatchNorm2d):
-    """Where a GPU has a SyncBatchNorm: ranks wait for each other in its forward and backward."""
+    """Stands for SyncBatchNorm: the ranks exchange values in its forward and backward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + 0.1 * Everywhere.apply(x.mean((0, 2, 3), keepdim=True))
 
 
 def network_with_others() -> nn.Module:
-    """A small network with statistics of all ranks in its stem."""
+    """A small network whose stem exchanges values with the other ranks."""
     network = small_network(CLASSES, 32, drop_path_rate=0.3)
     network.patch_embed.norm = NormWithOthers(8)
     return network
 
 
 class Trained:
-    """An engine with its average and saver in a run directory."""
+    """An engine with its weight average and checkpoint saver in a run directory."""
 
     def __init__(self, config: TrainConfig, world: World, run_dir: Path, record: Record) -> None:
         self.config, self.world = config, world
@@ -129,11 +129,11 @@ class Trained:
         images = torch.randn(ACCUMULATION, MICRO, 3, side, side, generator=generator).to(device)
         targets = torch.softmax(2 * torch.randn(ACCUMULATION, MICRO, CLASSES, generator=generator), -1).to(device)
         if self.config.precision == "fp16" and not step:
-            targets *= 2**14  # more than fp16 holds, once
+            targets *= 2**14  # overflows fp16 at the first step
         return list(zip(images, targets, strict=True))
 
     def curve(self, first: int, last: int) -> list[tuple[float, float, float]]:
-        """Loss, gradient norm and loss scale of steps."""
+        """(Loss, gradient norm, loss scale) of each step from `first` to before `last`."""
         rows = []
         for step in range(first, last):
             seed = step_seed(self.config, step, self.world.rank)
@@ -143,7 +143,7 @@ class Trained:
         return rows
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights, moments, averages, statistics."""
+        """Copies of weights, optimizer moments, averaged weights and BatchNorm statistics, by name."""
         parts = self.engine.fragments()
         tensors = {f"{kind} {p.name}": getattr(p, kind) for p in parts for kind in ("weight", "exp_avg", "exp_avg_sq")}
         tensors |= {w.name: w.values for w in self.engine.local_weights()}
@@ -165,7 +165,7 @@ def config_of(stage: int, precision: Any, size: int, backend: Any = "auto", side
 
 
 def without_and_with(config: TrainConfig, world: World, folder: Path, record: Record) -> list[tuple[Any, Any]]:
-    """Curve and state without graphs, with them, with them after going back to a checkpoint, and resumed from it."""
+    """Curve and state without graphs, with graphs, with graphs after a return to a checkpoint, and resumed from it."""
     graphs = replace(config, cuda_graphs=True)
     plain = Trained(config, world, folder, record)
     curve = plain.curve(0, 1)
@@ -200,7 +200,7 @@ def all_ways(world: World, variants: list[tuple[int, str]], folder: str) -> dict
     }
 
 
-# DeepSpeed's autocast is a switch of the process that no engine turns off again: fp32 comes first.
+# DeepSpeed's autocast is a setting of the process that no engine resets: fp32 comes first.
 VARIANTS = [(1, "fp16")]
 OTHERS = [(stage, precision) for precision in ("fp32", "bf16", "fp16") for stage in (0, 1, 2)]
 
@@ -246,7 +246,7 @@ def test_gpus_compute_the_same_with_graphs_and_without(precision: str, backend: 
 
 
 class Square(nn.Module):
-    """The mean square of weighted inputs."""
+    """Mean square of the weighted inputs `[N, 2]`."""
 
     def __init__(self) -> None:
         super().__init__()

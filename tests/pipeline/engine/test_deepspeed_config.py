@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration is a function of ours."""
+"""DeepSpeed's configuration follows from the training's."""
 
 from pipeline.config.checks import check
 from pipeline.config.schema import TrainConfig

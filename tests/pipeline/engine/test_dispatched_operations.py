@@ -1,4 +1,4 @@
-"""How many operations the host dispatches for one update of TransXNet-T: on a GPU each costs microseconds."""
+"""The number of operations that the host dispatches for one update of TransXNet-T; each costs microseconds on a GPU."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.train.model import build_model
 from tests.support.ranks import run_ranks
 
 STEP_BUDGET = 100
-"""Operations of `engine.step()`; 15,465 with DeepSpeed's defaults and a parameter for each weight."""
+"""Most operations of one `engine.step()`; DeepSpeed's defaults with a parameter for each weight take 15,465."""
 
 
 class Dispatched(TorchDispatchMode):

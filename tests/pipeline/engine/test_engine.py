@@ -1,4 +1,4 @@
-"""Every ZeRO stage and precision trains as a plain PyTorch loop does, and takes up what any other left."""
+"""Every ZeRO stage and precision trains as a plain PyTorch loop does, and resumes the checkpoints of the others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def micro_batches(step: int, rank: int, micro: int, world: int = WORLD) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The same samples of a step, dealt position by position, for any number of ranks."""
+    """This rank's micro-batches of a step; the samples of the step are the same for any number of ranks."""
     generator = torch.Generator().manual_seed(1000 + step)
     count = MICRO * ACCUMULATION * WORLD
     images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
@@ -47,21 +47,21 @@ def micro_batches(step: int, rank: int, micro: int, world: int = WORLD) -> list[
 
 
 def layer_decay(steps: int) -> float:
-    """The long comparison is with the recipe as it stands, the short ones are with layers that learn differently."""
+    """The long comparison has no layer decay, as the recipe; the short ones have."""
     return 1.0 if steps == LONG else 0.8
 
 
 def micro_batch(steps: int) -> int:
-    """The long comparison takes each rank's samples at once, the short ones accumulate."""
+    """The long comparison takes a rank's samples in one micro-batch, the short ones accumulate gradients."""
     return MICRO * ACCUMULATION if steps == LONG else MICRO
 
 
 def plain_loop(precision: str, steps: int) -> dict[str, Any]:
-    """The reference: one process, PyTorch and timm's own optimizer, loss and average, schedule left out.
+    """The reference: one process with PyTorch and timm's optimizer, loss and weight average, without a schedule.
 
-    BatchNorm sees each micro-batch by itself, as a rank does. Also how far the average went.
+    BatchNorm sees each micro-batch by itself, as on a rank. `way` is how far the average is from the first weights.
     """
-    # Here and not above: importing timm takes seconds, in every process that imports this file.
+    # Imported here because it takes seconds, and every rank imports this file.
     from timm.loss import SoftTargetCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV2
@@ -99,7 +99,7 @@ def plain_loop(precision: str, steps: int) -> dict[str, Any]:
 
 
 class Trained:
-    """An engine with its average and saver in a run directory."""
+    """An engine with its weight average and checkpoint saver in a run directory."""
 
     def __init__(self, config: TrainConfig, world: World, run_dir: Path) -> None:
         self.config, self.world = config, world
@@ -130,7 +130,7 @@ def steps_of(stage: int, precision: str) -> int:
 
 
 def train_all(world: World, variants: list[tuple[int, str]], folder: str) -> tuple[dict[tuple[int, str], Any], dict]:
-    """Every variant on all ranks, and then the references, each on one of them."""
+    """Train every variant on all ranks, then each reference on one rank."""
     results = {}
     for stage, precision in variants:
         steps = steps_of(stage, precision)
@@ -150,19 +150,19 @@ def train_all(world: World, variants: list[tuple[int, str]], folder: str) -> tup
     return results, {each: plain_loop(*each) for each in mine}
 
 
-# DeepSpeed's autocast is a switch of the process that no engine turns off again: fp32 comes first.
+# DeepSpeed's autocast is a setting of the process that no engine resets: fp32 comes first.
 VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (1, "fp16")]
 OTHER_VARIANTS = [(stage, precision) for precision in ("bf16", "fp16") for stage in (0, 2, 3)]
 TOLERANCE = {"fp32": 1e-6, "bf16": 3e-4, "fp16": 3e-4}
 
 
 APART = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2}
-"""How far the averages may lie apart, as a share of the way they went."""
+"""Largest distance between two averages, as a share of the distance from the first weights."""
 
 
 @torch.no_grad()
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Between the weights of two models; biases before a BatchNorm have no gradient but rounding and are left out."""
+    """Distance between two models without their biases, whose gradient before a BatchNorm is rounding alone."""
     return float(torch.stack([(a[n] - b[n]).norm() for n in b if b[n].ndim > 1]).norm())
 
 
@@ -181,7 +181,7 @@ def test_stages_and_precisions_agree_with_plain_pytorch(variants: list[tuple[int
 
 
 def interrupted(world: World, before: int, after: int, precision: str, run_dir: str) -> dict[str, Any]:
-    """A step under one stage, saved; taken up by a new engine under another."""
+    """Train and save a step under stage `before`, and resume it with a new engine under stage `after`."""
     settings = {"precision": precision, "micro_batch_size": MICRO * ACCUMULATION}
     first = Trained(make_config(zero_stage=before, **settings), world, Path(run_dir))
     first.steps(0, 1)
@@ -206,7 +206,7 @@ def resume_all(world: World, folder: str) -> list[tuple[int, int, Any]]:
 
 
 def recompute_all(world: World, folder: str) -> dict[int, list[Any]]:
-    """A step with and without partitioned weights, each without and with gradient checkpointing."""
+    """A step under stages 1 and 3, each without and with gradient checkpointing: curve and state."""
     results = {}
     for stage in (1, 3):
         results[stage] = []

@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes what is kept in memory, and nothing else."""
+"""Gradient checkpointing saves memory and changes no result."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from pipeline.engine.optimizer import parameter_groups
 
 
 def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
-    """Gradients and buffers after two forwards and backwards, and the bytes kept between the two."""
+    """Gradients and buffers after two forward and backward passes, and the bytes saved for the backward passes."""
     torch.manual_seed(0)
     network = transxnet.build("transxnet_n", num_classes=5, image_size=64, drop_path_rate=0.4)
     if recompute:

@@ -1,4 +1,4 @@
-"""Layers learn at the rates that timm gives them, and each parameter is in one group."""
+"""Parameter groups: layer decay equals timm's, and each parameter is in one group."""
 
 import pytest
 from timm.optim._param_groups import param_groups_layer_decay
@@ -17,7 +17,7 @@ def test_layer_decay_equals_timms():
         for group in parameter_groups(network, options).values()
         for name in group.names
     }
-    # As timm describes its own networks of stages (ConvNeXt, Swin).
+    # timm describes its own networks of stages (ConvNeXt, Swin) in this form.
     blocks = [(r"^stages\.(\d+)\.(?:downsample|position_bias)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
     network.group_matcher = lambda coarse: {"stem": r"^patch_embed", "blocks": blocks}
     groups = param_groups_layer_decay(network, weight_decay=0.05, layer_decay=0.7)

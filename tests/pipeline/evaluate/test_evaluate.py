@@ -1,4 +1,4 @@
-"""The measured accuracy is the recorded one, whatever the model is given as, and lands in its run."""
+"""Evaluation reproduces the recorded accuracy, for every way to name a model and for other shards."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_counts_do_not_depend_on_the_batches():
     assert torch.equal(whole[:3], parts[:3])
     expected = (logits[:5].topk(5).indices == labels[:5, None]).sum()
     assert count_batch(logits[:5], labels[:5])[1] == expected
-    # A network that gives no numbers is never right; equal scores go to the lower class.
+    # NaN scores are never right; of equal scores the lower class counts.
     assert count_batch(logits[5:6], labels[5:6])[:2].sum() == 0
     assert count_batch(logits[6:7], torch.tensor([0]))[0] == 1
     assert count_batch(logits[6:7], torch.tensor([1]))[0] == 0
@@ -82,7 +82,7 @@ def test_calibration_and_confusion_by_hand():
 
 
 def test_other_shards_are_scored_among_their_own_classes(home, card, capsys, monkeypatch):
-    """As ImageNet-A and -R are: packed from class folders, fewer classes, other labels. Progress goes to a log."""
+    """Shards as of ImageNet-A and -R: packed from class folders, with fewer classes and other labels."""
     monkeypatch.setattr(evaluate_progress, "LINE_EVERY_S", 0)
     write_class_folders(home / "folders")
     (home / "few").mkdir()
@@ -116,7 +116,7 @@ def test_classes_are_matched_by_name_or_number(digits, card):
     everything = match_classes(card, few, subset=False)
     assert everything.outputs == list(range(10))
     assert everything.labels == [7, 2]
-    # ImageNet-V2's folders have the numbers of the classes.
+    # ImageNet-V2's class folders are named by class number.
     named = dataclasses.replace(card, classes=tuple((f"n{k:08d}", name) for k, (_, name) in enumerate(card.classes)))
     assert match_classes(named, few, subset=False).labels == [7, 2]
     unknown = dataclasses.replace(few.classes[0], wnid="n99999999")

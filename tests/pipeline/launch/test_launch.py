@@ -1,4 +1,4 @@
-"""What a launch shows and refuses before anything is queued."""
+"""What a launch shows and refuses before a job is queued."""
 
 import dataclasses
 import json

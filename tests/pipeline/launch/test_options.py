@@ -1,4 +1,4 @@
-"""Flags, recipes and what parsing refuses."""
+"""How flags override a recipe, and which flags are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The order of samples, as properties over sizes, lanes, batch sizes and numbers of ranks."""
+"""Properties of the sample order over shard sizes, lanes, batch sizes and world sizes."""
 
 import subprocess
 import sys
@@ -81,7 +81,7 @@ def test_a_shard_is_read_by_the_ranks_of_its_lanes(sizes, shape, block_shards, e
     lane_size = n // lanes
     for shard, size in enumerate(sizes):
         ranks = set(positions[shard_of[rows] == shard] % world_size)
-        # A shard that fits into a lane lies in one, or across the edge of two; a longer one in more.
+        # A shard not longer than a lane lies in one or two lanes, a longer one in more.
         crossed = 2 if size <= lane_size else -(-size // max(1, lane_size)) + 1
         assert len(ranks) <= crossed
 
@@ -103,7 +103,7 @@ def test_shards_are_announced_before_they_are_needed(order, share, step, world_s
     shard_of = np.repeat(np.arange(len(order.shard_samples)), order.shard_samples)
     size, last = share * world_size, step + 4
     for rank in range(world_size):
-        foretold, needs = set(), order.shards_by_need(step * size, rank, world_size)
+        announced, needs = set(), order.shards_by_need(step * size, rank, world_size)
         upcoming = next(needs)
         assert upcoming[0] < (step + 1) * size + order.lanes * world_size
         for now in range(step, last):
@@ -113,12 +113,12 @@ def test_shards_are_announced_before_they_are_needed(order, share, step, world_s
                 strict=True,
             ):
                 while upcoming[0] <= position:
-                    foretold.add((upcoming[0] // order.num_samples, upcoming[1]))
+                    announced.add((upcoming[0] // order.num_samples, upcoming[1]))
                     later = next(needs)
                     assert later >= upcoming
                     upcoming = later
-                # What an epoch needed before this rank opened is foretold with the position of its block.
-                assert (position // order.num_samples, shard_of[row]) in foretold
+                # Shards that an epoch needed before this rank opened are announced with the position of their block.
+                assert (position // order.num_samples, shard_of[row]) in announced
 
 
 def test_epochs_and_seeds_differ_and_neighbours_in_a_class_sorted_set_are_spread():
@@ -158,7 +158,7 @@ for step in (0, steps // 3, steps - 1):
     rows, epochs = SampleOrder(sizes, seed=1).batch(step, 1024)
     assert len(set(rows.tolist())) == 1024
 seconds = time.process_time() - started
-# getrusage's peak begins at that of the process that forked this one.
+# getrusage's peak would include that of the parent at the fork.
 [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(seconds, peak)
 """
@@ -168,4 +168,4 @@ def test_imagenet_opens_at_any_of_300_epochs_at_once_and_in_little_memory():
     out = subprocess.run([sys.executable, "-c", OPEN_LATE], capture_output=True, text=True, check=True).stdout
     seconds, kilobytes = (float(word) for word in out.split())
     assert kilobytes < 200_000
-    assert seconds < 3  # three openings, in processor time: a second each
+    assert seconds < 3  # processor time of three openings, a second each

@@ -1,4 +1,4 @@
-"""Which version is @champion, also where several trainings end at once."""
+"""Which version becomes @champion, also where several trainings register at once."""
 
 import random
 import threading
@@ -34,14 +34,14 @@ def test_champion_is_the_better_one_on_the_same_data(client):
         settled = settled_versions(client, "m")
         assert promote(client, "m", candidate(client, "m", top1, digest), settled) == expected
     assert champion_of(client, "m") == "3"
-    # A person's choice stands until something beats it; the past best is not brought back.
+    # A champion that a user has set stays until a better version comes; the previous champion does not return.
     client.set_registered_model_alias("m", "champion", "2")
     settled = settled_versions(client, "m")
     assert promote(client, "m", candidate(client, "m", 0.45), settled) == "6"
 
 
 def test_the_better_of_two_simultaneous_registrations_is_champion(client, monkeypatch):
-    """Every interleaving in which one reads before and writes after the other."""
+    """Both orders in which one registration reads before and writes after the other."""
     for slow_top1, fast_top1 in [(0.7, 0.8), (0.8, 0.7)]:
         name = f"race{slow_top1}"
         client.create_registered_model(name)
@@ -59,7 +59,7 @@ def test_the_better_of_two_simultaneous_registrations_is_champion(client, monkey
         thread = threading.Thread(target=promote, args=(client, name, slow, settled), name="slow")
         thread.start()
         assert held.wait(60)
-        # The other begins and ends while the first is about to write what it decided alone.
+        # The fast registration begins and ends while the slow one waits before its write.
         others_settled = settled_versions(client, name)
         fast = candidate(client, name, fast_top1)
         promote(client, name, fast, others_settled)
@@ -70,7 +70,7 @@ def test_the_better_of_two_simultaneous_registrations_is_champion(client, monkey
 
 
 def test_the_best_of_many_simultaneous_registrations_is_champion(tmp_path):
-    """Nobody is held: eight registrars with connections of their own, again and again."""
+    """Eight registrations at once, each with its own connection, four times."""
     uri = new_store(tmp_path)
     clients, order = [open_client(uri) for _ in range(8)], random.Random(0)
     for number in range(4):

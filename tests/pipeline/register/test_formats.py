@@ -1,4 +1,4 @@
-"""Exports answer as PyTorch does, at batch sizes they were not made with."""
+"""Exported models give PyTorch's outputs, also for batch sizes other than at the export."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The registered model: proven before it counts, loaded by strangers, and the right one is champion."""
+"""Registration: the model is verified in a clean process, loads without this repository, and gets its aliases."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """Send the process that checks a model what a preemption sends to all processes of a job; those that got it."""
+    """Send the clean process the signals of a preemption; yields the ids of the processes that got them."""
     told: list[int] = []
     over = threading.Event()
 
@@ -63,9 +63,9 @@ def answers() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def registered(home, digits, answers):
-    """A run that was better at step 20 than at its end, the card of what must be registered, and the version.
+    """The card of the expected model and the registered version of a run that was better at step 20 than at its end.
 
-    It is registered although its job is asked to stop meanwhile.
+    Its job is preempted during the registration.
     """
     last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
     best = digits_network(digits)[1]
@@ -79,7 +79,7 @@ def registered(home, digits, answers):
 
 
 def in_clean_process(program: str, folder: Path, uri: str) -> dict:
-    """Run a program as a colleague would: elsewhere, without this repository on the path."""
+    """Run a program in another folder, without this repository on the path; its last line of output is JSON."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -108,7 +108,7 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     assert "images in a clean process" in stored.tags["verified"]
     assert f"{100 * card.top1:.2f} %" in stored.description
     assert f'mlflow.set_tracking_uri("{resolve_tracking_uri(home)}")' in stored.description
-    # The checkpoints stay where they are and are models of the run all the same; the registered one has its results.
+    # The checkpoints are models of the MLflow run without a copy; the registered model has its metrics.
     run = client.get_run(stored.run_id)
     assert card.validation_digest[:32] in {entry.dataset.digest for entry in run.inputs.dataset_inputs}
     models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
@@ -175,7 +175,7 @@ def test_a_registered_model_loads_elsewhere_in_three_ways_with_the_recorded_top1
     answer = in_clean_process(program, tmp_path / "elsewhere", resolve_tracking_uri(home))
     assert answer["same"]
     assert answer["equal"]
-    # A run's folder gives the last weights, blind for the first class, and needs no MLflow.
+    # Loading from a run directory gives the last weights, whose first class is never predicted, without MLflow.
     assert answer["alone"]
     assert answer["bias"][1] - answer["bias"][0] == pytest.approx(1000)
     assert answer["own"] != answer["code"]
@@ -196,7 +196,7 @@ def test_registering_again_gives_the_same_version_and_sets_the_alias(home, regis
 def test_a_registered_name_of_its_own_leaves_the_default_model_alone(home, registered):
     shutil.copytree(home / "runs/first", home / "runs/toy")
     config = json.loads((home / "runs/toy/config.json").read_text())
-    # Without its validation images nothing is verified, which is shown elsewhere and takes its time.
+    # Without validation images the model is not verified, which saves time; the other tests verify.
     config["train"]["data"]["shards"] = "gone"
     (home / "runs/toy/config.json").write_text(json.dumps(config | {"registered_name": "toy of mine"}))
     version = register(home / "runs/toy", alias="favourite")
@@ -217,12 +217,12 @@ def test_a_registered_name_of_its_own_leaves_the_default_model_alone(home, regis
 def test_a_model_below_its_recorded_accuracy_is_not_registered(
     home, digits, registered, answers, process, monkeypatch, tmp_path
 ):
-    """Classes in another order: everything loads and answers, and the answers are wrong."""
+    """With classes in another order the model loads and answers, and the answers are wrong."""
     card = finished_run(tmp_path / "wrong", digits, resolve_tracking_uri(home))
     wrong = dataclasses.replace(card, classes=tuple(reversed(card.classes)))
     save_model_card(wrong, tmp_path / "wrong/export")
     if process == "recorded answers":
-        # The weights are those of `registered`, and so are the outputs; the class that an output stands for is another.
+        # The weights and outputs are those of `registered`; an output stands for another class.
         names = [wnid for wnid, _ in card.classes]
         other = dict(zip(names, reversed(names), strict=True))
         monkeypatch.setattr(verify, "_classify", lambda *_: {file: other[wnid] for file, wnid in answers.items()})

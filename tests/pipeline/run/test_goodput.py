@@ -1,4 +1,4 @@
-"""Every second of a run is told apart: steps that count, what was lost, and what stood between."""
+"""How the time of a run divides into productive steps, lost steps, restarts, saves and the rest."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ EVENTS = [
     event("save", 1, 115, stall_s=0.5),
     event("saved", 1, 116, stall_s=0.25),
     event("evaluate", 1, 119, seconds=3.0),
-    # Killed at 125: two steps after the checkpoint were for nothing. Nobody came for 75 s.
+    # Killed at 125: the two steps after the checkpoint are lost. The run is down for 75 s.
     event("start", 2, 210, began=200, step=2, lost_steps=2, lost_s=4.0, lost_until=125),
     event("first_step", 2, 212, **STARTED),
     event("end", 2, 220),
@@ -47,8 +47,10 @@ def test_the_parts_of_a_runs_time_add_up():
 
 
 def test_a_clock_that_goes_backwards_gives_no_negative_time():
-    turned = [{**e, "time": 1000 - e["time"], **({"began": 1000 - e["began"]} if "began" in e else {})} for e in EVENTS]
-    for spent in [*attempts_spent(turned, RECORDS).values(), run_spent(turned, RECORDS)]:
+    backwards = [
+        {**e, "time": 1000 - e["time"], **({"began": 1000 - e["began"]} if "began" in e else {})} for e in EVENTS
+    ]
+    for spent in [*attempts_spent(backwards, RECORDS).values(), run_spent(backwards, RECORDS)]:
         assert min(spent.rounded().values()) >= 0
     assert run_spent([], []).goodput == 0
 

@@ -1,4 +1,4 @@
-"""The report shows what the status shows."""
+"""The one-page report shows the state of its run."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def test_the_report_shows_the_status(run_dir):
     named = RunConfig(run_dir / "config.json", {**content, "registered_name": "toy"})
     assert 'load_model("models:/toy@champion")' in markdown(read_status(run_dir), [], named, {})
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
-    # One record, or one evaluation without the rest, is drawn too.
+    # The picture of a single record is drawn too.
     status = read_status(run_dir)
     records = read_metrics(run_dir)[:1]
     draw(folder / "one.png", run_dir, status, records)

@@ -1,4 +1,4 @@
-"""How a run stands is told from its files alone, at every stage of its life."""
+"""The state of a run, read from its files at every stage."""
 
 import fcntl
 import json
@@ -55,7 +55,7 @@ def test_goodput_counts_only_steps_that_stay(run_dir):
     records = [{"step": k, "time": START + k, "step_s": 2.5} for k in range(1, 21)]
     assert read_status(run_dir).goodput is None
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    # Twenty steps of 2.5 s in 100 s; what the first attempt computed after its save is lost and not there.
+    # Twenty steps of 2.5 s in 100 s; steps that the first attempt lost are not in the journal.
     status = read_status(run_dir)
     assert status.goodput == pytest.approx(0.5)
     assert any("goodput 50.0 % of 100.0 s: steps 50.0 s" in line for line in format_run(status, START))

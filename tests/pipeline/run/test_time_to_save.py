@@ -1,4 +1,4 @@
-"""Whether there is time to save is told from what was measured."""
+"""Warnings where the notice before an end is shorter than a save takes."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ WORDS = "asked to stop, this run needs up to 45 s (a step of 2.0 s, an evaluatio
 
 
 def train(run_dir: Path, world: World) -> None:
-    """Four steps, an evaluation and two saves, as the loop records them."""
+    """Record four steps, an evaluation and two saves as the training loop does."""
     recorder = Recorder(run_dir, is_main=True, world_size=1)
     recorder.open(0)
     for step in range(1, 5):
@@ -41,7 +41,7 @@ def test_an_attempt_warns_once_of_each_notice_too_short_to_save(tmp_path, world,
     monkeypatch.setenv("JOB_NOTICES", json.dumps(known))
     train(tmp_path, world)
     said = capsys.readouterr()
-    # Both streams of a rank go to one log.
+    # Standard output and error of a rank go to one log.
     limit, preemption = [line for line in (said.out + said.err).splitlines() if "asked to stop" in line]
     assert WORDS + "the job is told of its time limit only 30 s before: set --signal-delay-s 90" in limit
     assert WORDS + "partition low gives 15 s at a preemption (GraceTime): ask for 90 s there" in preemption

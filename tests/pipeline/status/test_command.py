@@ -54,14 +54,14 @@ def test_watching_ends_when_every_run_has_ended(run_dir, monkeypatch):
     append_event(finished, "end", 1, 9, outcome="finished")
     (run_dir / "submitit").mkdir()
     (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
-    # Submitted, and its processes still import.
+    # The job is submitted, and its processes have not begun the attempt.
     held = lock_folder(run_dir / "submitit")
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(main, run_dir.parent, watch=True)
         with pytest.raises(TimeoutError):
             watching.result(0.5)
         append_event(run_dir, "start", 1, 0, step=0, world_size=1)
-        # Killed with all that belonged to it.
+        # All processes of the job are killed.
         os.close(held)
         assert watching.result(30) == 0
 

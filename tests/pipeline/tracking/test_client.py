@@ -1,4 +1,4 @@
-"""The database of a first run."""
+"""The local database that a first run creates."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.support.tracking_servers import wait_for
 
 @pytest.mark.slow
 def test_a_database_creation_that_was_killed_is_repeated_by_the_next_two_processes(tmp_path):
-    """MLflow builds it table by table; half of one could never be opened again."""
+    """MLflow creates the database table by table and could not open an incomplete one."""
     uri, folder = resolve_tracking_uri(tmp_path), tmp_path / "runs"
     command = [sys.executable, "-c", f"from pipeline.tracking.client import open_client; open_client({uri!r})"]
     killed = subprocess.Popen(command, cwd=REPOSITORY)

@@ -1,4 +1,4 @@
-"""A server that is dead, slow or refusing costs the training nothing and gets everything when it answers."""
+"""A tracking server that is dead, slow or refusing does not delay the training, and receives every step later."""
 
 import json
 import socket
@@ -20,12 +20,12 @@ from tests.support.tracking_runs import append_records, new_store
 from tests.support.tracking_servers import MlflowServer, Relay, free_port, self_signed_certificate, wait_for
 
 RETRIES = 1
-"""What MLflow's client tries again by itself, unseen by the worker."""
+"""Retries of MLflow's client, which the worker does not see."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def launched(request, tmp_path_factory):
-    """A server that gets ready while the first tests wait for other things; not launched where no test needs it."""
+    """A tracking server that starts while the first tests run; not launched where no selected test needs it."""
     folder = tmp_path_factory.mktemp("server")
     server = MlflowServer(folder, store=new_store(folder))
     if any("server" in item.fixturenames for item in request.session.items if item.path == request.path):
@@ -69,7 +69,7 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
     assert tracker.run_id is None
 
-    # The same server, now at an address that answers.
+    # The same run with a server that answers.
     (run_dir / "config.json").write_text(json.dumps({**config, "tracking_uri": server.uri}))
     assert "status FINISHED" in sync_run(run_dir)
     assert "nothing was missing" in sync_run(run_dir)
@@ -120,10 +120,10 @@ def test_a_hanging_server_does_not_delay_a_requeue(tmp_path, caplog):
         silent.accept()
         began = time.monotonic()
         assert not tracker.close(None)
-        # Slurm's usual grace is 30 s, and one request that is not answered takes 20.
+        # Slurm's usual grace is 30 s; a request without an answer times out after 20 s.
         assert time.monotonic() - began < 10
-    assert not caplog.text, "the next attempt sends it"
-    # The next attempt finds what to send.
+    assert not caplog.text, "the next attempt will send it"
+    # The next attempt sends the steps.
     (run_dir / "config.json").write_text(json.dumps(config | {"tracking_uri": new_store(tmp_path)}))
     tracker = Tracker.start(run_dir, attempt=2, world_size=1)
     assert tracker.close("FINISHED")
@@ -140,7 +140,7 @@ def test_a_slow_server_does_not_delay_the_training_and_receives_every_step(tmp_p
         for step in range(1, 51):
             append_records(run_dir, range(step, step + 1))
             tracker.durable(step)
-        assert time.monotonic() - began < 2, "one answer takes as long"
+        assert time.monotonic() - began < 2, "an answer of the server takes this long"
         assert tracker.close("FINISHED", timeout_s=200)
         assert history(server.uri, tracker.run_id) == list(range(1, 51))
         assert open_client(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
@@ -159,7 +159,7 @@ def test_a_server_that_recovers_receives_every_step(tmp_path, server, capfd):
         relay.mode = "pass"
         tracker.durable(10)
         wait_for(lambda: shipped_step(run_dir) == 10, 60)
-        # Down in the middle, slow at the end.
+        # The server fails again and is slow at the end.
         relay.mode = "broken"
         append_records(run_dir, range(11, 21))
         served = relay.served
@@ -176,7 +176,7 @@ def test_a_server_that_recovers_receives_every_step(tmp_path, server, capfd):
 @pytest.mark.parametrize("trouble", ["login", pytest.param("certificate", marks=pytest.mark.slow)])
 def test_a_refusing_server_is_reported_in_one_line(tmp_path, capfd, trouble):
     certificate = self_signed_certificate(tmp_path) if trouble == "certificate" else None
-    # Nothing gets through to a server behind it.
+    # The relay answers every request itself.
     with Relay(free_port(), certificate) as relay:
         relay.mode = "login" if trouble == "login" else "pass"
         uri = relay.uri.replace("://", "://someone:s3cret-word@")

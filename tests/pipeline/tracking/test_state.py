@@ -1,4 +1,4 @@
-"""Where a run is tracked."""
+"""The tracking server that a run stays on."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def test_a_run_stays_on_the_tracking_server_it_began_on(tmp_path, monkeypatch):
     save_state(run, dataclasses.replace(state, tracking_uri="http://bob:***@host"))
     with pytest.raises(ValueError, match=r"tracked in MLflow at http://bob:\*\*\*@host: set MLFLOW_TRACKING_URI"):
         tracking_uri_of(run)
-    # A server that never answered has nothing of the run; it is waited for all the same, unless another is named.
+    # A server that never answered has nothing of the run; the run keeps it unless the user names another.
     prepare(run, TrainConfig(), {"tracking_uri": None})
     save_state(run, TrackingState(key="k", tracking_uri="http://host"))
     with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to that address, or, since nothing was sent there"):

@@ -1,4 +1,4 @@
-"""The same run behind a server with PostgreSQL and S3 as behind a file."""
+"""A tracking server with PostgreSQL and S3 holds a run and its model as a local file does."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @pytest.fixture
 def bucket(tmp_path):
-    """A local S3 with a bucket; yields the environment that reaches it."""
+    """A local S3 server with a bucket: (environment for its clients, client)."""
     port = free_port()
     with open(tmp_path / "s3.log", "wb") as log:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -52,7 +52,7 @@ def test_postgres_and_s3_hold_a_run_and_its_model(tmp_path, bucket):
         MlflowServer(tmp_path / "server", store=store, artifacts="s3://models/all", env=environment) as server,
     ):
         card = finished_run(tmp_path / "run", tmp_path / "shards", server.uri)
-        # The client knows neither the database nor the bucket: the server passes the files on.
+        # The client has no access to the database or the bucket: the server forwards the files.
         assert not set(KEYS) & set(os.environ)
         sync_run(tmp_path / "run")
         version = register(tmp_path / "run")
@@ -62,7 +62,7 @@ def test_postgres_and_s3_hold_a_run_and_its_model(tmp_path, bucket):
         assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"digits-train", "digits-validation"}
         digests = {dataset.dataset.digest for dataset in run.inputs.dataset_inputs}
         assert card.validation_digest[:32] in digests
-        # The checkpoint is a model of the run without its files, the registered one with them.
+        # The checkpoint is a model of the run without files, the registered model has its files.
         models = [open_client(server.uri).get_logged_model(output.model_id) for output in run.outputs.model_outputs]
         assert {model.name for model in models} == {"step_00000030", "transxnet_n"}
         stored = [entry["Key"] for entry in client.list_objects_v2(Bucket="models")["Contents"]]

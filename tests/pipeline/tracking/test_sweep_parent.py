@@ -1,4 +1,4 @@
-"""The one MLflow run above the runs of a sweep."""
+"""The parent run in MLflow of a sweep's runs."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +50,6 @@ def test_runs_of_a_sweep_share_one_parent_that_ends_with_the_last(tmp_path: Path
         shipper.end("FINISHED")
         shipper.send_status()
         assert client.get_run(parent).info.status == "RUNNING"
-    # The third is cancelled before it begins.
+    # The third run is cancelled before it begins.
     assert "status KILLED" in sync_run(folder / "seed=3")
     assert client.get_run(parent).info.status == "KILLED"

@@ -1,4 +1,4 @@
-"""One MLflow run for a training, whatever happens to its processes and to the server."""
+"""A training is one MLflow run over all its attempts, with each step once."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert run.info.status == "SCHEDULED"
     assert history(uri, first) == list(range(1, 21))
 
-    # The second attempt goes on at the checkpoint: steps 21 to 25 are computed again, at another time.
+    # The second attempt resumes at the checkpoint and computes steps 21 to 25 again.
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(lines[:20]))
     tracker = Tracker.start(run_dir, attempt=2, world_size=4)
@@ -63,14 +63,14 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert picture in run.data.tags["mlflow.note.content"]
     assert run.data.tags["mlflow.source.name"] == "pipeline.launch"
     assert run.data.tags["command"] == config["command"]
-    # The checkpoint that is kept is a model of the run, with its metrics and without a copy of its files.
+    # The retained checkpoint is a model of the MLflow run, with its metrics and without a copy of its files.
     models = open_client(uri).search_logged_models([run.info.experiment_id])
     assert [(model.name, model.tags["checkpoint"]) for model in models] == [
         ("step_00000040", str(run_dir / "checkpoints/step_00000040"))
     ]
     assert {metric.key: metric.value for metric in models[0].metrics}["eval/top1"] == 0.8
     assert not list(tmp_path.rglob("mlartifacts/**/state.bin"))
-    # Nothing beside the database and its artifacts was made.
+    # Only the database and its artifacts were created.
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlartifacts", "run"}
 
 
@@ -85,7 +85,7 @@ def test_a_failed_training_is_a_failed_run(tmp_path):
     shipper.send_status()
     info = open_client(uri).get_run(shipper.state.run_id).info
     assert info.status == "FAILED"
-    # The run's times are the training's, however late the server hears of it.
+    # MLflow's start and end times are the training's.
     assert info.start_time / 1000 == pytest.approx(began, abs=5)
     assert info.start_time <= info.end_time
 
@@ -110,7 +110,7 @@ def test_every_evaluation_renews_the_report_while_the_training_runs(tmp_path, mo
         assert work.result(60) == tracking_worker.EXIT_SHIPPED
     assert ["top-1 20.00 %" in page for page in pages] == [True, False]
     assert "top-1 40.00 %" in pages[1]
-    # Going back to a checkpoint writes the file anew, and shorter.
+    # A return to a checkpoint replaces the file by a shorter one.
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "aside").write_text("".join(lines[:12]))
     (run_dir / "aside").replace(run_dir / "metrics.jsonl")
@@ -129,7 +129,7 @@ def test_each_node_has_its_own_metrics(tmp_path, monkeypatch):
     shipper = Shipper(run_dir)
     shipper.begin({"attempt": "1"})
     shipper.ship(0)
-    # One node goes on for a while; the other one's last line is not whole.
+    # Node 1 writes another line; node 0's last line is incomplete.
     last = json.loads(files[1].read_text().splitlines()[-1])
     with open(files[1], "a") as file:
         file.write(json.dumps(last | {"time": last["time"] + 60, "cpu_percent": 7.0}) + "\n")

@@ -1,4 +1,4 @@
-"""An attempt: what a hanging rank, under plain torchrun, and a loss that is not finite end in."""
+"""How an attempt ends with a hanging rank, under plain torchrun, and with a loss that is not finite."""
 
 import contextlib
 import json
@@ -85,7 +85,7 @@ def test_a_hanging_rank_is_named_within_the_time_out(tmp_path: Path, digits: Pat
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: Path):
-    """A learning rate that always diverges: every batch after the first checkpoint is bad, so the limit is reached."""
+    """Every batch after the first checkpoint diverges, so the limit of skipped batches is reached."""
     pack(tmp_path / "shards", (17, 12))
     pack(tmp_path / "shards", (8,), split="validation")
     diverging = config(

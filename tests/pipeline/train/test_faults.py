@@ -1,4 +1,4 @@
-"""A shortened form of `python -m tests.benchmarks.faults`: killed and started again, equal to the uninterrupted run."""
+"""A short form of `python -m tests.benchmarks.faults`: a killed and resumed run equals the uninterrupted one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The schedule is timm's, and everything in it is a function of the step."""
+"""The schedule equals timm's and is a function of the step."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Top-1 as a training measures it: the same to the last digit however many processes share the images."""
+"""Validation during training: top-1 is the same to the last digit for any world size."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_top1_is_the_same_to_the_last_digit_for_1_to_4_processes(tmp_path):
     [alone] = results[1]
     assert alone.samples == sum(IMAGES)
     assert 0 < alone.top1 < 1
-    for size, gather_objects in results.items():
-        for result in gather_objects:
+    for size, of_all_ranks in results.items():
+        for result in of_all_ranks:
             assert (result.top1, result.top5, result.samples) == (alone.top1, alone.top5, alone.samples), size
             assert result.loss == pytest.approx(alone.loss)
