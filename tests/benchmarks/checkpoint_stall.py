@@ -1,7 +1,7 @@
-"""`python -m tests.benchmarks.checkpoint_stall`: how long a save stops the training, against DeepSpeed's own.
+"""`python -m tests.benchmarks.checkpoint_stall`: how long a save stops the training, compared with DeepSpeed's.
 
-TransXNet-T, ZeRO stage 1, two CPU ranks, interleaved in one run; medians. The pause is what the loop waits for in
-`Saver.start`, with the former save finished; the write behind it is reported besides.
+Medians for TransXNet-T under ZeRO stage 1 on two CPU ranks, alternating in one run. The pause is the time that the loop
+waits in `Saver.start`, with the previous save finished; `behind` is the write in the background.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""`python -m tests.benchmarks.faults`: what happens to a training, injected for real, and what becomes of it.
+"""`python -m tests.benchmarks.faults`: injects faults into a real training and reports the outcome of each.
 
-A small training on two gloo ranks under a launcher that starts it again whenever it ends. Each fault is held against
-the uninterrupted run: `export/model.safetensors` bit for bit, every step once with equal loss, gradient norm, learning
-rate and evaluation; and nothing older than one interval of saving is computed again. Prints a table; `--write` puts it
-into `RESULTS_faults.md`. Exits with 1 where a run differs.
+A small training on two gloo ranks is started again whenever it ends. Each run with a fault is compared with the
+uninterrupted run: `export/model.safetensors` bit for bit, every step once with equal loss, gradient norm, learning rate
+and evaluation; and at most one save interval is computed again. Prints a table; `--write` puts it into
+`RESULTS_faults.md`. Exits with 1 if a run differs.
 """
 
 import argparse
@@ -22,10 +22,10 @@ HEADER = """| fault | times | outcome | steps computed again, at most | against 
 
 
 def main() -> int:
-    """Run what is asked for and print the table."""
+    """Inject the selected faults and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=36, help="in one run")
-    parser.add_argument("--only", choices=["kills", "damage", "others"], help="a part of the table")
+    parser.add_argument("--only", choices=["kills", "damage", "others"], help="only a part of the table")
     parser.add_argument("--folder", help="where to write; by default the temporary folder")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.name}")
     options = parser.parse_args()

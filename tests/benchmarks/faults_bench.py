@@ -1,4 +1,4 @@
-"""Runs to inject faults into, the uninterrupted ones to hold them against, and the table of what became of them."""
+"""Runs to inject faults into, the uninterrupted runs to compare with, and the table of outcomes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from tests.support.small_shards import config, pack
 EVERY = 3
 """Steps between two checkpoints."""
 SHORT, STOPPED = 16, 10
-"""Steps of the runs with one fault, and where those whose checkpoints are damaged are stopped."""
+"""Steps of the runs with one fault, and the step at which runs with damaged checkpoints are interrupted."""
 TIMEOUT_S = 8.0
-"""How long a rank waits for another one that hangs."""
+"""Seconds that a rank waits for a hanging one."""
 COMPARED = ("step", "loss", "lr", "grad_norm", "eval_top1", "eval_top5", "eval_loss")
 
 
@@ -44,7 +44,7 @@ class Bench:
         self._references: dict[int, Path] = {}
 
     def config(self, steps: int) -> TrainConfig:
-        """A training whose every batch, draw and rate matters to the result."""
+        """A training whose result depends on every batch, random draw and learning rate."""
         return check(
             config(
                 self.shards,
@@ -68,7 +68,7 @@ class Bench:
         return run
 
     def reference(self, steps: int) -> Path:
-        """The uninterrupted run of so many steps."""
+        """The uninterrupted run of `steps` steps."""
         if steps not in self._references:
             run = self.prepare(f"whole-{steps}", steps)
             finish(run)
@@ -83,14 +83,14 @@ class Bench:
         return records == expected and weights[0] == weights[1] and len(records) == steps
 
     def add(self, fault: str, times: int, outcome: str, run: Path, steps: int, recomputed: int, seconds: float) -> None:
-        """Hold a finished run against the uninterrupted one and write the line."""
+        """Compare a finished run with the uninterrupted one, and print its row."""
         row = Row(fault, times, outcome, recomputed, self.equal(run, steps), seconds)
         self.rows.append(row)
         print(line(row), flush=True)
 
 
 def finish(run: Path, **options: Any) -> str:
-    """One attempt to the end; what it printed."""
+    """Run an attempt to the end; returns its output."""
     with RunningAttempt(run, **options) as attempt:
         codes = attempt.wait()
         assert set(codes) == {FINISHED}, f"{codes}\n{attempt.output()[-4000:]}"
@@ -98,7 +98,7 @@ def finish(run: Path, **options: Any) -> str:
 
 
 def resumed_at(run: Path) -> int:
-    """Finished steps that the newest attempt began with."""
+    """Step at which the newest attempt resumed."""
     starts = [event for event in read_events(run) if event["event"] == "start"]
     return max(starts, key=lambda event: event["attempt"])["step"]
 

@@ -1,4 +1,4 @@
-"""kill -9 of a rank or of all, at random steps and inside a save."""
+"""SIGKILL of one rank or of all, at random steps and inside a save."""
 
 import itertools
 import random
@@ -14,13 +14,13 @@ from tests.support.attempts import RunningAttempt, finished_steps
 
 
 def in_the_making(checkpoints: Path, name: str) -> bool:
-    """Whether a folder of a checkpoint that is no checkpoint yet, or no longer, has this name or holds a file of it."""
+    """Whether an unpublished or deleted checkpoint's folder, or a file in it, ends with `name`."""
     found = list(checkpoints.glob(".step_*"))
     return any(path.name.endswith(name) or any(p.name.endswith(name) for p in listed(path)) for path in found)
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder that may vanish at any moment."""
+    """Entries of a folder that may be removed at any moment."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -29,7 +29,7 @@ def listed(folder: Path) -> list[Path]:
 
 @dataclass
 class Tally:
-    """What the kills at one moment came to."""
+    """Counts of the kills at one moment."""
 
     all_ranks: int = 0
     one_rank: int = 0
@@ -47,11 +47,11 @@ MOMENTS = {
     "as an old checkpoint is deleted": ".deleted",
     AT_START: "",
 }
-"""When, and the name whose appearance among the checkpoints tells it."""
+"""Each moment, and the ending of the file name that shows it."""
 
 
 def kill_once(attempt: RunningAttempt, moment: str, everyone: bool, chance: random.Random) -> bool:
-    """Wait for the moment and kill -9 one rank or all; whether the kill came before the end."""
+    """Wait for the moment and kill one rank or all; returns whether the run was still going on."""
     folder = attempt.run_dir / "checkpoints"
     if moment == AT_START:
         time.sleep(chance.uniform(0.0, 1.0))
@@ -67,7 +67,7 @@ def kill_once(attempt: RunningAttempt, moment: str, everyone: bool, chance: rand
             attempt.until(lambda: in_the_making(folder, MOMENTS[moment]))
     alive = not attempt.over
     attempt.kill(*([] if everyone else [chance.randrange(2)]))
-    # As a launcher does once a rank is lost: give the others a moment, then end them.
+    # A launcher that lost a rank gives the others a moment, then ends them.
     deadline = time.monotonic() + chance.uniform(0.0, 0.5)
     while time.monotonic() < deadline and any(process.exitcode is None for process in attempt.processes):
         time.sleep(0.01)
@@ -76,7 +76,7 @@ def kill_once(attempt: RunningAttempt, moment: str, everyone: bool, chance: rand
 
 
 def kills(bench: Bench, wanted: int, steps: int) -> None:
-    """One run, killed `wanted` times at all moments in turn; a line for each moment."""
+    """Kill one run `wanted` times, at all moments in turn; adds a row for each moment."""
     run, chance = bench.prepare("kills", steps), random.Random(6)
     bench.reference(steps)
     turns = itertools.cycle(itertools.product(MOMENTS, (True, False)))
@@ -100,7 +100,7 @@ def kills(bench: Bench, wanted: int, steps: int) -> None:
     for moment, tally in tallies.items():
         outcome = f"{tally.all_ranks} of all ranks, {tally.one_rank} of one"
         if moment not in (AT_STEP, AT_START):
-            outcome += f"; {tally.left_parts} left a part of a checkpoint, which no attempt took for one"
+            outcome += f"; {tally.left_parts} left a part of a checkpoint, which no attempt restored"
         times = tally.all_ranks + tally.one_rank
         bench.add(f"kill -9 {moment}", times, outcome, run, steps, tally.recomputed, tally.seconds)
     spent = run_spent(read_events(run), read_metrics(run))

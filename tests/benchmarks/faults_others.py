@@ -47,7 +47,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 def damages(bench: Bench) -> None:
-    """Each damage in the newest checkpoint, and in the two newest."""
+    """Damage the newest checkpoint, and the two newest, in each way."""
     base = bench.prepare("base", SHORT)
     with RunningAttempt(base) as attempt:
         attempt.until_step(STOPPED)
@@ -62,8 +62,8 @@ def damages(bench: Bench) -> None:
         for step in steps[-count:]:
             damage(store.folder / f"step_{step:08d}")
         output = finish(run)
-        said = output.count("damaged checkpoint") // 2  # once in the log, once among the errors
-        assert (said, resumed_at(run)) == (count, steps[-count - 1]), output
+        named = output.count("damaged checkpoint") // 2  # once in the log, once among the errors
+        assert (named, resumed_at(run)) == (count, steps[-count - 1]), output
         which = "the newest checkpoint" if count == 1 else "the two newest"
         outcome = f"named, passed over, resumed at step {steps[-count - 1]}"
         bench.add(f"{name} in {which}", 1, outcome, run, SHORT, reached - steps[-count - 1], time.monotonic() - began)
@@ -71,7 +71,7 @@ def damages(bench: Bench) -> None:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
-    """A file system of its own, or None where this user may not mount one."""
+    """Mount a file system of `megabytes` MB; yields None where the user may not mount."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
@@ -84,7 +84,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
 
 
 def full_disk(bench: Bench) -> None:
-    """The disk fills up during the training and is emptied again while it goes on."""
+    """Fill the disk during a training, and empty it while the training goes on."""
     began = time.monotonic()
     bench.reference(SHORT)
     with small_disk(bench.folder / "small", 200) as disk:
@@ -112,7 +112,7 @@ def full_disk(bench: Bench) -> None:
 
 
 def hanging_rank(bench: Bench, rank: int) -> None:
-    """A rank is stopped, as one whose node or driver hangs."""
+    """Stop a rank with SIGSTOP, as if its node or driver hangs."""
     began, run = time.monotonic(), bench.prepare(f"hanging-{rank}", SHORT)
     bench.reference(SHORT)
     with RunningAttempt(run) as attempt:
@@ -129,7 +129,7 @@ def hanging_rank(bench: Bench, rank: int) -> None:
 
 
 def clock_backwards(bench: Bench) -> None:
-    """The wall clock of an attempt runs a thousand times as fast, backwards."""
+    """Run an attempt whose wall clock goes backwards, a thousand times as fast."""
     began, run = time.monotonic(), bench.prepare("clock", SHORT)
     bench.reference(SHORT)
     with RunningAttempt(run) as attempt:
@@ -153,7 +153,7 @@ def clock_backwards(bench: Bench) -> None:
 
 
 def second_attempt(bench: Bench) -> None:
-    """Another attempt in the same run directory."""
+    """Start a second attempt in the same run directory."""
     began, run = time.monotonic(), bench.prepare("second", SHORT)
     bench.reference(SHORT)
     with RunningAttempt(run) as first:

@@ -1,10 +1,10 @@
 """Images per second and core of the training loader against timm's: `python -m tests.benchmarks.loading`.
 
 Both read the same photographs with the full recipe (crop, flip, RandAugment, erasing, 224 px) in `--workers` processes,
-in turns within one run, so that what else the machine does falls on both. Rates are over the processor time that the
-workers and the main process took, which is what a core can do, and over the clock. A ratio is the median over the
-rounds of ours to timm's better setting in the same round. After them: how long a consumer waits that takes four fifths
-of the rate, and how memory grows. `tests.benchmarks.loading_parts` says where the time goes.
+in turns within one run, so that other load on the machine affects both. Rates are per second of processor time of the
+workers and the main process, and per second of wall time. A ratio is the median over the rounds of our rate to that of
+timm's better setting in the same round. Then it measures how long a consumer of four fifths of the rate waits, and how
+memory grows. `tests.benchmarks.loading_parts` measures the parts of an image's time.
 
     python -m tests.benchmarks.loading --images ../shared/imagenet-sample
 """
@@ -33,7 +33,7 @@ RECIPE = AugmentConfig()
 
 
 class Rate:
-    """Runs of one loader: each a stretch of batches, measured in processor time and by the clock."""
+    """Rates of one loader, in processor time and wall time, over several stretches of batches."""
 
     def __init__(self, name: str, batches: Iterator[int]) -> None:
         """Start the loader and read its first batches."""
@@ -52,12 +52,12 @@ class Rate:
         self.per_core.append(images / (self._processor_seconds() - began))
 
     def memory_mb(self) -> float:
-        """Memory of these processes that they do not share, in 10^6 bytes."""
+        """Private memory of the loader's processes, in 10^6 bytes."""
         memory = [process.memory_info() for process in self._processes]
         return sum(info.rss - info.shared for info in memory) / 1e6
 
     def _processor_seconds(self) -> float:
-        """Processor time of this process and of the loader's own."""
+        """Processor time of this process and of the loader's processes, in seconds."""
         return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
@@ -82,7 +82,7 @@ def ours(shards: str, workers: int, cache: str) -> Iterator[int]:
 
 
 def repeated(images: str, scratch: str) -> str:
-    """A folder with each photograph several times, so that the loaders seldom come to the end of an epoch."""
+    """A folder with eight links to each photograph, so that the loaders seldom reach the end of an epoch."""
     folder = Path(scratch) / "repeated"
     for file in sorted(Path(images).glob("*/*")):
         (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def repeated(images: str, scratch: str) -> str:
 
 
 def timms_dataset(images: str) -> Any:
-    """timm's dataset of the files in a folder of classes, without transforms yet."""
+    """timm's dataset of a folder of classes; `timms_loader` sets its transforms."""
     from timm.data import create_dataset
 
     return create_dataset("", root=images, split="train")
@@ -124,14 +124,14 @@ def timms_loader(dataset: Any, workers: int, use_prefetcher: bool) -> Any:
 def timms(images: str, workers: int, use_prefetcher: bool) -> Iterator[int]:
     """timm's loader over the files of a folder of classes."""
     loader = timms_loader(timms_dataset(images), workers, use_prefetcher)
-    loader = loader.loader if use_prefetcher else loader  # its prefetcher needs a GPU; the workers do the same
+    loader = loader.loader if use_prefetcher else loader  # the prefetcher needs a GPU; the workers' work is the same
     while True:
         for batch in loader:
             yield len(batch[0])
 
 
 def waiting(shards: str, workers: int, cache: str, rate: float, batches: int) -> float:
-    """Share of its time that a consumer waits which takes so many images a second."""
+    """Share of its time that a consumer of `rate` images per second waits."""
     with our_loader(shards, workers, cache) as loader:
         waited, started = 0.0, 0.0
         for number, parts in enumerate(loader):
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", default="../shared/imagenet-sample", help="folder of classes with photographs")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, as many as there are cores")
-    parser.add_argument("--rounds", type=int, default=5, help="stretches of each loader, in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="stretches of each loader, alternating")
     parser.add_argument("--batches", type=int, default=6, help="batches of 64 in a stretch")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -172,7 +172,7 @@ def main() -> None:
         memory: list[list[float]] = []
         for _ in range(options.rounds):
             for loader in loaders:
-                # The first stretch was read ahead while the others ran.
+                # The workers read the first stretch ahead while the other loaders ran.
                 loader.stretch(AHEAD + 2)
                 loader.per_core.pop(), loader.per_second.pop()
                 loader.stretch(options.batches)
@@ -183,7 +183,7 @@ def main() -> None:
             spread = ", ".join(f"{rate:.0f}" for rate in loader.per_core)
             rates = statistics.median(loader.per_core), statistics.median(loader.per_second)
             ratio = f"{np.median(loader.per_core / better):.2f} x"
-            print(f"{loader.name:14s} {rates[0]:5.0f} images/s a core ({spread}), {rates[1]:.0f} by the clock: {ratio}")
+            print(f"{loader.name:14s} {rates[0]:5.0f} images/s a core ({spread}), {rates[1]:.0f} of wall time: {ratio}")
         print(f"memory of ours after each round, MB: {[round(sum(both), 1) for both in memory]}")
         for loader, (folder, cache) in zip(loaders, caches.values(), strict=False):
             rate = 0.8 * statistics.median(loader.per_second)

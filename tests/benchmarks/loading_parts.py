@@ -1,7 +1,7 @@
 """Where the time of one image goes, ours and timm's: `python -m tests.benchmarks.loading_parts`.
 
-In one process, in turns, some passes over the same photographs; the smallest processor time of the passes counts, for
-each image and part, so that what else the machine does falls out.
+One process makes several passes over the same photographs, ours and timm's in turns. Of each image and part the
+smallest processor time of all passes counts, so that other load on the machine matters little.
 
     python -m tests.benchmarks.loading_parts --images ../shared/imagenet-sample
 """
@@ -43,7 +43,7 @@ PARTS = {
 
 @contextlib.contextmanager
 def timed(spent: dict[str, list[float]]) -> Iterator[None]:
-    """Note how long each call of each part takes."""
+    """Record how long each call of each part takes."""
     with contextlib.ExitStack() as stack:
         for part, (owner, name) in PARTS.items():
             real = getattr(owner, name)
@@ -53,7 +53,7 @@ def timed(spent: dict[str, list[float]]) -> Iterator[None]:
 
 
 def timing(real: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """`real`, noting how long each call takes."""
+    """Wrap `real` to record the processor time of each call."""
 
     def wrapper(*args: Any, **named: Any) -> Any:
         started = time.process_time()
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def microseconds(times: list[float], passes: int, images: int) -> float:
-    """Of one image: the smallest time of all passes at each call, summed over the calls of a pass."""
+    """Microseconds for one image: the smallest time of all passes for each call, summed over the calls of a pass."""
     return 1e6 * float(np.reshape(times, (passes, -1)).min(axis=0).sum()) / images
 
 

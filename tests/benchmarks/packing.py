@@ -1,9 +1,9 @@
-"""Packing: against `webdataset.ShardWriter`, over workers, in the codec, and planning the whole of ImageNet.
+"""Packing: compared with `webdataset.ShardWriter`, over workers, in the codec; and planning all of ImageNet.
 
     python -m tests.benchmarks.packing [--images 2500] [--rounds 5] [--folder /dev/shm]
 
-Real photographs are taken from `../shared/imagenet-sample` (repeated under other names), or drawn. What is compared is
-measured in turn in one run, and given as the ratio of the best rounds; figures are appended to `RESULTS_packing.md`.
+The images are photographs from `../shared/imagenet-sample`, repeated under other names, or generated ones. Two variants
+are measured in turns in one run and compared by their best rounds; results are appended to `RESULTS_packing.md`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tests.support import SAMPLE
 RESULTS = Path(__file__).with_name("RESULTS_packing.md")
 IMAGENET = 1_281_167
 MEAN_BYTES = 110_000
-# Of the images, so that what is done once a build or a process matters as little as in real life.
+# Repetitions of the images, so that the start of a build and its processes matters as little as in real use.
 _REPEATS = 6
 
 
 def write_source(root: Path, images: int, longer_than: int = 0) -> str:
-    """Class folders of `images` photographs whose shorter side is longer than so many pixels."""
+    """Write class folders of `images` photographs whose shorter side has more than `longer_than` pixels."""
     photographs = [
         path
         for path in sorted(SAMPLE.glob("*/*.JPEG"))
@@ -60,7 +60,7 @@ def write_source(root: Path, images: int, longer_than: int = 0) -> str:
 
 
 def repeat_source(source: str, root: Path, repeats: int) -> str:
-    """The same class folders with every image under `repeats` names, by links."""
+    """Write the same class folders with `repeats` links to every image."""
     for path in Path(source).glob("*/*.JPEG"):
         folder = root / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def repeat_source(source: str, root: Path, repeats: int) -> str:
 
 
 def timed(function: Callable[..., None], source: str, output: Path, **options) -> tuple[float, float]:
-    """Seconds on the clock, and seconds of the processor in this process and those it started."""
+    """Seconds of wall time, and of processor time of this process and its children."""
     shutil.rmtree(output, ignore_errors=True)
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
     function(source, output, **options)
@@ -78,7 +78,7 @@ def timed(function: Callable[..., None], source: str, output: Path, **options) -
 
 
 def with_shard_writer(source: str, output: Path) -> None:
-    import webdataset  # and with it torch, whose many objects slow Python's collector: only after all else is measured
+    import webdataset  # imports torch, whose objects slow Python's garbage collector, so it runs last
 
     output.mkdir()
     with webdataset.ShardWriter(str(output / "x-%04d.tar"), maxsize=128e6, maxcount=10**9, verbose=0) as writer:
@@ -102,7 +102,7 @@ def with_ours(source: str, output: Path, **options) -> None:
 
 
 def ratio(first: list[tuple[float, float]], second: list[tuple[float, float]], part: int) -> float:
-    """Of the best rounds: whatever else the machine does only ever adds time."""
+    """Ratio of the best rounds, because other load on the machine only adds time."""
     return min(entry[part] for entry in first) / min(entry[part] for entry in second)
 
 
@@ -122,7 +122,7 @@ def measure_writer(source: str, work: Path, images: int, rounds: int) -> tuple[s
 
 
 def decode_all(source: str) -> None:
-    """Nothing but the decoding that checks each image; prints the seconds it took by the clock."""
+    """Decode each image as the check does, and print the seconds of wall time."""
     images = [path.read_bytes() for path in Path(source).glob("*/*.JPEG")]
     begun = time.perf_counter()
     for data in images:
@@ -131,7 +131,7 @@ def decode_all(source: str) -> None:
 
 
 def measure_machine(source: str, rounds: int) -> str:
-    """What two processes are to one on this machine, where they share nothing and do nothing but decode."""
+    """Speed of two independent decoding processes over one on this machine."""
     code = f"from tests.benchmarks.packing import decode_all; decode_all({source!r})"
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -155,7 +155,7 @@ def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[
 
 
 class Watch:
-    """Seconds from the encoded original to the encoded result, or to the proof that the original is whole."""
+    """Measures the seconds in the codec: decode, resize and encode, or the check of an original."""
 
     _CODEC = ("_shrink", "_decoder_warning")
 
@@ -181,7 +181,7 @@ class Watch:
 
 
 def measure_codec(source: str, work: Path, images: int, rounds: int, side: int) -> tuple[str, float]:
-    """The share of the codec (decode, resize, encode) in re-encoding, of the processor's time."""
+    """Share of the codec (decode, resize, encode) in the processor time of re-encoding."""
     shares, seconds = [], []
     timed(with_ours, source, work / "small", shorter_side=side)  # imports
     for _ in range(rounds):
@@ -198,7 +198,7 @@ def measure_codec(source: str, work: Path, images: int, rounds: int, side: int) 
 
 
 def write_listing(path: Path, images: int) -> None:
-    """An ILSVRC training archive of as many members as the real one, each of one block."""
+    """Write an ILSVRC training archive with `images` members of one block each."""
     classes = 1000
     with open(path, "wb", buffering=1 << 22) as stream:
         for number in range(classes):
@@ -213,13 +213,13 @@ def write_listing(path: Path, images: int) -> None:
 
 
 def peak_mb() -> float:
-    """The most memory this process ever had resident, in MB; `getrusage` would count its parent's at the fork."""
+    """Peak resident memory of this process in MB; `getrusage` would include its parent's at the fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
 def plan_archive(folder: str) -> None:
-    """Listing and plan, as a process of its own: prints seconds and MB."""
+    """List and plan in a separate process; prints seconds and MB."""
     begun = time.process_time()
     listing = list_split(folder, "train")
     listed = time.process_time()
@@ -244,7 +244,7 @@ def measure_planning(work: Path) -> str:
 
 
 def write_hostile(work: Path) -> dict[str, str]:
-    """The largest image that is let in, in the form that needs most memory; and a row group of almost a gigabyte."""
+    """Write sources that need much memory: the largest accepted image as progressive JPEG, a row group of 839 MB."""
     bomb, group = work / "progressive" / "a", work / "rows"
     bomb.mkdir(parents=True)
     group.mkdir()
@@ -268,7 +268,7 @@ def peak_of_a_build(source: str, output: Path, shard_mb: int) -> float:
 
 
 def measure_memory(source: str, work: Path) -> str:
-    """The peak of one worker at two shard sizes, on which it does not depend, and on sources made to need much."""
+    """Peak memory of one worker at two shard sizes, which do not matter, and on sources that need much memory."""
     peaks = {f"shards of {size} MB": peak_of_a_build(source, work / f"memory{size}", size) for size in (16, 256)}
     for number, (name, hostile) in enumerate(write_hostile(work).items()):
         peaks[name] = peak_of_a_build(hostile, work / f"hostile{number}", 128)
@@ -276,7 +276,7 @@ def measure_memory(source: str, work: Path) -> str:
 
 
 def whole(rate: float) -> str:
-    """Minutes for the whole training split at a rate per core."""
+    """Minutes for the whole training split on 1, 16 and 64 cores at `rate` images per core and second."""
     minutes = [IMAGENET / (rate * cores) / 60 for cores in (1, 16, 64)]
     return " / ".join(f"{value:,.1f}" for value in minutes)
 

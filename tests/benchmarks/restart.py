@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.restart`: seconds from a launch, and from a rank's start, to the first step.
 
-The demo on two processes, as a user starts it. It is launched, killed with `kill -9` after a few steps, and launched
-again; printed are both starts, each with the parts that `attempts.jsonl` tells. `--checkout` measures other code.
+Launches the demo on two processes, kills it with SIGKILL after a few steps, and launches it again. Prints each start
+with its parts from `attempts.jsonl`. `--checkout` measures other code.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tests.test_end_to_end import kill_everything_of
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines."""
+    """Records of the complete lines of a JSON lines file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

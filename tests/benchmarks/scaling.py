@@ -1,7 +1,7 @@
-"""Scaling on paper: `python -m tests.benchmarks.scaling`; `--measure` holds it against 1, 2 and 4 processes here.
+"""A model of scaling: `python -m tests.benchmarks.scaling`; `--measure` compares it with 1, 2 and 4 processes here.
 
-A training step on `nodes` nodes of 8 GPUs is the longest of computing, talking and feeding, since they overlap, plus
-what nothing overlaps (SyncBN). Every figure is measured or cited where it stands; change one by its flag.
+A training step on `nodes` nodes of 8 GPUs takes the longest of computing, communication and loading, which overlap,
+plus SyncBN, which overlaps with nothing. Each constant says where it was measured or cited; a flag changes it.
 """
 
 import argparse
@@ -19,10 +19,10 @@ class Model:
     """A TransXNet variant.
 
     Attributes:
-        parameters: how many; counted.
-        buffers: numbers that are no parameters, BatchNorm's statistics; counted.
-        images_per_s: of one H200, fused, at 128 images: bounds by counting bytes and FLOPs.
-        kernels: launches of one fused step, whatever the batch; counted for T, as many a block for the others.
+        parameters: number of parameters; counted.
+        buffers: number of values in buffers, BatchNorm's statistics; counted.
+        images_per_s: bound for one H200 with fused kernels at 128 images, from bytes and FLOPs.
+        kernels: launches of one fused step at any batch size; counted for T, scaled by blocks for the others.
     """
 
     parameters: int
@@ -40,22 +40,22 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a node is and how it is connected.
+    """Properties of a node and its network.
 
     Attributes:
-        launch_s: a kernel launch; measured on an H200 host.
-        network_gb_s: between nodes, for all GPUs of a node together; eight 400 Gb/s adapters at 80 %.
-        nvlink_gb_s: between the GPUs of a node, each; 450 GB/s at 80 %.
-        hop_s: one message between two nodes (NCCL tree).
-        cores: of a node, for the loader.
-        images_per_core_s: simplejpeg and cv2 on images stored at 400 px; measured on one core.
-        image_kb: of an image stored at 400 px; measured (110 KB as ImageNet has it).
-        batchnorms: SyncBN collectives a step.
-        requeue_s: from the end of an attempt to the next one's start: Slurm's credential lifetime.
-        start_s: from there to the first step; measured with four ranks on two cores.
-        store_gb_s: of the shared file system, for all nodes together.
-        hash_gb_s: sha256 on one core; measured.
-        gpu_hours_between_failures: of one GPU (Llama 3: 419 unexpected interruptions of 16,384 GPUs in 54 days).
+        launch_s: seconds of a kernel launch; measured on an H200 host.
+        network_gb_s: bandwidth between nodes, shared by the GPUs of a node; eight 400 Gb/s adapters at 80 %.
+        nvlink_gb_s: bandwidth of each GPU inside a node; 450 GB/s at 80 %.
+        hop_s: seconds of one message between two nodes (NCCL tree).
+        cores: cores of a node for the loader.
+        images_per_core_s: loader's rate on one core for images stored at 400 px; measured.
+        image_kb: mean size of an image stored at 400 px; measured (110 KB in ImageNet).
+        batchnorms: SyncBN collectives in a step.
+        requeue_s: seconds from the end of an attempt to the next one's start: Slurm's credential lifetime.
+        start_s: seconds from an attempt's start to its first step; measured with four ranks on two cores.
+        store_gb_s: bandwidth of the shared file system for all nodes.
+        hash_gb_s: SHA-256 on one core; measured.
+        gpu_hours_between_failures: GPU hours for one failure (Llama 3: 419 interruptions of 16,384 GPUs in 54 days).
     """
 
     launch_s: float = 3.5e-6
@@ -75,7 +75,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step and its parts, in seconds; bytes are of one GPU or node, in MB."""
+    """Parts of a step and of a save in seconds; MB sent by one GPU and read by one node."""
 
     nodes: int
     batch: int
@@ -91,52 +91,52 @@ class Step:
 
     @property
     def total(self) -> float:
-        """What a step takes."""
+        """Duration of a step."""
         return max(self.compute, self.talk, self.feed) + self.sync
 
     @property
     def limit(self) -> str:
-        """What bounds it."""
+        """The part that bounds the step."""
         parts = {"computing": self.compute, "gradients": self.talk, "loading": self.feed}
         longest = max(parts, key=parts.__getitem__)
         return f"{longest} + SyncBN" if self.sync > max(parts.values()) / 2 else longest
 
 
 def allreduce_bytes(parameters: int, world_size: int) -> float:
-    """What one rank sends in a step: gradients scattered, then parameters gathered (ZeRO-1), fp32, ring or tree."""
+    """Bytes that one rank sends in a step of ZeRO-1: fp32 gradients scattered, parameters gathered, ring or tree."""
     return 2 * (world_size - 1) / world_size * 4 * parameters
 
 
 def state_bytes(parameters: int, buffers: int, world_size: int) -> float:
-    """What a checkpoint holds: weights, moments and average in fp32, and each rank's own buffers and their average."""
+    """Bytes of a checkpoint: weights, moments and average in fp32, and each rank's own buffers and their average."""
     return 16 * parameters + 8 * buffers * world_size
 
 
 def step(
     model: Model, machine: Machine, nodes: int, *, sync_batchnorm: bool = True, global_batch: int = GLOBAL_BATCH
 ) -> Step:
-    """Work out one step with the recipe's global batch, which each doubling of the nodes divides further."""
+    """Predict one step with the recipe's global batch, divided over all GPUs."""
     world = nodes * GPUS
     batch = max(1, global_batch // world)
     images = batch * world
     compute = max(batch / model.images_per_s, model.kernels * machine.launch_s)
     sent = allreduce_bytes(model.parameters, world)
-    # Inside a node each GPU talks alone; between nodes its eight share the adapters, and each carries an eighth.
+    # Inside a node each GPU sends alone; between nodes the eight GPUs share the adapters, an eighth each.
     talk = sent / (machine.nvlink_gb_s * 1e9)
     hops = 0.0
     if nodes > 1:
         talk = max(talk, allreduce_bytes(model.parameters, nodes) / (machine.network_gb_s * 1e9))
         hops = 2 * math.ceil(math.log2(nodes)) * machine.hop_s
-    # Of every BatchNorm, the statistics go around once forward and once backward, one after the other.
+    # Every BatchNorm reduces its statistics once in the forward and once in the backward, one after the other.
     sync = machine.batchnorms * (20e-6 + hops) if sync_batchnorm else 0.0
     feed = batch * GPUS / (machine.cores * machine.images_per_core_s)
     total = max(compute, talk + hops, feed) + sync
     state = state_bytes(model.parameters, model.buffers, world)
-    # Every rank hashes what it writes; rank 0 hashes everything before it is trusted.
+    # Every rank hashes its file; rank 0 hashes all files before it publishes the checkpoint.
     save = state / world / (machine.hash_gb_s * 1e9) + state / (machine.store_gb_s * 1e9) + 0.05
     restart = machine.requeue_s + machine.start_s + state / (machine.hash_gb_s * 1e9)
     mtbf = machine.gpu_hours_between_failures * 3600 / world
-    # Young's interval between saves, then what saving, redoing and restarting cost.
+    # Young's interval between saves, and the share of time that saves, lost steps and restarts take.
     interval = math.sqrt(2 * save * mtbf)
     lost = save / interval + (interval / 2 + restart) / mtbf
     return Step(
@@ -177,9 +177,9 @@ def table(machine: Machine, *, sync_batchnorm: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, and with `--measure` what processes on this machine really do."""
+    """Print the tables, and with `--measure` the comparison with processes on this machine."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="hold it against 1, 2 and 4 processes here")
+    parser.add_argument("--measure", action="store_true", help="compare with 1, 2 and 4 processes on this machine")
     for name, value in vars(Machine()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = vars(parser.parse_args(arguments))

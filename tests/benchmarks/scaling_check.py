@@ -1,4 +1,4 @@
-"""What 1, 2 and 4 processes on this machine do, beside what `scaling` works out: part of `scaling --measure`."""
+"""Measurements with 1, 2 and 4 processes on this machine beside the figures of `scaling`: `scaling --measure`."""
 
 import json
 import multiprocessing
@@ -21,7 +21,7 @@ COUNT = 4_000_000
 
 
 def _loopback_bytes() -> int:
-    """Sent over the loopback interface of this network namespace, by anybody."""
+    """Bytes that all processes have sent over the loopback interface of this network namespace."""
     (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split()[9])
 
@@ -60,7 +60,7 @@ def sent_bytes(world_size: int, count: int = 4_000_000, rounds: int = 4) -> floa
 
 
 def trained(world_size: int, folder: Path) -> dict[str, Any]:
-    """The demo's training for a few steps on `world_size` processes of one thread, saved and ended."""
+    """Train the demo for a few steps on `world_size` single-threaded processes, and return times and sizes."""
     run_dir = folder / f"ranks{world_size}"
     command = [sys.executable, "-m", "pipeline.launch", "--recipe", "demo", "--run-dir", str(run_dir)]
     command += ["--tasks-per-node", str(world_size), "--train.steps", str(STEPS), "--train.audit-samples"]
@@ -68,8 +68,8 @@ def trained(world_size: int, folder: Path) -> dict[str, Any]:
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     events = [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]
-    (book,) = (run_dir / "submitit").glob("*_attempts.jsonl")
-    began = json.loads(book.read_text().splitlines()[0])["time"]
+    (attempt_log,) = (run_dir / "submitit").glob("*_attempts.jsonl")
+    began = json.loads(attempt_log.read_text().splitlines()[0])["time"]
     files = (run_dir / "checkpoints" / f"step_{STEPS:08d}").glob("rank_*")
     return {
         "step_s": statistics.median(record["step_s"] for record in records[1:]),
@@ -81,7 +81,7 @@ def trained(world_size: int, folder: Path) -> dict[str, Any]:
 
 
 def _images_of_ranks(run_dir: Path, world_size: int) -> list[int]:
-    """How many images each rank has read in a step."""
+    """Images that each rank reads in a step."""
     from pipeline.data.audit import read_audit
 
     ranks = read_audit(run_dir)["rank"].to_pylist()
@@ -89,7 +89,7 @@ def _images_of_ranks(run_dir: Path, world_size: int) -> list[int]:
 
 
 def check() -> str:
-    """A table in Markdown: measured, and in parentheses worked out from what one process does."""
+    """A table in Markdown: measured values, and in parentheses those predicted from one process."""
     import transxnet
 
     network = transxnet.transxnet_n(num_classes=10, image_size=32)

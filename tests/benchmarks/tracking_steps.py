@@ -1,7 +1,7 @@
 """What tracking costs a step: `python -m tests.benchmarks.tracking_steps`.
 
-The same loop (10 ms of arithmetic, a record, now and then a checkpoint) without tracking, into a database that answers,
-to a server that is dead and to one that takes connections and never answers, in turns; prints the median, the 99th
+Runs the same loop (10 ms of arithmetic, a record, a checkpoint now and then) without tracking, with a database, with a
+server that is dead and with one that accepts connections and never answers, in turns. Prints the median, the 99th
 percentile and the slowest step, and the longest call of the tracker.
 """
 
