@@ -60,7 +60,7 @@ def report(bench: Bench, seconds: float) -> str:
 
 `transxnet_n` at 32 px on two gloo ranks, ZeRO stage 1, fp32, a checkpoint every {EVERY} steps. Each run goes on until
 its end, then `export/model.safetensors`, every step's loss, gradient norm and learning rate, and every evaluation are
-held against those of the run that nothing happened to. The ranks are forked with everything imported, without MLflow.
+compared with those of the uninterrupted run. The ranks are forked with everything imported, without MLflow.
 
 {table}
 

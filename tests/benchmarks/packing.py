@@ -148,7 +148,7 @@ def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[
         two.append(timed(with_ours, source, work / "two", shard_mb=16, workers=2))
     rate = images / min(entry[1] for entry in one)
     text = (
-        f"every image decoded, {images:,} images: two workers {ratio(one, two, 0):.2f} x one by the clock, start of "
+        f"every image decoded, {images:,} images: two workers {ratio(one, two, 0):.2f} x one in wall time, start of "
         f"processes included; one {rate:,.0f} images in a second of processor time"
     )
     return text, rate

@@ -1,4 +1,4 @@
-"""The loader: the same bytes whoever reads them, nothing lost, nothing twice, and damage that has a name."""
+"""The loader reads each sample once, with the same pixels for any number of workers and ranks."""
 
 import hashlib
 
