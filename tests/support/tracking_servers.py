@@ -50,10 +50,10 @@ class MlflowServer:
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         env |= {"OMP_NUM_THREADS": "1", **self._env}
         env.pop("MLFLOW_TRACKING_URI", None)
-        log = open(self.folder / "server.log", "ab")  # noqa: SIM115 - open as long as the server
-        self._process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
-        )
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
+            )
 
     def start(self) -> "MlflowServer":
         if self._process is None:

@@ -126,14 +126,13 @@ def test_jobs_that_share_a_cache_keep_its_bound_also_where_one_is_killed(source,
         command = [sys.executable, "-c", JOB, str(source), str(folder), digest, str(reads)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    jobs, killed = [start("d", 300), start("e", 300)], start("d", 10**9)
-    assert killed.stdout is not None
-    killed.stdout.readline()
-    time.sleep(0.1)
-    killed.kill()
-    while any(job.poll() is None for job in jobs):
-        with locked(folder / ".room.lock"):  # no job removes a shard meanwhile
-            assert sum(path.stat().st_size for path in folder.glob("shard-*")) <= 2 * SIZE + 10
-        time.sleep(0.01)
-    assert [job.returncode for job in jobs] == [0, 0]
-    killed.wait()
+    with start("d", 300) as first, start("e", 300) as second, start("d", 10**9) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        time.sleep(0.1)
+        killed.kill()
+        while first.poll() is None or second.poll() is None:
+            with locked(folder / ".room.lock"):  # no job removes a shard meanwhile
+                assert sum(path.stat().st_size for path in folder.glob("shard-*")) <= 2 * SIZE + 10
+            time.sleep(0.01)
+    assert (first.returncode, second.returncode) == (0, 0)

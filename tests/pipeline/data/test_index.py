@@ -139,7 +139,7 @@ def test_two_ranks_open_imagenets_index_at_any_step_in_64_megabytes(tmp_path):
         for rank, first in zip(ranks, said, strict=True):
             assert rank.stdout is not None
             rest.append(first | json.loads(rank.stdout.readline()))
-            rank.wait()
+            rank.communicate()
         return rest
 
     for measured in (both(0), both(0, steps // 3, steps - 1)):

@@ -109,6 +109,7 @@ def bucket(server, tmp_path_factory):
                 stream.write(file.read_bytes())
         yield f"{place}:{proxy.server_port}", local
     proxy.shutdown()
+    proxy.server_close()
 
 
 def read(settings, *, world_size: int = 1, rank: int = 0, steps: int = 12) -> dict[tuple[int, int], str]:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.checks import check
 from pipeline.config.schema import OptimizerConfig, ScheduleConfig
-from pipeline.recipes.digits import demo, prepare_digits
+from pipeline.recipes.digits import demo
 from pipeline.run import directory as run_directory
 from pipeline.run.files import read_events, read_metrics
 from tests.support import REPOSITORY
@@ -24,13 +24,6 @@ from tests.support.ranks import free_port
 from tests.support.small_shards import config, pack
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits") / "shards"
-    prepare_digits(folder)
-    return folder
 
 
 def start(run_dir: Path, digits: Path, **changes: Any) -> "subprocess.Popen[str]":
@@ -81,6 +74,7 @@ def test_a_hanging_rank_is_named_within_the_time_out(tmp_path: Path, digits: Pat
         for group in groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+        process.communicate()
     assert "rank 1 of 2 hangs or was lost" in output, output[-3000:]
 
 
