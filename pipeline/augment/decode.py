@@ -54,7 +54,7 @@ class EncodedImage:
             space = "not a JPEG"
         self._is_ycbcr = space == "YCbCr"
         if space in ("CMYK", "YCCK", "not a JPEG"):
-            self._pixels = _decode_with_pillow(encoded)
+            self._pixels = np.array(read_with_pillow(encoded))
             self.height, self.width = self._pixels.shape[:2]
 
     def pixels(self) -> Pixels:
@@ -168,10 +168,17 @@ def _height_position(encoded: bytes) -> int | None:
     return None
 
 
-def _decode_with_pillow(encoded: bytes) -> Pixels:
-    """Decode what libjpeg-turbo does not convert to RGB: CMYK JPEGs, PNG and others."""
+def read_with_pillow(encoded: bytes) -> Image.Image:
+    """Decode an image of any format as RGB.
+
+    Raises:
+        DecodeError: Pillow cannot decode the file. Its decoders raise exceptions of many types for damaged data, so
+            all of them count, except the lack of memory.
+    """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:
         raise DecodeError(f"cannot be decoded: {error}") from error

@@ -4,17 +4,15 @@ timm draws from the global generators of Python, NumPy and torch. They are seede
 afterwards.
 """
 
-import io
 import random
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from pipeline.augment.decode import DecodeError, Pixels
+from pipeline.augment.decode import Pixels, read_with_pillow
 from pipeline.config.schema import AugmentConfig
 from pipeline.order import draws
 
@@ -43,15 +41,13 @@ class FaithfulAugment:
 
     def __call__(self, encoded: bytes, drawn: int, out: Pixels) -> None:
         """Decode and augment one image; arguments and errors as in `TrainAugment.__call__`."""
+        image = read_with_pillow(encoded)
         states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
         try:
             random.seed(drawn)
             np.random.seed(drawn & 0xFFFFFFFF)
             torch.random.default_generator.manual_seed(drawn >> 1)
-            with Image.open(io.BytesIO(encoded)) as image:
-                array = np.asarray(self._transform(image.convert("RGB")))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DecodeError(f"cannot be decoded: {error}") from error
+            array = np.asarray(self._transform(image))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.loader import build_train_loader
-from pipeline.data.reader import DamagedSampleError, LoaderError
+from pipeline.data.reader import DamagedSampleError, LoaderError, SampleReader
 from tests.pipeline.data.reading import read
-from tests.support.small_shards import config
+from tests.support.small_shards import config, pack
 
 
 def damage(shards: Path, copy: Path, how: str) -> str:
@@ -50,6 +51,27 @@ def test_damaged_samples_are_replaced_deterministically_counted_and_limited(shar
     assert sum(replaced[key] != sound[key] for key in sound) == len(lines)
     with pytest.raises(DamagedSampleError, match=r"more than --train.data.max-replacements 2"):
         read(config(copy, cache, data={"on_damage": "replace", "max_replacements": 2}))
+
+
+@pytest.mark.parametrize("mode", ["fast", "faithful"])
+@pytest.mark.parametrize(
+    "undecodable",
+    [b"P6 60 5O 255 " + bytes(9000), b"P6 60 50 255 " + bytes(8999), b"no image"],
+    ids=["ValueError of Pillow", "truncated", "unknown format"],
+)
+def test_a_sample_that_no_decoder_reads_is_damaged_in_both_modes(cache, tmp_path, monkeypatch, mode, undecodable):
+    """The bytes are those of the index, but no image."""
+    intact = SampleReader._read
+    monkeypatch.setattr(
+        SampleReader, "_read", lambda self, place: undecodable if place.row == 3 else intact(self, place)
+    )
+    pack(tmp_path / "few", (8, 8, 8))
+    settings = config(tmp_path / "few", cache, augment=AugmentConfig(mode=mode))
+    with pytest.raises(DamagedSampleError, match=r"sample photo_00003 of .* cannot be decoded: "):
+        read(settings, steps=(0, 1))
+    replacing = config(tmp_path / "few", cache, augment=AugmentConfig(mode=mode), data={"on_damage": "replace"})
+    _, order = read(replacing, steps=(0, 1))
+    assert len(order) == 24
 
 
 def test_a_missing_shard_is_named(shards, cache, tmp_path):
