@@ -62,6 +62,7 @@ def test_an_attempt_reports_lost_steps_and_its_goodput(tmp_path: Path, capsys):
     killed.open(0)
     for step in (1, 2, 3):
         killed.step({"step": step, **fields})
+    killed.close()
     resumed = Recorder(tmp_path, is_main=True, world_size=world.size, start_up=StartUp())
     resumed.open(1)
     resumed.step({"step": 2, **fields})

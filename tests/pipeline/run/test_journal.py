@@ -15,6 +15,7 @@ def test_the_journal_holds_each_step_once(tmp_path: Path):
     for step in range(1, 6):
         assert journal.append({"step": step, "loss": step / 3}) is None
     journal.sync()
+    journal.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "lo')
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
