@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from urllib.parse import urlencode
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
 from pipeline.run.config import RunConfig
-from pipeline.run.files import checkpoints
+from pipeline.run.files import LOGS, checkpoints
+from pipeline.run.system import query_gpus
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.tracking.state import TrackingState
 
@@ -79,17 +79,12 @@ def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
 def environment() -> dict[str, Any]:
     """Return the machine, its GPUs, the version of Python and every installed package."""
     packages = {entry.metadata["Name"]: entry.version for entry in metadata.distributions() if entry.metadata["Name"]}
-    try:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        gpus = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        gpus = []
     return {
         "host": platform.node(),
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "gpus": gpus,
+        "gpus": query_gpus("name", "driver_version", "memory.total"),
         "packages": dict(sorted(packages.items(), key=lambda entry: entry[0].lower())),
     }
 
@@ -101,7 +96,7 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
         Whether `state.job_reports` has changed.
     """
     assert state.run_id is not None
-    new = [path for path in sorted(run_dir.glob("submitit/*_report_*.json")) if path.name not in state.job_reports]
+    new = [path for path in sorted((run_dir / LOGS).glob("*_report_*.json")) if path.name not in state.job_reports]
     for path in new:
         client.log_text(state.run_id, mask_secrets(path.read_text()), f"{CONFIGURATION}/jobs/{path.name}")
         state.job_reports.append(path.name)
@@ -135,16 +130,16 @@ def link_checkpoints(client: "MlflowClient", run_dir: Path, state: TrackingState
     from mlflow.entities import LoggedModelOutput
 
     assert state.run_id is not None
-    kept = {folder.name: folder for folder in checkpoints(run_dir).values()}
+    kept = {folder.name: (step, folder) for step, folder in checkpoints(run_dir).items()}
     new = sorted(kept.keys() - state.checkpoints.keys())
     gone = sorted(state.checkpoints.keys() - kept.keys())
     for name in new:
-        step = int(name.removeprefix("step_"))
+        step, folder = kept[name]
         model = client.create_logged_model(
             state.experiment_id or "0",
             name=name,
             source_run_id=state.run_id,
-            tags={"step": str(step), "checkpoint": str(kept[name]), EXTERNAL_TAG: "true"},
+            tags={"step": str(step), "checkpoint": str(folder), EXTERNAL_TAG: "true"},
             model_type="checkpoint",
         )
         state.checkpoints[name] = model.model_id
