@@ -24,7 +24,7 @@ def main() -> None:
     recipe = demo()
     data = replace(recipe.data, shards=str(shards))
     config = replace(recipe, steps=8, global_batch_size=32, log_every_steps=2, data=data)
-    directory.prepare(run_dir, check(config, world_size=1), extra={})
+    directory.prepare(run_dir, check(config, world_size=1), facts={})
 
     task, outcome = TrainTask(run_dir), Outcome.FAILED
     try:
