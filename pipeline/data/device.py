@@ -11,8 +11,6 @@ with another of its group in the same micro-batch: the pairs depend on the size 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, MixConfig
 from pipeline.data.batch import Batch
+from pipeline.data.mixup import draw_mixing, mix, upload
 from pipeline.order import draws
 
 _ATTEMPTS = 10
@@ -56,49 +55,6 @@ class Normalise:
         shift, scale = self._constants[device]
         images = images.to(device, non_blocking=True)
         return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How image i of a group's n images in a micro-batch is mixed with image n - 1 - i.
-
-    Attributes:
-        weight: weight of image i itself; 1 mixes nothing.
-        box: (top, left, bottom, right) of the rectangle that is pasted from the other image (CutMix); None blends the
-            whole images (Mixup).
-    """
-
-    weight: float
-    box: tuple[int, int, int, int] | None
-
-
-def draw_mixing(seed: int, step: int, group: int, height: int, width: int, config: MixConfig) -> Mixing:
-    """Draw the mixing of a group as timm's `Mixup` draws that of a batch; every rank draws the same one.
-
-    Args:
-        seed: seed of the training.
-        step: optimizer step.
-        group: mixing group of the step.
-        height: height of the images.
-        width: width of the images.
-        config: alphas and probabilities.
-    """
-    key = draws.key(seed, draws.Purpose.MIX, step, group)
-    u_mix, u_cut, u_top, u_left = draws.uniforms(key, 4).tolist()
-    if not (config.mixup > 0 or config.cutmix > 0) or u_mix >= config.probability:
-        return Mixing(1.0, None)
-    cut = config.cutmix > 0 and (config.mixup <= 0 or u_cut < config.switch)
-    alpha = config.cutmix if cut else config.mixup
-    # One Beta variate is drawn for a group, so a generator for it is cheap; numpy's Beta is unchanged since 1.17.
-    weight = float(np.random.Generator(np.random.Philox(key=int(draws.bits(key, 5)[4]))).beta(alpha, alpha))
-    if not cut:
-        return Mixing(weight, None)
-    share = math.sqrt(1 - weight)
-    cut_height, cut_width = int(height * share), int(width * share)
-    middle_y, middle_x = int(u_top * height), int(u_left * width)
-    top, bottom = max(0, middle_y - cut_height // 2), min(height, middle_y + cut_height // 2)
-    left, right = max(0, middle_x - cut_width // 2), min(width, middle_x + cut_width // 2)
-    return Mixing(1 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right))
 
 
 def draw_flips(
@@ -180,14 +136,14 @@ class DeviceTransform:
         labels = batch.labels.to(device, non_blocking=True)
         if self._augment.horizontal_flip > 0 and self._augment.mode == "fast":
             flips = np.flatnonzero(draw_flips(self._seed, epochs, samples, self._augment.horizontal_flip))
-            chosen = _upload(flips, device)
+            chosen = upload(flips, device)
             images[chosen] = images[chosen].flip(3)
         targets = self._targets(labels)
         groups = batch.groups.numpy()
         for group in np.unique(groups).tolist():
             mixing = draw_mixing(self._seed, batch.step, group, height, width, self._mix)
             if mixing.weight < 1:
-                _mix(images, targets, np.flatnonzero(groups == group), mixing)
+                mix(images, targets, np.flatnonzero(groups == group), mixing)
         images = self._normalise(images, device)
         if self._augment.random_erasing > 0:
             boxes = draw_erasing(self._seed, epochs, samples, (height, width), self._augment.random_erasing)
@@ -211,7 +167,7 @@ class DeviceTransform:
         erased = np.flatnonzero(boxes[:, 2])
         if not len(erased):
             return
-        chosen, box = _upload(erased, images.device), _upload(boxes[erased], images.device)
+        chosen, box = upload(erased, images.device), upload(boxes[erased], images.device)
         top, left, tall, wide, noise_row, noise_column = box.view(-1, 6, 1, 1).unbind(1)
         rows = torch.arange(height, device=images.device).view(1, -1, 1)
         columns = torch.arange(width, device=images.device).view(1, 1, -1)
@@ -225,29 +181,3 @@ class DeviceTransform:
         targets = torch.full((len(labels), self._num_classes), rest, device=labels.device)
         mass = torch.full((len(labels), 1), 1 - self._mix.label_smoothing, device=labels.device)
         return targets.scatter_add_(1, labels.unsqueeze(1), mass)
-
-
-def _mix(images: Tensor, targets: Tensor, rows: NDArray[np.int64], mixing: Mixing) -> None:
-    """Mix the images of one group, and their targets, in place.
-
-    Args:
-        images: float32 [N, 3, H, W] with whole numbers from 0 to 255; blended pixels are rounded to such.
-        targets: float32 [N, classes].
-        rows: int64 [n], the rows of the group; row i is mixed with row n - 1 - i.
-        mixing: weight and box of the group.
-    """
-    chosen = slice(None) if len(rows) == len(images) else _upload(rows, images.device)
-    if mixing.box is None:
-        own = images[chosen]
-        images[chosen] = torch.lerp(own.flip(0), own, mixing.weight).round_()
-    else:
-        top, left, bottom, right = mixing.box
-        images[chosen, :, top:bottom, left:right] = images[chosen, :, top:bottom, left:right].flip(0)
-    own_targets = targets[chosen]
-    targets[chosen] = torch.lerp(own_targets.flip(0), own_targets, mixing.weight)
-
-
-def _upload(values: NDArray[np.int64] | Sequence[int], device: torch.device) -> Tensor:
-    """Copy a small array of integers to the device without waiting for the copy."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -10,7 +10,8 @@ from collections import deque
 
 from pipeline.common.processes import end_helper, start_helper
 from pipeline.data import worker as worker_module
-from pipeline.data.reader import DamagedSampleError, LoaderError, ReaderSpec, Replacement
+from pipeline.data.damaged_samples import DamagedSampleError, Replacement
+from pipeline.data.reader import LoaderError, ReaderSpec
 from pipeline.data.slots import SharedSlots
 from pipeline.data.worker import MAX_REPORT, TASK, Report, WorkerSpec
 

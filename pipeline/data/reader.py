@@ -15,17 +15,11 @@ from pipeline.augment.transforms import EvaluationAugment, TrainAugment
 from pipeline.common.errors import PipelineError
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.cache import RemoteShards, ShardCache
+from pipeline.data.damaged_samples import SUBSTITUTES, DamagedSampleError, Replacement, draw_substitutes
 from pipeline.data.index import SampleIndex
-from pipeline.order import draws
 
 _OPEN_SHARDS = 64
 """Greatest number of shards that a reader keeps open."""
-_SUBSTITUTES = 16
-"""Candidates that are drawn for the place of a damaged sample."""
-
-
-class DamagedSampleError(PipelineError, ValueError):
-    """A sample differs from the index, or its image cannot be decoded; the message names the shard and the key."""
 
 
 class LoaderError(PipelineError, RuntimeError):
@@ -53,21 +47,6 @@ class ReaderSpec:
     seed: int
     training: bool
     on_damage: Literal["stop", "replace"]
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """A damaged sample and its substitute.
-
-    Attributes:
-        row: row of the damaged sample in the index.
-        substitute: row of the sample that was read in its place.
-        reason: what is wrong with the damaged sample, with its shard and key.
-    """
-
-    row: int
-    substitute: int
-    reason: str
 
 
 class _Place(NamedTuple):
@@ -182,15 +161,14 @@ class SampleReader:
 
         The substitute depends on (seed, epoch, row) alone, so every rank and worker chooses the same one.
         """
-        candidates = draws.bits(draws.key(self._spec.seed, draws.Purpose.SUBSTITUTE, epoch, row), _SUBSTITUTES)
         last: DamagedSampleError | None = None
-        for place in self._locate((candidates % np.uint64(len(self._index.rows))).astype(np.int64)):
+        for place in self._locate(draw_substitutes(self._spec.seed, epoch, row, len(self._index.rows))):
             try:
                 return place.row, self._fill_one(place, drawn, out)
             except DamagedSampleError as error:
                 last = error
         raise DamagedSampleError(
-            f"{self._describe(row)} is damaged, as are all {_SUBSTITUTES} substitutes drawn for it; the last: {last}"
+            f"{self._describe(row)} is damaged, as are all {SUBSTITUTES} substitutes drawn for it; the last: {last}"
         )
 
     def _read(self, place: _Place) -> bytes:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.batch import Batch, Request
+from pipeline.data.damaged_samples import DamagedSampleError, Replacement
 from pipeline.data.pool import WorkerPool
-from pipeline.data.reader import DamagedSampleError, ReaderSpec, Replacement, SampleReader
+from pipeline.data.reader import ReaderSpec, SampleReader
 from pipeline.data.slots import Slot
 
 logger = logging.getLogger(__name__)

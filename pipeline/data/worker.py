@@ -16,7 +16,8 @@ from typing import Literal
 import cv2
 
 from pipeline.common.processes import become_helper
-from pipeline.data.reader import DamagedSampleError, ReaderSpec, Replacement, SampleReader
+from pipeline.data.damaged_samples import DamagedSampleError, Replacement
+from pipeline.data.reader import ReaderSpec, SampleReader
 from pipeline.data.slots import SharedSlots
 
 TASK = struct.Struct("=iii")

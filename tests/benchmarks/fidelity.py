@@ -14,7 +14,8 @@ from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, MixConfig
 from pipeline.data.batch import Batch
-from pipeline.data.device import DeviceTransform, draw_mixing
+from pipeline.data.device import DeviceTransform
+from pipeline.data.mixup import draw_mixing
 from pipeline.order.samples import mixing_groups
 
 SIDE, BATCH, BATCHES, COLOUR, CLASSES = 224, 128, 32, 100, 10

@@ -15,4 +15,4 @@ def test_a_ranks_own_error_is_reported_before_the_loss_of_a_peer(tmp_path, trace
 
 
 def test_error_is_named_by_its_class_without_the_module():
-    assert last_error("pipeline.data.reader.DamagedSampleError: sample 7") == "DamagedSampleError: sample 7"
+    assert last_error("pipeline.data.damaged_samples.DamagedSampleError: sample 7") == "DamagedSampleError: sample 7"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import AugmentConfig
+from pipeline.data.damaged_samples import DamagedSampleError
 from pipeline.data.loader import build_train_loader
-from pipeline.data.reader import DamagedSampleError, LoaderError, SampleReader
+from pipeline.data.reader import LoaderError, SampleReader
 from tests.pipeline.data.reading import read
 from tests.support.small_shards import config, pack
 

@@ -10,7 +10,8 @@ from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, MixConfig
 from pipeline.data.batch import Batch
-from pipeline.data.device import DeviceTransform, Normalise, draw_erasing, draw_flips, draw_mixing
+from pipeline.data.device import DeviceTransform, Normalise, draw_erasing, draw_flips
+from pipeline.data.mixup import draw_mixing
 from pipeline.order.samples import mixing_groups
 from tests.benchmarks.fidelity import noise_shares, our_batches, steps_of_one_kind, upstream_batches
 
