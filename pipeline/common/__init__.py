@@ -1,4 +1,4 @@
-"""What every folder may use: files written atomically, helper processes, errors, secrets, the console."""
+"""Helpers for every folder: atomic files, helper processes, errors, secrets, commands, the console."""
 
 from typing import TYPE_CHECKING
 

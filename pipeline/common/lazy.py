@@ -1,4 +1,4 @@
-"""Faces of packages: public names that are imported from their modules when they are first used (PEP 562)."""
+"""Public names of a package that are imported from its modules at their first use (PEP 562)."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names live in its modules.
+    """Return the `__getattr__` of a package whose public names are defined in its modules.
 
-    Importing the package then imports none of them, so that `--help` does not wait for torch.
+    Importing the package then imports none of the modules, so that `--help` does not wait for torch.
 
     Args:
         package: `__name__` of the package.
-        homes: module below the package, by the public name that it defines.
+        homes: for each public name, the module of the package that defines it.
     """
 
     def __getattr__(name: str) -> Any:

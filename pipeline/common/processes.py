@@ -1,7 +1,7 @@
-"""Helper processes of a rank: fresh interpreters that survive preemption signals and die with the training.
+"""Helper processes of a rank: fresh interpreters that ignore preemption signals and die with the training.
 
-A fresh interpreter without torch starts in a fifth of a second and shares no locks, threads or CUDA context with the
-training, as a forked one would.
+A fresh interpreter without torch starts in a fifth of a second. Unlike a fork, it shares no locks, threads or CUDA
+context with the training.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the packages this process imports: a checkout, an installation, or a job's snapshot."""
+"""Folder of the packages that this process imports: a checkout, an installation, or a job's snapshot."""
 PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-"""Sent to every process of a job; what they mean is for the training to decide, which then ends its helpers."""
+"""Signals that a job's end sends to every process; the training handles them and ends its helpers itself."""
 _PR_SET_PDEATHSIG = 1
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MLFLOW_RUN_ID")
 
@@ -25,11 +25,11 @@ def start_helper(module: str, arguments: list[str], descriptors: tuple[int, ...]
     """Start `main()` of a module in a fresh interpreter.
 
     Args:
-        module: whose `main` calls `become_helper` first.
-        arguments: of the process, in `sys.argv[1:]`.
-        descriptors: that it inherits, by the same numbers.
+        module: module whose `main` calls `become_helper` first.
+        arguments: arguments that `become_helper` returns to it.
+        descriptors: file descriptors that it inherits, under the same numbers.
     """
-    with preemption_blocked():  # no signal can end it before it has chosen to ignore them
+    with preemption_blocked():  # no signal ends the process before it ignores them
         return subprocess.Popen(
             [sys.executable, "-c", f"from {module} import main; main()", str(os.getpid()), *arguments],
             env=helper_environment(),
@@ -39,12 +39,12 @@ def start_helper(module: str, arguments: list[str], descriptors: tuple[int, ...]
 
 
 def environment_without_rank() -> dict[str, str]:
-    """The environment of this process without the variables that would make a library take a helper for a rank."""
+    """Return this process's environment without the variables by which a library would take a helper for a rank."""
     return {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
 
 
 def helper_environment() -> dict[str, str]:
-    """Environment of a helper process: it imports this process's packages and uses one thread for each library."""
+    """Return the environment of a helper process: this process's packages, and one thread for each library."""
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return {**environment_without_rank(), **threads, "PYTHONPATH": path}
@@ -52,7 +52,7 @@ def helper_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def preemption_blocked() -> Iterator[None]:
-    """Start processes that block preemption signals: they inherit the mask, and only `kill -9` ends them."""
+    """Block preemption signals, also in the processes that are started meanwhile: only `kill -9` ends those."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
     try:
         yield
@@ -61,7 +61,7 @@ def preemption_blocked() -> Iterator[None]:
 
 
 def become_helper() -> list[str]:
-    """Ignore preemption signals and die with the parent; the process's own arguments."""
+    """Ignore preemption signals, die with the parent, and return the arguments given to `start_helper`."""
     for number in PREEMPTION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PREEMPTION_SIGNALS)
@@ -72,7 +72,7 @@ def become_helper() -> list[str]:
 
 
 def end_helper(process: "subprocess.Popen[bytes]", within_s: float = 5.0) -> None:
-    """Wait for a helper whose socket was closed; kill it after a while."""
+    """Wait for a helper whose socket was closed, and kill it after `within_s` seconds."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,10 @@
-"""What must not reach a log, a tag or an artifact: the one rule of what looks like a secret."""
+"""Secrets must not reach a log, a tag or an artifact: the one rule of what looks like a secret."""
 
 import re
 
 HIDDEN = "***"
 SECRET_FILES = (".env*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*", ".netrc", "credentials*", "*kubeconfig*")
-"""Names of files that are secrets as a whole."""
+"""Patterns of the names of files that are secrets as a whole."""
 _PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):[^\s/\"']+@|(?P<bare>://)[^\s/@:]+@")
 _ARGUMENT = re.compile(
     r"(?P<name>[\w-]*(?:password|passwd|secret|token|access_key|api_key|signature|credential)[\w-]*=)[^&\s\"']+", re.I
@@ -23,9 +23,9 @@ _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-
 
 
 def mask_secrets(text: str) -> str:
-    """The text with `***` for what looks like a secret.
+    """Return the text with `***` in place of everything that looks like a secret.
 
-    That is: passwords in URIs (`scheme://user:password@host`), values given to names such as `token` or `api_key`,
+    These are passwords in URIs (`scheme://user:password@host`), values of names such as `token` or `api_key`,
     authorization headers, the tokens of well-known services, and private keys.
     """
 

@@ -1,7 +1,7 @@
-"""What a training is decided by: frozen dataclasses, their checks, their JSON; no torch.
+"""The configuration of a training: frozen dataclasses, their checks, their JSON; no torch.
 
-`schema` holds the fields with their defaults, `checks` what values are possible together, `serialise` the way to
-JSON and back, `sweep` the configurations that `--sweep FIELD=A,B` stands for.
+`schema` holds the fields with their defaults, `checks` which values are possible, alone and together, `serialise` the
+way to JSON and back, and `sweep` the configurations that `--sweep FIELD=A,B` stands for.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Which numbers each field of a `TrainConfig` may have by itself."""
+"""Which values of a `TrainConfig` are possible, alone and together."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -68,13 +68,19 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("must be a number", lambda value: True, ("augment.mean",)),
     ("is too small: the network halves it 5 times", lambda value: value >= 32, ("model.image_size",)),
 )
-"""What is said of a value that is not there, whether it is, and of which fields; a field of several values has each."""
+"""Message for a value out of range, the test that a value is in range, and the fields that it applies to.
+
+Each value of a field with several values is tested."""
 PAIRS = ("augment.crop_scale", "augment.crop_ratio")
-"""Fields of a smallest and a largest value."""
+"""Fields that hold a smallest and a largest value."""
 
 
 def check(config: TrainConfig, world_size: int) -> TrainConfig:
-    """Return the config if the values can work together on `world_size` ranks, else raise `ConfigError`."""
+    """Check a configuration for a number of ranks, and return it.
+
+    Raises:
+        ConfigError: a value is out of range, or values contradict each other; the message says what would work.
+    """
     check_ranges(flatten(to_dict(config)))
     micro = config.micro_batch(world_size)
     if config.global_batch_size % (micro * world_size):
@@ -93,13 +99,13 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
             f"x world_size {world_size}; {hint}"
         )
     if config.compile and config.gradient_checkpointing:
-        raise ConfigError("compile decides by itself what to compute again: leave out gradient_checkpointing")
-    beside = {
-        "zero_stage 3, which fetches weights meanwhile": config.zero_stage == 3,
-        "compile, which arranges the computation by itself": config.compile,
-        "gradient_checkpointing, which reads the random state meanwhile": config.gradient_checkpointing,
+        raise ConfigError("compile decides by itself what is recomputed: leave out gradient_checkpointing")
+    incompatible = {
+        "zero_stage 3, which gathers weights during the step": config.zero_stage == 3,
+        "compile, which schedules the computation itself": config.compile,
+        "gradient_checkpointing, which reads the random state during the step": config.gradient_checkpointing,
     }
-    refused = [other for other, on in beside.items() if on and config.cuda_graphs]
+    refused = [other for other, on in incompatible.items() if on and config.cuda_graphs]
     if refused:
         raise ConfigError(f"cuda_graphs cannot record a step with {refused[0]}: leave out one of the two")
     mixing = config.mix.mixup > 0 or config.mix.cutmix > 0
@@ -112,20 +118,20 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Refuse a value that no training can have, before anything is computed from it.
+    """Check the range of each value.
 
     Args:
-        values: fields of a `TrainConfig`, all or some, as `flatten` names them.
+        values: all or some fields of a `TrainConfig`, named as by `flatten`.
 
     Raises:
-        ConfigError: with the field and the value.
+        ConfigError: a value is out of range; the message names the field and the value.
     """
-    for words, holds, names in RANGES:
+    for message, in_range, names in RANGES:
         for name in names:
             value = values.get(name)
             each = value if isinstance(value, list) else [value]
-            if any(number is not None and not (math.isfinite(number) and holds(number)) for number in each):
-                raise ConfigError(f"{name} {' '.join(map(str, each))} {words}")
+            if any(number is not None and not (math.isfinite(number) and in_range(number)) for number in each):
+                raise ConfigError(f"{name} {' '.join(map(str, each))} {message}")
     for name in values.keys() & PAIRS:
         low, high = values[name]
         if low > high:

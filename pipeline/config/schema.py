@@ -1,6 +1,7 @@
-"""Everything a training is decided by: frozen dataclasses, checked at the door, written to `RUN_DIR/config.json`.
+"""All fields of a training's configuration, as frozen dataclasses; `RUN_DIR/config.json` holds them.
 
-No torch here: the launcher parses, checks and prints these before anything heavy is imported.
+The text below a field is its `--help`. No torch: the launcher reads, checks and prints these before it imports anything
+heavy.
 """
 
 from dataclasses import dataclass, field
@@ -14,26 +15,26 @@ ModelName = Literal["transxnet_n", "transxnet_t", "transxnet_s", "transxnet_b"]
 
 
 class ConfigError(PipelineError, ValueError):
-    """A value that cannot work, said with the value and with what would work."""
+    """A value that cannot work; the message names the field, the value, and what would work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network is built (`transxnet.build`)."""
+    """The network (`transxnet.build`)."""
 
     name: ModelName = "transxnet_t"
-    """Variant; transxnet_n is ours, for tests and the demo."""
+    """Variant; transxnet_n is not of the paper but a small one for tests and the demo."""
     image_size: int = 224
     """Side of the square input, in pixels."""
     drop_path_rate: float | None = None
-    """Stochastic depth of the last block; None takes the paper's value for the variant."""
+    """Drop path rate of the last block (stochastic depth); None: the paper's value for the variant."""
     backend: Literal["auto", "reference", "triton"] = "auto"
-    """Implementation of the operators; the weights are the same in each."""
+    """Implementation of the operators; all have the same weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples lie and how they are read."""
+    """The data, and how they are read."""
 
     shards: str = "shards"
     """Folder or URI with the training split's manifest (`python -m sharding.build`)."""
@@ -46,19 +47,19 @@ class DataConfig:
     workers: int = 4
     """Loader processes of each rank; 0 loads in the rank itself."""
     prefetch_batches: int = 8
-    """Micro-batches the workers of a rank prepare ahead, together."""
+    """Micro-batches that all workers of a rank together prepare ahead."""
     lanes: int = 64
-    """Lanes the epoch's shards are dealt onto (the sample order depends on it)."""
+    """Lanes that the shards of an epoch are divided into (the sample order depends on it)."""
     block_shards: int = 4
     """Shards whose samples are shuffled together within a lane (the sample order depends on it)."""
     on_damage: Literal["stop", "replace"] = "stop"
-    """A sample whose digest does not hold: stop, or put another in its place, counted and logged."""
+    """A damaged sample: stop, or replace it by another one, counted and logged."""
     max_replacements: int = 100
-    """With `on_damage replace`: the run stops when a rank has replaced more than this in one attempt."""
+    """With `on_damage replace`: the run stops when a rank has replaced more samples than this in one attempt."""
     cache_dir: str | None = None
-    """Local folder where remote shards are kept; None: `transxnet-shards-UID` below the temporary folder."""
+    """Local cache folder of remote shards; None: `transxnet-shards-UID` below the temporary folder."""
     cache_gb: float = 200.0
-    """Bound of that cache, in 10^9 bytes."""
+    """Limit of that cache, in 10^9 bytes."""
 
     @property
     def validation_location(self) -> str:
@@ -68,40 +69,40 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """From encoded image to normalised pixels. The defaults are upstream's (timm's) training recipe."""
+    """From the encoded image to normalised pixels; the defaults are upstream's training recipe, which is timm's."""
 
     mode: Literal["fast", "faithful"] = "fast"
-    """`faithful` runs timm's own transforms; `fast` draws from the same distribution several times quicker."""
+    """`faithful` runs timm's own transforms; `fast` draws from the same distribution, several times faster."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area a training crop covers."""
+    """Smallest and largest share of the image's area that a training crop covers."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of a training crop before it is made square."""
+    """Smallest and largest aspect ratio of a training crop, before it is resized to a square."""
     horizontal_flip: float = 0.5
     """Probability of a horizontal flip."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Resampling of training crops; `random` draws bilinear or bicubic per image."""
+    """Resampling of training crops; `random` draws bilinear or bicubic for each image."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment description; None: no RandAugment."""
+    """RandAugment in timm's notation; None: no RandAugment."""
     random_erasing: float = 0.25
     """Probability that a rectangle is replaced by pixel noise."""
     evaluation_crop: float = 0.9
     """Share of the shorter side that the evaluation's centre crop keeps (timm's crop_pct)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per-channel mean that is subtracted, of pixels in [0, 1]."""
+    """Mean of each channel that is subtracted from pixels in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Per-channel deviation that is divided by, of pixels in [0, 1]."""
+    """Standard deviation of each channel by which pixels in [0, 1] are divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """Mixup, cutmix and label smoothing, as timm's `Mixup` does them on a batch."""
+    """Mixup, cutmix and label smoothing of a batch, as in timm's `Mixup`."""
 
     mixup: float = 0.8
     """Alpha of mixup's Beta distribution; 0: no mixup."""
     cutmix: float = 1.0
     """Alpha of cutmix's Beta distribution; 0: no cutmix."""
     switch: float = 0.5
-    """Probability of cutmix where both are on."""
+    """Probability of cutmix if both are on."""
     probability: float = 1.0
     """Probability that a batch is mixed at all."""
     label_smoothing: float = 0.1
@@ -112,12 +113,12 @@ class MixConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with timm's decay groups: no decay on 1-D tensors and biases."""
+    """AdamW with timm's decay groups: no weight decay on 1-D tensors and biases."""
 
     lr: float = 2e-3
-    """Peak learning rate at the recipe's global batch size; it is not scaled with it."""
+    """Peak learning rate at the recipe's global batch size; another batch size does not scale it."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
+    """AdamW's decay rates of the two moments."""
     eps: float = 1e-8
     """AdamW's epsilon."""
     weight_decay: float = 0.05
@@ -125,7 +126,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     """Layer-wise decay of the learning rate, from the classifier down to the stem: 0.65 to 0.9 in fine-tuning."""
     clip_grad_norm: float | None = None
-    """Bound of the global gradient norm; None: no clipping."""
+    """Limit of the global gradient norm; None: no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,37 +135,36 @@ class ScheduleConfig:
 
     per: Literal["step", "epoch"] = "step"
     """How often the learning rate changes; upstream's scripts change it once an epoch."""
-
     warmup_epochs: float = 5.0
     """Epochs from `warmup_lr` to the peak."""
     warmup_lr: float = 1e-6
     """Learning rate of the first step."""
     min_lr: float = 1e-5
-    """Where the cosine ends and the cooldown stays."""
+    """Learning rate at the end of the cosine and during the cooldown."""
     cooldown_epochs: float = 10.0
     """Epochs at `min_lr` after the `epochs` of the cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training, wherever it runs. Counts are of optimizer steps and of samples."""
+    """One training, independent of where it runs. Steps are optimizer steps."""
 
     seed: int = 0
     """Seed of the weights, the sample order, the augmentation and the mixing."""
     epochs: float = 300.0
     """Passes over the training split before the cooldown."""
     steps: int | None = None
-    """Optimizer steps in all, instead of epochs; the schedule is fitted to it."""
+    """Optimizer steps of the whole training, instead of epochs; the schedule is scaled to it."""
     global_batch_size: int = 1024
     """Samples of one optimizer step over all ranks."""
     micro_batch_size: int | None = None
-    """Samples of one forward of one rank; None: global_batch_size / world_size, at most 128."""
+    """Samples of one forward pass of one rank; None: global_batch_size / world_size, at most 128."""
     zero_stage: ZeroStage = 1
-    """What DeepSpeed ZeRO partitions: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    """What DeepSpeed ZeRO partitions: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     precision: Precision = "bf16"
-    """Arithmetic of the forward and backward (autocast); the weights stay fp32."""
+    """Arithmetic of the forward and backward pass (autocast); the weights stay fp32."""
     batch_norm: Literal["sync", "local"] = "sync"
-    """Statistics over all ranks, or of each rank's own micro-batch (what a CPU always does)."""
+    """BatchNorm statistics over all ranks, or of each rank's own micro-batch, as always on CPUs."""
     ema_decay: float = 0.9998
     """Decay of the moving average of the weights; 0: none."""
     compile: bool = False
@@ -172,23 +172,23 @@ class TrainConfig:
     cuda_graphs: bool = False
     """Record forward and backward once as CUDA graphs and replay them: few launches. No GPU has run this yet."""
     gradient_checkpointing: bool = False
-    """Compute each block again in the backward instead of keeping what is within: less memory, a third more work."""
+    """Recompute each block in the backward pass instead of keeping its activations: less memory, a third more work."""
     save_every_steps: int = 500
-    """Interval of checkpoints; what a kill can cost at most."""
+    """Interval of checkpoints: the most steps that a kill can cost."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that stay; the best by top-1 stays besides."""
+    """Number of newest checkpoints that are kept; the best by top-1 is kept too."""
     eval_every_steps: int | None = None
-    """Interval of evaluations; None: once an epoch. The end is always evaluated."""
+    """Interval of evaluations; None: once an epoch. The last step is always evaluated."""
     log_every_steps: int = 50
-    """Interval of the lines in the log (`metrics.jsonl` holds every step)."""
+    """Interval of the progress lines in the log (`metrics.jsonl` has every step)."""
     on_non_finite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or go back to the last checkpoint and skip the batch."""
     max_skipped_batches: int = 3
-    """With `on_non_finite skip`: the run stops after this many."""
+    """With `on_non_finite skip`: the run stops if it would skip more batches than this."""
     collective_timeout_s: float = 600.0
-    """How long a rank waits for the others before the attempt ends, naming those that hang."""
+    """Seconds that a rank waits for the others before the attempt ends with the names of the hanging ranks."""
     audit_samples: bool = False
-    """Write who read which sample to `RUN_DIR/audit/`."""
+    """Write which rank read which sample to `RUN_DIR/audit/`."""
     initialise_from: str | None = None
     """Weights to start a new run from: a run directory, a `models:/` URI, a .safetensors or published .pth file."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -199,12 +199,12 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def micro_batch(self, world_size: int) -> int:
-        """Samples of one forward of one rank: as configured, or the largest up to 128 that divides the share."""
+        """Return the samples of one forward pass: as configured, or the largest divisor up to 128 of a rank's share."""
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         share = max(1, self.global_batch_size // world_size)
         return max(m for m in range(1, min(share, 128) + 1) if share % m == 0)
 
     def gradient_accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches of one optimizer step on each rank."""
+        """Return the micro-batches of one optimizer step on each rank."""
         return self.global_batch_size // (self.micro_batch(world_size) * world_size)

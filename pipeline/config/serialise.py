@@ -1,4 +1,4 @@
-"""A training configuration to JSON and back, its digest, and what may change when a run is resumed."""
+"""A configuration to JSON and back, its digest, and which fields may change when a run is resumed."""
 
 import dataclasses
 import hashlib
@@ -41,16 +41,16 @@ MAY_CHANGE = frozenset(
         "max_skipped_batches",
     }
 )
-"""Fields a resumed run may change: none of them changes what is computed, only where, how fast and how safely."""
+"""Fields that may change when a run is resumed: they decide where, how fast and how safely it runs, not the result."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a config dataclass, as it stands in `config.json`."""
+    """Return a config dataclass as the nested dict that `config.json` holds."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"workers": 4}}` to `{"data.workers": 4}`."""
+    """Return a nested dict with dotted names: `{"data": {"workers": 4}}` becomes `{"data.workers": 4}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -61,7 +61,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(tree: dict[str, Any]) -> TrainConfig:
-    """Inverse of `to_dict` for a `TrainConfig`; `ConfigError` on a field that this version does not know."""
+    """Return the `TrainConfig` that `to_dict` gave.
+
+    Raises:
+        ConfigError: this version does not know a field.
+    """
     parts = {
         "model": ModelConfig,
         "data": DataConfig,
@@ -82,12 +86,12 @@ def from_dict(tree: dict[str, Any]) -> TrainConfig:
 
 
 def digest(config: TrainConfig) -> str:
-    """SHA-256 over what the result depends on: every field but those of `MAY_CHANGE`."""
+    """Return the sha256 of the fields that the result depends on: all but `MAY_CHANGE`."""
     fixed = {k: v for k, v in flatten(to_dict(config)).items() if k not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """`name: old -> new` for every field that differs and may not change within a run."""
+    """Return `name: old -> new` for every field that differs and may not change within a run."""
     a, b = flatten(to_dict(old)), flatten(to_dict(new))
     return [f"{name}: {a[name]} -> {b[name]}" for name in a if a[name] != b[name] and name not in MAY_CHANGE]

@@ -1,4 +1,4 @@
-"""`--sweep FIELD=A,B`: the trainings that a sweep consists of, and the folder that holds them."""
+"""`--sweep FIELD=A,B`: the trainings of a sweep, one for each combination of values."""
 
 import dataclasses
 import difflib
@@ -17,23 +17,28 @@ PREFIX = "train."
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One training of a sweep: the name of its folder, and its configuration."""
+    """One training of a sweep.
+
+    Attributes:
+        name: name of its folder, such as `lr=0.001,seed=0`.
+        config: its configuration.
+    """
 
     name: str
     config: TrainConfig
 
 
 def build_members(sweep: Sequence[str], config: TrainConfig) -> list[Member]:
-    """A training for each combination of values.
+    """Return the trainings of a sweep.
 
     Args:
-        sweep: each `train.FIELD=A,B,…`, in the words of the flags.
-        config: what all of them share.
+        sweep: values of the flag, each `train.FIELD=A,B,…`.
+        config: configuration of all fields that are not swept.
 
     Raises:
-        ConfigError: a field that does not exist or is there twice, a value that it cannot have or that is there twice.
+        ConfigError: a field does not exist, a field cannot have a value, or one of them is given twice.
     """
-    axes = [_axis(words, config) for words in sweep]
+    axes = [_axis(text, config) for text in sweep]
     fields = [field for field, _ in axes]
     for field in fields:
         if fields.count(field) > 1:
@@ -45,8 +50,8 @@ def build_members(sweep: Sequence[str], config: TrainConfig) -> list[Member]:
         changed = config
         for field, value in zip(fields, values, strict=True):
             changed = _with(changed, field.split("."), value)
-        words = ",".join(f"{field}={value}" for field, value in zip(short, values, strict=True))
-        members.append(Member(name=re.sub(r"[^\w.+=,-]", "_", words), config=changed))
+        name = ",".join(f"{field}={value}" for field, value in zip(short, values, strict=True))
+        members.append(Member(name=re.sub(r"[^\w.+=,-]", "_", name), config=changed))
     names = [member.name for member in members]
     for name in names:
         if names.count(name) > 1:
@@ -57,39 +62,43 @@ def build_members(sweep: Sequence[str], config: TrainConfig) -> list[Member]:
 def refuse_contradictions(sweep: Sequence[str], arguments: Sequence[str]) -> None:
     """Refuse a field that is swept and given as a flag too.
 
+    Args:
+        sweep: values of `--sweep`.
+        arguments: all arguments of the command line.
+
     Raises:
-        ConfigError: in one line.
+        ConfigError: there is such a field.
     """
     flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    for words in sweep:
-        flag = f"--{PREFIX}{words.partition('=')[0].removeprefix(PREFIX)}".replace("_", "-")
+    for text in sweep:
+        flag = f"--{PREFIX}{text.partition('=')[0].removeprefix(PREFIX)}".replace("_", "-")
         if flag in flags:
-            raise ConfigError(f"{flag} is given as a flag and in --sweep {words}: leave one of them out")
+            raise ConfigError(f"{flag} is given as a flag and in --sweep {text}: leave one of them out")
 
 
-def _axis(words: str, config: TrainConfig) -> tuple[str, list[Any]]:
-    """A field below `train.` and its values."""
-    name, equals, listed = words.partition("=")
+def _axis(text: str, config: TrainConfig) -> tuple[str, list[Any]]:
+    """Return the field (without `train.`) and the values of one `train.FIELD=A,B,…`."""
+    name, equals, listed = text.partition("=")
     field = name.replace("-", "_").removeprefix(PREFIX)
     hints = dict(_fields(config))
     if field not in hints:
         near = difflib.get_close_matches(field, hints, n=1)
         hint = f"did you mean {PREFIX}{near[0]}?" if near else f"sweep a field of the training, such as {PREFIX}seed"
-        raise ConfigError(f"--sweep {words}: there is no field {name}; {hint}")
+        raise ConfigError(f"--sweep {text}: there is no field {name}; {hint}")
     if not equals or not all(listed.split(",")):
-        raise ConfigError(f"--sweep {words}: write it as {PREFIX}{field}=A,B")
+        raise ConfigError(f"--sweep {text}: write it as {PREFIX}{field}=A,B")
     try:
-        values = [_value(text, hints[field]) for text in listed.split(",")]
+        values = [_value(item, hints[field]) for item in listed.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--sweep {words}: {error}") from None
+        raise ConfigError(f"--sweep {text}: {error}") from None
     for value in values:
         if values.count(value) > 1:
-            raise ConfigError(f"--sweep {words}: {value} is there twice")
+            raise ConfigError(f"--sweep {text}: {value} is given twice")
     return field, values
 
 
 def _fields(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Name and type of every field of a config and of those in it."""
+    """Return the dotted name and the type of every field of a config."""
     hints = typing.get_type_hints(type(config))
     found: list[tuple[str, Any]] = []
     for field in dataclasses.fields(config):
@@ -102,7 +111,7 @@ def _fields(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _value(text: str, hint: Any) -> Any:
-    """`text` as a value of a type; `ValueError` says what would be one."""
+    """Return `text` as a value of the type `hint`; the `ValueError` of another text says what is possible."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         for option in options:
@@ -125,7 +134,7 @@ def _value(text: str, hint: Any) -> Any:
 
 
 def _with(config: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of a config with the field at `path` changed."""
+    """Return a copy of a config with the field at `path` changed."""
     if len(path) > 1:
         value = _with(getattr(config, path[0]), path[1:], value)
     return dataclasses.replace(config, **{path[0]: value})

@@ -1,4 +1,4 @@
-"""Pure functions of the seed and the step: which rank reads which sample, and every random number."""
+"""Pure functions of the seed and the step: which rank reads which sample, and every random draw."""
 
 from typing import TYPE_CHECKING
 

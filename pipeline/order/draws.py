@@ -1,9 +1,9 @@
-"""Random numbers as a pure function of what they are for: a counter-based generator over integer names.
+"""Random numbers as a pure function of their purpose: a counter-based generator whose keys are integers.
 
-numpy's and torch's generators are streams: what they give depends on who drew before, and one generator for every
-sample costs more than decoding some images. Here a draw is a hash of (seed, epoch, sample, number of the draw), for
-whole batches at once, and stays the same in every version of numpy. The mixer is SplitMix64's finaliser (Steele, Lea
-and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+The generators of numpy and torch are streams: a number depends on all draws before it, and a generator for every
+sample costs more than decoding some images. Here a draw is a hash of (seed, purpose, epoch, sample, number of the
+draw). Whole batches are drawn at once, and every version of numpy gives the same numbers. The hash is SplitMix64's
+finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 from enum import IntEnum
@@ -18,7 +18,7 @@ _ALL = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a draw is for: part of its key, so that two uses of one seed never share bits."""
+    """Purpose of a draw: part of its key, so that two uses of one seed are independent."""
 
     SHARDS = 1
     BLOCK = 2
@@ -32,24 +32,27 @@ class Purpose(IntEnum):
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, elementwise: a bijection of 64 bits in which every input bit moves half the output."""
+    """SplitMix64's finaliser, elementwise: a bijection in which each input bit flips half the 64 output bits."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_FIRST)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_SECOND)
     return bits ^ (bits >> np.uint64(31))
 
 
 def _mix_one(bits: int) -> int:
-    """As `_mix`, of one number: a tenth of the time that arrays of one take."""
+    """`_mix` of one Python integer, in a tenth of the time of an array with one element."""
     bits = (bits ^ (bits >> 30)) * _FIRST & _ALL
     bits = (bits ^ (bits >> 27)) * _SECOND & _ALL
     return bits ^ (bits >> 31)
 
 
 def key(*names: ArrayLike) -> NDArray[np.uint64]:
-    """Hash integers (broadcast against each other) to 64 bits; the order of the names matters.
+    """Hash integers, broadcast against each other, to 64 bits; their order matters.
 
     Args:
-        names: integers of any sign, each a number or an array.
+        names: numbers or arrays of integers of any sign, such as seed, purpose, epoch, samples.
+
+    Returns:
+        The keys, in the shape that the names broadcast to.
     """
     single, singles = 0, 0
     for name in names:
@@ -66,22 +69,22 @@ def key(*names: ArrayLike) -> NDArray[np.uint64]:
 
 
 def bits(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """`count` independent 64-bit draws for each key: shape [*keys.shape, count]."""
+    """Return `count` independent 64-bit draws for each key: uint64 [*keys.shape, count]."""
     with np.errstate(over="ignore"):
         counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         return _mix(keys[..., None] + counters)
 
 
 def uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """`count` draws of U[0, 1) for each key: float64 [*keys.shape, count]."""
+    """Return `count` uniform draws in [0, 1) for each key: float64 [*keys.shape, count]."""
     return (bits(keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(key: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
-    """A uniformly drawn order of 0 … size-1 that depends on the key alone: int64 [size]."""
+    """Return a uniformly drawn permutation of 0 … size-1 that depends on the key alone: int64 [size]."""
     return np.argsort(bits(key.reshape(()), size), kind="stable")
 
 
 def step_seed(config: TrainConfig, step: int, rank: int) -> int:
-    """Seed of a rank's drop path in one step: nothing random is carried from step to step."""
+    """Return the seed of a rank's drop path in one step: no random state is carried from step to step."""
     return (config.seed * 1_000_003 + step) * 65_537 + rank

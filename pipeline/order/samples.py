@@ -1,12 +1,14 @@
-"""The order in which a training reads its samples: who reads what, when, as pure functions.
+"""The order in which a training reads its samples: which rank reads which sample in which step, as pure functions.
 
-An epoch is one permutation of all samples. Shards are permuted; their concatenation is cut into `lanes` equal lanes;
-each lane is shuffled within blocks of `block_shards` shards; position p of the epoch belongs to lane p mod lanes.
-Batch s is positions [s G, (s + 1) G) of the endless concatenation of epochs, and rank r of W takes those with
-p mod W = r. So a batch is the same set for every number of ranks, and while W divides the lanes a shard is read by one
-rank (at a lane's edge, by two), which is what makes a small cache of remote shards enough.
+An epoch is one permutation of all samples. The shards are permuted, and their concatenation is cut into `lanes` lanes
+of equal size. Each lane is shuffled within blocks of `block_shards` shards. Position p of the epoch belongs to lane p
+mod lanes.
 
-Any position is evaluated by itself: the cost of opening at a step is that of one batch, whatever the step.
+With a global batch of G samples, step s reads positions [s G, (s + 1) G) of the endless concatenation of epochs, and
+rank r of W reads those with p mod W = r. So a batch is the same set of samples for every number of ranks. While W
+divides the lanes, one rank reads a shard (two at the edge of a lane), so a small cache of remote shards is enough.
+
+Each position is computed by itself: resuming at a step costs as much as one batch, whatever the step.
 """
 
 from bisect import bisect_right
@@ -21,22 +23,27 @@ from pipeline.common.errors import InputError
 from pipeline.order import draws
 
 _SAMPLES_AT_ONCE = 2048
+"""Samples of a rank whose rows `batches` computes at once."""
 
 
 class SampleOrder:
-    """The order of all epochs over shards of given sizes. Rows count samples in shard order, as the index does."""
+    """The order of all epochs over shards of given sizes.
+
+    A row is the number of a sample in the order of the shards, as in the index.
+    """
 
     def __init__(self, shard_samples: tuple[int, ...], *, seed: int, lanes: int = 64, block_shards: int = 4) -> None:
         """Fix the order.
 
         Args:
             shard_samples: samples of each shard, in the manifest's order.
-            seed: of the training.
-            lanes: parts that an epoch's shards are cut into; a batch takes from all of them in turn.
+            seed: seed of the training.
+            lanes: number of lanes of an epoch; a batch takes samples from all of them in turn.
             block_shards: shards whose samples are shuffled together within a lane.
 
         Raises:
-            ValueError: there are no samples, or `lanes` or `block_shards` is not positive.
+            InputError: there are no samples.
+            ValueError: `lanes` or `block_shards` is not positive.
         """
         if min(shard_samples, default=0) < 0 or sum(shard_samples) < 1:
             raise InputError(f"shards with {list(shard_samples)[:8]} samples cannot be trained on: there must be one")
@@ -51,7 +58,7 @@ class SampleOrder:
         self._shuffled_block = lru_cache(maxsize=2 * lanes)(self._shuffle_block)
 
     def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows at positions (each in [0, num_samples)) of an epoch: int64, as many as positions."""
+        """Return the rows at positions of an epoch, each in [0, num_samples): int64, as many as positions."""
         rows = np.empty(len(positions), np.int64)
         within, lane_of = np.divmod(positions, self.lanes)
         by_lane = np.argsort(lane_of, kind="stable")
@@ -70,12 +77,12 @@ class SampleOrder:
     def batch(
         self, step: int, global_batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What a rank reads at a step: its rows and the epoch each is read in, int64 [share] each.
+        """Return the rows that a rank reads in a step, and the epoch of each: int64 [share] each.
 
         Args:
             step: optimizer step, from 0.
             global_batch_size: samples of a step over all ranks.
-            rank: which rank.
+            rank: the rank.
             world_size: number of ranks.
         """
         return self._read(rank_positions(step, global_batch_size, rank, world_size))
@@ -83,14 +90,14 @@ class SampleOrder:
     def batches(
         self, steps: range, global_batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield (step, rows, epochs) of consecutive steps, the latter two as `batch`.
+        """Yield (step, rows, epochs) of consecutive steps, with rows and epochs as from `batch`.
 
-        Several steps are evaluated at once: a small batch has one sample of each lane, and costs as much as many.
+        Several steps are computed at once: a small batch has one sample of each lane and costs as much as many of them.
 
         Args:
             steps: consecutive optimizer steps.
             global_batch_size: samples of a step over all ranks.
-            rank: which rank.
+            rank: the rank.
             world_size: number of ranks.
         """
         together = max(1, _SAMPLES_AT_ONCE * world_size // global_batch_size)
@@ -102,7 +109,7 @@ class SampleOrder:
             yield from zip(some, np.split(rows, ends), np.split(epochs, ends), strict=True)
 
     def _read(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and epochs at positions in the endless concatenation of epochs."""
+        """Return the rows and the epochs at positions of the endless concatenation of epochs."""
         epochs, within = np.divmod(positions, self.num_samples)
         rows = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
@@ -111,21 +118,21 @@ class SampleOrder:
         return rows, epochs
 
     def lane_edges(self, epoch: int, lane: int) -> NDArray[np.int64]:
-        """Where a lane's blocks begin, and where the last ends, in the epoch's concatenation: int64 [blocks + 1]."""
+        """Return the first places of a lane's blocks in the epoch's concatenation, and its end: int64 [blocks + 1]."""
         begin, end = self._lane_range(lane)
         _, starts = self._shuffled_shards(epoch)
         inner = np.unique(starts[(starts > begin) & (starts < end)])
         return np.concatenate([np.concatenate([[begin], inner])[:: self.block_shards], [end]])
 
     def shards_by_need(self, position: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield (position, shard) in the order in which a rank comes to need shards, without end.
+        """Yield (position, shard) in the order in which a rank will need the shards, without end.
 
-        A position is of the endless concatenation of epochs; the rank reads nothing of the shard in that epoch before
-        it. A shard that is needed already is yielded with a position before `position`.
+        Positions are those of the endless concatenation of epochs: before the yielded one, the rank reads nothing of
+        the shard in that epoch. A shard that is needed already is yielded with a position before `position`.
 
         Args:
-            position: from which the rank reads.
-            rank: which rank.
+            position: position from which the rank reads.
+            rank: the rank.
             world_size: number of ranks.
         """
         for epoch in count(position // self.num_samples):
@@ -146,43 +153,43 @@ class SampleOrder:
             yield from sorted((begin, shard) for shard, begin in needs.items())
 
     def _lane_range(self, lane: int) -> tuple[int, int]:
-        """Begin and end of a lane: the positions p < num_samples with p mod lanes = lane, as many as there are."""
+        """Return begin and end of a lane, which is as long as an epoch has positions p with p mod lanes = lane."""
         size, longer = divmod(self.num_samples, self.lanes)
         begin = lane * size + min(lane, longer)
         return begin, begin + size + (lane < longer)
 
     def _shuffle_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shards in the epoch's order, and where each begins in their concatenation."""
+        """Return the shards in the epoch's order, and the first place of each in their concatenation."""
         shuffled = draws.permutation(draws.key(self.seed, draws.Purpose.SHARDS, epoch), len(self.shard_samples))
         sizes = self.shard_samples[shuffled]
         return shuffled, np.cumsum(sizes) - sizes
 
     def _shuffle_block(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Rows of the stretch [low, high) of the epoch's concatenation, shuffled."""
+        """Return the shuffled rows of the places [low, high) of the epoch's concatenation."""
         shuffled, starts = self._shuffled_shards(epoch)
         places = low + draws.permutation(draws.key(self.seed, draws.Purpose.BLOCK, epoch, low), high - low)
-        # Of shards that begin at one place all but the last are empty.
+        # Of several shards that begin at one place, all but the last are empty.
         slot = np.searchsorted(starts, places, side="right") - 1
         return self.first_rows[shuffled[slot]] + places - starts[slot]
 
 
 def rank_positions(step: int, global_batch_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
-    """Positions in the endless concatenation of epochs that a rank reads at a step: int64 [share]."""
+    """Return the positions in the endless concatenation of epochs that a rank reads in a step: int64 [share]."""
     first = step * global_batch_size
     return np.arange(first + (rank - first) % world_size, first + global_batch_size, world_size, dtype=np.int64)
 
 
 def mixing_groups(global_batch_size: int, group_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
-    """Mixing group of each sample that a rank reads in a step: int64 [share].
+    """Return the mixing group of each sample that a rank reads in a step: int64 [share].
 
-    The groups of a step divide its samples as upstream divides them among GPUs, each of which mixes its batch by a draw
-    of its own. The group of a sample is its position in the step modulo the number of groups, so it does not depend on
-    the number of ranks; and a micro-batch whose size divides `group_size` lies within one group.
+    The samples of a step are divided into groups as upstream divides them among GPUs, each of which mixes its batch by
+    a draw of its own. The group of a sample is its position in the step modulo the number of groups, so it does not
+    depend on the number of ranks. A micro-batch whose size divides `group_size` lies within one group.
 
     Args:
         global_batch_size: samples of a step over all ranks.
         group_size: samples of a group; a smaller global batch is one group.
-        rank: which rank.
+        rank: the rank.
         world_size: number of ranks.
     """
     return np.arange(rank, global_batch_size, world_size) % max(1, global_batch_size // group_size)
@@ -198,19 +205,19 @@ def global_order(
     lanes: int = 64,
     block_shards: int = 4,
 ) -> NDArray[np.int64]:
-    """Rows at positions [start, stop) of an epoch: int64 [stop - start].
+    """Return the rows at positions [start, stop) of an epoch: int64 [stop - start].
 
     Args:
         shard_samples: samples of each shard, in the manifest's order.
-        seed: of the training.
-        epoch: from 0.
+        seed: seed of the training.
+        epoch: number of the epoch, from 0.
         start: first position.
         stop: position after the last; None: the end of the epoch.
-        lanes: as `SampleOrder`.
-        block_shards: as `SampleOrder`.
+        lanes: as for `SampleOrder`.
+        block_shards: as for `SampleOrder`.
 
     Raises:
-        ValueError: as `SampleOrder`, or the range does not lie in the epoch.
+        ValueError: as for `SampleOrder`, or the range does not lie in the epoch.
     """
     order = SampleOrder(shard_samples, seed=seed, lanes=lanes, block_shards=block_shards)
     stop = order.num_samples if stop is None else stop
