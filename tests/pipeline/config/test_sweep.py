@@ -36,7 +36,7 @@ def test_each_combination_of_a_sweep_is_a_training_named_after_its_values():
         (["train.seed"], "write it as train.seed=A,B"),
         (["train.seed=1,"], "write it as train.seed=A,B"),
         (["train.seed=1,x"], "x is no int"),
-        (["train.optimizer.lr=1e-3,0.001"], "0.001 is there twice"),
+        (["train.optimizer.lr=1e-3,0.001"], "0.001 is given twice"),
         (["train.seed=1", "train.seed=2"], "train.seed is given twice"),
         (["train.precision=bf16,bf15"], "bf15 is not one of fp32, bf16, fp16"),
         (["train.augment.crop-scale=0.1,1"], "a field of several values cannot be swept"),
