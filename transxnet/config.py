@@ -32,6 +32,7 @@ class TransXNetConfig:
         image_size: side in pixels that the position bias tables are made for. For other inputs the tables are
             interpolated.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+        out_norms: whether `forward_features` normalises each stage map, as upstream's backbone of dense networks does.
         backend: `reference` (plain PyTorch), `triton` (this package's kernels), or `auto`: triton on a CUDA device that
             supports it, otherwise reference.
 
@@ -50,6 +51,7 @@ class TransXNetConfig:
     num_classes: int = 1000
     image_size: int = 224
     drop_path_rate: float = 0.0
+    out_norms: bool = False
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:

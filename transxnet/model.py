@@ -3,15 +3,12 @@
 import os
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.backend import use_triton
-from transxnet.block import Block, Stage
-from transxnet.config import VARIANTS, Backend, TransXNetConfig, config_for
-from transxnet.layers import ConvNorm
-from transxnet.mixer import DynamicConv
+from transxnet.backbone import Backbone, initialise
+from transxnet.block import Block
+from transxnet.config import STAGES, VARIANTS, Backend, TransXNetConfig, config_for
 from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
 
 __all__ = [
@@ -39,40 +36,22 @@ class Classifier(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(self.norm(x), 1)).flatten(1)
 
 
-class TransXNet(nn.Module):
+class TransXNet(Backbone):
     """The network of a `TransXNetConfig`, for images `[N, 3, H, W]` of any size.
 
     The position bias tables are made for `config.image_size`; the forward interpolates them for other sizes. It is a
     plain `nn.Module` with `nn.BatchNorm2d` norms, independent of device, optimizer and number of processes.
+
+    With `config.out_norms`, `forward_features` normalises its maps; the logits do not depend on these norms.
 
     Attributes:
         config: the configuration it was built from.
     """
 
     def __init__(self, config: TransXNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = ConvNorm(3, config.dims[0], 7, stride=4)
-        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.depths)))
+        super().__init__(config, norm_stages=range(STAGES) if config.out_norms else ())
         self.classifier = Classifier(config.dims[-1], config.num_classes)
-        self.apply(_initialise)
-
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """Return the four stage maps, `[N, dims[s], ceil(H / 2^(s + 2)), ceil(W / 2^(s + 2))]`, for dense prediction.
-
-        Raises:
-            ValueError: images are not `[N, 3, H, W]`.
-        """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, 3, H, W]")
-        if images.device.type == "cpu" and not use_triton(self.config.backend, images):
-            images = images.contiguous(memory_format=torch.channels_last)
-        x = self.patch_embed(images)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `[N, num_classes]` of images `[N, 3, H, W]`.
@@ -80,7 +59,7 @@ class TransXNet(nn.Module):
         Raises:
             ValueError: images are not `[N, 3, H, W]`.
         """
-        return self.classifier(self.forward_features(images)[-1])
+        return self.classifier(self.stage_maps(images)[-1])
 
 
 def leaf_modules() -> list[type[nn.Module]]:
@@ -90,17 +69,6 @@ def leaf_modules() -> list[type[nn.Module]]:
     per block is also fewer messages.
     """
     return [Block]
-
-
-def _initialise(module: nn.Module) -> None:
-    """Initialise as upstream: truncated normal(0, 0.02) for every kernel, zero biases, norms of weight 1."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, DynamicConv):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.trunc_normal_(module.bias, std=0.02)
 
 
 def build(name: str, **settings: Any) -> TransXNet:
@@ -128,12 +96,13 @@ def transxnet_n(
     image_size: int = DEFAULT_SIZE,
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
+    out_norms: bool = False,
 ) -> TransXNet:
     """Build nano, this package's own variant: 1 M parameters, for images of 32 to 64 px, tests and the demo.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend, pretrained)
+    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
 
 
 def transxnet_t(
@@ -142,6 +111,7 @@ def transxnet_t(
     image_size: int = DEFAULT_SIZE,
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
+    out_norms: bool = False,
 ) -> TransXNet:
     """Build tiny: 12.8 M parameters, 1.8 GMAC at 224 px, 81.6 % top-1 reported on ImageNet-1K.
 
@@ -152,12 +122,13 @@ def transxnet_t(
         backend: `auto`, `reference` or `triton`.
         pretrained: a run directory, a `models:/` URI or a file of weights. Classes and image size default to those of
             the weights.
+        out_norms: whether `forward_features` normalises each stage map, as upstream's dense networks do.
 
     Raises:
         ValueError: `pretrained` holds no weights of this variant, or a value does not fit.
         ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
-    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend, pretrained)
+    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
 
 
 def transxnet_s(
@@ -166,12 +137,13 @@ def transxnet_s(
     image_size: int = DEFAULT_SIZE,
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
+    out_norms: bool = False,
 ) -> TransXNet:
     """Build small: 26.9 M parameters, 4.5 GMAC at 224 px, 83.8 % top-1 reported on ImageNet-1K.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend, pretrained)
+    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
 
 
 def transxnet_b(
@@ -180,12 +152,13 @@ def transxnet_b(
     image_size: int = DEFAULT_SIZE,
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
+    out_norms: bool = False,
 ) -> TransXNet:
     """Build base: 48.0 M parameters, 8.3 GMAC at 224 px, 84.6 % top-1 reported on ImageNet-1K.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend, pretrained)
+    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
 
 
 def _variant(
@@ -195,6 +168,7 @@ def _variant(
     image_size: int,
     backend: Backend,
     pretrained: WeightsSource | None,
+    out_norms: bool,
 ) -> TransXNet:
     """Build a variant, with the weights of `pretrained` if given.
 
@@ -202,7 +176,7 @@ def _variant(
         ValueError: `pretrained` holds no weights of this variant.
         ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
-    settings: dict[str, Any] = {"drop_path_rate": drop_path_rate, "backend": backend}
+    settings: dict[str, Any] = {"drop_path_rate": drop_path_rate, "backend": backend, "out_norms": out_norms}
     if pretrained is None:
         return build(name, num_classes=int(num_classes), image_size=int(image_size), **settings)
     state = read_weights(find_weights(pretrained))

@@ -100,7 +100,9 @@ def config_of_weights(state: Mapping[str, Tensor]) -> TransXNetConfig:
     if name is None:
         raise ValueError(f"the weights have {width} channels in the first stage, which no variant has")
     queries = state[f"stages.0{TABLE}"].shape[-2]
-    return config_for(name, num_classes=state[f"{HEAD}weight"].shape[0], image_size=4 * math.isqrt(queries))
+    head = state.get(f"{HEAD}weight")
+    classes = {} if head is None else {"num_classes": head.shape[0]}
+    return config_for(name, image_size=4 * math.isqrt(queries), **classes)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

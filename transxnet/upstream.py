@@ -7,6 +7,7 @@ tables at the root. Shapes and values are the same in both; only names differ.
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,12 +22,13 @@ _BLOCK_KEY = re.compile(r"network\.([0246])\.(\d+)\.")
 def from_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with this package's names, given one with upstream's names.
 
-    It works for any number of classes and any image size. Tensors are passed on, not copied.
+    It works for any number of classes and any image size, without a classifier, and with the norms on the stage maps of
+    upstream's dense backbone (`norm0`, `norm2`, `norm4`, `norm6`, all or some). Tensors are passed on, not copied.
 
     Raises:
         ValueError: a key is missing, or upstream's model has no such key.
     """
-    pairs = dict(_pairs(*_structure(state_dict, upstream=True)))
+    pairs = dict(_pairs(_structure(state_dict, upstream=True)))
     return _rename(state_dict, pairs, "upstream's")
 
 
@@ -36,7 +38,7 @@ def to_upstream(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key is missing, or this package's model has no such key.
     """
-    pairs = {our_key: upstream_key for upstream_key, our_key in _pairs(*_structure(state_dict, upstream=False))}
+    pairs = {our_key: upstream_key for upstream_key, our_key in _pairs(_structure(state_dict, upstream=False))}
     return _rename(state_dict, pairs, "this package's")
 
 
@@ -54,8 +56,21 @@ def _count_keys(word: str, keys: Iterable[str], limit: int = 3) -> str:
     return f"{len(keys)} {word}" + (f" ({shown})" if keys else "")
 
 
-def _structure(keys: Iterable[str], *, upstream: bool) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return the number of blocks of each stage, and whether the stage reduces its keys, as read from the names."""
+class _Structure(NamedTuple):
+    """What the names of a state dict say about the network."""
+
+    depths: tuple[int, ...]
+    """Number of blocks of each stage."""
+    reduces: tuple[bool, ...]
+    """Whether the stage reduces its keys."""
+    norm_stages: tuple[int, ...]
+    """Stages with a norm on their map."""
+    classifies: bool
+    """Whether there is a classifier."""
+
+
+def _structure(keys: Iterable[str], *, upstream: bool) -> _Structure:
+    keys = tuple(keys)
     depths, reduces = [0] * STAGES, [False] * STAGES
     pattern = _BLOCK_KEY if upstream else re.compile(r"stages\.(\d)\.blocks\.(\d+)\.")
     reduction_mark = ".global_unit.sr." if upstream else ".attention.reduction."
@@ -66,22 +81,27 @@ def _structure(keys: Iterable[str], *, upstream: bool) -> tuple[tuple[int, ...],
             if stage < STAGES:
                 depths[stage] = max(depths[stage], int(match[2]) + 1)
                 reduces[stage] |= reduction_mark in key
-    return tuple(depths), tuple(reduces)
+    modules = {key.rpartition(".")[0] for key in keys}
+    norm_stages = tuple(k for k in range(STAGES) if (f"norm{2 * k}" if upstream else f"out_norms.{k}") in modules)
+    return _Structure(tuple(depths), tuple(reduces), norm_stages, any(key.startswith("classifier.") for key in keys))
 
 
 @cache
-def _pairs(depths: tuple[int, ...], reduces: tuple[bool, ...]) -> tuple[tuple[str, str], ...]:
-    """Return every pair (upstream's key, our key) of a model with these stages."""
+def _pairs(structure: _Structure) -> tuple[tuple[str, str], ...]:
+    """Return every pair (upstream's key, our key) of a model of this structure."""
     pairs = [*_conv_norm("patch_embed.proj", "patch_embed")]
-    for stage, depth in enumerate(depths):
+    for stage, depth in enumerate(structure.depths):
         pairs.append((f"relative_pos_enc.{stage}", f"stages.{stage}.position_bias.table"))
         if stage > 0:
             pairs += _conv_norm(f"network.{2 * stage - 1}.proj", f"stages.{stage}.downsample")
         for index in range(depth):
             block = (f"network.{2 * stage}.{index}", f"stages.{stage}.blocks.{index}")
-            pairs += [(f"{block[0]}.{a}", f"{block[1]}.{b}") for a, b in _block(reduces[stage])]
-    pairs += _leaves("classifier.0", "classifier.norm", ("weight", "bias"))
-    pairs += _leaves("classifier.2", "classifier.linear", ("weight", "bias"))
+            pairs += [(f"{block[0]}.{a}", f"{block[1]}.{b}") for a, b in _block(structure.reduces[stage])]
+    for stage in structure.norm_stages:
+        pairs += _leaves(f"norm{2 * stage}", f"out_norms.{stage}", ("weight", "bias"))
+    if structure.classifies:
+        pairs += _leaves("classifier.0", "classifier.norm", ("weight", "bias"))
+        pairs += _leaves("classifier.2", "classifier.linear", ("weight", "bias"))
     return tuple(pairs)
 
 
