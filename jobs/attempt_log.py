@@ -46,7 +46,7 @@ class AttemptEvent:
 def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: object) -> None:
     """Append one line and sync it to disk. Rank 0 writes, and after it the batch script, so that lines never mix."""
     row = {"event": event, "job_id": job_id, "restarts": restarts, "time": time.time(), **fields}
-    with log_path(folder, job_id).open("a") as file:
+    with log_path(folder, job_id).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(AttemptEvent(**row))) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -55,7 +55,7 @@ def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: ob
 def read(folder: Path, job_id: str) -> list[AttemptEvent]:
     """The attempt log of a job, oldest event first. A line that a crash cut short is left out."""
     try:
-        lines = log_path(folder, job_id).read_text().splitlines()
+        lines = log_path(folder, job_id).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     events = []

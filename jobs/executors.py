@@ -89,7 +89,7 @@ class Local(LocalExecutor):
             environment["CUDA_VISIBLE_DEVICES"] = ""
         controller = f"exec {self.python} -m jobs.controller {shlex.quote(str(self.folder))}"
         lock = lock_folder(self.folder)
-        with (self.folder / f"{job_id}_controller.log").open("a") as log_file:
+        with (self.folder / f"{job_id}_controller.log").open("a", encoding="utf-8") as log_file:
             process = subprocess.Popen(
                 " && ".join([*resources.setup, controller]),
                 shell=True,

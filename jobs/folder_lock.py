@@ -45,7 +45,7 @@ def lock_folder(folder: Path, wait_s: float = WAIT_S) -> int:
 def is_running_locally(folder: Path) -> bool:
     """Whether processes of a local job on this machine hold the folder's lock; writes nothing."""
     try:
-        with open(folder / LOCK_FILE) as file:
+        with open(folder / LOCK_FILE, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -63,7 +63,7 @@ def collect_report(
 def write_report(path: Path, report: dict[str, object]) -> str:
     """Write the report as JSON, and return the same text for the log."""
     text = json.dumps(report, indent=2)
-    path.write_text(text + "\n")
+    path.write_text(text + "\n", encoding="utf-8")
     return text
 
 
@@ -93,7 +93,7 @@ def _gpus() -> list[str]:
     """Index, name, memory and driver of each GPU of this node, from nvidia-smi; empty where there is none."""
     command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.strip().splitlines()
@@ -101,7 +101,7 @@ def _gpus() -> list[str]:
 
 def _memory_gb() -> float | None:
     try:
-        words = Path("/proc/meminfo").read_text().split()
+        words = Path("/proc/meminfo").read_text(encoding="utf-8").split()
         return round(int(words[words.index("MemTotal:") + 1]) / 2**20, 1)
     except (OSError, ValueError, IndexError):
         return None
@@ -115,7 +115,10 @@ def _file_system(folder: Path) -> dict[str, object]:
         return {"error": str(error.strerror)}
     kind, best = "unknown", ""
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+        mounts = [
+            line.split()[1:3]
+            for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        ]
     except OSError:
         mounts = []
     for point, name in mounts:

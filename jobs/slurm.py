@@ -25,7 +25,9 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
     """
     timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s, check=False
+        )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]} is not installed on this machine") from None
     except subprocess.TimeoutExpired:

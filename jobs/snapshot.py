@@ -88,7 +88,12 @@ def git_state(root: Path) -> str:
     def git(*arguments: str) -> str:
         try:
             done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return ""

@@ -145,5 +145,5 @@ class Submission(ABC):
             "folder": str(self.folder),
         }
         temporary = task_folder / f"{SUBMISSION_FILE}.tmp"
-        temporary.write_text(json.dumps(fields) + "\n")
+        temporary.write_text(json.dumps(fields) + "\n", encoding="utf-8")
         temporary.replace(task_folder / SUBMISSION_FILE)

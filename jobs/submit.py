@@ -146,7 +146,7 @@ def attach(folder: Path) -> Submission | None:
     from jobs.slurm_submission import SlurmSubmission
 
     try:
-        fields = json.loads((folder / SUBMISSION_FILE).read_text())
+        fields = json.loads((folder / SUBMISSION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if fields.get("cluster") != "slurm":

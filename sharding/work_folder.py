@@ -53,7 +53,10 @@ def lock_work_folder(output: Folder, stem: str, task_index: int, task_count: int
     folder = work_folder(output, stem)
     folder.create()  # another build may have just published and removed it
     task_lock = folder.join(f"task-{task_index}-of-{task_count}.lock")
-    with open(task_lock, "w") as own, open(folder.join("build.lock"), "w") as shared:
+    with (
+        open(task_lock, "w", encoding="utf-8") as own,
+        open(folder.join("build.lock"), "w", encoding="utf-8") as shared,
+    ):
         if _flock(own, fcntl.LOCK_EX) is False:
             raise OutputError(
                 f"another build is writing {stem} to {output.location}. Wait for it, or end it; then give the same "

@@ -41,6 +41,33 @@ def test_public_names_are_explained(package: str):
     assert not bare
 
 
+def opens_text_of_the_locale(call: ast.Call) -> bool:
+    """Whether a call opens a text file, or reads a program's output, in the encoding that the environment names."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if name == "open":
+        is_function = isinstance(call.func, ast.Name)
+        modes = [given.get("mode"), *call.args[1 if is_function else 0 :][:1]]
+        texts = [m.value for m in modes if isinstance(m, ast.Constant) and isinstance(m.value, str)]
+        is_text = (is_function and not texts) or any(set(text) <= set("rwax+t") for text in texts)
+    else:
+        # A function of our own that is called by its bare name opens the file itself.
+        is_text = (name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)) or "text" in given
+    return is_text and "encoding" not in given
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_text_depends_on_the_locale(package: str):
+    """Ruff's PLW1514 does not see the type of most paths."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text_of_the_locale(node)
+    ]
+    assert not found, f'give these encoding="utf-8": {found}'
+
+
 def test_the_top_level_is_the_fixed_one():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     top = {name.split("/")[0] for name in tracked}

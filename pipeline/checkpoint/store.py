@@ -80,7 +80,7 @@ class CheckpointStore:
         files = {}
         for rank in range(manifest["world_size"]):
             note = partial / f"{rank_file_name(rank)}.sha256"
-            digest, size = note.read_text().split()
+            digest, size = note.read_text(encoding="utf-8").split()
             files[rank_file_name(rank)] = {"sha256": digest, "bytes": int(size)}
             note.unlink()
         full = {"schema": SCHEMA, **manifest, "step": step, "files": files}
@@ -100,7 +100,7 @@ class CheckpointStore:
         """
         path = self.folder / step_name(step)
         try:
-            manifest = json.loads((path / MANIFEST_NAME).read_text())
+            manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
             files = manifest["files"]
             if manifest["schema"] != SCHEMA or manifest["step"] != step:
                 raise DamagedCheckpointError(
@@ -131,7 +131,7 @@ class CheckpointStore:
         best, best_top1 = None, -1.0
         for step in steps:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                top1 = json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text())["top1"]
+                top1 = json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text(encoding="utf-8"))["top1"]
                 if top1 is not None and top1 >= best_top1:
                     best, best_top1 = step, top1
         for step in steps[:-keep]:

@@ -33,9 +33,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file by `replacing`."""
+    """Write a text file by `replacing`, as UTF-8; the bytes of a path that is none are written as they are."""
     with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
@@ -46,7 +46,7 @@ def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read the object in a JSON file; None if the file is missing or holds no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

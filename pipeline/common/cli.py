@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import os
 import sys
 import types
@@ -44,6 +45,9 @@ def exit_status(command: Callable[[], int], on_error: int = 1) -> int:
         command: returns the exit status of a command that ran to its end.
         on_error: exit status after such an error, which is one line on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal whose encoding lacks a letter shows its code, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return report_errors(command, on_error)
     except BrokenPipeError:

@@ -61,7 +61,7 @@ class SampleIndex:
     @classmethod
     def map(cls, folder: str) -> "SampleIndex":
         """Map the arrays that `open_index` wrote into `folder`."""
-        shards = json.loads((Path(folder) / "shards.json").read_text())
+        shards = json.loads((Path(folder) / "shards.json").read_text(encoding="utf-8"))
         first_rows = np.concatenate([[0], np.cumsum([samples for _, samples in shards])])
         # A plain view of the mapping: numpy's memmap class makes each access several times slower.
         rows = np.asarray(np.load(Path(folder) / "rows.npy", mmap_mode="r"))
@@ -173,7 +173,7 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
             np.save(temporary / "key_ends.npy", np.frombuffer(offsets, np.int64)[1 : len(keys) + 1].astype(np.uint32))
             (temporary / "keys.bin").write_bytes(text or b"")
             (temporary / "shards.json").write_text(
-                json.dumps([(shard.name, shard.samples) for shard in manifest.shards])
+                json.dumps([(shard.name, shard.samples) for shard in manifest.shards]), encoding="utf-8"
             )
             temporary.rename(folder)
         finally:

@@ -86,7 +86,9 @@ def main(
     report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
     print("\n".join(format_summary(report, matched, loaded, manifest)))
     if output is not None:
-        output.write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n")
+        output.write_text(
+            json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         print(f"  everything         {output}")
     if no_log or loaded.card.mlflow_run_id is None:
         return 0

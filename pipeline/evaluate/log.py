@@ -46,14 +46,16 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
 
 def write_files(folder: Path, report: "Report", matched: "ClassMap") -> None:
     """Write `report.json`, `classes.csv`, `confusions.csv` and `pictures.png` into a folder."""
-    (folder / "report.json").write_text(json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False))
+    (folder / "report.json").write_text(
+        json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     accuracy = report.class_accuracy
-    with open(folder / "classes.csv", "w", newline="") as file:
+    with open(folder / "classes.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["wnid", "name", "samples", "accuracy"])
         for (wnid, name), row, value in zip(matched.classes, report.confusion, accuracy, strict=True):
             rows.writerow([wnid, name, int(row.sum()), f"{value:.4f}"])
-    with open(folder / "confusions.csv", "w", newline="") as file:
+    with open(folder / "confusions.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["label", "guess", "times"])
         for label, guess, times in report.confusions(1000):

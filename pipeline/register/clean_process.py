@@ -19,7 +19,7 @@ def main(model_uri: str, folder: Path) -> None:
     table = model.predict([file.read_bytes() for file in files])
     code = sys.modules["transxnet"].__file__
     answers = {file.name: wnid for file, wnid in zip(files, table["wnid"], strict=True)}
-    (folder / "answers.json").write_text(json.dumps({"answers": answers, "code": code}))
+    (folder / "answers.json").write_text(json.dumps({"answers": answers, "code": code}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
         client.log_batch(card.mlflow_run_id, metrics=metrics)
     with tempfile.TemporaryDirectory(prefix="model-") as name:
         card_file = Path(name) / CARD_NAME
-        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False))
+        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False), encoding="utf-8")
         path = Path(name) / "model"
         with _quiet():
             mlflow.pyfunc.save_model(

@@ -120,7 +120,13 @@ def _classify(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]
     command = [sys.executable, "-P", str(script), model_uri, str(folder)]
     with preemption_blocked():  # a preemption sends its signal to every process of the job
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
         )
     try:
         _, errors = process.communicate(timeout=CHECK_TIMEOUT_S)
@@ -133,7 +139,7 @@ def _classify(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]
         lines = errors.strip().splitlines()
         last = mask_secrets(lines[-1] if lines else f"exit code {process.returncode}")
         raise TrackingError(f"{model_uri} does not load and answer in a clean process: {last}")
-    result = json.loads((folder / "answers.json").read_text())
+    result = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     if Path(result["code"]).resolve().is_relative_to(PROJECT_ROOT):
         raise TrackingError(f"{model_uri} did not bring its own transxnet: it used {result['code']} of this checkout")
     return result["answers"]

@@ -45,7 +45,7 @@ def uncommitted_changes(checkout: Path) -> str:
     command += [f":(top,exclude,glob,icase)**/{name}" for name in SECRET_FILES]
     try:
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace"
         ) as git:
             assert git.stdout is not None
             patch = git.stdout.read(MAX_PATCH + 1)
@@ -58,4 +58,6 @@ def uncommitted_changes(checkout: Path) -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+    ).stdout

@@ -128,7 +128,7 @@ def read_config(run_dir: Path) -> RunConfig:
     """
     path = run_dir / CONFIG_NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["train"]["model"]["name"]
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{run_dir} is no run directory: it has no {CONFIG_NAME}") from error

@@ -105,7 +105,7 @@ def lock(run_dir: Path) -> IO[str]:
     Raises:
         RunDirectoryError: another attempt holds the lock, or the file system has no locks.
     """
-    file = (run_dir / LOCK_NAME).open("a+")
+    file = (run_dir / LOCK_NAME).open("a+", encoding="utf-8")
     try:
         _flock(file)
     except BlockingIOError:

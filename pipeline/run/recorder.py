@@ -91,7 +91,7 @@ class Recorder:
         self._events.append(event)
         line = json.dumps(event) + "\n"
         try:
-            with (self._run_dir / ATTEMPTS_NAME).open("a") as file:
+            with (self._run_dir / ATTEMPTS_NAME).open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
             if not self._run_dir.exists():

@@ -1,11 +1,13 @@
 """The report of a run in `RUN_DIR/report/`: a Markdown page, and a picture of its curves and its time."""
 
+import os
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import write_text
 from pipeline.common.console import duration
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
@@ -54,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     spent = attempts_spent(read_events(run_dir), records)
-    (folder / REPORT_NAME).write_text(markdown(status, records, read_config(run_dir), spent))
+    write_text(folder / REPORT_NAME, markdown(status, records, read_config(run_dir), spent))
     if records:
         draw(folder / PICTURE_NAME, run_dir, status, records)
     return folder
@@ -162,7 +164,8 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
         axes[name].set_xlabel("step")
         axes[name].grid(alpha=0.3)
     _draw_time(axes["time"], run_dir, status, records)
-    figure.suptitle(f"{status.run_dir.name} ({status.model}), {status.state} at step {status.step:,}")
+    name = os.fsencode(status.run_dir.name).decode("utf-8", errors="replace")
+    figure.suptitle(f"{name} ({status.model}), {status.state} at step {status.step:,}")
     figure.savefig(path, dpi=110)
 
 

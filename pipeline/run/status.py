@@ -169,7 +169,7 @@ def run_state(run_dir: Path) -> State:
 def _is_locked(path: Path) -> bool:
     """Whether an attempt holds the run's lock; nothing is written."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

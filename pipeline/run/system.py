@@ -65,7 +65,7 @@ class SystemMonitor:
                     **gpu_sample(),
                 }
                 before = now
-                with open(self._path, "a") as file:
+                with open(self._path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
 
 
@@ -84,7 +84,9 @@ def query_gpus(*fields: str, units: bool = True) -> list[str]:
         return []
     query = [program, f"--query-gpu={','.join(fields)}", f"--format=csv,noheader{'' if units else ',nounits'}"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        return subprocess.run(
+            query, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
 

@@ -35,7 +35,7 @@ def log_description(client: "MlflowClient", run_id: str, run_dir: Path, config: 
     client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
     patch = run_dir / CHANGES_NAME
     if patch.exists():
-        client.log_text(run_id, patch.read_text(), f"{CONFIGURATION}/{CHANGES_NAME}")
+        client.log_text(run_id, patch.read_text(encoding="utf-8"), f"{CONFIGURATION}/{CHANGES_NAME}")
 
 
 def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
@@ -98,7 +98,9 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
     assert state.run_id is not None
     new = [path for path in sorted((run_dir / LOGS).glob("*_report_*.json")) if path.name not in state.job_reports]
     for path in new:
-        client.log_text(state.run_id, mask_secrets(path.read_text()), f"{CONFIGURATION}/jobs/{path.name}")
+        client.log_text(
+            state.run_id, mask_secrets(path.read_text(encoding="utf-8")), f"{CONFIGURATION}/jobs/{path.name}"
+        )
         state.job_reports.append(path.name)
     return bool(new)
 
@@ -115,7 +117,7 @@ def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:
         return
     client.log_artifacts(run_id, str(folder), FOLDER)
     # MLflow shows the run's name above the description already.
-    text = (folder / REPORT_NAME).read_text()
+    text = (folder / REPORT_NAME).read_text(encoding="utf-8", errors="replace")
     address = urlencode({"path": f"{FOLDER}/{PICTURE_NAME}", "run_uuid": run_id})
     text = text.replace(f"`{PICTURE_NAME}`, beside this page", f"[{FOLDER}/{PICTURE_NAME}](get-artifact?{address})")
     client.set_tag(run_id, DESCRIPTION_TAG, text.partition("\n\n")[2] if text.startswith("# ") else text)

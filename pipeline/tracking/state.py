@@ -62,7 +62,7 @@ class TrackingState:
 def load_state(run_dir: Path) -> TrackingState | None:
     """Read `RUN_DIR/mlflow.json`; return None if it is missing or cannot be used."""
     try:
-        content = json.loads((run_dir / STATE_NAME).read_text())
+        content = json.loads((run_dir / STATE_NAME).read_text(encoding="utf-8"))
         known = {entry.name for entry in dataclasses.fields(TrackingState)}
         return TrackingState(**{name: value for name, value in content.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError):
@@ -80,7 +80,7 @@ def shipping_lock(run_dir: Path, *, wait: bool) -> Iterator[bool]:
 
     A file system without locks yields True to every process: records that are sent twice are stored once.
     """
-    with open(run_dir / LOCK_NAME, "a") as file:
+    with open(run_dir / LOCK_NAME, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

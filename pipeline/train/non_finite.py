@@ -63,7 +63,7 @@ def require_finite(record: dict[str, Any], own_loss: float, precision: str, keys
 def read_skipped(run_dir: Path) -> set[int]:
     """Numbers of the batches that a run leaves out, counted from 0."""
     path = run_dir / SKIPPED
-    return set(json.loads(path.read_text())) if path.exists() else set()
+    return set(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else set()
 
 
 def skip_or_stop(problem: NotFiniteError, config: TrainConfig, skipped: set[int], durable_step: int) -> set[int]:

@@ -117,7 +117,7 @@ def load_model_card(folder: str | os.PathLike[str]) -> ModelCard:
     """
     path = Path(folder) / CARD_NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelCardError(f"{path} is missing: the training writes it when it ends") from error
     except (OSError, ValueError) as error:

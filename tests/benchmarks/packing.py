@@ -214,7 +214,7 @@ def write_listing(path: Path, images: int) -> None:
 
 def peak_mb() -> float:
     """Peak resident memory of this process in MB; `getrusage` would include its parent's at the fork."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 

@@ -20,7 +20,7 @@ from tests.test_end_to_end import kill_everything_of
 
 def records(path: Path) -> list[dict[str, Any]]:
     """Records of the complete lines of a JSON lines file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

@@ -22,7 +22,11 @@ COUNT = 4_000_000
 
 def _loopback_bytes() -> int:
     """Bytes that all processes have sent over the loopback interface of this network namespace."""
-    (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    (line,) = (
+        line
+        for line in Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("lo:")
+    )
     return int(line.split()[9])
 
 

@@ -60,7 +60,7 @@ def loop(run_dir: Path, uri: str | None, times: Times) -> None:
     config_json(run_dir, TrainConfig(), uri)
     tracker = Tracker.start(run_dir, attempt=1, world_size=1) if uri else None
     matrix = np.ones((100, 100))
-    with open(run_dir / "metrics.jsonl", "a", buffering=1) as file:
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1) as file:
         for step in range(1, STEPS + 1):
             began = time.perf_counter()
             while time.perf_counter() - began < STEP_S:

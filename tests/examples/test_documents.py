@@ -28,7 +28,7 @@ def by_name(document: Path) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
 def test_snippets_are_lines_of_the_examples(document: Path):
-    for source, snippet in SNIPPET.findall(document.read_text()):
+    for source, snippet in SNIPPET.findall(document.read_text(encoding="utf-8")):
         if not source:
             assert by_name(document) not in QUOTES_ONLY, f"name the example behind ```python:\n{snippet}"
             continue
@@ -39,7 +39,7 @@ def test_snippets_are_lines_of_the_examples(document: Path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
 def test_paths_and_links_exist(document: Path):
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     folders = (REPOSITORY, document.parent)
     named = [path for path in PATH.findall(text) if "NAME" not in path]
     missing = [path for path in named if not any((folder / path).exists() for folder in folders)]
@@ -63,5 +63,5 @@ def test_the_table_of_pipeline_has_every_folder():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=by_name)
 def test_every_example_is_short_and_in_the_readme(example: Path):
-    assert len(example.read_text().splitlines()) <= 45
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 45
     assert by_name(example) in (REPOSITORY / "README.md").read_text()

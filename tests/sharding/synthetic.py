@@ -207,7 +207,7 @@ def write_kaggle(root: Path, train: list[SyntheticImage], validation: list[Synth
     (data / "test").mkdir()
     (data / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(validation[0].data)
     (root / "LOC_synset_mapping.txt").write_text(synset_mapping())
-    with open(root / "LOC_val_solution.csv", "w", newline="") as stream:
+    with open(root / "LOC_val_solution.csv", "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["ImageId", "PredictionString"])
         for image in validation[::-1]:

@@ -104,7 +104,7 @@ def test_the_work_folder_is_removed_after_the_lock_is_released(
     def remove_folder_on_nfs(self: Folder, name: str) -> None:
         """NFS keeps an open file that is removed under another name, and therefore its folder."""
         for lock in Path(self.join(name)).glob("*.lock"):
-            with open(lock) as stream:
+            with open(lock, encoding="utf-8") as stream:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -66,7 +66,7 @@ def config_json(run_dir: Path, config: TrainConfig, tracking_uri: str | None) ->
 def append_records(
     run_dir: Path, steps: range, *, attempt: int = 1, eval_every: int = 10, start: float = START
 ) -> None:
-    with open(run_dir / "metrics.jsonl", "a") as file:
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
         for step in steps:
             record = {"step": step, "time": start + step, "attempt": attempt, "loss": 3 / math.sqrt(step), "lr": 1e-3}
             record |= {"grad_norm": 1.0, "images_per_s": 100.0 + step % 7, "data_wait": 0.01, "epoch": step / 10}
@@ -76,7 +76,7 @@ def append_records(
 
 
 def append_event(run_dir: Path, kind: str, attempt: int, at: float, **fields) -> None:
-    with open(run_dir / "attempts.jsonl", "a") as file:
+    with open(run_dir / "attempts.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"event": kind, "attempt": attempt, "time": START + at, **fields}) + "\n")
 
 

@@ -83,7 +83,7 @@ def test_unusable_weights_are_refused_with_a_reason(trained, run_dir, tmp_path, 
     torch.save({"state_dict": HostilePickle()}, "hostile.pth")
     Path("cut.safetensors").write_bytes((run_dir / "export/model.safetensors").read_bytes()[:1000])
     for empty in ("notes.txt", "empty.pth"):
-        Path(empty).write_text("")
+        Path(empty).write_text("", encoding="utf-8")
     for source, message in {
         "nowhere": "nowhere holds no weights: nowhere does not exist",
         str(tmp_path): "model.safetensors does not exist",

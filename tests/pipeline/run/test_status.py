@@ -13,7 +13,7 @@ from tests.support.tracking_runs import START, append_event, append_records, wri
 
 def test_state_of_a_run_from_submission_to_its_end(run_dir):
     assert run_state(run_dir) == "submitted"
-    with open(run_dir / ".lock", "w") as lock:
+    with open(run_dir / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         append_event(run_dir, "start", 1, 0, step=0, world_size=4)
         append_records(run_dir, range(1, 21))
@@ -41,7 +41,7 @@ def test_state_of_a_run_from_submission_to_its_end(run_dir):
 
 
 def test_a_failed_run_is_failed_while_its_processes_still_end(run_dir):
-    with open(run_dir / ".lock", "w") as lock:
+    with open(run_dir / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         append_event(run_dir, "start", 1, 0, step=0, world_size=1)
         append_event(run_dir, "end", 1, time.time() - START + 60, outcome="failed")

@@ -96,3 +96,19 @@ def test_help_needs_nothing_heavy(command):
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_a_run_is_shown_and_reported_where_the_environment_has_no_utf8(run_dir):
+    folder = run_dir.rename(run_dir.parent / "Füße")
+    append_records(folder, range(1, 3))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["command"] = "python -m pipeline.launch --registered-name Käfer"
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    program = "import sys; from pipeline.status.__main__ import *; from pipeline.run.report import write_report\n"
+    program += "write_report(Path(sys.argv[1])); sys.exit(run_main(main, 'status'))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", "from pathlib import Path\n" + program, str(folder)]
+    shown = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"(transxnet_n)" in shown.stdout
+    assert (folder / "report/report.md").read_text(encoding="utf-8").startswith("# Füße\n")

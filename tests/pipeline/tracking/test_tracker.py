@@ -131,9 +131,9 @@ def test_each_node_has_its_own_metrics(tmp_path, monkeypatch):
     shipper.ship(0)
     # Node 1 writes another line; node 0's last line is incomplete.
     last = json.loads(files[1].read_text().splitlines()[-1])
-    with open(files[1], "a") as file:
+    with open(files[1], "a", encoding="utf-8") as file:
         file.write(json.dumps(last | {"time": last["time"] + 60, "cpu_percent": 7.0}) + "\n")
-    with open(files[0], "a") as file:
+    with open(files[0], "a", encoding="utf-8") as file:
         file.write('{"time": 1')
     shipper.ship(0)
     client, run_id = open_client(uri), shipper.state.run_id
