@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transxnet.config import VARIANTS, TransXNetConfig, config_for
 
 if TYPE_CHECKING:
+    from transxnet import dense
     from transxnet.model import TransXNet, build, leaf_modules, transxnet_b, transxnet_n, transxnet_s, transxnet_t
     from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
     from transxnet.upstream import from_upstream, to_upstream
@@ -20,6 +21,7 @@ __all__ = [
     "build",
     "config_for",
     "config_of_weights",
+    "dense",
     "find_weights",
     "from_upstream",
     "leaf_modules",
@@ -41,6 +43,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'transxnet' has no attribute {name!r}")
+    if name == "dense":
+        return import_module("transxnet.dense")
     value = getattr(import_module(_MODULES.get(name, "transxnet.model")), name)
     globals()[name] = value
     return value

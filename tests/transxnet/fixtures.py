@@ -15,7 +15,7 @@ def filled_state(model: TransXNet) -> dict[str, Tensor]:
 
     The values are large enough that every entry affects the output.
     """
-    return {key: _fill(key, tuple(value.shape)) for key, value in to_upstream(model.state_dict()).items()}
+    return {key: fill(key, tuple(value.shape)) for key, value in to_upstream(model.state_dict()).items()}
 
 
 def images(count: int, height: int, width: int | None = None) -> Tensor:
@@ -30,7 +30,8 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-def _fill(key: str, shape: tuple[int, ...]) -> Tensor:
+def fill(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Return an entry under upstream's name, drawn from a generator seeded by the name."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)

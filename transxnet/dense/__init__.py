@@ -1,0 +1,10 @@
+"""Dense networks on TransXNet as upstream's recipes and published files have them.
+
+Each is built by a function with the variant's name, is trained by `network(images, ...truths)`, which returns named
+losses, and infers by `network(images, ...)`.
+"""
+
+from transxnet.dense.semantic_fpn import SemanticFPN, resize_logits, semantic_fpn
+from transxnet.dense.upstream import from_upstream, to_upstream
+
+__all__ = ["SemanticFPN", "from_upstream", "resize_logits", "semantic_fpn", "to_upstream"]
