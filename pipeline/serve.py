@@ -1,14 +1,15 @@
 """The model as MLflow serves it. This file is copied into the registered model and runs where that is loaded.
 
-Of this project it needs `transxnet` alone, which is copied beside it. It reads no pickle: the weights are safetensors
-and the rest is JSON. Load it with `mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
+Of this project it needs `transxnet` and the decoder in `sharding`; both packages are copied beside it. It reads no
+pickle: the weights are safetensors and the rest is JSON. Load it with
+`mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
 
 Input: one image or many, as a list, a Series, a dict of one list, or a DataFrame of one column. An image is the bytes
 of a JPEG, PNG, ... file, their base64 text, a path (not over HTTP), or pixels uint8 `[H, W, 3]`. A list of pixel arrays
 must be given as a dict or Series, because MLflow turns a plain list into a table.
 Output: a DataFrame with a row for each image: `class_name`, `wnid`, `probability` and `top5`, a list of the five best.
 
-The images are prepared as in the evaluation that the registered accuracy was measured with: shorter side to
+The images are decoded and prepared as in the evaluation that the registered accuracy was measured with: shorter side to
 `image_size / evaluation_crop` by Pillow's bicubic filter, centre crop; the orientation in EXIF is ignored.
 """
 
@@ -27,6 +28,8 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image, UnidentifiedImageError
+
+from sharding.decoding import FORMATS, decode
 
 BATCH = 32
 BEST = 5
@@ -94,7 +97,7 @@ class ImageClassifier:
         """Decode, resize, crop and normalise one image: float32 `[3, S, S]`."""
         try:
             image = _open(source)
-        except (ValueError, OSError, Image.DecompressionBombError) as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f"input {position} is not an image: {error}") from error
         size, settings = self.card["image_size"], self.card["preprocessing"]
         shorter = math.floor(size / settings["evaluation_crop"])
@@ -130,7 +133,7 @@ def _open(source: Any) -> Image.Image:
     """Return the RGB image of bytes, base64 text, a path or pixels.
 
     Raises:
-        ValueError: `source` is none of these.
+        ValueError: `source` is none of these, or cannot be decoded.
         OSError: the path cannot be read.
     """
     if isinstance(source, np.ndarray):
@@ -163,18 +166,14 @@ def _from_base64(content: bytes) -> bytes | None:
         return None
     try:
         decoded = base64.b64decode(content, validate=True)
-        with Image.open(io.BytesIO(decoded)):
+        with Image.open(io.BytesIO(decoded), formats=FORMATS):
             return decoded
-    except (binascii.Error, UnidentifiedImageError, OSError):
+    except (binascii.Error, UnidentifiedImageError, OSError, Image.DecompressionBombError):
         return None
 
 
 def _decode(content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{len(content)} bytes that Pillow does not know as an image") from error
+    return Image.fromarray(decode(content))
 
 
 class ServedClassifier(ImageClassifier, PythonModel):

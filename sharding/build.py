@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sharding.cli import run_command
+from sharding.cli import count_odd, run_command
 from sharding.console import Log, no_log, print_line
 from sharding.errors import ShardingError
 from sharding.slurm import slurm_task
@@ -231,9 +230,8 @@ def _log_summary(manifest: Manifest, written: int, seconds: float, log: Log) -> 
         f"{seconds:,.1f} s, {written / seconds:,.0f} images/s"
         + (f" ({from_earlier:,} images were there already)" if from_earlier else "")
     )
-    odd = Counter((entry.action, entry.reason) for entry in manifest.odd)
-    for (action, reason), count in sorted(odd.items()):
-        log(f"  {action}: {count} ({reason})")
+    for line in count_odd(manifest.odd):
+        log(line)
     log(f"  digest {manifest.digest}")
 
 

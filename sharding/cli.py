@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sharding.console import print_status
 from sharding.errors import ShardingError
+
+if TYPE_CHECKING:
+    from sharding.manifest import OddImage
 
 Options = TypeVar("Options")
 
@@ -29,6 +33,13 @@ class ShardsOptions:
     """decode each image to prove that it is whole"""
     workers: int | None = None
     """number of worker processes; by default one for each CPU this process may use"""
+
+
+def count_odd(odd: Iterable[OddImage]) -> Iterator[str]:
+    """Format one line for each kind of unusual image of a manifest, with the number of these images."""
+    counts = Counter((entry.action, entry.reason) for entry in odd)
+    for (action, reason), count in sorted(counts.items()):
+        yield f"  {action}: {count} ({reason})"
 
 
 def run_command(

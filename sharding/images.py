@@ -8,34 +8,29 @@ import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from sharding.decoding import (
+    check_jpeg_header,
+    decode_ordinary_jpeg,
+    decode_with_pillow,
+    describe_orientation,
+    read_ordinary_jpeg,
+)
 from sharding.errors import ImageError
-from sharding.jpeg_header import JPEG_START, JpegHeader, JpegHeaderError, Segment, read_jpeg_header
+from sharding.jpeg_header import JPEG_START, JpegHeader, Segment, read_jpeg_header
 
-if TYPE_CHECKING:
-    from PIL import Image
 # Slightly more than the bytes of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
-# Smaller than MAX_PIXELS, because Pillow holds several copies of an image in memory.
-_MAX_CONVERTED_PIXELS = 1 << 24
 # Largest result that is resized by way of twice its size, which takes 50 MB.
 _MAX_DOUBLED_PIXELS = 1 << 22
 
-# Parts of libjpeg's warnings about image data that is missing or damaged.
-_DAMAGE = ("Premature end", "premature end", "bad Huffman code", "Corrupt JPEG data: bad")
-# Formats that Pillow may read here.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _CONVERTED_QUALITY = 95
 _APP1 = 0xE1
-_END_OF_IMAGE = b"\xff\xd9"
 _EXIF = b"Exif\0\0"
-_ORIENTATION = 0x0112
-_NOT_UPRIGHT = range(2, 9)  # values of the tag; 1 is upright, and some cameras write 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +72,10 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     """
     if not data:
         raise ImageError("the file is empty")
-    if not data.startswith(JPEG_START):
+    jpeg = read_ordinary_jpeg(data)
+    if jpeg is None:
         return _shrink(_convert(data), policy)
-    header = check_jpeg_header(data)
-    if header.oddity is not None:
-        return _shrink(_convert_odd_jpeg(data, header), policy)
-    try:
-        colorspace = simplejpeg.decode_jpeg_header(data)[2]
-    except ValueError:
-        return _shrink(_convert(data), policy)
-    if colorspace in ("CMYK", "YCCK"):
-        return _shrink(_convert(data), policy)
-    oddity = None
+    header, oddity = jpeg.header, None
     cleaned = _without_broken_exif(data, header)
     if cleaned is not data:
         data, oddity = cleaned, "broken EXIF"
@@ -96,18 +83,6 @@ def pack_image(data: bytes, policy: ImagePolicy) -> PackedImage:
     if policy.shorter_side is not None and min(header.width, header.height) > policy.shorter_side:
         return _shrink(packed, policy)
     return _check_whole(packed) if policy.decode_check else packed
-
-
-def check_jpeg_header(data: bytes) -> JpegHeader:
-    """Read the header of a JPEG.
-
-    Raises:
-        ImageError: the header is damaged, or the image has too many pixels.
-    """
-    try:
-        return read_jpeg_header(data)
-    except JpegHeaderError as error:
-        raise ImageError(f"not a readable image: {error}") from error
 
 
 @contextlib.contextmanager
@@ -130,30 +105,16 @@ def _check_whole(image: PackedImage) -> PackedImage:
     """Decode a JPEG at an eighth of its size, which reads all its coefficients and computes few pixels.
 
     Returns:
-        The image unchanged if libjpeg gives no warning; with an end mark added if only that was missing; re-encoded,
-        so that strict readers accept it, if libjpeg's warning is not about missing or damaged data.
+        The image unchanged if libjpeg gives no warning; with bytes that libjpeg accepts if no pixel changes by that;
+        re-encoded, so that strict readers accept it, if libjpeg warns of something else than missing or damaged data.
 
     Raises:
         ImageError: the image is truncated or damaged.
     """
-    warning = _decoder_warning(image.data)
-    if warning is None:
-        return image
-    with_end_mark = image.data + _END_OF_IMAGE
-    if "Premature end of JPEG file" in warning and _decoder_warning(with_end_mark) is None:
-        return image._replace(data=with_end_mark, oddity=image.oddity or "no end mark")
-    if any(text in warning for text in _DAMAGE):
-        raise ImageError(f"truncated or damaged JPEG: {warning}")
-    return _convert(image.data)._replace(oddity=warning)
-
-
-def _decoder_warning(data: bytes) -> str | None:
-    """Decode a JPEG and return libjpeg's warning; None if there is none."""
-    try:
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
-    except ValueError as error:
-        return str(error)
-    return None
+    decoded = decode_ordinary_jpeg(image.data, colorspace="GRAY", min_height=1, min_width=1)
+    if decoded.pixels is None:
+        return _convert(image.data)._replace(oddity=decoded.remark)
+    return image._replace(data=decoded.data, oddity=image.oddity or decoded.remark)
 
 
 def _shrink(image: PackedImage, policy: ImagePolicy) -> PackedImage:
@@ -195,80 +156,22 @@ def resize_pixels(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _convert_odd_jpeg(data: bytes, header: JpegHeader) -> PackedImage:
-    """Convert a JPEG whose header names an oddity, such as a lossless one, by Pillow.
-
-    Raises:
-        ImageError: Pillow cannot read the image.
-    """
-    try:
-        packed = _convert(data)
-    except ImageError as error:
-        raise ImageError(f"{header.oddity}: {error}") from error
-    return packed._replace(oddity=", ".join(filter(None, (header.oddity, _orientation_note(data)))))
-
-
 def _convert(data: bytes) -> PackedImage:
-    """Convert an image that is not an RGB or grey JPEG into an RGB JPEG, by Pillow.
+    """Convert an image that Pillow has to decode into an RGB JPEG.
 
     Raises:
-        ImageError: Pillow cannot read the image, or it has too many pixels.
+        ImageError: Pillow cannot read the image, or it is too large.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    header = check_jpeg_header(data) if data.startswith(JPEG_START) else None
+    kind = check_jpeg_header(data).oddity if data.startswith(JPEG_START) else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > _MAX_CONVERTED_PIXELS:
-                    raise ImageError(
-                        f"{width} x {height} pixels are more than the {_MAX_CONVERTED_PIXELS:,} allowed for a "
-                        "conversion to an RGB JPEG"
-                    )
-                if header is not None and image.size != (header.width, header.height):
-                    raise ImageError(
-                        f"Pillow reads {width} x {height} pixels, the header gives {header.width} x {header.height}"
-                    )
-                image.verify()  # compares the checksums of a PNG, which loading does not
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                orientation = _describe_orientation(image) if image.format == "TIFF" else None  # `load` removes it
-                # Before all else: other methods of Pillow load the image too, and an image loads without an error if
-                # the error of an earlier attempt was ignored.
-                image.load()
-                oddity = f"{image.mode} {image.format}" if image.format == "JPEG" else str(image.format)
-                oddity = ", ".join(filter(None, (oddity, orientation or _describe_orientation(image))))
-                pixels = np.asarray(_flatten(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:  # its message holds a memory address, and the manifest keeps the reason
-        raise ImageError(f"not an image in any of the formats {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged bytes
-        raise ImageError(f"not a readable image: {error}") from error
+        pixels, oddity = decode_with_pillow(data)
+    except ImageError as error:
+        raise (ImageError(f"{kind}: {error}") if kind else error) from error
+    if kind is not None:
+        oddity = ", ".join(filter(None, (kind, _orientation_note(data))))
     height, width = pixels.shape[:2]
     encoded = simplejpeg.encode_jpeg(pixels, quality=_CONVERTED_QUALITY, colorsubsampling="444")
     return PackedImage(encoded, width, height, oddity)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB: transparency becomes white, and 16-bit values keep their upper 8 bits.
-
-    Raises:
-        ImageError: the pixels have 32 bits, whose range of values is not defined.
-    """
-    if image.mode in ("I", "F"):
-        raise ImageError(f"pixels of kind {image.mode} (32 bits) have no range of their own. Make it an 8-bit image.")
-    if image.mode.startswith("I;16"):
-        from PIL import Image
-
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        from PIL import Image
-
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _without_broken_exif(data: bytes, header: JpegHeader) -> bytes:
@@ -305,16 +208,8 @@ def _orientation_note(data: bytes) -> str | None:
     with contextlib.suppress(OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return _describe_orientation(image)
+            return describe_orientation(image)
     return None
-
-
-def _describe_orientation(image: Image.Image) -> str | None:
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow's EXIF parser raises many kinds of exceptions on damaged bytes
-        return None
-    return f"EXIF orientation {orientation} dropped" if orientation in _NOT_UPRIGHT else None
 
 
 def _is_exif(tiff: bytes) -> bool:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sharding.cli import ShardsOptions, run_command
+from sharding.cli import ShardsOptions, count_odd, run_command
 from sharding.console import Log, no_log, print_line
 from sharding.errors import ManifestError
 
@@ -145,12 +145,17 @@ def _index_split(folder: Folder, name: str, split: str, shards: list[str], optio
             "decode_check": options.decode_check,
             "whole_imagenet": is_whole_imagenet(split, labels, classes),
         },
-        odd=tuple(OddImage(fault.key, fault.file, fault.what, "skipped") for fault in faults),
+        odd=(
+            *(entry for scan in ordered for entry in scan.odd),
+            *(OddImage(fault.key, fault.file, fault.what, "skipped") for fault in faults),
+        ),
     )
     write_manifest(folder, manifest, table)
     log(f"{manifest.stem}: {manifest.num_samples:,} images of {len(classes)} classes in {len(shards)} shards")
     if faults:
         log(f"  {len(faults)} samples left out")
+    for line in count_odd(manifest.odd):
+        log(line)
     log(f"  digest {manifest.digest}")
     return manifest
 

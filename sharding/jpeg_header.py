@@ -7,11 +7,12 @@ that both find the same frame. The module needs only the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 # ImageNet's largest image has 61 million pixels. The limit bounds the memory of one decode to about 400 MB.
 MAX_PIXELS = 1 << 26
+# libjpeg's JPEG_MAX_DIMENSION.
+MAX_SIDE = 65_500
 JPEG_START = b"\xff\xd8\xff"
 
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -34,9 +35,10 @@ _USUAL_KINDS = ("baseline", "extended", "progressive")
 _USUAL_COMPONENTS = (1, 3, 4)
 # TEM and the restart marks, which have no length.
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-# DHT, DAC, DQT, DNL, DRI, APP0 to APP15 and COM.
-_OTHER_SEGMENTS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE})
-_LARGEST_SAMPLING = 4
+# The frames and the scan; DHT, DAC, DQT, DNL, DRI, APP0 to APP15 and COM.
+_WITH_LENGTH = frozenset({*_KINDS, _START_OF_SCAN, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE})
+# Of a component: horizontal factor from 1 to 4 in the upper four bits, vertical one in the lower four.
+_SAMPLING_FACTORS = frozenset(horizontal << 4 | vertical for horizontal in range(1, 5) for vertical in range(1, 5))
 _MOST_IN_SCAN = 4
 
 
@@ -67,6 +69,7 @@ class JpegHeader(NamedTuple):
         width: width in pixels.
         height: height in pixels.
         sampling: horizontal and vertical sampling factor of each component.
+        frame: segment of the frame.
         segments: the segments up to the header of the first scan, including that one.
     """
 
@@ -75,6 +78,7 @@ class JpegHeader(NamedTuple):
     width: int
     height: int
     sampling: tuple[tuple[int, int], ...]
+    frame: Segment
     segments: tuple[Segment, ...]
 
     @property
@@ -97,24 +101,21 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
     Raises:
         JpegHeaderError: the bytes are no JPEG, a segment is damaged or ends after the file, there is no frame or more
-            than one, or the frame has no pixels or more than `MAX_PIXELS`.
+            than one, or the frame has no pixels, more than `MAX_PIXELS` or a side longer than `MAX_SIDE`.
     """
-    segments, frame = [], None
-    for segment in _iter_segments(data):
-        segments.append(segment)
-        if segment.marker in _KINDS:
-            if frame is not None:
-                raise JpegHeaderError(f"the JPEG has a second frame at byte {segment.start:,}")
-            frame = segment
-    if frame is None:
+    segments, frames = _read_segments(data)
+    if not frames:
         raise JpegHeaderError("the JPEG has a scan but no frame before it")
+    if len(frames) > 1:
+        raise JpegHeaderError(f"the JPEG has a second frame at byte {frames[1].start:,}")
+    frame = frames[0]
     precision, width, height, sampling = _read_frame(data[frame.start + 4 : frame.end], frame.start)
     _check_scan(data[segments[-1].start + 4 : segments[-1].end])
-    return JpegHeader(_KINDS[frame.marker], precision, width, height, sampling, tuple(segments))
+    return JpegHeader(_KINDS[frame.marker], precision, width, height, sampling, frame, tuple(segments))
 
 
-def _iter_segments(data: bytes) -> Iterator[Segment]:
-    """Iterate over the segments up to the header of the first scan, including that one.
+def _read_segments(data: bytes) -> tuple[list[Segment], list[Segment]]:
+    """List the segments up to the header of the first scan, including that one, and the frames among them.
 
     Like libjpeg, skip bytes that belong to no segment, and fill bytes.
 
@@ -123,32 +124,34 @@ def _iter_segments(data: bytes) -> Iterator[Segment]:
     """
     if data[:2] != JPEG_START[:2]:
         raise JpegHeaderError("the bytes are no JPEG: they do not begin with FF D8")
-    position = 2
+    segments, frames, position, size = [], [], 2, len(data)
     while True:
         position = data.find(b"\xff", position)
-        while 0 <= position < len(data) - 1 and data[position + 1] == 0xFF:
+        while 0 <= position < size - 1 and data[position + 1] == 0xFF:
             position += 1
-        if not 0 <= position < len(data) - 1:
-            raise JpegHeaderError(f"the JPEG ends after {len(data):,} bytes, in its header")
+        if not 0 <= position < size - 1:
+            raise JpegHeaderError(f"the JPEG ends after {size:,} bytes, in its header")
         marker = data[position + 1]
-        if marker == 0 or marker in _WITHOUT_LENGTH:
-            position += 2
-            continue
-        if marker in (_START_OF_IMAGE, _END_OF_IMAGE):
-            raise JpegHeaderError(f"the JPEG has the marker FF {marker:02X} in its header, at byte {position:,}")
-        if marker not in _KINDS and marker not in _OTHER_SEGMENTS and marker != _START_OF_SCAN:
+        if marker not in _WITH_LENGTH:
+            if marker == 0 or marker in _WITHOUT_LENGTH:
+                position += 2
+                continue
+            if marker in (_START_OF_IMAGE, _END_OF_IMAGE):
+                raise JpegHeaderError(f"the JPEG has the marker FF {marker:02X} in its header, at byte {position:,}")
             raise JpegHeaderError(f"the JPEG has the unknown marker FF {marker:02X} at byte {position:,}")
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         end = position + 2 + length
-        if position + 4 > len(data) or end > len(data):
+        if position + 4 > size or end > size:
             raise JpegHeaderError(
-                f"the JPEG ends after {len(data):,} bytes, inside the segment FF {marker:02X} at byte {position:,}"
+                f"the JPEG ends after {size:,} bytes, inside the segment FF {marker:02X} at byte {position:,}"
             )
         if length < 2:
             raise JpegHeaderError(f"the segment FF {marker:02X} at byte {position:,} of the JPEG has {length} bytes")
-        yield Segment(marker, position, end)
-        if marker == _START_OF_SCAN:
-            return
+        segments.append(segment := Segment(marker, position, end))
+        if marker in _KINDS:
+            frames.append(segment)
+        elif marker == _START_OF_SCAN:
+            return segments, frames
         position = end
 
 
@@ -169,8 +172,10 @@ def _read_frame(content: bytes, start: int) -> tuple[int, int, int, tuple[tuple[
         raise JpegHeaderError(f"the JPEG has {width} x {height} pixels")
     if width * height > MAX_PIXELS:
         raise JpegHeaderError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
-    sampling = tuple((factors >> 4, factors & 15) for factors in content[7::3])
-    if not all(1 <= factor <= _LARGEST_SAMPLING for factors in sampling for factor in factors):
+    if max(width, height) > MAX_SIDE:
+        raise JpegHeaderError(f"{width} x {height} pixels: a side is longer than the {MAX_SIDE:,} pixels of libjpeg")
+    sampling = tuple([(factors >> 4, factors & 15) for factors in content[7::3]])
+    if not _SAMPLING_FACTORS.issuperset(content[7::3]):
         raise JpegHeaderError(f"the JPEG has the sampling factors {sampling}; each must be from 1 to 4")
     return content[0], width, height, sampling
 

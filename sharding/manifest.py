@@ -60,13 +60,13 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class OddImage:
-    """An image that was not packed unchanged.
+    """An unusual image.
 
     Attributes:
         key: key of the sample.
         file: name of the image in the source.
         reason: what was unusual, such as `CMYK JPEG`, `PNG` or `broken EXIF`.
-        action: `converted` or `skipped`.
+        action: `converted` or `skipped`; `kept` for an image of tars that other software packed.
     """
 
     key: str
@@ -86,7 +86,7 @@ class Manifest:
         classes: label `i` means `classes[i]`.
         shards: the shards in order; the `shard` column of the index holds positions in this tuple.
         settings: settings of the build, and the digest of the source's listing.
-        odd: images that were converted or left out.
+        odd: images that were converted or left out, or are unusual.
         index_sha256: digest of the content of the index, see `index_digest`.
     """
 

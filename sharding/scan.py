@@ -14,9 +14,8 @@ import pyarrow as pa
 import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
-from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, check_jpeg_header, pack_image
-from sharding.jpeg_header import JPEG_START
-from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES
+from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, pack_image
+from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES, OddImage
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
@@ -55,6 +54,7 @@ class Scan:
         sha256: SHA-256 of the tar in hex.
         rows: one dict per readable sample, with the columns of the index except `shard`.
         classes: class id by label, from the JSON of the samples; empty where the JSON names none.
+        odd: unusual images, which a training reads all the same, in the order of the tar.
         faults: the faults, in the order of the tar.
     """
 
@@ -63,6 +63,7 @@ class Scan:
     sha256: str
     rows: list[dict[str, Any]]
     classes: dict[int, str]
+    odd: list[OddImage]
     faults: list[Fault]
 
     def table(self, shard: int) -> pa.Table:
@@ -122,7 +123,7 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
     """
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
-    rows, faults, classes = [], [], {}
+    rows, faults, odd, classes = [], [], [], {}
     keys: set[str] = set()
     with folder.open_stream(name) as opened:
         stream = _Stream(opened, folder, name)
@@ -133,11 +134,13 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
                     continue
                 keys.add(sample.key)
                 try:
-                    row, wnid = _row(sample, policy)
+                    row, wnid, oddity = _row(sample, policy)
                 except (ImageError, SourceError) as error:
                     faults.append(Fault(name, sample.key, str(error)))
                 else:
                     rows.append(row)
+                    if oddity is not None:
+                        odd.append(OddImage(sample.key, name, oddity, "kept"))
                     if wnid:
                         classes[row["label"]] = wnid
         except SourceError as error:
@@ -149,6 +152,7 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
         sha256=stream.sha256.hexdigest(),
         rows=rows,
         classes=classes,
+        odd=odd,
         faults=faults,
     )
 
@@ -191,15 +195,16 @@ def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
         raise end
 
 
-def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | None]:
+def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | None, str | None]:
     """Make the index row of a sample.
 
     Returns:
-        The row without `shard`, and the class id from the sample's JSON, if it has one.
+        The row without `shard`; the class id from the sample's JSON, if it has one; and what is unusual about the
+        image, if anything is.
 
     Raises:
         SourceError: the image or the label is missing or contradicts another field.
-        ImageError: the image is damaged, or a JPEG of a kind that only the build can rewrite.
+        ImageError: the image is damaged or too large, or no decoder of the trainer reads it.
     """
     if sample.image is None:
         raise SourceError(f"no image among its fields ({', '.join(sample.fields)})")
@@ -214,10 +219,6 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         raise SourceError(f"label {label} is not from 0 to {MAX_CLASSES - 1:,}")
     if description.get("label", label) != label:
         raise SourceError(f"KEY.cls says label {label}, KEY.json {description['label']}")
-    if sample.data.startswith(JPEG_START) and (oddity := check_jpeg_header(sample.data).oddity):
-        raise ImageError(
-            f"{oddity}: trainings read baseline and progressive JPEGs of 8 bits. Rewrite it as one of these."
-        )
     packed = pack_image(sample.data, policy)
     row = {
         "key": sample.key,
@@ -229,7 +230,7 @@ def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | No
         "xxh64": xxhash.xxh64_intdigest(sample.data),
     }
     wnid = description.get("class")
-    return row, wnid if isinstance(wnid, str) else None
+    return row, wnid if isinstance(wnid, str) else None, packed.oddity
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """From encoded bytes to pixels. No torch: loader workers import this module."""
 
-import io
 from functools import lru_cache
 from typing import Any
 
@@ -8,14 +7,17 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.augment.jpeg import region as jpeg_region
+from sharding import ImageError
+from sharding.decoding import decode, decode_with_pillow, read_ordinary_jpeg
 
 Pixels = NDArray[np.uint8]
 """uint8 [H, W, 3], RGB."""
 _ROWS = 16
 """A smaller height is written as a multiple of this, the usual height of an MCU."""
+_HEIGHT_AT = 5
+"""Position of the height in the segment of a frame."""
 
 
 def as_pixels(array: Any) -> Pixels:
@@ -30,7 +32,9 @@ class DecodeError(ValueError):
 class EncodedImage:
     """An encoded image, of which the size is known and any part can be decoded.
 
-    `jpeg.region` and libjpeg-turbo decode JPEGs, Pillow decodes all other formats and CMYK JPEGs. All results are RGB.
+    `jpeg.region` and libjpeg-turbo decode ordinary JPEGs, Pillow decodes all others. All results are RGB. Which files
+    are images is decided by `sharding.decoding`, as for the build, the index and the served model; it reads the header
+    of a JPEG before any decoder does.
 
     Attributes:
         height: height in pixels.
@@ -48,22 +52,28 @@ class EncodedImage:
         """
         self._encoded, self._pixels = encoded, None
         try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
-            self.height, self.width = int(height), int(width)
-        except (ValueError, KeyError):  # KeyError: a header without an image
-            space = "not a JPEG"
-        self._is_ycbcr = space == "YCbCr"
-        if space in ("CMYK", "YCCK", "not a JPEG"):
-            self._pixels = np.array(read_with_pillow(encoded))
+            self._jpeg = read_ordinary_jpeg(encoded)
+            if self._jpeg is None:
+                self._pixels = decode_with_pillow(encoded)[0]
+        except ImageError as error:
+            raise DecodeError(f"cannot be decoded: {error}") from error
+        if self._jpeg is not None:
+            self.height, self.width = self._jpeg.header.height, self._jpeg.header.width
+        elif self._pixels is not None:
             self.height, self.width = self._pixels.shape[:2]
 
     def pixels(self) -> Pixels:
         """Decode the whole image: uint8 [height, width, 3].
 
         Raises:
-            DecodeError: the data behind the header cannot be decoded.
+            DecodeError: the data behind the header cannot be decoded, or is missing or damaged.
         """
-        return self._decode(self._encoded) if self._pixels is None else self._pixels
+        if self._pixels is not None:
+            return self._pixels
+        try:
+            return decode(self._encoded)
+        except ImageError as error:
+            raise DecodeError(f"cannot be decoded: {error}") from error
 
     def crop(self, top: int, left: int, height: int, width: int, enough: int) -> Pixels:
         """Decode a rectangle of the image, at a reduced size where that still leaves enough pixels.
@@ -88,45 +98,43 @@ class EncodedImage:
             DecodeError: the data behind the header cannot be decoded.
         """
         bottom = top + height
-        if self._pixels is not None:
-            return self._pixels[top:bottom, left : left + width]
-        reduction = 1
-        while reduction < 8 and min(height, width) >= 2 * reduction * enough:
-            reduction *= 2
-        if reduction == 1:
-            region = jpeg_region.decode(self._encoded, top, left, height, width) if self._is_ycbcr else None
-            if region is not None:
-                return region
-            return self._decode(self._rows(bottom), smooth=False)[top:bottom, left : left + width]
-        return _crop_reduced(self._decode(self._encoded, reduction), top, left, height, width, reduction)
+        if self._jpeg is not None:
+            reduction = 1
+            while reduction < 8 and min(height, width) >= 2 * reduction * enough:
+                reduction *= 2
+            try:
+                if reduction > 1:
+                    return _crop_reduced(self._reduced(reduction), top, left, height, width, reduction)
+                if self._jpeg.colorspace == "YCbCr":
+                    region = jpeg_region.decode(self._encoded, top, left, height, width)
+                    if region is not None:
+                        return region
+                rows = simplejpeg.decode_jpeg(self._rows(bottom), "RGB", fastupsample=True, strict=False)
+                return rows[top:bottom, left : left + width]
+            except ValueError:
+                pass  # a fault before the pixels, such as bytes between two segments: the whole image shows whether
+        return self.pixels()[top:bottom, left : left + width]
 
     def _rows(self, bottom: int) -> bytes | bytearray:
-        """Return the file with a smaller height in its header, so that the decoder stops at or just below `bottom`."""
-        end = -(-bottom // _ROWS) * _ROWS
-        position = _height_position(self._encoded) if end < self.height else None
-        if position is None:
+        """Return the file with a smaller height in its header, so that the decoder stops at or just below `bottom`.
+
+        A progressive file is returned unchanged: each of its rows needs all scans.
+        """
+        assert self._jpeg is not None
+        end, header = -(-bottom // _ROWS) * _ROWS, self._jpeg.header
+        if end >= self.height or header.kind == "progressive":
             return self._encoded
         shorter = bytearray(self._encoded)
+        position = header.frame.start + _HEIGHT_AT
         shorter[position : position + 2] = end.to_bytes(2, "big")
         return shorter
 
-    def _decode(self, encoded: bytes | bytearray, reduction: int = 1, *, smooth: bool = True) -> Pixels:
-        """Decode a whole JPEG with libjpeg-turbo.
-
-        Args:
-            encoded: the file, or the file with a smaller height in its header.
-            reduction: 1, 2, 4 or 8; divides the size.
-            smooth: whether chroma samples are interpolated ("fancy upsampling"); only for reduction 1.
-        """
-        try:
-            if reduction == 1:
-                return simplejpeg.decode_jpeg(encoded, "RGB", fastupsample=not smooth, strict=False)
-            height, width = self.height // reduction, self.width // reduction
-            return simplejpeg.decode_jpeg(
-                encoded, "RGB", min_height=height, min_width=width, min_factor=reduction, strict=False
-            )
-        except ValueError as error:
-            raise DecodeError(f"cannot be decoded: {error}") from error
+    def _reduced(self, reduction: int) -> Pixels:
+        """Decode the whole JPEG at a size that is divided by `reduction`: 2, 4 or 8."""
+        height, width = self.height // reduction, self.width // reduction
+        return simplejpeg.decode_jpeg(
+            self._encoded, "RGB", min_height=height, min_width=width, min_factor=reduction, strict=False
+        )
 
 
 def _crop_reduced(reduced: Pixels, top: int, left: int, height: int, width: int, reduction: int) -> Pixels:
@@ -153,32 +161,3 @@ def _bicubic_taps(fraction: float) -> NDArray[np.float32]:
     a, x = -0.75, np.abs(np.arange(-1, 3) - fraction)
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x < 1, near, far).astype(np.float32)
-
-
-def _height_position(encoded: bytes) -> int | None:
-    """Find the height field of a sequential JPEG; None in a progressive one, where each row needs all scans."""
-    at = 2
-    while at + 9 < len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker in (0xC0, 0xC1):
-            return at + 5
-        if (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xCC)) or marker == 0xDA:
-            return None
-        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return None
-
-
-def read_with_pillow(encoded: bytes) -> Image.Image:
-    """Decode an image of any format as RGB.
-
-    Raises:
-        DecodeError: Pillow cannot decode the file. Its decoders raise exceptions of many types for damaged data, so
-            all of them count, except the lack of memory.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise DecodeError(f"cannot be decoded: {error}") from error

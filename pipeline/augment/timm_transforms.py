@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from pipeline.augment.decode import Pixels, read_with_pillow
+from pipeline.augment.decode import EncodedImage, Pixels
 from pipeline.config.schema import AugmentConfig
 from pipeline.order import draws
 
 
 class FaithfulAugment:
-    """Decodes with Pillow and augments with timm: random resized crop, flip and RandAugment; the result is uint8."""
+    """Decodes as the evaluation does, and augments with timm: random resized crop, flip, RandAugment; gives uint8."""
 
     def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
         """Build timm's transform; the arguments are those of `TrainAugment`."""
@@ -41,7 +42,7 @@ class FaithfulAugment:
 
     def __call__(self, encoded: bytes, drawn: int, out: Pixels) -> None:
         """Decode and augment one image; arguments and errors as in `TrainAugment.__call__`."""
-        image = read_with_pillow(encoded)
+        image = Image.fromarray(EncodedImage(encoded).pixels())
         states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
         try:
             random.seed(drawn)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _LOG_LEVELS = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
-REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "simplejpeg", "pillow", "numpy", "pandas")
 
 
 def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelCard) -> str:
@@ -58,7 +58,7 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
             mlflow.pyfunc.save_model(
                 path,
                 python_model=str(PROJECT_ROOT / "pipeline" / "serve.py"),
-                code_paths=[str(PROJECT_ROOT / "transxnet")],
+                code_paths=[str(PROJECT_ROOT / "transxnet"), str(PROJECT_ROOT / "sharding")],
                 artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
                 signature=signature(),
                 input_example=input_example(card.image_size),
