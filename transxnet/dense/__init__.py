@@ -4,7 +4,21 @@ Each is built by a function with the variant's name, is trained by `network(imag
 losses, and infers by `network(images, ...)`.
 """
 
+from transxnet.dense.boxes import Detections
+from transxnet.dense.mask_rcnn import MaskRCNN, mask_rcnn
+from transxnet.dense.retinanet import RetinaNet, retinanet
 from transxnet.dense.semantic_fpn import SemanticFPN, resize_logits, semantic_fpn
 from transxnet.dense.upstream import from_upstream, to_upstream
 
-__all__ = ["SemanticFPN", "from_upstream", "resize_logits", "semantic_fpn", "to_upstream"]
+__all__ = [
+    "Detections",
+    "MaskRCNN",
+    "RetinaNet",
+    "SemanticFPN",
+    "from_upstream",
+    "mask_rcnn",
+    "resize_logits",
+    "retinanet",
+    "semantic_fpn",
+    "to_upstream",
+]

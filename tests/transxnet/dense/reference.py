@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transxnet.dense import from_upstream, to_upstream
+from transxnet.dense import Detections, from_upstream, to_upstream
 
 REFERENCE = Path(__file__).parents[3] / "../shared/reference"
 
@@ -78,3 +78,33 @@ def assert_statistics(network: nn.Module, expected: dict[str, float], rel: float
     assert expected.keys() == {key for key in state if "running_" in key or "num_batches" in key}
     for key, norm in expected.items():
         assert state[key].double().norm().item() == pytest.approx(norm, rel=rel), key
+
+
+def assert_detections(found: Detections, expected: dict) -> None:
+    """Compare the detections of an image with their recorded first ones and sums."""
+    assert len(found.boxes) == expected["count"]
+    first = len(expected["labels"])
+    assert found.labels[:first].tolist() == expected["labels"]
+    assert torch.allclose(found.boxes[:first].double(), torch.tensor(expected["boxes"]).double(), atol=1e-4, rtol=1e-5)
+    assert found.scores[:first].tolist() == pytest.approx(expected["scores"], rel=1e-6)
+    assert found.scores.sum().item() == pytest.approx(expected["score_sum"], rel=1e-6)
+    assert found.boxes.sum(0).tolist() == pytest.approx(expected["box_sum"], rel=1e-6)
+    if "mask_areas" in expected:
+        assert found.masks is not None
+        assert list(found.masks.shape[1:]) == expected["mask_shape"]
+        # A pixel whose probability is one half within rounding may fall on either side.
+        areas = found.masks[:first].sum((1, 2)) - torch.tensor(expected["mask_areas"])
+        assert areas.abs().max() <= 1
+        assert abs(found.masks.sum().item() - expected["mask_area_sum"]) <= 3
+    labels = found.labels.bincount()
+    assert {str(k): int(count) for k, count in enumerate(labels) if count} == expected["label_histogram"]
+
+
+def truths(training: dict) -> tuple[list[Tensor], list[Tensor]]:
+    """The boxes and labels of each image of a training part."""
+    boxes, labels = [], []
+    for image, ((height, width), count) in enumerate(zip(training["image_sizes"], training["counts"], strict=True)):
+        of_image, classes = rules().boxes(training["seed"] + image, count, height, width)
+        boxes.append(of_image)
+        labels.append(classes)
+    return boxes, labels
