@@ -112,6 +112,33 @@ def fit_resources(resources: Resources, groups: Sequence[NodeGroup]) -> Resource
     return replace(resources, timeout_min=min(DEFAULT_TIMEOUT_MIN, longest or DEFAULT_TIMEOUT_MIN))
 
 
+def with_cores(resources: Resources, groups: Sequence[NodeGroup], processes: int) -> Resources:
+    """Set `cpus_per_task` where it was not given: most clusters would give each process a single core.
+
+    Args:
+        resources: checked resources of the job.
+        groups: groups of nodes that the cluster has.
+        processes: how many busy processes each process of the job is, itself included.
+
+    Returns:
+        The resources with that many cores for each process, or with its share of the smallest fitting node where that
+        is less. A process with GPUs has a share for each of its node's GPUs, so that it takes no core of another GPU.
+    """
+    wanted = resources.partition.split(",") if resources.partition else [g.partition for g in groups if g.is_default]
+    shares = []
+    for group in groups:
+        if group.partition not in wanted or group.gpus < (resources.gpus_per_node or 0):
+            continue
+        cpus = group.cpus
+        if resources.gpus_per_node:
+            cpus = group.cpus * resources.gpus_per_node // group.gpus
+        if cpus >= resources.processes_per_node:
+            shares.append(cpus // resources.processes_per_node)
+    if resources.cpus_per_task is not None or not shares:
+        return resources
+    return replace(resources, cpus_per_task=min(processes, *shares))
+
+
 def _shortages(resources: Resources, here: Sequence[NodeGroup], name: str) -> list[str]:
     """One message for each resource that no node of the groups `here` has, or too few of them."""
     errors = []

@@ -37,7 +37,8 @@ class Resources:
         tasks_per_node: processes on each node; by default one for each GPU, or one
         gpus_per_node: GPUs of each node, all visible to each of its processes; by default none are asked for and none
             are hidden
-        cpus_per_task: cores for each process and its children; by default the cluster decides
+        cpus_per_task: cores for each process and its children; by default under Slurm one for each loader worker and
+            one more, or the process's share of a node where that is less
         mem_gb: memory of each node; by default the cluster decides
         timeout_min: time limit of one attempt, after which the job saves, is requeued and goes on; by default a day or
             the partition's limit under Slurm, and no limit on this machine

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def build_plan(options: LaunchOptions) -> Plan:
     checks.check_waits_for_sweep(options, cluster)
     run_dir = Path(options.run_dir or f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     runs = _plan_runs(options, run_dir)
+    if cluster == "slurm":
+        resources = _complete_cores(resources, runs, options.dry_run)
     for run in runs:
         checks.check_training(run.config, resources.world_size, run.run_dir.name if options.sweep else None)
         if resources.container_image and not resources.container_mounts:
@@ -142,6 +145,27 @@ def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -
         if cluster == "slurm":
             resources = fit_resources(resources, node_groups())
     resources.check()
+    return resources
+
+
+def _complete_cores(resources: Resources, runs: tuple[PlannedRun, ...], dry_run: bool) -> Resources:
+    """Ask for a core for each loader worker of a rank, and warn where a rank has fewer.
+
+    In a dry run a Slurm that does not answer leaves the resources as they were given.
+    """
+    from jobs import SlurmError, node_groups, with_cores
+
+    workers = max(run.config.data.workers for run in runs)
+    with contextlib.suppress(*([SlurmError] if dry_run else [])):
+        resources = with_cores(resources, node_groups(), 1 + workers)
+    cores = resources.cpus_per_task
+    if cores is not None and cores <= workers:
+        has = f"{cores} core{'s' if cores > 1 else ''}"
+        print(
+            f"warning: each rank has {has} for itself and {workers} loader workers, and may wait for its data: "
+            f"--cpus-per-task {1 + workers} where nodes have so many, or --train.data.workers {max(cores - 1, 1)}",
+            file=sys.stderr,
+        )
     return resources
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import jobs
-from jobs.partitions import _parse_group, fit_resources
+from jobs.partitions import _parse_group, fit_resources, with_cores
 
 LINES = [
     "low|up|4|16|64000|gpu:a100:4(S:0-1)|2:00:00|a100,fast|low*",
@@ -52,3 +52,20 @@ def test_time_limit_defaults_to_that_of_the_partition():
 def test_resources_are_not_checked_without_a_default_partition():
     resources = jobs.Resources()
     assert fit_resources(resources, GROUPS[2:]) == resources
+
+
+@pytest.mark.parametrize(
+    ("wanted", "processes", "cores"),
+    [
+        ({}, 5, 5),
+        ({"gpus_per_node": 4}, 5, 4),
+        ({"gpus_per_node": 1}, 5, 4),
+        ({"gpus_per_node": 4, "tasks_per_node": 1}, 5, 5),
+        ({"tasks_per_node": 8}, 5, 2),
+        ({"cpus_per_task": 3}, 5, 3),
+        ({"tasks_per_node": 20}, 5, 1),
+        ({"partition": "high", "gpus_per_node": 2}, 1, 1),
+    ],
+)
+def test_each_process_gets_cores_for_its_workers_and_no_more_than_its_share(wanted, processes, cores):
+    assert with_cores(jobs.Resources(**wanted), GROUPS, processes).cpus_per_task == cores
