@@ -8,8 +8,9 @@ from jobs.array import submit_array, wait_all
 from jobs.errors import JobError, SlurmError
 from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
+from jobs.leave import run_and_leave
 from jobs.notice import Notice, find_notices, notices_from_environment, too_short
-from jobs.partitions import fit_resources, node_groups
+from jobs.partitions import fit_resources, node_groups, with_cores
 from jobs.resources import Resources
 from jobs.slurm import Cluster, choose_cluster
 from jobs.snapshot import Code, take_snapshot
@@ -39,9 +40,11 @@ __all__ = [
     "node_groups",
     "notices_from_environment",
     "private_directory",
+    "run_and_leave",
     "submit",
     "submit_array",
     "take_snapshot",
     "too_short",
     "wait_all",
+    "with_cores",
 ]

@@ -83,3 +83,16 @@ def count_stalls(folder: Path, job_id: str, progress: str) -> int:
             break
         count += 1
     return count
+
+
+def count_unstarted(folder: Path, job_id: str) -> int:
+    """How many of the newest attempts of this job, one after the other, were lost before rank 0 had started."""
+    started: set[int] = set()
+    lost: list[int] = []
+    for event in read(folder, job_id):
+        if event.event == "start":
+            started.add(event.restarts)
+        elif event.outcome == "lost":
+            lost.append(event.restarts)
+    last = max(started, default=-1)
+    return sum(restarts > last for restarts in lost)

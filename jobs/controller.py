@@ -2,7 +2,7 @@
 
 Submitit's controller waits for all ranks even when one has died, and goes on when its launcher dies. This controller
 ends the peers of a rank that died, since they would wait for it in a collective, and stops all ranks when the launcher
-has died.
+has died. A rank whose result is on disk has ended well, whatever its process died of, and its peers go on.
 """
 
 import os
@@ -14,8 +14,11 @@ from pathlib import Path
 
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
 
+from jobs import attempt_log
 from jobs.environment import free_port
 from jobs.log import log
+from jobs.results import ended_well, remove_result
+from jobs.stop_flag import STOP_SIGNALS, stop_signals_blocked
 
 POLL_S = 0.1
 PEERS_S = 10.0
@@ -44,6 +47,8 @@ class LocalController(Controller):
             signal.signal(number, self._stop)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._forward_signal)  # pyright: ignore[reportArgumentType]
+        # The launcher started this process with the stop signals blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _stop_now(self, *_: object) -> None:
         self.stopping = self.kill_now = True
@@ -51,6 +56,18 @@ class LocalController(Controller):
     def _stop(self, *_: object) -> None:
         self.stopping = True
         self._forward_signal(signal.SIGTERM)
+
+    def start_tasks(self) -> None:
+        """Start the ranks, with the stop signals blocked until each rank can handle them."""
+        for rank in range(self.ntasks):
+            remove_result(self.folder, self.pid, rank)
+        with stop_signals_blocked():
+            super().start_tasks()
+
+    def _codes(self) -> list[int | None]:
+        """Exit status of each rank: 0 where its result is on disk, None while it runs."""
+        codes = [task.poll() for task in self.tasks]
+        return [0 if code and ended_well(self.folder, self.pid, rank) else code for rank, code in enumerate(codes)]
 
     def wait(self, freq: int = 0) -> Sequence[int | None]:
         """Watch the ranks until all have ended, or until those that are left must be killed.
@@ -65,7 +82,7 @@ class LocalController(Controller):
         announced = False
         deadline = float("inf")
         while True:
-            codes = [task.poll() for task in self.tasks]
+            codes = self._codes()
             now = time.monotonic()
             if all(code is not None for code in codes) or now >= deadline or self.kill_now:
                 return codes
@@ -88,18 +105,28 @@ class LocalController(Controller):
             max_retry: not used; part of Submitit's signature.
         """
         restarts = 0
+        codes: Sequence[int | None] = []
         while True:
+            if self.stopping:
+                attempt_log.append(self.folder, "end", job_id=self.pid, restarts=restarts, outcome="stopped")
+                break
             os.environ["JOBS_LOCAL_RESTARTS"] = str(restarts)
             os.environ["JOBS_LOCAL_PORT"] = str(free_port())
             try:
                 self.start_tasks()
+                if self.stopping:
+                    # The request came when there was no rank yet to pass it on to.
+                    self._forward_signal(signal.SIGTERM)
                 codes = self.wait()
+                reported = [task.poll() for task in self.tasks]
             finally:
                 self.kill_tasks()
-            for rank, code in enumerate(codes):
-                log(f"attempt {restarts}: rank {rank}: {_describe_exit(code)}")
-            if self.stopping or LOCAL_REQUEUE_RETURN_CODE not in codes:
+            for rank, (code, seen) in enumerate(zip(codes, reported, strict=True)):
+                well = "ended well, and then " if code == 0 and seen else ""
+                log(f"attempt {restarts}: rank {rank}: {well}{_describe_exit(seen)}")
+            if LOCAL_REQUEUE_RETURN_CODE not in codes:
                 break
+            codes = []
             restarts += 1
         sys.exit(0 if not any(codes) else 1)
 

@@ -3,7 +3,7 @@
 import os
 import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import JobError
@@ -90,6 +90,14 @@ def find_place() -> Place:
     )
 
 
+def slurm_job_of(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Id and number of restarts of the Slurm job with these variables; an element of an array is `ARRAY_ELEMENT`."""
+    job_id = environment["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        job_id = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return job_id, int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
 def master_port(token: str) -> int:
     """A port derived from `token`: the same for every process of one attempt, another for the next attempt."""
     return FIRST_PORT + zlib.crc32(token.encode()) % PORTS
@@ -97,15 +105,31 @@ def master_port(token: str) -> int:
 
 def free_port() -> int:
     """A port on which no process listens now, outside the range of outgoing connections."""
-    for attempt in range(100):
-        port = master_port(f"{os.getpid()}.{attempt}")
+    return free_port_from(master_port(str(os.getpid())))
+
+
+def free_port_from(port: int) -> int:
+    """The first of the ports from `port` on, one after the other, on which no process of this machine listens now.
+
+    Raises:
+        JobError: all of them are taken.
+    """
+    for candidate in following_ports(port, 100):
         with socket.socket() as probe:
+            # As torch's store does: connections that are only closing leave the port usable.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", candidate))
+                probe.listen(1)
             except OSError:
                 continue
-            return port
-    raise JobError(f"no free port between {FIRST_PORT} and {FIRST_PORT + PORTS - 1} on this machine")
+            return candidate
+    raise JobError(f"no free port among the hundred from {port} on, on this machine")
+
+
+def following_ports(port: int, count: int) -> list[int]:
+    """`port` and the ports after it, `count` in all, outside the range of outgoing connections."""
+    return [FIRST_PORT + (port - FIRST_PORT + offset) % PORTS for offset in range(count)]
 
 
 def _resolves(host: str) -> bool:

@@ -16,6 +16,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from jobs.folder_lock import lock_folder
 from jobs.resources import DEFAULT_TIMEOUT_MIN, Resources
 from jobs.slurm import Cluster
+from jobs.stop_flag import stop_signals_blocked
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -28,6 +29,14 @@ progress instead.
 """
 
 Executor = core.Executor
+
+
+START = 'trap "" TERM INT USR1 USR2; b="env --block-signal=TERM,INT,USR1,USR2"; $b true 2>/dev/null || b=; exec $b "$@"'
+"""Shell script that starts its arguments as a process in which the stop signals are blocked, or ignored.
+
+A stop signal that arrives while the interpreter starts would kill the rank, and the job would be FAILED. With
+coreutils 8.31 or later the signal stays pending until `jobs.rank` handles it; before, it is lost.
+"""
 
 
 def rank_command(python: str, folder: Path) -> str:
@@ -45,7 +54,7 @@ class Slurm(SlurmExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return rank_command(self.python, self.folder)
+        return f"sh -c {shlex.quote(START)} sh {rank_command(self.python, self.folder)}"
 
     def script(self, elements: int = 1) -> str:
         """The script that `submit` would give to sbatch, or `submit_array` for that many elements."""
@@ -89,7 +98,8 @@ class Local(LocalExecutor):
             environment["CUDA_VISIBLE_DEVICES"] = ""
         controller = f"exec {self.python} -m jobs.controller {shlex.quote(str(self.folder))}"
         lock = lock_folder(self.folder)
-        with (self.folder / f"{job_id}_controller.log").open("a", encoding="utf-8") as log_file:
+        log_path = self.folder / f"{job_id}_controller.log"
+        with log_path.open("a", encoding="utf-8") as log_file, stop_signals_blocked():
             process = subprocess.Popen(
                 " && ".join([*resources.setup, controller]),
                 shell=True,
@@ -132,11 +142,11 @@ def build_executor(
         return Debug(folder)
     python = resources.python or ("python3" if resources.container_image else shlex.quote(sys.executable))
     executor = Slurm(folder, max_num_timeout=NO_TIMEOUT_LIMIT, python=python)
-    after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status"
+    after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status {resources.max_stalls}"
     executor.update_parameters(
         **_slurm_parameters(resources, name, folder, code),
         # At the first line of the teardown, $? is still the exit status of srun.
-        teardown=["status=$?", f"[ $status -eq 0 ] || {after_failure}", "exit $status"],
+        teardown=["status=$?", f"[ $status -eq 0 ] || {{ {after_failure}; status=$?; }}", "exit $status"],
     )
     return executor
 
@@ -147,8 +157,10 @@ def _mounts(folder: Path, code: Path) -> str:
 
 
 def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path) -> dict[str, Any]:
-    # srun inherits neither the number of cores (since Slurm 22.05) nor the open mode from sbatch.
-    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    # srun inherits neither the number of cores (since Slurm 22.05) nor the open mode from sbatch; with --wait=0 it lets
+    # rank 0 end its work after the other ranks have left; with --export=ALL the ranks get the variables of the script
+    # also where sbatch was told to pass on none.
+    srun = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
     if resources.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
     if resources.container_image:

@@ -1,12 +1,12 @@
 """Why a job failed, as a message for the user."""
 
-import pickle
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import attempt_log
+from jobs.results import read_traceback, result_path
 
 LINES = 8
 MIN_FREE_BYTES = 65536
@@ -50,10 +50,10 @@ def rank_errors(folder: Path, job_id: str, world_size: int) -> list[RankError]:
     """The errors of the newest attempt's ranks: a rank's own errors before lost peers, then in order of time."""
     found = []
     for rank in range(world_size):
-        path = folder / f"{job_id}_{rank}_result.pkl"
-        error = _read_error(path)
-        if error:
-            found.append(RankError(rank, path.stat().st_mtime, error))
+        path = result_path(folder, job_id, rank)
+        traceback = read_traceback(path)
+        if traceback:
+            found.append(RankError(rank, path.stat().st_mtime, last_error(traceback)))
     return sorted(found, key=lambda error: (error.is_peer_loss, error.time))
 
 
@@ -99,18 +99,6 @@ def find_killed_process(folder: Path, job_id: str) -> str:
         if found:
             return found.group()
     return ""
-
-
-def _read_error(path: Path) -> str:
-    """The error in the traceback that Submitit keeps of a failed rank, or "" if the rank did not fail."""
-    try:
-        # Safe to unpickle: this user's job wrote it into this user's private folder.
-        kind, text = pickle.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError, EOFError, ImportError, AttributeError, pickle.UnpicklingError):
-        return ""
-    if kind != "error":
-        return ""
-    return last_error(str(text))
 
 
 def last_error(traceback: str) -> str:

@@ -1,6 +1,7 @@
 """The callable that Submitit pickles: it runs the task on the compute node, and decides what happens when it stops."""
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jobs.log import log
 from jobs.notice import export_notices, find_notices
 from jobs.orphan_watch import stop_when_orphaned
 from jobs.rendezvous import Location, node_name, rendezvous
-from jobs.requeue import Decision, decide, remove_stale_pickles, requeue
+from jobs.requeue import Decision, decide, requeue_on_slurm
 from jobs.resources import Resources
 from jobs.snapshot import Code
 from jobs.stop_flag import StopFlag
@@ -41,26 +42,19 @@ class Job:
         self._resources = resources
         self._code = code
 
-    def checkpoint(self) -> Any:
-        """Submitit's hook: what to pickle for the next attempt, which is this job unchanged."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
     def __call__(self) -> Outcome:
         """Run the task on the compute node; called once in each process.
 
         Returns:
-            FINISHED, or INTERRUPTED when the job is not requeued. A call that requeues the job ends the process.
+            FINISHED, or INTERRUPTED when work is left. On this machine a job that is requeued ends the process instead.
 
         Raises:
             JobError: too many attempts started from the same progress, or the task returned FAILED.
         """
-        import cloudpickle
         from submitit import JobEnvironment
 
         cluster = JobEnvironment().cluster
-        flag = StopFlag()
+        flag = StopFlag(restores=cluster == "debug")
         flag.install()
         try:
             place = find_place()
@@ -68,18 +62,17 @@ class Job:
             if cluster == "local":
                 stop_when_orphaned()
                 share_lock(self._folder)
-            if cluster != "debug":
-                remove_stale_pickles()
-            locations = rendezvous(place, self._resources.meeting_s)
             if place.rank == 0:
-                self._write_report(place, locations, cluster)
-            task = cloudpickle.loads(self._task)
-            return self._run_on_rank_0(task, flag, place, cluster) if place.rank == 0 else _run(task, flag)
+                return self._lead(flag, place, cluster)
+            meet(place, self._resources.meeting_s)
+            return _run(self._load(), flag)
         finally:
-            if cluster == "debug":
-                flag.restore()
-            else:
-                flag.block_signals()
+            flag.close()
+
+    def _load(self) -> Task:
+        import cloudpickle
+
+        return cloudpickle.loads(self._task)
 
     def _write_report(self, place: Place, locations: list[Location], cluster: Any) -> None:
         """Write the job report to the log and to a file, and export the file's path as JOB_REPORT."""
@@ -92,53 +85,76 @@ class Job:
         os.environ["JOB_REPORT"] = str(path)
         log(write_report(path, report))
 
-    def _run_on_rank_0(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> Outcome:
-        """Run the task, write the attempt log around it, and requeue the job when it was interrupted."""
-        report_end = getattr(task, "ended", lambda outcome: None)
+    def _lead(self, flag: StopFlag, place: Place, cluster: str) -> Outcome:
+        """Rank 0: run the task, write the attempt log around it, and decide what follows."""
+        task = self._load()
         progress = str(getattr(task, "progress", lambda: "")())
-
-        def end(logged: str, outcome: Outcome, reason: str = "") -> None:
-            try:
-                self._append_event("end", place, outcome=logged, reason=reason)
-            except OSError as error:
-                # A full disk must not hide how the attempt ended.
-                log(f"cannot write the end of this attempt to the attempt log in {self._folder}: {error}")
-            try:
-                report_end(outcome)
-            except Exception as error:
-                log(f"the task's ended() failed: {type(error).__name__}: {error}")
-
         stalls = attempt_log.count_stalls(self._folder, place.job_id, progress)
         if stalls >= self._resources.max_stalls:
             tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
             reason = f"{tries} started at {progress or 'the beginning'} and made no progress"
-            end("given up", Outcome.FAILED, reason)
+            self._end(task, place, "given up", Outcome.FAILED, reason)
             raise JobError(f"job {place.job_id} is not tried again: {reason}; the logs are in {self._folder}")
         self._append_event("start", place, host=node_name(), world_size=place.world_size, progress=progress)
         try:
+            place, locations = meet(place, self._resources.meeting_s)
+            self._write_report(place, locations, cluster)
             outcome = _run(task, flag)
         except Exception as error:
+            flag.close()
             reason = f"{type(error).__name__}: {error}"
-            end("peer lost" if is_peer_loss(reason) else "failed", Outcome.FAILED, reason)
+            self._end(task, place, "peer lost" if is_peer_loss(reason) else "failed", Outcome.FAILED, reason)
             raise
         if outcome is Outcome.FINISHED:
-            end("finished", outcome)
-            return outcome
+            self._end(task, place, "finished", outcome)
+        else:
+            self._follow_interruption(task, flag, place, cluster)
+        return outcome
+
+    def _follow_interruption(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> None:
+        """Requeue the job, or let it end, after all ranks have saved."""
         signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
         decision = decide(cluster, self._folder, place, flag)
-        if decision in (Decision.REQUEUE, Decision.ALREADY_REQUEUED):
-            end("requeued", Outcome.INTERRUPTED, signals)
-            if decision is Decision.REQUEUE:
-                requeue(flag)
-        elif decision is Decision.FAILED:
-            end("failed", Outcome.FAILED, decision.value)
+        if decision is Decision.FAILED:
+            self._end(task, place, "failed", Outcome.FAILED, decision.value)
             raise JobError(f"{decision.value}, so rank 0 stops")
-        else:
-            end("cancelled" if decision is Decision.CANCELLED else "stopped", Outcome.CANCELLED, signals)
-        return Outcome.INTERRUPTED
+        if decision in (Decision.CANCELLED, Decision.STOPPED):
+            self._end(task, place, decision.name.lower(), Outcome.CANCELLED, signals)
+            return
+        self._end(task, place, "requeued", Outcome.INTERRUPTED, signals)
+        if decision is Decision.REQUEUE and cluster == "local":
+            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+            sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+        if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
+            self._append_event("end", place, outcome="cancelled", reason="while the attempt ended")
+
+    def _end(self, task: Task, place: Place, logged: str, outcome: Outcome, reason: str = "") -> None:
+        """Write the end to the attempt log, and then tell the task, which may take long over it."""
+        try:
+            self._append_event("end", place, outcome=logged, reason=reason)
+        except OSError as error:
+            # A full disk must not hide how the attempt ended.
+            log(f"cannot write the end of this attempt to the attempt log in {self._folder}: {error}")
+        try:
+            getattr(task, "ended", lambda outcome: None)(outcome)
+        except Exception as error:
+            log(f"the task's ended() failed: {type(error).__name__}: {error}")
 
     def _append_event(self, event: str, place: Place, **fields: object) -> None:
         attempt_log.append(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
+
+
+def meet(place: Place, timeout_s: float) -> tuple[Place, list[Location]]:
+    """Meet the other ranks; return the place with the port on which they have agreed, and the location of each rank.
+
+    Raises:
+        JobError: a rank is missing.
+    """
+    meeting = rendezvous(place, timeout_s)
+    place = replace(place, master_port=meeting.master_port)
+    place.export()
+    return place, meeting.locations
 
 
 def _run(task: Task, flag: StopFlag) -> Outcome:
@@ -147,6 +163,8 @@ def _run(task: Task, flag: StopFlag) -> Outcome:
         outcome = task(flag)
     except SystemExit as error:
         raise JobError(f"the task ended its process with sys.exit({error.code!r})") from error
+    finally:
+        flag.close()
     if outcome in (Outcome.FINISHED, Outcome.INTERRUPTED):
         return outcome
     if outcome is Outcome.FAILED:

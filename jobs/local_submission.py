@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import attempt_log
+from jobs.attempt_log import last_outcome
 from jobs.failure import last_error, tail
 from jobs.submission import FINAL_STATES, Submission, Update
 from jobs.task import Outcome
@@ -53,7 +54,8 @@ class LocalSubmission(Submission):
         except KeyboardInterrupt:
             self._signal(signal.SIGQUIT)
             self._process.wait()
-        return Outcome.INTERRUPTED
+        finished = last_outcome(self.folder, self.job_id) == "finished"
+        return Outcome.FINISHED if finished else Outcome.INTERRUPTED
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,8 @@
-"""Last command of the batch script when srun has failed: `python -m jobs.lost_ranks FOLDER STATUS`.
+"""Last command of the batch script when srun has failed: `python -m jobs.lost_ranks FOLDER STATUS MAX_STALLS`.
 
 The job is requeued, and goes on from its last checkpoint, when ranks died without an error of their own: their node was
 lost, they ran out of memory, or they were killed. It ends when a rank raised an error, since it would raise it again.
+The batch script goes on with the exit status that this command returns.
 """
 
 import os
@@ -10,43 +11,69 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs import attempt_log
+from jobs.environment import slurm_job_of
 from jobs.errors import JobError
 from jobs.failure import rank_errors
 from jobs.log import log
-from jobs.slurm import ask, slurm_job
+from jobs.requeue import Decision, ask_slurm, requeue_on_slurm
+from jobs.results import ended_well
+
+KILLED = 128
+"""srun exits with this plus the number of the signal that ended a rank."""
 
 
-def only_lost_ranks(folder: Path, environment: Mapping[str, str]) -> bool:
-    """Whether the attempt that just ended started its task, lost ranks, and failed for no other reason."""
-    job_id, restarts = _job(environment)
+def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, max_stalls: int) -> bool:
+    """Whether the attempt that just ended lost ranks, and failed for no other reason.
+
+    Args:
+        folder: folder of the job.
+        environment: Slurm's variables in the batch script.
+        status: exit status of srun.
+        max_stalls: how many attempts, one after the other, may be lost before rank 0 has started.
+    """
+    job_id, restarts = slurm_job_of(environment)
     events = [event for event in attempt_log.read(folder, job_id) if event.restarts == restarts]
-    if not events or events[-1].outcome not in ("", "peer lost"):
+    world_size = _world_size(environment)
+    if events and events[-1].outcome == "requeued":
+        # All ranks had saved, and rank 0 was lost before it could requeue the job.
+        return True
+    if any(not error.is_peer_loss for error in rank_errors(folder, job_id, world_size)):
         return False
-    world_size = int(environment.get("SLURM_NTASKS", "1"))
-    return all(error.is_peer_loss for error in rank_errors(folder, job_id, world_size))
+    if not events:
+        return status > KILLED and attempt_log.count_unstarted(folder, job_id) < max_stalls
+    if events[-1].outcome == "finished":
+        # Rank 0 was lost while it told others of the end, such as a model registry.
+        return not ended_well(folder, job_id, 0)
+    return events[-1].outcome in ("", "peer lost")
 
 
-def _job(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Job id and number of restarts."""
-    job_id = environment["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        job_id = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return job_id, int(environment.get("SLURM_RESTART_COUNT", "0"))
+def all_ended_well(folder: Path, environment: Mapping[str, str]) -> bool:
+    """Whether every rank has left its result, so that what srun reports came after the end of the work."""
+    job_id, restarts = slurm_job_of(environment)
+    ends = [event for event in attempt_log.read(folder, job_id) if event.restarts == restarts and event.event == "end"]
+    return bool(ends) and all(ended_well(folder, job_id, rank) for rank in range(_world_size(environment)))
+
+
+def _world_size(environment: Mapping[str, str]) -> int:
+    return int(environment.get("SLURM_NTASKS", "1"))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Requeue the job or let it fail. Returns srun's exit status in both cases."""
-    folder, status = Path(arguments[0]), int(arguments[1])
-    if not only_lost_ranks(folder, os.environ):
+    """Requeue the job or let it end. Returns srun's exit status, or 0 where every rank had ended well."""
+    folder, status, max_stalls = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    if all_ended_well(folder, os.environ):
+        return 0
+    if not only_lost_ranks(folder, os.environ, status, max_stalls):
         return status
-    job_id, restarts = _job(os.environ)
+    job_id, restarts = slurm_job_of(os.environ)
     try:
-        job = slurm_job(job_id)
-        if job is None or job.state != "RUNNING":
+        if ask_slurm(job_id, restarts) is not Decision.REQUEUE:
             return status
         log(f"job {job_id} lost ranks (exit status of srun: {status}) and is requeued")
+        # Before the requeue, since Slurm ends this process then.
         attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="lost", reason=f"srun: {status}")
-        ask("scontrol", "requeue", job_id, timeout_s=60)
+        if requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
+            attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled")
     except JobError as error:
         log(f"job {job_id} lost ranks and cannot be requeued: {error}")
     return status

@@ -8,11 +8,17 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from jobs.environment import FIRST_PORT, PORTS, Place
+from jobs.environment import FIRST_PORT, PORTS, Place, following_ports, free_port_from
 from jobs.errors import JobError
 
 RETRY_S = 0.2
+PORTS_TRIED = 8
+"""Another program may listen on a port: rank 0 takes the first free one of so many, and the others try all of them."""
+HELLO_S = 5.0
+"""Seconds a rank waits for rank 0 to say that it is rank 0, before it tries the next port."""
 
 
 def node_name() -> str:
@@ -20,43 +26,50 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def rendezvous_port(place: Place) -> int:
-    """The port of the rendezvous; another one than `MASTER_PORT`, which stays free for the task."""
-    return FIRST_PORT + (place.master_port - FIRST_PORT + PORTS // 2) % PORTS
+def rendezvous_ports(place: Place) -> list[int]:
+    """The ports on which rank 0 may listen, in the order of trial; far from `MASTER_PORT`, which the task uses."""
+    return following_ports(FIRST_PORT + (place.master_port - FIRST_PORT + PORTS // 2) % PORTS, PORTS_TRIED)
 
 
 Location = tuple[str, str]
 """Host and GPU of a rank; the GPU is "" where the cluster assigned none."""
 
 
-def rendezvous(place: Place, timeout_s: float) -> list[Location]:
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """What the rendezvous has settled, the same on every rank.
+
+    Attributes:
+        locations: the location of each rank, in order of the ranks.
+        master_port: a port that was free on rank 0's node at the rendezvous.
+    """
+
+    locations: list[Location]
+    master_port: int
+
+
+def rendezvous(place: Place, timeout_s: float) -> Meeting:
     """Wait until every rank has reached rank 0.
 
     Args:
         place: place of this process in the job.
         timeout_s: time-out for all ranks together, in seconds.
 
-    Returns:
-        The location of each rank, in order of the ranks; the same list on every rank.
-
     Raises:
         JobError: a rank is missing. The ranks that rank 0 has answered name it; a rank without an answer names the
             address that it could not reach.
     """
     if place.world_size == 1:
-        return [(node_name(), place.gpu)]
+        return Meeting(locations=[(node_name(), place.gpu)], master_port=free_port_from(place.master_port))
     deadline = time.monotonic() + timeout_s
     return _host(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
 
 
-def _host(place: Place, deadline: float, timeout_s: float) -> list[Location]:
+def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
     """Rank 0: collect the locations of the other ranks, and send all of them to each."""
     locations = {0: (node_name(), place.gpu)}
     with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(socket.create_server(("", rendezvous_port(place)), backlog=place.world_size))
-        except OSError as error:
-            raise JobError(f"rank 0 cannot listen on port {rendezvous_port(place)}: {error.strerror}") from None
+        server = stack.enter_context(_listen(place))
         peers = []
         while len(locations) < place.world_size:
             server.settimeout(max(0.01, deadline - time.monotonic()))
@@ -67,58 +80,81 @@ def _host(place: Place, deadline: float, timeout_s: float) -> list[Location]:
             peer.settimeout(5)
             with contextlib.suppress(OSError, ValueError, TypeError):
                 # Any program may connect to the port; only a rank of this job knows the job's id.
-                rank, job_id, host, gpu = json.loads(_line(peer))
+                rank, job_id, host, gpu = json.loads(_line(stack.enter_context(peer.makefile("rb"))))
                 if job_id == place.job_id:
+                    peer.sendall(json.dumps(place.job_id).encode() + b"\n")
                     locations[int(rank)] = (str(host), str(gpu))
                     peers.append(peer)
-        missing = sorted(set(range(place.world_size)) - set(locations))
-        answer = {"missing": missing, "locations": [locations.get(rank) for rank in range(place.world_size)]}
+        answer = {
+            "missing": sorted(set(range(place.world_size)) - set(locations)),
+            "locations": [locations.get(rank) for rank in range(place.world_size)],
+            "master_port": free_port_from(place.master_port),
+        }
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode() + b"\n")
     return _check_answer(answer, place, timeout_s)
 
 
-def _join(place: Place, deadline: float, timeout_s: float) -> list[Location]:
+def _listen(place: Place) -> socket.socket:
+    """Listen on the first port of the rendezvous that is free."""
+    problem = ""
+    for port in rendezvous_ports(place):
+        try:
+            return socket.create_server(("", port), backlog=place.world_size)
+        except OSError as error:
+            problem = f"port {port}: {error.strerror}"
+    raise JobError(f"rank 0 cannot listen for the other ranks on any of {PORTS_TRIED} ports, the last one {problem}")
+
+
+def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
     """Another rank: send its location to rank 0, and wait for the answer."""
-    address = (place.master_addr, rendezvous_port(place))
     message = json.dumps([place.rank, place.job_id, node_name(), place.gpu]).encode() + b"\n"
     last: Exception = TimeoutError("timed out")
     while time.monotonic() < deadline:
-        try:
-            with socket.create_connection(address, timeout=max(1.0, deadline - time.monotonic())) as peer:
-                peer.sendall(message)
-                # Rank 0 answers once all ranks have connected, or after its own time-out.
-                peer.settimeout(max(1.0, deadline - time.monotonic()) + 5)
-                answer = json.loads(_line(peer))
-        except (OSError, ValueError) as error:
-            last = error
-            time.sleep(RETRY_S)
-            continue
-        return _check_answer(answer, place, timeout_s)
+        for port in rendezvous_ports(place):
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                with (
+                    socket.create_connection((place.master_addr, port), timeout=left) as peer,
+                    peer.makefile("rb") as lines,
+                ):
+                    peer.settimeout(min(HELLO_S, left))
+                    peer.sendall(message)
+                    if json.loads(_line(lines)) != place.job_id:
+                        raise ValueError(f"another job listens on port {port}")
+                    # Rank 0 answers once all ranks have connected, or after its own time-out.
+                    peer.settimeout(max(1.0, deadline - time.monotonic()) + 5)
+                    answer = json.loads(_line(lines))
+            except (OSError, ValueError) as error:
+                last = error
+                continue
+            return _check_answer(answer, place, timeout_s)
+        time.sleep(RETRY_S)
     raise JobError(
-        f"rank {place.rank} on {node_name()} did not reach rank 0 at {address[0]}:{address[1]} within "
-        f"{timeout_s:.0f} s ({last}); check that the nodes are in one network and that no firewall is between them"
+        f"rank {place.rank} on {node_name()} did not reach rank 0 at {_address(place)} within {timeout_s:.0f} s "
+        f"({last}); check that the nodes are in one network and that no firewall is between them"
     )
 
 
-def _check_answer(answer: dict[str, list], place: Place, timeout_s: float) -> list[Location]:
-    """The locations in rank 0's answer, or JobError where it names missing ranks."""
+def _check_answer(answer: dict, place: Place, timeout_s: float) -> Meeting:
+    """What rank 0's answer has settled, or JobError where it names missing ranks."""
     if answer["missing"]:
         ranks = ", ".join(str(rank) for rank in answer["missing"])
         raise JobError(
-            f"rank {ranks} did not reach rank 0 at {place.master_addr}:{rendezvous_port(place)} within "
-            f"{timeout_s:.0f} s; see its own log for the reason, if it has started at all"
+            f"rank {ranks} did not reach rank 0 at {_address(place)} within {timeout_s:.0f} s; see its own log for "
+            "the reason, if it has started at all"
         )
-    return [(host, gpu) for host, gpu in answer["locations"]]
+    return Meeting(locations=[(host, gpu) for host, gpu in answer["locations"]], master_port=answer["master_port"])
 
 
-def _line(peer: socket.socket) -> bytes:
+def _address(place: Place) -> str:
+    return f"{place.master_addr}:{rendezvous_ports(place)[0]}"
+
+
+def _line(lines: BinaryIO) -> bytes:
     """Read up to the end of the line."""
-    data = b""
-    while not data.endswith(b"\n"):
-        part = peer.recv(65536)
-        if not part:
-            raise ValueError("the connection ended")
-        data += part
-    return data
+    line = lines.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("the connection ended")
+    return line

@@ -1,21 +1,23 @@
 """Decide whether an interrupted job is requeued, and requeue it."""
 
-import os
 import signal
-import subprocess
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from jobs.environment import Place
-from jobs.errors import JobError
+from jobs.errors import JobError, SlurmError
 from jobs.failure import rank_errors
-from jobs.slurm import slurm_job
+from jobs.slurm import SlurmJob, ask, slurm_job
 from jobs.stop_flag import StopFlag
 
+PATIENCE_S = 300.0
+"""How long to ask a Slurm controller that does not answer. It may be restarting, and without it nothing is requeued."""
+REQUEUE_S = 60.0
+"""Time limit of `scontrol requeue` in seconds."""
 TRIES = 5
-"""How often to try a requeue: the Slurm controller may be down when the loss of a node interrupts the job."""
+"""How often to try a requeue that Slurm refuses."""
+_ENDED = {"CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 
 class Decision(Enum):
@@ -31,62 +33,90 @@ class Decision(Enum):
 def decide(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Decision:
     """Decide on rank 0 what happens to the job, after all ranks have saved.
 
-    On Slurm, a job is requeued unless a user cancelled it. On this machine, it is requeued only after USR1 or USR2,
-    which announce a time limit or rehearse a preemption; TERM and INT come from a user. When a rank fails, srun sends
-    TERM to the other ranks, and the job is not requeued.
+    On Slurm, a job is requeued unless a user cancelled it (`ask_slurm`). On this machine, it is requeued only after
+    USR1 or USR2, which announce a time limit or rehearse a preemption; TERM and INT come from a user. When a rank
+    fails, srun sends TERM to the other ranks, and the job is not requeued.
 
     Args:
         cluster: "slurm", "local" or "debug".
         folder: folder of the job.
         place: place of this process in the job.
         flag: the flag with the signals that this process has received.
+
+    Raises:
+        JobError: Slurm does not answer.
     """
     if any(not error.is_peer_loss for error in rank_errors(folder, place.job_id, place.world_size)):
         return Decision.FAILED
     if cluster != "slurm":
         announced = {signal.SIGUSR1, signal.SIGUSR2} & set(flag.received)
         return Decision.REQUEUE if cluster == "local" and announced else Decision.STOPPED
-    try:
-        job = slurm_job(place.job_id)
-    except JobError:
-        return Decision.REQUEUE
-    if job is None or job.state == "CANCELLED":
-        return Decision.CANCELLED
-    if job.restarts > place.restarts:
-        return Decision.ALREADY_REQUEUED
-    if job.state == "COMPLETING" and job.reason != "TimeLimit":
-        # A cancelled job whose processes still run is COMPLETING, without a reason.
-        return Decision.CANCELLED
-    return Decision.REQUEUE
+    return ask_slurm(place.job_id, place.restarts)
 
 
-def requeue(flag: StopFlag) -> None:
-    """Call the signal handler that Submitit installed, which requeues the job and ends this process.
+def ask_slurm(job_id: str, restarts: int) -> Decision:
+    """Ask Slurm whether a job that stopped early is to be requeued; ask again until Slurm says so or denies it.
+
+    No answer is no decision, since the stop may come from a user who cancelled the job.
+
+    Args:
+        job_id: Slurm's name for the job.
+        restarts: how often the job was requeued before this attempt.
+
+    Returns:
+        REQUEUE, ALREADY_REQUEUED or CANCELLED.
 
     Raises:
-        JobError: the requeue failed `TRIES` times.
+        JobError: Slurm does not answer within `PATIENCE_S`.
     """
-    handler: Any = flag.previous[signal.SIGUSR2]
-    for attempt in range(1, TRIES + 1):
+    deadline = time.monotonic() + PATIENCE_S
+    pause_s = 0.5
+    while True:
         try:
-            handler(signal.SIGUSR2, None)
-        except (subprocess.SubprocessError, OSError) as error:
+            decision = _decision_of(slurm_job(job_id), restarts)
+            problem = "" if decision else "its state is not final"
+        except SlurmError as error:
+            decision, problem = None, str(error)
+        if decision is not None:
+            return decision
+        if time.monotonic() + pause_s > deadline:
+            raise JobError(f"the job has saved, but Slurm does not say whether it was cancelled: {problem}")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 10.0)
+
+
+def _decision_of(job: SlurmJob | None, restarts: int) -> Decision | None:
+    """What Slurm's answer means; None for a state that passes, such as SIGNALING or SUSPENDED."""
+    if job is None:
+        return Decision.CANCELLED
+    if job.restarts > restarts:
+        return Decision.ALREADY_REQUEUED
+    if job.state == "RUNNING" or (job.state == "COMPLETING" and job.reason == "TimeLimit"):
+        return Decision.REQUEUE
+    # A cancelled job whose processes still run is COMPLETING, without a reason.
+    return Decision.CANCELLED if job.state in _ENDED | {"COMPLETING"} else None
+
+
+def requeue_on_slurm(job_id: str, restarts: int) -> Decision:
+    """Requeue a job, unless a user cancels it, or Slurm requeues it, before that.
+
+    `scontrol requeue` would revive a cancelled job, so Slurm is asked immediately before each try.
+
+    Returns:
+        REQUEUE, or what Slurm has answered instead.
+
+    Raises:
+        JobError: Slurm refuses, or does not answer.
+    """
+    for attempt in range(1, TRIES + 1):
+        decision = ask_slurm(job_id, restarts)
+        if decision is not Decision.REQUEUE:
+            return decision
+        try:
+            ask("scontrol", "requeue", job_id, timeout_s=REQUEUE_S)
+            break
+        except SlurmError as error:
             if attempt == TRIES:
                 raise JobError(f"the job has saved, but Slurm does not requeue it: {error}") from None
-            time.sleep(2.0**attempt)
-            remove_stale_pickles()
-
-
-def remove_stale_pickles() -> None:
-    """Remove the pickles that a killed attempt left behind.
-
-    Submitit refuses to write a pickle while its temporary file exists, and takes a running job with a result for done.
-    """
-    from submitit import JobEnvironment
-
-    paths = JobEnvironment().paths
-    stale = [paths.result_pickle, paths.result_pickle.with_suffix(".pkl.save_tmp")]
-    if int(os.environ.get("RANK", "0")) == 0:
-        stale.append(paths.submitted_pickle.with_suffix(".pkl.save_tmp"))
-    for path in stale:
-        path.unlink(missing_ok=True)
+            time.sleep(attempt)
+    return Decision.REQUEUE

@@ -131,6 +131,9 @@ class Submission(ABC):
 
     def _outcome(self, update: Update) -> Outcome:
         last = last_outcome(self.folder, self.job_id)
+        if last == "finished":
+            # What comes after the end of the work, a cancel or a crash, does not undo it.
+            return Outcome.FINISHED
         if update.state == "COMPLETED":
             return Outcome.INTERRUPTED if last in ("stopped", "cancelled") else Outcome.FINISHED
         return Outcome.CANCELLED if update.state == "CANCELLED" else Outcome.FAILED

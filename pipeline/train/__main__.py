@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from jobs import run_and_leave
 from pipeline.common.cli import report_errors
 
 
@@ -29,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(report_errors(main))
+    run_and_leave(lambda: report_errors(main))

@@ -1,4 +1,4 @@
-"""One attempt at a run: from the process group to the registered model."""
+"""One attempt at a run: from the process group to the exported weights."""
 
 import os
 from collections.abc import Callable
@@ -33,11 +33,13 @@ class Attempt:
         self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
         self._recorder: Recorder | None = None
+        self.is_main = False
+        """Whether this is rank 0; known once the ranks have joined."""
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train to the end or until asked to stop; return whether the end was reached.
 
-        At the end all ranks export the averaged weights, and rank 0 registers them.
+        At the end all ranks export the averaged weights.
 
         Raises:
             TrainingError: the training cannot go on; the message says why and what to do.
@@ -45,6 +47,7 @@ class Attempt:
         config = read_config(self._run_dir).train
         self._start_up.lap("imports")
         world = join_world(config.collective_timeout_s)
+        self.is_main = world.is_main
         self._start_up.lap("ranks")
         import_deepspeed()
         self._start_up.lap("imports")
@@ -77,15 +80,13 @@ class Attempt:
             if self._monitor is not None:
                 self._monitor.stop()
             leave_world()
-        if world.is_main:
-            self.close("finished")
-            from pipeline.register.registration import register_or_explain
-
-            register_or_explain(self._run_dir)
         return True
 
     def close(self, outcome: str) -> None:
-        """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status. Rank 0 only."""
+        """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status.
+
+        A no-op on ranks other than 0, and the second time.
+        """
         status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
         if self._recorder is not None:
             self._recorder.end(outcome)

@@ -35,6 +35,14 @@ class TrainTask:
         return Outcome.FINISHED if self._attempt.run(stop_requested) else Outcome.INTERRUPTED
 
     def ended(self, outcome: Outcome) -> None:
-        """Record the outcome of the job, and give the MLflow run its status. Rank 0 only."""
-        if self._attempt is not None:
-            self._attempt.close(outcome.value)
+        """Record the outcome of the job, give the MLflow run its status, and register a finished model, on rank 0.
+
+        The ranks have left their process group by then, so that nothing that another rank does can end this.
+        """
+        if self._attempt is None:
+            return
+        self._attempt.close(outcome.value)
+        if outcome is Outcome.FINISHED and self._attempt.is_main:
+            from pipeline.register.registration import register_or_explain
+
+            register_or_explain(self.run_dir)

@@ -1,8 +1,11 @@
 """A small task that behaves like a training: its ranks agree at each step, wait for each other, and save together."""
 
+import atexit
+import io
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +58,15 @@ def _receive(peer: socket.socket) -> int:
     return data[0]
 
 
+class AbortingOutput(io.StringIO):
+    """Output that aborts the process when it is flushed and the rank's result is on disk."""
+
+    def flush(self) -> None:
+        name = f"{os.environ['JOB_ID']}_{os.environ['RANK']}_result.pkl"
+        if (Path(os.environ["SUBMITIT_FOLDER"]) / name).exists():
+            os.abort()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Count:
     """Counts to `end`, one step every `pause_s` seconds; saves every `save_every` steps and when asked to stop.
@@ -62,6 +74,11 @@ class Count:
     Each rank writes one line for each start to a file in `folder`: first step, pid, restarts, port. At `raise_at`
     (rank, step), that rank raises an error; at `kill_at` (rank, step), it kills itself, only in the first attempt if
     `once`. With `stuck`, a stopped task saves the step from which it started.
+
+    `ended` takes `ended_s` seconds. At `hold` ("import", "begin" or "export"), each rank writes a file of that name and
+    its number, and waits `hold_s` seconds, only in the first attempt: before it connects to the others, before the
+    first step, after the last step. Rank 1 aborts at its end with `crash`: "atexit" while the interpreter shuts down,
+    "late" when its result is on disk.
     """
 
     folder: Path
@@ -72,13 +89,19 @@ class Count:
     kill_at: tuple[int, int] | None = None
     once: bool = True
     stuck: bool = False
+    ended_s: float = 0.0
+    hold: str = ""
+    hold_s: float = 3.0
+    crash: str = ""
 
     def progress(self) -> str:
         """The saved step."""
         return f"step {self.saved()}"
 
     def ended(self, outcome: Outcome) -> None:
-        """Append the outcome to a file."""
+        """Append the outcome to a file, after the file `ending` and a while."""
+        (self.folder / "ending").touch()
+        time.sleep(self.ended_s)
         with (self.folder / "ended").open("a") as file:
             file.write(outcome.name + "\n")
 
@@ -93,9 +116,19 @@ class Count:
             (self.folder / "step.tmp").write_text(str(step))
             (self.folder / "step.tmp").replace(self.folder / "step")
 
+    def _hold(self, point: str, rank: int, restarts: int) -> None:
+        if self.hold == point and restarts == 0:
+            (self.folder / f"{point}{rank}").touch()
+            time.sleep(self.hold_s)
+
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Count until the end, or until asked to stop."""
         rank, restarts = int(os.environ["RANK"]), int(os.environ["JOB_RESTARTS"])
+        if rank == 1 and self.crash == "atexit":
+            atexit.register(os.abort)
+        if rank == 1 and self.crash == "late":
+            sys.stdout = AbortingOutput()
+        self._hold("import", rank, restarts)
         group = Group()
         first = self.saved()
         with (self.folder / f"rank{rank}").open("a") as file:
@@ -103,6 +136,7 @@ class Count:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
         (self.folder / f"place{rank}").write_text(f"{os.environ['LOCAL_RANK']} {devices}\n")
         print(f"rank {rank} starts at {first}", flush=True)
+        self._hold("begin", rank, restarts)
         for step in range(first, self.end):
             if self.raise_at == (rank, step):
                 raise ValueError(f"step {step} cannot be done")
@@ -115,6 +149,7 @@ class Count:
             if step % self.save_every == 0:
                 self.save(step, rank)
             time.sleep(self.pause_s)
+        self._hold("export", rank, restarts)
         self.save(self.end, rank)
         group.any(False)
         return Outcome.FINISHED

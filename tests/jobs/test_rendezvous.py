@@ -1,5 +1,6 @@
 """The rendezvous of the ranks, in threads with real sockets."""
 
+import contextlib
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 
 from jobs.environment import Place, free_port
 from jobs.errors import JobError
-from jobs.rendezvous import rendezvous, rendezvous_port
+from jobs.rendezvous import Meeting, rendezvous, rendezvous_ports
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def rendezvous_of(place, ranks, timeout_s):
 def test_all_ranks_learn_host_and_gpu_of_each_rank(place, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert rendezvous_of(place, [2, 0, 1], 20) == [[("n1", "3")] * 3] * 3
+    assert (
+        rendezvous_of(place, [2, 0, 1], 20) == [Meeting(locations=[("n1", "3")] * 3, master_port=place.master_port)] * 3
+    )
 
 
 def test_every_other_rank_names_the_missing_one_within_the_time_out(place):
@@ -55,6 +58,7 @@ def test_every_other_rank_names_the_missing_one_within_the_time_out(place):
 
 def test_rank_that_cannot_reach_rank_0_names_its_address(place):
     (message,) = rendezvous_of(place, [1], 1)
+    assert isinstance(message, str)
     assert "did not reach rank 0 at 127.0.0.1:" in message
     assert "Connection refused" in message
 
@@ -63,7 +67,7 @@ def test_connection_of_another_job_does_not_count_as_a_rank(place):
     def connect():
         for _ in range(50):
             try:
-                with socket.create_connection(("127.0.0.1", rendezvous_port(place)), timeout=1) as peer:
+                with socket.create_connection(("127.0.0.1", rendezvous_ports(place)[0]), timeout=1) as peer:
                     peer.sendall(b'[1, "another job", "n9", ""]\n')
                     return
             except OSError:
@@ -76,4 +80,18 @@ def test_connection_of_another_job_does_not_count_as_a_rank(place):
 
 
 def test_single_rank_does_not_wait(place):
-    assert len(rendezvous(replace(place, world_size=1), 0)) == 1
+    assert len(rendezvous(replace(place, world_size=1), 0).locations) == 1
+
+
+def test_ports_that_other_programs_use_are_passed_over(place, monkeypatch):
+    monkeypatch.setattr("jobs.rendezvous.HELLO_S", 0.5)
+    taken = [place.master_port, *rendezvous_ports(place)[:2]]
+    with contextlib.ExitStack() as stack:
+        # One answers nothing, and the ranks must not wait for it until the time-out.
+        for port in taken:
+            stack.enter_context(socket.create_server(("", port)))
+        meetings = rendezvous_of(place, [0, 1, 2], 60)
+        ports = {meeting.master_port for meeting in meetings if isinstance(meeting, Meeting)}
+        alone = rendezvous(replace(place, world_size=1), 0).master_port
+    assert len(ports) == 1
+    assert not {*ports, alone} & set(taken)

@@ -1,10 +1,12 @@
 """Whether an interrupted job is requeued, decided from faked answers of Slurm."""
 
 import signal
+import threading
 
 import pytest
 
-from jobs.requeue import Decision, decide
+from jobs.errors import JobError
+from jobs.requeue import Decision, decide, requeue_on_slurm
 from jobs.stop_flag import StopFlag
 from tests.jobs.support import HEAD, PLACE, write_rank_error
 
@@ -24,6 +26,7 @@ def flag_with(*signals: signal.Signals) -> StopFlag:
         ("JobState=COMPLETING Reason=TimeLimit Restarts=1", Decision.REQUEUE),
         ("JobState=COMPLETING Reason=None Restarts=2", Decision.ALREADY_REQUEUED),
         ("JobState=PENDING Reason=BeginTime Restarts=2", Decision.ALREADY_REQUEUED),
+        ("JobState=FAILED Reason=NonZeroExitCode Restarts=1", Decision.CANCELLED),
     ],
 )
 def test_interrupted_slurm_job_is_requeued_unless_a_user_cancelled_it(fake_command, tmp_path, answer, expected):
@@ -31,9 +34,33 @@ def test_interrupted_slurm_job_is_requeued_unless_a_user_cancelled_it(fake_comma
     assert decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM)) is expected
 
 
-def test_interrupted_job_is_requeued_while_the_slurm_controller_is_down(fake_command, tmp_path):
+def test_no_answer_is_no_decision(fake_command, tmp_path, monkeypatch):
     fake_command("scontrol", error="Unable to contact slurm controller (connect failure)", status=1)
-    assert decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM)) is Decision.REQUEUE
+    answer = threading.Timer(1, fake_command, ("scontrol", "JobState=COMPLETING Reason=None Restarts=1"))
+    answer.start()
+    assert decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM)) is Decision.CANCELLED
+    answer.join()
+    monkeypatch.setattr("jobs.requeue.PATIENCE_S", 0.0)
+    fake_command("scontrol", error="Unable to contact slurm controller (connect failure)", status=1)
+    with pytest.raises(JobError, match=r"Slurm does not say whether it was cancelled: .*Unable to contact"):
+        decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM))
+
+
+def test_slurm_is_asked_before_every_requeue(tmp_path, monkeypatch):
+    # The first requeue fails, and before the second one a user cancels the job.
+    log = tmp_path / "asked"
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"""#!/bin/sh
+echo $1 >> {log}
+[ $1 = requeue ] && {{ touch {tmp_path}/cancelled; echo "Unable to contact slurm controller" >&2; exit 1; }}
+[ -e {tmp_path}/cancelled ] && echo JobState=COMPLETING Reason=None Restarts=1 || echo JobState=RUNNING Restarts=1
+"""
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert requeue_on_slurm("7", 1) is Decision.CANCELLED
+    assert log.read_text().split() == ["show", "requeue", "show"]
 
 
 def test_job_with_a_failed_rank_is_not_requeued(fake_command, tmp_path):

@@ -33,6 +33,8 @@ def test_dry_run_shows_the_script_without_slurm(fake_command, tmp_path):
     srun = next(line for line in lines if line.startswith("srun"))
     assert "--kill-on-bad-exit=1" in srun
     assert "--cpus-per-task=6" in srun
+    # A site's own WaitTime must not end rank 0 while it registers.
+    assert "--wait=0" in srun
     assert not (tmp_path / "run").exists()
 
 
@@ -43,7 +45,8 @@ def test_container_mounts_the_run_and_the_code(tmp_path, monkeypatch):
     script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run/jobs", resources=resources, name="x", code=code)
     srun = next(line for line in script.splitlines() if line.startswith("srun"))
     mounts = ",".join(f"{path}:{path}" for path in (tmp_path / "run", tmp_path / "code", tmp_path))
-    assert f"'--container-image=registry#image:1' --container-mounts={mounts} python3 -u -m jobs.rank" in srun
+    assert f"'--container-image=registry#image:1' --container-mounts={mounts} sh -c " in srun
+    assert " sh python3 -u -m jobs.rank " in srun
 
 
 def test_dry_run_on_the_local_cluster_describes_the_processes(tmp_path):

@@ -50,6 +50,22 @@ def test_preempted_run_with_a_killed_rank_equals_an_uninterrupted_one(slurm, fol
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("event", ["cancelled", "preempted"])
+def test_run_that_is_stopped_while_it_registers_its_model_ends_registered(slurm, folder, event):
+    run = Run(folder, f"registering-{event}").launch()
+    wait_until((run.path / "export" / "model.json").exists)
+    if event == "cancelled":
+        slurm.run("scancel", run.job_id)
+    else:
+        preempt(slurm)
+    output = run.finish()
+    assert run.status == 0, output
+    assert (run.path / "registered.json").exists()
+    assert run.mlflow()["sent_status"] == "FINISHED"
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
 def test_preemption_without_grace_loses_at_most_one_interval(slurm, folder, uninterrupted):
     slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
     run = Run(folder, "no-grace").launch()

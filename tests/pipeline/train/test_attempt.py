@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from pipeline.config.checks import check
 from pipeline.config.schema import OptimizerConfig, ScheduleConfig
 from pipeline.recipes.digits import demo
 from pipeline.run import directory as run_directory
-from pipeline.run.files import read_events, read_metrics
+from pipeline.run.files import durable_step, read_events, read_metrics
+from pipeline.weights.card import is_exported
 from tests.support import REPOSITORY
-from tests.support.attempts import FAILED, RunningAttempt
+from tests.support.attempts import FAILED, FINISHED, INTERRUPTED, RunningAttempt, finished_steps
 from tests.support.ranks import free_port
 from tests.support.small_shards import config, pack
 
 pytestmark = pytest.mark.timeout(600)
+
+STEPS = 6
 
 
 def start(run_dir: Path, digits: Path, **changes: Any) -> "subprocess.Popen[str]":
@@ -108,3 +112,40 @@ def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: P
     assert steps == sorted(set(steps))
     [back] = [event for event in read_events(run_dir) if event["event"] == "back"]
     assert back["step"] == skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("moment", "finishes"),
+    [
+        # The network and the engine are built, and the first batch is being read.
+        (lambda run_dir: bool(read_events(run_dir)), False),
+        # The last step, then the final evaluation.
+        (lambda run_dir: finished_steps(run_dir) >= STEPS - 1, True),
+        # The last checkpoint, then the export.
+        pytest.param(lambda run_dir: finished_steps(run_dir) >= STEPS, True, marks=pytest.mark.slow),
+        # The end of the attempt, with the registration.
+        (is_exported, True),
+    ],
+    ids=["first batch", "final evaluation", "export", "registration"],
+)
+def test_stop_request_at_each_phase_loses_nothing(tmp_path: Path, moment: Callable[[Path], bool], finishes: bool):
+    pack(tmp_path / "shards", (24, 24))
+    pack(tmp_path / "shards", (24,), split="validation")
+    short = config(tmp_path / "shards", tmp_path / "cache", steps=STEPS, precision="fp32", save_every_steps=100)
+    run_dir = tmp_path / "run"
+    run_directory.prepare(run_dir, check(short, 2), {"tracking_uri": "sqlite:///none.db"})
+    with RunningAttempt(run_dir) as attempt:
+        limit = time.monotonic() + 120
+        while not moment(run_dir):
+            assert time.monotonic() < limit, attempt.output()[-3000:]
+            time.sleep(0.001)
+        attempt.signal(signal.SIGTERM)
+        assert attempt.wait() == [FINISHED if finishes else INTERRUPTED] * 2, attempt.output()[-3000:]
+    (end,) = [event for event in read_events(run_dir) if event["event"] == "end"]
+    assert end["outcome"] == ("finished" if finishes else "interrupted")
+    if not finishes:
+        assert durable_step(run_dir) == finished_steps(run_dir) > 0
+        with RunningAttempt(run_dir) as attempt:
+            assert attempt.wait() == [FINISHED] * 2
+    assert is_exported(run_dir)
+    assert [record["step"] for record in read_metrics(run_dir)] == list(range(1, STEPS + 1))
