@@ -9,6 +9,7 @@ from transxnet.dense.mask_rcnn import MaskRCNN, mask_rcnn
 from transxnet.dense.retinanet import RetinaNet, retinanet
 from transxnet.dense.semantic_fpn import SemanticFPN, resize_logits, semantic_fpn
 from transxnet.dense.upstream import from_upstream, to_upstream
+from transxnet.dense.weights import load_backbone
 
 __all__ = [
     "Detections",
@@ -16,6 +17,7 @@ __all__ = [
     "RetinaNet",
     "SemanticFPN",
     "from_upstream",
+    "load_backbone",
     "mask_rcnn",
     "resize_logits",
     "retinanet",

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from transxnet.backbone import Backbone, initialise
 from transxnet.config import STAGES, VARIANTS, Backend, config_for
+from transxnet.dense.weights import WeightsSource, load_backbone, read_backbone
 
 __all__ = ["DROP_PATH_RATES", "build_backbone"]
 
@@ -18,6 +19,7 @@ def build_backbone(
     drop_path_rate: float | None = None,
     image_size: int = 224,
     backend: Backend = "auto",
+    pretrained: WeightsSource | None = None,
 ) -> Backbone:
     """Build and initialise the backbone of a dense network.
 
@@ -28,9 +30,11 @@ def build_backbone(
         image_size: side in pixels that the position bias tables are made for. Upstream keeps the 224 of the
             classification weights; the tables are interpolated for every other size.
         backend: `auto`, `reference` or `triton`.
+        pretrained: weights of a TransXNet to start from, as `transxnet.transxnet_t` takes them.
 
     Raises:
-        ValueError: there is no such variant, or a value does not fit.
+        ValueError: there is no such variant, a value does not fit, or `pretrained` holds no weights of this variant.
+        ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
     name = variant if variant in VARIANTS else f"transxnet_{variant}"
     if name not in VARIANTS:
@@ -39,4 +43,6 @@ def build_backbone(
     config = config_for(name, drop_path_rate=rate, image_size=image_size, backend=backend)
     backbone = Backbone(config, norm_stages)
     backbone.apply(initialise)
+    if pretrained is not None:
+        load_backbone(backbone, read_backbone(pretrained))
     return backbone

@@ -45,7 +45,8 @@ class FeaturePyramid(nn.Module):
             tops[level] = tops[level] + F.interpolate(tops[level + 1], size=size, mode="nearest")
         levels = [conv(x) for conv, x in zip(self.outputs, tops, strict=False)]
         if self.extra == "pool":
-            levels.append(F.max_pool2d(levels[-1], 1, stride=2))
+            # Max pooling of one pixel; its gradient on CUDA devices would not be deterministic.
+            levels.append(levels[-1][..., ::2, ::2])
         elif self.extra == "convs":
             sixth, seventh = self.outputs[-2:]
             levels.append(sixth(maps[-1]))

@@ -21,6 +21,7 @@ from transxnet.dense.inputs import check_images, check_truths, image_scale
 from transxnet.dense.losses import at_least_fp32
 from transxnet.dense.roi import pool_regions
 from transxnet.dense.rpn import STRIDES, ProposalNetwork
+from transxnet.dense.weights import WeightsSource
 
 __all__ = ["MaskRCNN", "Regions", "mask_rcnn", "sample_regions"]
 
@@ -213,6 +214,7 @@ def mask_rcnn(
     drop_path_rate: float | None = None,
     image_size: int = 224,
     backend: Backend = "auto",
+    pretrained: WeightsSource | None = None,
 ) -> MaskRCNN:
     """Build Mask R-CNN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
@@ -222,11 +224,15 @@ def mask_rcnn(
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         image_size: side in pixels that the backbone's position tables are made for.
         backend: of the backbone: `auto`, `reference` or `triton`.
+        pretrained: weights of a TransXNet that the backbone starts from: a run directory, a `models:/` URI or a file.
 
     Raises:
-        ValueError: there is no such variant, or a value does not fit.
+        ValueError: there is no such variant, a value does not fit, or `pretrained` holds no weights of this variant.
+        ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, needs at least 1")
-    backbone = build_backbone(variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend)
+    backbone = build_backbone(
+        variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend, pretrained=pretrained
+    )
     return MaskRCNN(backbone, num_classes)

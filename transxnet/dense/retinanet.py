@@ -21,9 +21,12 @@ from transxnet.dense.build import build_backbone
 from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.inputs import check_images, check_truths, image_scale
 from transxnet.dense.losses import at_least_fp32
+from transxnet.dense.weights import WeightsSource
 
 __all__ = ["RetinaHead", "RetinaNet", "retinanet"]
 
+NORM_STAGES = (1, 2, 3)
+"""Stages whose maps the pyramid takes; upstream has no norm on the first stage's map, which feeds nothing."""
 STRIDES = (8, 16, 32, 64, 128)
 SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))
 ASSIGNMENT = Thresholds(positive=0.5, negative=0.4, lowest=0.0)
@@ -211,6 +214,7 @@ def retinanet(
     drop_path_rate: float | None = None,
     image_size: int = 224,
     backend: Backend = "auto",
+    pretrained: WeightsSource | None = None,
 ) -> RetinaNet:
     """Build RetinaNet on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
@@ -220,13 +224,20 @@ def retinanet(
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         image_size: side in pixels that the backbone's position tables are made for.
         backend: of the backbone: `auto`, `reference` or `triton`.
+        pretrained: weights of a TransXNet that the backbone starts from: a run directory, a `models:/` URI or a file.
 
     Raises:
-        ValueError: there is no such variant, or a value does not fit.
+        ValueError: there is no such variant, a value does not fit, or `pretrained` holds no weights of this variant.
+        ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, needs at least 1")
     backbone = build_backbone(
-        variant, norm_stages=(1, 2, 3), drop_path_rate=drop_path_rate, image_size=image_size, backend=backend
+        variant,
+        norm_stages=NORM_STAGES,
+        drop_path_rate=drop_path_rate,
+        image_size=image_size,
+        backend=backend,
+        pretrained=pretrained,
     )
     return RetinaNet(backbone, num_classes)

@@ -12,6 +12,7 @@ from transxnet.config import Backend
 from transxnet.dense.build import build_backbone
 from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.losses import pixel_cross_entropy
+from transxnet.dense.weights import WeightsSource
 
 __all__ = ["SemanticFPN", "SemanticHead", "resize_logits", "semantic_fpn"]
 
@@ -115,6 +116,7 @@ def semantic_fpn(
     dropout: float = 0.1,
     image_size: int = 224,
     backend: Backend = "auto",
+    pretrained: WeightsSource | None = None,
 ) -> SemanticFPN:
     """Build Semantic FPN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
@@ -125,11 +127,15 @@ def semantic_fpn(
         dropout: rate at which channels are dropped before the last convolution in training.
         image_size: side in pixels that the backbone's position tables are made for.
         backend: of the backbone: `auto`, `reference` or `triton`.
+        pretrained: weights of a TransXNet that the backbone starts from: a run directory, a `models:/` URI or a file.
 
     Raises:
-        ValueError: there is no such variant, or a value does not fit.
+        ValueError: there is no such variant, a value does not fit, or `pretrained` holds no weights of this variant.
+        ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, needs at least 1")
-    backbone = build_backbone(variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend)
+    backbone = build_backbone(
+        variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend, pretrained=pretrained
+    )
     return SemanticFPN(backbone, num_classes, dropout)
