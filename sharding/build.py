@@ -92,12 +92,14 @@ class BuildOptions:
                 raise ShardingError(f"--{field} {value!r}: only letters, digits, - and _ may be in it")
 
 
-def build(options: BuildOptions, *, log: Log = no_log) -> list[Manifest]:
+def build(options: BuildOptions, *, log: Log = no_log, own_process: bool = False) -> list[Manifest]:
     """Pack the splits that the options ask for.
 
     Args:
         options: source, output and settings. This function does not read SLURM's variables; the command does.
         log: function that takes lines of text for the user.
+        own_process: whether a single worker is a process of its own too, as in the command: a decoder that crashes
+            then does not end this process.
 
     Returns:
         The manifest of each complete split; a split with shards left to other tasks has none.
@@ -108,7 +110,7 @@ def build(options: BuildOptions, *, log: Log = no_log) -> list[Manifest]:
     from sharding.pool import available_cpus, prepare_workers
 
     options.check()
-    if (options.workers or available_cpus()) > 1:
+    if own_process or (options.workers or available_cpus()) > 1:
         prepare_workers("sharding.writer")
 
     from sharding.sources import list_source
@@ -116,11 +118,11 @@ def build(options: BuildOptions, *, log: Log = no_log) -> list[Manifest]:
     form = None if options.source_format == "auto" else options.source_format
     # List all splits before packing the first: a fault in the last one should show now, not hours later.
     listings = list_source(options.source, options.split, form, options.classes)
-    manifests = [_build_split(options, listing, log) for listing in listings]
+    manifests = [_build_split(options, listing, log, own_process) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
 
 
-def _build_split(options: BuildOptions, listing: Listing, log: Log) -> Manifest | None:
+def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process: bool) -> Manifest | None:
     """Pack one split; returns None while shards of other tasks are missing."""
     from sharding.images import ImagePolicy
     from sharding.labels import align_with_published
@@ -168,7 +170,7 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log) -> Manifest 
             task_index=task_index,
             task_count=task_count,
         )
-        for record, was_finished in run_jobs(pack_shard, jobs, workers):
+        for record, was_finished in run_jobs(pack_shard, jobs, workers, own_process=own_process):
             if record is not None:
                 progress.add(record.shard.samples, record.shard.bytes, written=not was_finished)
         manifest = packing.finish()
@@ -239,7 +241,7 @@ def _run(options: BuildOptions) -> int:
     if options.task_count is None and options.task_index is None:
         index, count = slurm_task(os.environ)
         options = dataclasses.replace(options, task_index=index, task_count=count)
-    build(options, log=print_line)
+    build(options, log=print_line, own_process=True)
     return 0
 
 

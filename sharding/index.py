@@ -34,12 +34,14 @@ class IndexOptions(ShardsOptions):
     """on an unreadable sample: stop, or leave it out of the index and list it in the manifest"""
 
 
-def index(options: IndexOptions, *, log: Log = no_log) -> list[Manifest]:
+def index(options: IndexOptions, *, log: Log = no_log, own_process: bool = False) -> list[Manifest]:
     """Make manifest and index for tars that other software packed.
 
     Args:
         options: the shards, and how to read them.
         log: function that takes lines of text for the user.
+        own_process: whether a single worker is a process of its own too, as in the command: a decoder that crashes
+            then does not end this process.
 
     Returns:
         The manifest of each split.
@@ -63,7 +65,7 @@ def index(options: IndexOptions, *, log: Log = no_log) -> list[Manifest]:
                 "Fetch them."
             )
         shards = [numbered[number] for number in sorted(numbered)]
-        manifests.append(_index_split(folder, name, split, shards, options, log))
+        manifests.append(_index_split(folder, name, split, shards, options, log, own_process))
     return manifests
 
 
@@ -92,7 +94,9 @@ def _find_shards(folder: Folder, options: IndexOptions) -> dict[tuple[str, str],
     return found
 
 
-def _index_split(folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, log: Log) -> Manifest:
+def _index_split(
+    folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, log: Log, own_process: bool
+) -> Manifest:
     """Read the tars of one split and publish its index and manifest.
 
     Raises:
@@ -113,7 +117,7 @@ def _index_split(folder: Folder, name: str, split: str, shards: list[str], optio
     tables: dict[str, pa.Table] = {}
     number = {shard: position for position, shard in enumerate(shards)}
     with Progress(f"index {name}-{split}", None) as progress:
-        for scan, table in run_jobs(scan_for_index, jobs, workers):
+        for scan, table in run_jobs(scan_for_index, jobs, workers, own_process=own_process):
             scans[scan.name] = scan
             shard_column = pa.array(np.full(len(table), number[scan.name], np.int32))
             tables[scan.name] = table.set_column(table.schema.get_field_index("shard"), "shard", shard_column)
@@ -192,7 +196,7 @@ def _classes(
 
 
 def _run(options: IndexOptions) -> int:
-    index(options, log=print_line)
+    index(options, log=print_line, own_process=True)
     return 0
 
 

@@ -8,14 +8,16 @@ import json
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
 from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, pack_image
+from sharding.isolation import isolated
 from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES, OddImage
+from sharding.pool import note_place
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
@@ -110,19 +112,21 @@ class _Stream:
         return data
 
 
-def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
+def scan_shard(folder: Folder, name: str, *, decode_check: bool, in_isolation: bool = False) -> Scan:
     """Read one shard.
 
     Args:
         folder: folder of the shards.
         name: file name of the tar.
         decode_check: whether to decode every image.
+        in_isolation: whether each image is decoded in a process of its own, because a worker crashed in this shard.
 
     Raises:
         OSError: the file cannot be read at all.
     """
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
+    make_row = isolated(_row) if in_isolation else _row
     rows, faults, odd, classes = [], [], [], {}
     keys: set[str] = set()
     with folder.open_stream(name) as opened:
@@ -133,8 +137,9 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool) -> Scan:
                     faults.append(Fault(name, "", f"the key {sample.key!r} comes more than once"))
                     continue
                 keys.add(sample.key)
+                note_place(sample.image.offset if sample.image else -1)
                 try:
-                    row, wnid, oddity = _row(sample, policy)
+                    row, wnid, oddity = make_row(sample, policy)
                 except (ImageError, SourceError) as error:
                     faults.append(Fault(name, sample.key, str(error)))
                 else:
@@ -241,11 +246,26 @@ class ScanJob:
         folder: folder of the shards.
         name: file name of the tar.
         decode_check: whether to decode every image.
+        isolated: whether each image is decoded in a process of its own, because a worker crashed in this shard.
     """
 
     folder: Folder
     name: str
     decode_check: bool
+    isolated: bool = False
+
+    def isolate(self) -> Self | None:
+        """The same job with each image in a process of its own; None if it is so already."""
+        return None if self.isolated else dataclasses.replace(self, isolated=True)
+
+    def describe(self, place: int) -> str:
+        """Describe the image that a worker had begun; `place` is its position in the file in bytes, -1 if unknown."""
+        return describe_place(self.name, place)
+
+
+def describe_place(name: str, place: int) -> str:
+    """Describe an image by the shard that it is in and its position there in bytes, -1 if unknown."""
+    return name if place < 0 else f"the image at byte {place:,} of {name}"
 
 
 def scan_for_index(job: ScanJob) -> tuple[Scan, pa.Table]:
@@ -258,7 +278,7 @@ def scan_for_index(job: ScanJob) -> tuple[Scan, pa.Table]:
         ManifestError: the file cannot be read.
     """
     try:
-        scan = scan_shard(job.folder, job.name, decode_check=job.decode_check)
+        scan = scan_shard(job.folder, job.name, decode_check=job.decode_check, in_isolation=job.isolated)
     except OSError as error:
         raise ManifestError(f"{job.folder.location}/{job.name} cannot be read: {error}") from error
     return dataclasses.replace(scan, rows=[]), scan.table(0)

@@ -33,12 +33,14 @@ class VerifyOptions(ShardsOptions):
     """Re-hash, recount and decode shards, and compare them with their manifest and index."""
 
 
-def verify(options: VerifyOptions, *, log: Log = no_log) -> list[Fault]:
+def verify(options: VerifyOptions, *, log: Log = no_log, own_process: bool = False) -> list[Fault]:
     """Verify all splits that the options name.
 
     Args:
         options: the shards, and how to read them.
         log: function that takes lines of text for the user.
+        own_process: whether a single worker is a process of its own too, as in the command: a decoder that crashes
+            then does not end this process.
 
     Returns:
         All faults; empty if the shards match their manifests.
@@ -60,13 +62,13 @@ def verify(options: VerifyOptions, *, log: Log = no_log) -> list[Fault]:
         raise ManifestError(f"no manifest in {options.shards!r} fits --name {options.name} --split {options.split}")
     faults = _check_info(folder, manifests)
     for manifest in manifests:
-        found = _verify_split(folder, manifest, options)
+        found = _verify_split(folder, manifest, options, own_process)
         log(f"{manifest.stem}: {manifest.num_samples:,} images in {len(manifest.shards)} shards, {len(found)} faults")
         faults += found
     return faults
 
 
-def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) -> list[Fault]:
+def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions, own_process: bool) -> list[Fault]:
     """Verify one split.
 
     Raises:
@@ -94,7 +96,7 @@ def _verify_split(folder: Folder, manifest: Manifest, options: VerifyOptions) ->
     )
     workers = worker_count(options.workers, len(manifest.shards))
     with Progress(f"verify {manifest.stem}", manifest.num_samples) as progress:
-        for number, found in run_jobs(verify_shard, jobs, workers):
+        for number, found in run_jobs(verify_shard, jobs, workers, own_process=own_process):
             faults += found
             progress.add(manifest.shards[number].samples, manifest.shards[number].bytes, written=True)
     if manifest.settings.get("whole_imagenet") and is_imagenet(manifest.classes, manifest.split):
@@ -159,7 +161,7 @@ def summarise(faults: list[Fault]) -> Iterator[str]:
 
 
 def _run(options: VerifyOptions) -> int:
-    faults = verify(options, log=print_line)
+    faults = verify(options, log=print_line, own_process=True)
     for line in summarise(faults):
         print_line(line)
     if not faults:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 
 import pyarrow as pa
 
 from sharding.manifest import Manifest
-from sharding.scan import MISSING, UNEXPECTED, Fault, scan_shard
+from sharding.scan import MISSING, UNEXPECTED, Fault, describe_place, scan_shard
 from sharding.storage import Folder
 
 
@@ -21,6 +23,7 @@ class VerifyJob:
         number: position of the shard in the manifest.
         rows: rows of the index that belong to the shard.
         decode_check: whether to decode every image.
+        isolated: whether each image is decoded in a process of its own, because a worker crashed in this shard.
     """
 
     folder: Folder
@@ -28,6 +31,15 @@ class VerifyJob:
     number: int
     rows: pa.Table
     decode_check: bool
+    isolated: bool = False
+
+    def isolate(self) -> Self | None:
+        """The same job with each image in a process of its own; None if it is so already."""
+        return None if self.isolated else dataclasses.replace(self, isolated=True)
+
+    def describe(self, place: int) -> str:
+        """Describe the image that a worker had begun; `place` is its position in the file in bytes, -1 if unknown."""
+        return describe_place(self.manifest.shards[self.number].name, place)
 
 
 def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
@@ -38,7 +50,7 @@ def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
     """
     shard, name = job.manifest.shards[job.number], job.manifest.shards[job.number].name
     try:
-        scan = scan_shard(job.folder, name, decode_check=job.decode_check)
+        scan = scan_shard(job.folder, name, decode_check=job.decode_check, in_isolation=job.isolated)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         return job.number, [Fault(name, "", reason)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 
 from sharding.errors import ImageError, OutputError, SourceError
 from sharding.images import ImagePolicy, PackedImage, pack_image, resize_in_one_thread
+from sharding.isolation import isolated
 from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
+from sharding.pool import note_place
 from sharding.shard_record import ShardRecord
 from sharding.sources.images import iter_images
 from sharding.sources.listing import Listing
@@ -44,6 +48,7 @@ class ShardJob:
         wnids: class id of each sample.
         policy: how to check and convert each image.
         skip_bad: whether to leave unreadable images out instead of refusing the shard.
+        isolated: whether each image is decoded in a process of its own, because a worker crashed in this shard.
     """
 
     number: int
@@ -57,6 +62,15 @@ class ShardJob:
     wnids: Sequence[str]
     policy: ImagePolicy
     skip_bad: bool
+    isolated: bool = False
+
+    def isolate(self) -> Self | None:
+        """The same job with each image in a process of its own; None if it is so already."""
+        return None if self.isolated else dataclasses.replace(self, isolated=True)
+
+    def describe(self, place: int) -> str:
+        """Describe the image that a worker had begun; `place` is its position in the shard, -1 before the first."""
+        return self.file_name if place < 0 else self.samples.describe(place)
 
 
 def pack_shard(job: ShardJob) -> tuple[ShardRecord | None, bool]:
@@ -180,9 +194,11 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
         odd.append(OddImage(job.samples.keys[index].as_py(), job.samples.describe(index), reason, action))
 
     with resize_in_one_thread(job.policy):
+        pack = isolated(pack_image) if job.isolated else pack_image
         for index, data in iter_images(job.source, job.samples):
+            note_place(index)
             try:
-                packed = pack_image(data, job.policy)
+                packed = pack(data, job.policy)
             except ImageError as error:
                 if job.skip_bad:
                     note(index, str(error), "skipped")

@@ -11,7 +11,7 @@ from collections import deque
 from pipeline.common.processes import end_helper, start_helper
 from pipeline.data import worker as worker_module
 from pipeline.data.damaged_samples import DamagedSampleError, Replacement
-from pipeline.data.reader import LoaderError, ReaderSpec
+from pipeline.data.reader import LoaderError, ReaderSpec, describe_sample
 from pipeline.data.slots import SharedSlots
 from pipeline.data.worker import MAX_REPORT, TASK, Report, WorkerSpec
 
@@ -33,7 +33,8 @@ class WorkerPool:
             slots: number of slots, each for one micro-batch.
             slot_samples: number of samples of a micro-batch.
         """
-        self.slots = SharedSlots(slots, slot_samples, spec.image_size)
+        self._spec = spec
+        self.slots = SharedSlots(slots, slot_samples, spec.image_size, workers)
         self._missing = [0] * slots
         self._replaced: list[list[Replacement]] = [[] for _ in range(slots)]
         self._chunk = max(1, min(_CHUNK, -(-slot_samples // workers)))
@@ -42,12 +43,13 @@ class WorkerPool:
         self._reports, worker_reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks.setblocking(False)
         spec_fd = os.memfd_create("loader-spec")
-        os.write(spec_fd, pickle.dumps(WorkerSpec(spec, slots, slot_samples)))
+        os.write(spec_fd, pickle.dumps(WorkerSpec(spec, slots, slot_samples, workers)))
         inherited = (spec_fd, self.slots.descriptor, worker_tasks.fileno(), worker_reports.fileno())
         self._workers: list[subprocess.Popen[bytes]] = []
         try:
-            for _ in range(workers):
-                self._workers.append(start_helper(worker_module.__name__, [str(fd) for fd in inherited], inherited))
+            for number in range(workers):
+                arguments = [str(value) for value in (number, *inherited)]
+                self._workers.append(start_helper(worker_module.__name__, arguments, inherited))
         finally:
             os.close(spec_fd)
             worker_tasks.close()
@@ -124,9 +126,12 @@ class WorkerPool:
 
     def _check_workers(self) -> None:
         """Raise `LoaderError` if a worker process has ended."""
-        for worker in self._workers:
+        for worker, row in zip(self._workers, self.slots.reading.tolist(), strict=True):
             code = worker.poll()
             if code is not None:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 hint = "; out of memory? Take fewer --train.data.workers" if code == -signal.SIGKILL else ""
-                raise LoaderError(f"loader worker {worker.pid} {how}{hint}")
+                sample = "" if row < 0 else f"; it was reading {describe_sample(self._spec, row)}"
+                if row >= 0 and code < 0 and code != -signal.SIGKILL:
+                    hint = "; see which images end a decoder by python -m sharding.verify"
+                raise LoaderError(f"loader worker {worker.pid} {how}{hint}{sample}")

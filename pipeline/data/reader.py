@@ -92,9 +92,15 @@ class Augment(Protocol):
 class SampleReader:
     """Reads samples of a split into the arrays of a batch."""
 
-    def __init__(self, spec: ReaderSpec) -> None:
-        """Map the index; a shard is opened when one of its samples is first read."""
+    def __init__(self, spec: ReaderSpec, reading: NDArray[np.int64] | None = None) -> None:
+        """Map the index; a shard is opened when one of its samples is first read.
+
+        Args:
+            spec: what is read, and how.
+            reading: int64 [1], receives the row of the sample that is being read, and -1 afterwards.
+        """
         self._spec = spec
+        self._reading = np.empty(1, np.int64) if reading is None else reading
         self._index = SampleIndex.map(spec.index_folder)
         self._augment = build_augment(spec)
         self._cache = None if isinstance(spec.shards, str) else ShardCache(spec.shards)
@@ -140,6 +146,7 @@ class SampleReader:
                 raise LoaderError(
                     f"{self._describe(place.row)} could not be read: {type(error).__name__}: {error}"
                 ) from error
+        self._reading[0] = -1
         return replaced
 
     def _locate(self, rows: NDArray[np.int64]) -> list[_Place]:
@@ -150,6 +157,7 @@ class SampleReader:
 
     def _fill_one(self, place: _Place, drawn: Any, out: Pixels) -> int:
         """Read a sample, write its augmented pixels into `out`, and return its label."""
+        self._reading[0] = place.row
         try:
             self._augment(self._read(place), drawn, out)
         except DecodeError as error:
@@ -218,8 +226,7 @@ class SampleReader:
 
     def _describe(self, row: int) -> str:
         """Describe a sample for messages: its key and its shard."""
-        shard = self._index.shard_names[self._index.shard_of(np.array([row]))[0]]
-        return f"sample {self._index.keys([row])[0]} of {self._location()}/{shard}"
+        return describe_sample(self._spec, row, self._index)
 
     def _remedy(self) -> str:
         """Describe what the user can do about a damaged sample."""
@@ -229,14 +236,21 @@ class SampleReader:
         )
         replace = ", or train without the sample: --train.data.on-damage replace" if self._spec.training else ""
         return (
-            f"list all damage with python -m sharding.verify --shards '{self._location()}'; {cached}"
+            f"list all damage with python -m sharding.verify --shards '{_location(shards)}'; {cached}"
             f"copy or build the shard again{replace}"
         )
 
-    def _location(self) -> str:
-        """Return the folder or the URI of the shards, without the options of the URI."""
-        shards = self._spec.shards
-        return shards if isinstance(shards, str) else shards.location.split("?")[0]
+
+def describe_sample(spec: ReaderSpec, row: int, index: SampleIndex | None = None) -> str:
+    """Describe a sample for messages: its key and its shard. `index` is the open index; None opens it."""
+    index = SampleIndex.map(spec.index_folder) if index is None else index
+    shard = index.shard_names[index.shard_of(np.array([row]))[0]]
+    return f"sample {index.keys([row])[0]} of {_location(spec.shards)}/{shard}"
+
+
+def _location(shards: str | RemoteShards) -> str:
+    """Return the folder or the URI of the shards, without the options of the URI."""
+    return shards if isinstance(shards, str) else shards.location.split("?")[0]
 
 
 def build_augment(spec: ReaderSpec) -> Augment:

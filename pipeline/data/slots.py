@@ -39,26 +39,38 @@ class SharedSlots:
 
     The memory has no name, so a killed process leaves nothing behind, and the size of /dev/shm, often 64 MB in
     containers, does not limit it.
+
+    Attributes:
+        descriptor: descriptor of the memory.
+        memory: uint8 [bytes], all of it.
+        reading: int64 [workers], row of the sample that each worker reads, -1 for none: if it dies, the rank says what
+            it was reading.
     """
 
-    def __init__(self, count: int, samples: int, side: int, descriptor: int | None = None) -> None:
+    def __init__(self, count: int, samples: int, side: int, workers: int, descriptor: int | None = None) -> None:
         """Create slots, or map those that another process created.
 
         Args:
             count: number of slots.
             samples: number of samples N of each slot.
             side: height and width of the pixels.
+            workers: number of processes that write into them.
             descriptor: descriptor of existing slots of the same shape; None creates new ones.
         """
         pixels = samples * side * side * 3
         self._pixels_end = -(-pixels // 64) * 64
         size = -(-(self._pixels_end + 3 * 8 * samples) // _PAGE) * _PAGE
+        total = count * size + -(-8 * workers // _PAGE) * _PAGE
+        is_new = descriptor is None
         if descriptor is None:
             descriptor = os.memfd_create("loader-slots")
-            os.ftruncate(descriptor, count * size)
+            os.ftruncate(descriptor, total)
         self.descriptor = descriptor
-        self._map = mmap.mmap(descriptor, count * size)
+        self._map = mmap.mmap(descriptor, total)
         self.memory = np.frombuffer(self._map, np.uint8)
+        self.reading = self.memory[count * size : count * size + 8 * workers].view(np.int64)
+        if is_new:
+            self.reading[:] = -1
         self._slots = [self._view(self.memory[i * size : (i + 1) * size], samples, side) for i in range(count)]
 
     def __getitem__(self, index: int) -> Slot:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.common.processes import become_helper
 from pipeline.data.damaged_samples import DamagedSampleError, Replacement
@@ -34,11 +36,13 @@ class WorkerSpec:
         reader: what the worker reads, and how.
         slots: number of slots.
         slot_samples: number of samples of each slot.
+        workers: number of workers.
     """
 
     reader: ReaderSpec
     slots: int
     slot_samples: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,12 @@ class Report:
     message: str = ""
 
 
-def _open_reader(spec: ReaderSpec) -> SampleReader:
-    """Build the reader, then exempt all existing objects from garbage collection, which takes 3 % of the time."""
-    reader = SampleReader(spec)
+def _open_reader(spec: ReaderSpec, reading: NDArray[np.int64]) -> SampleReader:
+    """Build the reader, which notes in `reading` what it reads.
+
+    Then exempt all existing objects from garbage collection, which takes 3 % of the time.
+    """
+    reader = SampleReader(spec, reading)
     gc.collect()
     gc.freeze()
     return reader
@@ -71,17 +78,17 @@ def _open_reader(spec: ReaderSpec) -> SampleReader:
 
 def main() -> None:
     """Read chunks until the rank closes the socket or dies."""
-    spec_fd, slots_fd, tasks_fd, reports_fd = (int(text) for text in become_helper())
+    number, spec_fd, slots_fd, tasks_fd, reports_fd = (int(text) for text in become_helper())
     spec: WorkerSpec = pickle.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0))
     cv2.setNumThreads(1)
-    slots = SharedSlots(spec.slots, spec.slot_samples, spec.reader.image_size, slots_fd)
+    slots = SharedSlots(spec.slots, spec.slot_samples, spec.reader.image_size, spec.workers, slots_fd)
     reader: SampleReader | None = None
     with socket.socket(fileno=tasks_fd) as tasks, socket.socket(fileno=reports_fd) as reports:
         while task := tasks.recv(TASK.size):
             index, first, count = TASK.unpack(task)
             slot, chunk = slots[index], slice(first, first + count)
             try:
-                reader = reader or _open_reader(spec.reader)
+                reader = reader or _open_reader(spec.reader, slots.reading[number : number + 1])
                 replaced = reader.fill(slot.rows[chunk], slot.epochs[chunk], slot.pixels[chunk], slot.labels[chunk])
                 report = Report(index, count, tuple(replaced))
             except DamagedSampleError as error:

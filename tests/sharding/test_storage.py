@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sharding.pool import prepare_workers
 from tests.sharding.builds import check_only_final_files, digests, flags, pack, run_build
 
 
@@ -36,6 +37,7 @@ def test_files_are_on_disk_before_they_are_renamed(source: str, tmp_path: Path, 
 
 
 def test_a_write_that_fails_halfway_leaves_no_file(source: str, reference: dict[str, str], tmp_path: Path):
+    prepare_workers("sharding.writer")  # the fork server, which later tests use too, starts without the limit
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:

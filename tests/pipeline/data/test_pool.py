@@ -42,6 +42,25 @@ def test_workers_survive_preemption_signals_and_a_killed_one_is_reported(shards,
     assert not children()
 
 
+def test_a_worker_that_dies_by_a_signal_is_reported_with_what_it_was_reading(shards, cache):
+    settings = config(shards, cache, global_batch_size=64, micro_batch_size=64, data={"workers": 1})
+    with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=1000, device="cpu") as loader:
+        steps = iter(loader)
+        list(next(steps))
+        reading, (worker,) = loader._source._pool.slots.reading, children()
+        worker.suspend()
+        while reading[0] < 0:  # it had finished its chunk
+            worker.resume()
+            list(next(steps))
+            worker.suspend()
+        (key,) = loader.keys(reading)
+        worker.send_signal(signal.SIGSEGV)
+        worker.resume()
+        found = rf"was killed by signal 11; .*python -m sharding.verify; it was reading sample {key} of .*\.tar"
+        with pytest.raises(LoaderError, match=found):
+            list(chain.from_iterable(steps))
+
+
 ORPHAN = """
 import sys
 from pathlib import Path
