@@ -11,6 +11,7 @@ from pipeline.engine.distributed import broadcast_from_main, gather_objects, sum
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 from pipeline.run.recorder import Recorder
+from pipeline.tasks import Metric
 
 
 class Saver:
@@ -74,17 +75,22 @@ class Saver:
         retry = self._failed_step is not None and step >= self._failed_step + max(1, self._every // 10)
         return retry or step % self._every == 0
 
-    def start(self, step: int, top1: float | None) -> None:
+    def start(self, step: int, metric: Metric | None) -> None:
         """Copy the state after `step` finished steps, and write it in the background.
 
         The method first waits for the previous save.
+
+        Args:
+            step: number of finished steps.
+            metric: primary metric of this state, by which the best checkpoint is kept; None: it was not evaluated.
         """
         self.finish()
         began = time.monotonic()
         if self._writer is None:
             self._writer = RankWriter(state_tensors(self._engine, self._ema), self._world.rank)
         self._writer.start(self._store.partial(step))
-        summary = state_summary(self._engine) | {"world_size": self._world.size, "top1": top1, "time": time.time()}
+        measured = {"metric": None} if metric is None else metric.stored()
+        summary = state_summary(self._engine) | {"world_size": self._world.size, **measured, "time": time.time()}
         self._current = (step, began, summary)
         self._recorder.event("save", step=step, stall_s=round(time.monotonic() - began, 4))
 

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.common.atomic import file_sha256, fsync, write_text
 from pipeline.common.errors import PipelineError
 from pipeline.run.files import CHECKPOINTS, MANIFEST_NAME, step_folders, step_name
+from pipeline.tasks import Metric, stored_metric
 
 SCHEMA = 1
 
@@ -126,14 +127,17 @@ class CheckpointStore:
         return None
 
     def retain(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` and the best one by top-1."""
+        """Delete all checkpoints but the newest `keep` and the best by the primary metric; of equals the newest."""
         steps = self.steps()
-        best, best_top1 = None, -1.0
+        best: int | None = None
+        best_metric: Metric | None = None
         for step in steps:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                top1 = json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text(encoding="utf-8"))["top1"]
-                if top1 is not None and top1 >= best_top1:
-                    best, best_top1 = step, top1
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                metric = stored_metric(
+                    json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text(encoding="utf-8"))
+                )
+                if metric is not None and metric.beats(None) and not (best_metric and best_metric.beats(metric)):
+                    best, best_metric = step, metric
         for step in steps[:-keep]:
             if step != best:
                 doomed = self.folder / f".{step_name(step)}.deleted"

@@ -176,7 +176,7 @@ class TrainConfig:
     save_every_steps: int = 500
     """Interval of checkpoints: the most steps that a kill can cost."""
     keep_checkpoints: int = 3
-    """Number of newest checkpoints that are kept; the best by top-1 is kept too."""
+    """Number of newest checkpoints that are kept; the best by the primary metric (top-1) is kept too."""
     eval_every_steps: int | None = None
     """Interval of evaluations; None: once an epoch. The last step is always evaluated."""
     log_every_steps: int = 50

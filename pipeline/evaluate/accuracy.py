@@ -43,6 +43,10 @@ class Evaluation:
     samples: int
     """Number of images."""
 
+    def scores(self) -> dict[str, float]:
+        """Return the scores of the task by name."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
     @classmethod
     def from_counts(cls, counts: Tensor) -> Self:
         """Divide a counts tensor `[4]` (see `COUNTS`) that was summed over all batches and ranks.

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ from jobs import Outcome
 from pipeline.common.atomic import read_json
 from pipeline.run.config import read_config
 from pipeline.run.files import LOGS, REGISTERED_NAME, newest_record
+from pipeline.tasks import Metric, stored_metric
 from pipeline.tracking.client import local_database
 from pipeline.tracking.state import load_state, tracking_uri_of
-from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, is_exported
+from pipeline.weights.card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, is_exported, load_model_card
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
@@ -24,7 +26,7 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
         run_dir: folder of the run.
         outcome: how the job ended, or DETACHED if it goes on without the launcher.
     """
-    card = read_json(run_dir / EXPORT_FOLDER / CARD_NAME)
+    card = load_model_card(run_dir / EXPORT_FOLDER) if is_exported(run_dir) else None
     registered = read_json(run_dir / REGISTERED_NAME)
     lines = [
         "",
@@ -41,12 +43,12 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _result(run_dir: Path, outcome: Outcome, card: dict[str, Any] | None) -> Iterator[str]:
+def _result(run_dir: Path, outcome: Outcome, card: ModelCard | None) -> Iterator[str]:
     """Yield what was trained, or how to go on."""
     if outcome is Outcome.FINISHED and card:
         yield (
-            f"trained {card['name']}: top-1 {card['top1']:.4f}, top-5 {card['top5']:.4f} "
-            f"on {card['validation_samples']:,} validation images, {card['step']:,} steps"
+            f"trained {card.name}: {card.of_task.scores.describe(card.scores)} "
+            f"on {card.validation_samples:,} validation images, {card.step:,} steps"
         )
     elif outcome is Outcome.DETACHED:
         yield describe_return(run_dir)
@@ -84,19 +86,19 @@ def _tracking_database(run_dir: Path) -> str | None:
     return uri if local_database(uri) is not None else None
 
 
-def _registered_model(run_dir: Path, registered: dict[str, Any], card: dict[str, Any] | None) -> list[str]:
+def _registered_model(run_dir: Path, registered: dict[str, Any], card: ModelCard | None) -> list[str]:
     """Return the registered version, and the commands that show, evaluate and load it.
 
     Args:
         run_dir: folder of the run.
         registered: content of `registered.json`.
-        card: content of `export/model.json`, if there is one.
+        card: of the exported weights, if there is one.
     """
     name, version, aliases = registered["name"], registered["version"], registered["aliases"]
     # A version that another one has overtaken has neither @latest nor @champion.
     pointers = ", ".join(f"@{alias}" for alias in aliases) or "no alias"
     step = registered.get("step")
-    best = f", the best weights, of step {step:,}" if card and step not in (None, card["step"]) else ""
+    best = f", the best weights, of step {step:,}" if card and step not in (None, card.step) else ""
     by_use = sorted(aliases, key=lambda alias: alias != "champion")
     uri = f"models:/{name}@{by_use[0]}" if by_use else f"models:/{name}/{version}"
     database = _tracking_database(run_dir)
@@ -143,13 +145,15 @@ def describe_sweep_end(folder: Path, run_dirs: Sequence[Path]) -> str:
 
     statuses = [read_status(run_dir) for run_dir in run_dirs]
     registered = [status for status in statuses if status.registered]
-    evaluated = [status for status in registered if status.top1 is not None]
+    evaluated = [status for status in registered if _registered_metric(status) is not None]
     lines = ["", *format_table(statuses, folder), ""]
     if evaluated:
-        best = max(evaluated, key=_registered_top1)
+        best = reduce(_better, evaluated)
+        metric = _registered_metric(best)
         model = best.registered or {}
         uri = f"models:/{model.get('name')}/{model.get('version')}"
-        lines.append(f"best      {best.run_dir.name}: top-1 {_registered_top1(best):.4f}, {uri}")
+        value = "" if metric is None else f"{best.metric_label} {metric.value:.4f}, "
+        lines.append(f"best      {best.run_dir.name}: {value}{uri}")
     lines.append(f"sweep     {folder}")
     finished = sum(map(is_exported, run_dirs))
     if finished < len(statuses):
@@ -162,6 +166,12 @@ def describe_sweep_end(folder: Path, run_dirs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def _registered_top1(status: "RunStatus") -> float:
-    """Return the top-1 of the registered weights, which need not be the run's last."""
-    return float((status.registered or {}).get("top1") or status.top1 or 0.0)
+def _registered_metric(status: "RunStatus") -> Metric | None:
+    """Return the primary metric of the registered weights, which need not be the run's last."""
+    return stored_metric(status.registered or {}) or status.metric
+
+
+def _better(one: "RunStatus", other: "RunStatus") -> "RunStatus":
+    """Return the run with the better registered weights; of equals the first."""
+    challenger = _registered_metric(other)
+    return other if challenger is not None and challenger.beats(_registered_metric(one)) else one

@@ -8,7 +8,9 @@ from typing import Any
 
 from jobs import Update
 from pipeline.common.console import LINE_EVERY_S, format_remaining
+from pipeline.run.config import read_config
 from pipeline.run.files import newest_record, recent_records
+from pipeline.tasks import was_evaluated
 from pipeline.tracking.backlog import BacklogWatch, steps_waiting
 from pipeline.tracking.state import load_state
 
@@ -56,11 +58,14 @@ class Progress:
             self._bar.close()
 
     def _show_evaluation(self, name: str) -> None:
-        evaluated = (record for record in recent_records(self._runs[name]) if "eval_top1" in record)
+        evaluated = (record for record in recent_records(self._runs[name]) if was_evaluated(record))
         newest = next(evaluated, None)
         if newest is not None and newest["step"] > self._evaluated.get(name, 0):
             self._evaluated[name] = newest["step"]
-            self._print(f"{_prefix(name)}step {newest['step']}: top-1 {newest['eval_top1']:.4f}")
+            scores = read_config(self._runs[name]).task.scores
+            metric = scores.metric_of_record(newest)
+            if metric is not None:
+                self._print(f"{_prefix(name)}step {newest['step']}: {scores.primary.label} {metric.value:.4f}")
 
     def _show_backlog(self, name: str) -> None:
         state, record = load_state(self._runs[name]), newest_record(self._runs[name])

@@ -1,7 +1,7 @@
-"""Finds the weights of a run that are registered: the averaged weights with the best top-1.
+"""Finds the weights of a run that are registered: the averaged weights with the best primary metric.
 
-`export/` holds the weights of the last step. If an earlier checkpoint that was kept has a greater top-1 on the
-validation split, its averaged weights are written to `export/best/` with a card of their own, and those are registered.
+`export/` holds the weights of the last step. If an earlier checkpoint that was kept is better on the validation
+split, its averaged weights are written to `export/best/` with a card of their own, and those are registered.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.common.atomic import replacing
 from pipeline.run.files import checkpoints, read_metrics
+from pipeline.tasks import Metric
 from pipeline.weights.card import (
     EXPORT_FOLDER,
     WEIGHTS_NAME,
@@ -41,8 +42,7 @@ def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
             card,
             step=step,
             epoch=card.epoch * step / card.step,
-            top1=record["eval_top1"],
-            top5=record.get("eval_top5"),
+            scores=card.of_task.scores.of_record(record),
         )
         if _write_weights(run_dir, best, folder / BEST_FOLDER):
             return folder / BEST_FOLDER, best
@@ -50,16 +50,18 @@ def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
 
 
 def _better_checkpoints(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
-    """Return (step, its record) of the kept checkpoints whose top-1 is above the card's, the best first."""
-    if card.top1 is None:
+    """Return (step, its record) of the kept checkpoints whose metric is better than the card's, the best first."""
+    if card.metric is None:
         return []
     kept = checkpoints(run_dir)
-    better = {
-        record["step"]: record
-        for record in read_metrics(run_dir)
-        if record.get("step") in kept and record.get("eval_top1", 0.0) > card.top1
-    }
-    return sorted(better.items(), key=lambda item: (-item[1]["eval_top1"], -item[0]))
+    better: dict[int, tuple[Metric, dict[str, Any]]] = {}
+    for record in read_metrics(run_dir):
+        metric = card.of_task.scores.metric_of_record(record)
+        if record.get("step") in kept and metric is not None and metric.beats(card.metric):
+            better[record["step"]] = metric, record
+    sign = 1 if card.metric.higher_is_better else -1
+    best_first = sorted(better, key=lambda step: (sign * better[step][0].value, step), reverse=True)
+    return [(step, better[step][1]) for step in best_first]
 
 
 def _write_weights(run_dir: Path, card: ModelCard, folder: Path) -> bool:

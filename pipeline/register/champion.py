@@ -1,6 +1,6 @@
 """Decides which version the alias `champion` points to, also when several trainings end at the same moment.
 
-The rule: `champion` moves to a new version that has a greater top-1 on the same validation data.
+The rule: `champion` moves to a new version whose primary metric is better on the same validation data.
 
 The registry has no compare-and-set. So each process that registers a version sets the alias, reads it again, and
 repeats until it reads what the rule asks for: the last process to write has then read the versions of all others. A
@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import one_line
+from pipeline.tasks import stored_metric
 from pipeline.tracking.client import TrackingError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def settled_versions(client: "MlflowClient", name: str) -> set[str]:
 def promote(client: "MlflowClient", name: str, new: str, settled: set[str]) -> str | None:
     """Apply the rule to a new version; return the champion's number afterwards.
 
-    A version with an equal top-1 does not replace the champion.
+    A version with an equal metric does not replace the champion.
 
     Args:
         client: client of the registry.
@@ -96,7 +97,7 @@ def _best(versions: "dict[str, ModelVersion]", champion: str | None, rivals: set
     for number in sorted(rivals, key=int):
         if (
             number in versions
-            and "top1" in versions[number].tags
+            and stored_metric(versions[number].tags) is not None
             and _beats(versions[number], versions.get(best or ""))
         ):
             best = number
@@ -104,9 +105,10 @@ def _best(versions: "dict[str, ModelVersion]", champion: str | None, rivals: set
 
 
 def _beats(challenger: "ModelVersion", holder: "ModelVersion | None") -> bool:
-    """Return whether the challenger has a greater top-1 on the same validation data, or there is no holder."""
+    """Return whether the challenger has a better metric on the same validation data, or there is no holder."""
     if holder is None:
         return True
     digest = challenger.tags.get("validation_digest")
     is_same_data = digest is not None and digest == holder.tags.get("validation_digest")
-    return is_same_data and float(challenger.tags["top1"]) > float(holder.tags.get("top1", "nan"))
+    ours, theirs = stored_metric(challenger.tags), stored_metric(holder.tags)
+    return is_same_data and ours is not None and theirs is not None and ours.beats(theirs)

@@ -20,8 +20,8 @@ def main(
 ) -> int:
     """Register the best averaged weights of a run as a model version.
 
-    The model is first loaded in a clean process and must reach its recorded top-1 on a sample. The alias champion moves
-    to it if its top-1 is greater on the same validation data.
+    The model is first loaded in a clean process and must reach its recorded metric on a sample. The alias champion
+    moves to it if its metric is better on the same validation data.
 
     Args:
         run_dir: Directory of the run.

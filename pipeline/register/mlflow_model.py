@@ -1,7 +1,6 @@
 """Writes a model in MLflow's format: code, weights, card, signature, example and requirements."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import logging
@@ -52,7 +51,7 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
         client.log_batch(card.mlflow_run_id, metrics=metrics)
     with tempfile.TemporaryDirectory(prefix="model-") as name:
         card_file = Path(name) / CARD_NAME
-        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False), encoding="utf-8")
+        card_file.write_text(json.dumps(card.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
         path = Path(name) / "model"
         with _quiet():
             mlflow.pyfunc.save_model(
@@ -127,21 +126,20 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
+def _percent(value: float | None) -> str:
+    return "not evaluated" if value is None else f"{100 * value:.2f} %"
+
+
 def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -> str:
     """Return the text of a version's page in the registry: results, origin, and how to load the model `name`."""
-
-    def percent(value: float | None) -> str:
-        return "not evaluated" if value is None else f"{100 * value:.2f} %"
-
     average = "moving average" if config.train_fields["ema_decay"] else "as trained"
     rows = {
-        "top-1": percent(card.top1),
-        "top-5": percent(card.top5),
+        **{score.label: _percent(card.scores.get(score.name)) for score in card.of_task.scores.shares},
         "validation images": f"{card.validation_samples:,}",
         "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
         "classes": f"{card.num_classes:,}",
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
-        "weights": f"{average} at the step of the best top-1",
+        "weights": f"{average} at the step of the best {card.of_task.scores.primary.label}",
         "precision": config.train_fields["precision"],
         "run": card.mlflow_run_id or "unknown",
         "code": card.git_commit or "unknown",
@@ -163,7 +161,7 @@ import mlflow
 
 mlflow.set_tracking_uri("{mask_secrets(tracking_uri)}")  # or MLFLOW_TRACKING_URI
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
+model.predict([open("photo.jpg", "rb").read()])  # {card.of_task.answer}
 network = model.unwrap_python_model().network  # the torch.nn.Module
 
 import transxnet  # the same network where this project is installed

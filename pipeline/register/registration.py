@@ -5,7 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.atomic import file_sha256, write_json
 from pipeline.common.errors import PipelineError, one_line
@@ -16,6 +16,7 @@ from pipeline.register.names import check_alias, check_name
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import REGISTERED_NAME, durable_step
 from pipeline.run.recorder import log
+from pipeline.tasks import Metric
 from pipeline.tracking.client import TrackingError, mlflow_session
 from pipeline.tracking.state import load_state, shipping_lock, tracking_uri_of
 from pipeline.weights.card import WEIGHTS_NAME, ModelCard
@@ -44,8 +45,13 @@ class RegisteredVersion:
     """Address that `mlflow.pyfunc.load_model` takes."""
     step: int
     """Optimizer steps that the weights have seen: the last step of the training, or its best."""
-    top1: float | None
-    """Accuracy of the weights on the validation split, in [0, 1]; None: not evaluated."""
+    metric: Metric | None
+    """Primary metric of the weights on the validation split; None: not evaluated."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file: the fields, the metric, and its value by its name."""
+        fields = dataclasses.asdict(self) | {"metric": None}
+        return fields if self.metric is None else fields | self.metric.stored() | {self.metric.name: self.metric.value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,8 @@ class _Candidate:
 def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: str | None = None) -> RegisteredVersion:
     """Make the best averaged weights of a run a version of the registered model, proven to load and predict.
 
-    A version is created only after the model was loaded in a clean process and reached its recorded top-1 on a sample
-    of the validation split. `champion` then moves to it if its top-1 is greater on the same validation data. If the
+    A version is created only after the model was loaded in a clean process and reached its recorded metric on a sample
+    of the validation split. `champion` then moves to it if its metric is better on the same validation data. If the
     same weights of the run are registered already, their version is returned.
 
     Args:
@@ -115,9 +121,9 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
         aliases=aliases,
         uri=f"models:/{candidate.name}{pointer}",
         step=card.step,
-        top1=card.top1,
+        metric=card.metric,
     )
-    write_json(folder / REGISTERED_NAME, dataclasses.asdict(version))
+    write_json(folder / REGISTERED_NAME, version.to_dict())
     return version
 
 
@@ -171,7 +177,7 @@ def _add_version(client: "MlflowClient", candidate: _Candidate) -> str:
     _ensure_registered_model(client, candidate)
     settled = champion.settled_versions(client, name)
     number = _create_version(client, candidate, model_id, verification)
-    if verification is not None and card.top1 is not None:
+    if verification is not None and card.metric is not None:
         champion.promote(client, name, number, settled)
     else:
         client.set_model_version_tag(name, number, champion.STATE_TAG, champion.SETTLED)
@@ -249,8 +255,8 @@ def _aliases(client: "MlflowClient", name: str, number: str) -> tuple[str, ...]:
 def version_tags(card: ModelCard) -> dict[str, str]:
     """Return the tags that the registry shows of a version and can search by; unknown values are left out."""
     tags = {
-        "top1": card.top1,
-        "top5": card.top5,
+        **card.scores,
+        **({} if card.metric is None else card.metric.stored()),
         "validation_samples": card.validation_samples or None,
         "validation_digest": card.validation_digest,
         "train_digest": card.train_digest,

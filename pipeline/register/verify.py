@@ -84,10 +84,10 @@ def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tupl
         guesses = _classify(model_uri, tracking_uri, folder)
     correct = sum(guesses[file] == wnid for file, wnid in labels.items())
     result = Verification(samples=len(images), top1=correct / len(images))
-    if card.top1 is not None and abs(result.top1 - card.top1) > tolerance(card, len(images)):
+    if card.metric is not None and abs(result.top1 - card.metric.value) > tolerance(card, len(images)):
         raise TrackingError(
             f"{card.name}: loaded in a clean process the model gets {correct} of {len(images)} validation images "
-            f"right, but its recorded top-1 is {card.top1:.4f}: it was not registered"
+            f"right, but its recorded top-1 is {card.metric.value:.4f}: it was not registered"
         )
     return result
 
@@ -99,7 +99,7 @@ def tolerance(card: ModelCard, samples: int) -> float:
     sample that is the whole split has no deviation.
     """
     total = max(card.validation_samples, samples)
-    top1 = card.top1 or 0.0
+    top1 = card.metric.value if card.metric else 0.0
     # Near 0 and 1 the estimate of the spread vanishes: add one correct and one wrong guess, as Wilson does.
     smoothed = (top1 * total + 1) / (total + 2)
     finite_population = (total - samples) / max(total - 1, 1)

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.config.serialise import flatten, from_dict
 from pipeline.run.files import CONFIG_NAME, RunDirectoryError
+from pipeline.tasks import DEFAULT, Task, find_task
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class RunConfig:
     def model_name(self) -> str:
         """Name of the network, such as `transxnet_t`."""
         return str(self.train_fields["model.name"])
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return find_task(self.train_fields.get("task", DEFAULT))
 
     @property
     def global_batch_size(self) -> int:

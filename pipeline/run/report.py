@@ -14,6 +14,7 @@ from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
+from pipeline.tasks import Scores
 
 FOLDER = "report"
 PICTURE_NAME = "training.png"
@@ -68,14 +69,16 @@ def markdown(
     """Return the page: what was trained, the result, the attempts, and how to use the model."""
     fields = config.train_fields
     last = records[-1] if records else {}
-    evaluated = [record for record in records if "eval_top1" in record]
-    best = max(evaluated, key=lambda record: record["eval_top1"], default=None)
+    scores = config.task.scores
+    evaluated = [record for record in records if scores.metric_of_record(record) is not None]
+    best = _best(evaluated, scores)
+    label = scores.primary.label
     rows = {
         "state": status.state,
         "steps": f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""),
         "last loss": _number(last.get("loss"), "{:.4f}"),
-        "top-1, top-5": _accuracies(evaluated[-1] if evaluated else None),
-        "best top-1": _accuracies(best) + (f" (step {best['step']:,})" if best else ""),
+        ", ".join(score.label for score in scores.shares): _accuracies(evaluated[-1] if evaluated else None, scores),
+        f"best {label}": _accuracies(best, scores) + (f" (step {best['step']:,})" if best else ""),
         "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
         "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
@@ -93,7 +96,8 @@ def markdown(
         f"{_goodput(spent.get(span.number))} | {_outcome(span, status)} |"
         for span in status.attempts
     )
-    reached = f"top-1 {100 * evaluated[-1]['eval_top1']:.2f} %" if evaluated else "not evaluated yet"
+    last_metric = scores.metric_of_record(evaluated[-1]) if evaluated else None
+    reached = "not evaluated yet" if last_metric is None else f"{label} {100 * last_metric.value:.2f} %"
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
     went = f"The time went to: {status.spent.describe()}.\n\n" if status.goodput is not None else ""
     picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
@@ -120,7 +124,7 @@ def markdown(
 import mlflow
 
 {server}model = mlflow.pyfunc.load_model("{uri}")
-model.predict([open("photo.jpg", "rb").read()])  # class_name, wnid, probability, top5
+model.predict([open("photo.jpg", "rb").read()])  # {config.task.answer}
 ```
 """
     )
@@ -132,9 +136,10 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9.2), layout="constrained")
-    axes: Any = figure.subplot_mosaic([["loss", "top1"], ["lr", "rate"], ["time", "time"]], height_ratios=[3, 3, 1.7])
+    axes: Any = figure.subplot_mosaic([["loss", "scores"], ["lr", "rate"], ["time", "time"]], height_ratios=[3, 3, 1.7])
     shown = records[:: max(1, len(records) // POINTS)]
-    evaluated = [record for record in records if "eval_top1" in record]
+    scores = read_config(run_dir).task.scores
+    evaluated = [record for record in records if scores.metric_of_record(record) is not None]
     steps = [record["step"] for record in shown]
 
     loss = np.array([record["loss"] for record in records], float)
@@ -147,18 +152,23 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
         at = [record["step"] for record in evaluated]
         losses = [record.get("eval_loss", np.nan) for record in evaluated]
         axes["loss"].plot(at, losses, "o-", color="tab:orange", markersize=4, label="validation")
-        for key, name in (("eval_top1", "top-1"), ("eval_top5", "top-5")):
-            values = [100 * record.get(key, np.nan) for record in evaluated]
-            label = f"{name} {values[-1]:.2f} %"
-            axes["top1"].plot(at, values, "o-", markersize=4, label=label)
-        axes["top1"].legend(loc="lower right")
+        for score in scores.shares:
+            values = [100 * scores.of_record(record).get(score.name, np.nan) for record in evaluated]
+            label = f"{score.label} {values[-1]:.2f} %"
+            axes["scores"].plot(at, values, "o-", markersize=4, label=label)
+        axes["scores"].legend(loc="lower right")
     axes["loss"].legend(loc="upper right")
     axes["lr"].plot(steps, [record.get("lr", np.nan) for record in shown], color="tab:green")
     axes["rate"].plot(
         steps, [record.get("images_per_s", np.nan) for record in shown], color="tab:purple", linewidth=0.8
     )
     axes["rate"].set_ylim(bottom=0)
-    titles = {"loss": "Loss", "top1": "Accuracy of the averaged weights, %", "lr": "Learning rate", "rate": "Images/s"}
+    titles = {
+        "loss": "Loss",
+        "scores": "Accuracy of the averaged weights, %",
+        "lr": "Learning rate",
+        "rate": "Images/s",
+    }
     for name, title in titles.items():
         axes[name].set_title(title, loc="left")
         axes[name].set_xlabel("step")
@@ -223,10 +233,18 @@ def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[s
     axis.margins(x=0.01)
 
 
-def _accuracies(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "not evaluated"
-    return f"{100 * record['eval_top1']:.2f} %, {100 * record.get('eval_top5', float('nan')):.2f} %"
+def _best(evaluated: list[dict[str, Any]], scores: Scores) -> dict[str, Any] | None:
+    """Return the evaluated record with the best primary metric; of equals the first."""
+    best: dict[str, Any] | None = None
+    for record in evaluated:
+        metric = scores.metric_of_record(record)
+        if metric is not None and metric.beats(scores.metric_of_record(best) if best else None):
+            best = record
+    return best
+
+
+def _accuracies(record: dict[str, Any] | None, scores: Scores) -> str:
+    return "not evaluated" if record is None else scores.percent(scores.of_record(record))
 
 
 def _number(value: float | None, pattern: str) -> str:

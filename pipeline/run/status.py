@@ -20,6 +20,7 @@ from pipeline.run.files import (
 )
 from pipeline.run.goodput import TimeSpent, run_spent
 from pipeline.run.sweep import FILE_NAME as SWEEP_NAME
+from pipeline.tasks import Metric
 
 RECENT = 50
 """Number of newest steps over which the present rate is measured."""
@@ -54,7 +55,10 @@ class RunStatus:
     step: int
     total_steps: int | None
     loss: float | None
-    top1: float | None
+    metric: Metric | None
+    """Primary metric of the last evaluation."""
+    metric_label: str
+    """Name of the primary metric in texts."""
     images_per_s: float | None
     remaining_s: float | None
     checkpoint_step: int | None
@@ -94,7 +98,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     rate = _rate(records)
     kept = checkpoints(run_dir)
     saved = max(kept, default=-1)
-    evaluated = next((record["eval_top1"] for record in reversed(records) if "eval_top1" in record), None)
+    scores = config.task.scores
+    metrics = (scores.metric_of_record(record) for record in reversed(records))
     manifest = kept.get(saved, run_dir) / MANIFEST_NAME
     return RunStatus(
         run_dir=run_dir,
@@ -104,7 +109,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         step=step,
         total_steps=total,
         loss=last.get("loss"),
-        top1=evaluated,
+        metric=next((metric for metric in metrics if metric is not None), None),
+        metric_label=scores.primary.label,
         images_per_s=None if rate is None else rate * config.global_batch_size,
         remaining_s=(total - step) / rate if rate and total and state == "running" else None,
         checkpoint_step=saved if saved >= 0 else None,

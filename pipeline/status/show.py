@@ -31,8 +31,8 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         rows["remaining"] = duration(status.remaining_s)
     if status.loss is not None:
         rows["loss"] = f"{status.loss:.4f}"
-    if status.top1 is not None:
-        rows["top-1"] = f"{100 * status.top1:.2f} %"
+    if status.metric is not None:
+        rows[status.metric_label] = f"{100 * status.metric.value:.2f} %"
     if status.checkpoint_step is not None:
         age = "" if status.checkpoint_time is None else f", {duration(max(0, now - status.checkpoint_time))} ago"
         rows["checkpoint"] = f"step {status.checkpoint_step}{age}"
@@ -57,7 +57,9 @@ def format_table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, st
         jobs: description of the jobs of some runs, by run directory.
     """
     jobs = jobs or {}
-    head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", "top-1", "goodput")
+    labels = {status.metric_label for status in statuses}
+    metric = labels.pop() if len(labels) == 1 else "metric"
+    head = ("run", "model", "state", "attempt", "step", "images/s", "remaining", "saved", "loss", metric, "goodput")
     rows: list[tuple[str, ...]] = [head]
     for status in statuses:
         rows.append(
@@ -71,7 +73,7 @@ def format_table(statuses: "list[RunStatus]", root: Path, jobs: Mapping[Path, st
                 "" if status.remaining_s is None else duration(status.remaining_s),
                 "" if status.checkpoint_step is None else str(status.checkpoint_step),
                 "" if status.loss is None else f"{status.loss:.4f}",
-                "" if status.top1 is None else f"{100 * status.top1:.2f} %",
+                "" if status.metric is None else f"{100 * status.metric.value:.2f} %",
                 "" if status.goodput is None else f"{100 * status.goodput:.0f} %",
             )
         )

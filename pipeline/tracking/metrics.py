@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.run.files import read_metrics
+from pipeline.tasks.metric import PREFIX, was_evaluated
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -13,8 +14,8 @@ _NOT_METRICS = ("step", "time", "attempt")
 
 
 def metric_name(key: str) -> str:
-    """Return the name in MLflow of a key of `metrics.jsonl`: `loss` is `train/loss`, `eval_top1` is `eval/top1`."""
-    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+    """Return the name in MLflow of a key of `metrics.jsonl`: `loss` is `train/loss`, `eval_loss` is `eval/loss`."""
+    return f"eval/{key.removeprefix(PREFIX)}" if key.startswith(PREFIX) else f"train/{key}"
 
 
 def record_metrics(record: dict[str, Any], step: int) -> list["Metric"]:
@@ -37,8 +38,8 @@ def evaluation_metrics(run_dir: Path, step: int, model_id: str) -> "list[Metric]
     from mlflow.entities import Metric
 
     for record in read_metrics(run_dir):
-        if record.get("step") == step and "eval_top1" in record:
+        if record.get("step") == step and was_evaluated(record):
             timestamp_ms = int(1000 * float(record["time"]))
-            keys = [key for key in record if key.startswith("eval_")]
+            keys = [key for key in record if key.startswith(PREFIX)]
             return [Metric(metric_name(key), record[key], timestamp_ms, step, model_id=model_id) for key in keys]
     return []

@@ -18,6 +18,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import read_config
 from pipeline.run.files import METRICS_NAME, read_records
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
+from pipeline.tasks import was_evaluated
 from pipeline.tracking.client import experiment_id, open_client
 from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
 from pipeline.tracking.metrics import record_metrics
@@ -147,7 +148,7 @@ class Shipper:
             self._evaluated = _LastEvaluation(inode)
         for record, offset in read_records(path, self._evaluated.offset):
             self._evaluated.offset = offset
-            if "eval_top1" in record:
+            if was_evaluated(record):
                 self._evaluated.step = record["step"]
         return self._evaluated.step
 

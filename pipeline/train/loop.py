@@ -54,6 +54,7 @@ class Training:
         self.config = config = read_config(run_dir).train
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
+        self.task = read_config(run_dir).task
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
         manifest = load_manifest(config.data.shards, config.data.train_split)
@@ -145,7 +146,7 @@ class Training:
                 saver.publish_if_written(written)
                 if evaluate or saver.is_due(step) or stop:
                     audit.flush()
-                    saver.start(step, record.get("eval_top1"))
+                    saver.start(step, self.task.scores.metric_of_record(record))
                 self._track()
                 if stop and step < total:
                     break
@@ -197,8 +198,8 @@ class Training:
         began = time.monotonic()
         result = self.evaluate(self.ema)
         self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
-        self.recorder.log(f"step {step}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}")
-        return {"eval_top1": result.top1, "eval_top5": result.top5, "eval_loss": result.loss}
+        self.recorder.log(f"step {step}: {self.task.scores.describe(result.scores())}")
+        return self.task.scores.record(result.scores())
 
     def _skipped(self) -> set[int]:
         """The batches that are left out, as rank 0 reads them."""

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.common.atomic import write_text
 from pipeline.common.errors import PipelineError
+from pipeline.tasks import DEFAULT, Metric, Task, find_task
 
 CARD_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -56,12 +57,12 @@ class ModelCard:
     """Optimizer steps that the weights have seen."""
     epoch: float
     """Passes over the training split that the weights have seen."""
-    top1: float | None = None
-    """Accuracy of the first guess on the validation split, in [0, 1]; None: not evaluated."""
-    top5: float | None = None
-    """Accuracy of the first five guesses, in [0, 1]; None: not evaluated."""
+    task: str = DEFAULT
+    """What the network has learned (`pipeline.tasks`)."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Scores of the task on the validation split, by name; empty: not evaluated."""
     validation_samples: int = 0
-    """Number of images that the accuracies were measured on."""
+    """Number of images that the scores were measured on."""
     train_digest: str | None = None
     """Digest of the training split's manifest."""
     validation_digest: str | None = None
@@ -74,14 +75,33 @@ class ModelCard:
     def __post_init__(self) -> None:
         if len(self.classes) != self.num_classes:
             raise ModelCardError(f"{self.name}: {len(self.classes)} class names for num_classes {self.num_classes}")
-        for field in ("top1", "top5"):
-            value = getattr(self, field)
+        for score in self.of_task.scores.shares:
+            value = self.scores.get(score.name)
             if value is not None and not 0 <= value <= 1:
-                raise ModelCardError(f"{self.name}: {field} is {value}, a fraction in [0, 1] was expected")
+                raise ModelCardError(f"{self.name}: {score.name} is {value}, a fraction in [0, 1] was expected")
+
+    @property
+    def of_task(self) -> Task:
+        """What the network has learned."""
+        try:
+            return find_task(self.task)
+        except KeyError as error:
+            raise ModelCardError(f"{self.name}: {error.args[0]}") from error
+
+    @property
+    def metric(self) -> Metric | None:
+        """Primary metric on the validation split; None: not evaluated."""
+        return self.of_task.scores.metric(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the card's file: its fields, the primary metric, and each score by its name."""
+        fields = dataclasses.asdict(self)
+        scores = fields.pop("scores")
+        return fields | ({} if self.metric is None else self.metric.stored()) | scores
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Build a card from the dict that `dataclasses.asdict` made of one.
+        """Build a card from the dict that `to_dict` made of one, or that was written before tasks had names.
 
         Raises:
             ModelCardError: a field is missing, unknown or out of range.
@@ -91,6 +111,11 @@ class ModelCard:
             preprocessing = dict(fields.pop("preprocessing"))
             for statistic in ("mean", "std"):
                 preprocessing[statistic] = tuple(preprocessing[statistic])
+            scores = find_task(fields.get("task", DEFAULT)).scores
+            values = {score.name: fields.pop(score.name, None) for score in scores}
+            fields["scores"] = {name: value for name, value in values.items() if value is not None}
+            for stored in ("metric", "metric_value", "higher_is_better"):
+                fields.pop(stored, None)
             fields["classes"] = tuple((str(wnid), str(name)) for wnid, name in fields["classes"])
             return cls(preprocessing=Preprocessing(**preprocessing), **fields)
         except (KeyError, TypeError) as error:
@@ -105,7 +130,7 @@ def is_exported(run_dir: Path) -> bool:
 def save_model_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
     """Write `FOLDER/model.json` atomically; return its path."""
     path = Path(folder) / CARD_NAME
-    write_text(path, json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(card.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

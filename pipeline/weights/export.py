@@ -12,6 +12,7 @@ from pipeline.engine.distributed import World
 from pipeline.engine.ema import Ema
 from pipeline.run.config import read_config
 from pipeline.run.files import read_metrics
+from pipeline.tasks import was_evaluated
 from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
 
@@ -43,7 +44,8 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     validation = load_manifest(config.data.validation_location, config.data.validation_split)
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
-    evaluated = next(record for record in reversed(read_metrics(run_dir)) if "eval_top1" in record)
+    task = read_config(run_dir).task
+    evaluated = next(record for record in reversed(read_metrics(run_dir)) if was_evaluated(record))
     card = ModelCard(
         name=config.model.name,
         num_classes=len(train.classes),
@@ -54,8 +56,8 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         ),
         step=manifest["step"],
         epoch=epoch(manifest["step"]),
-        top1=evaluated["eval_top1"],
-        top5=evaluated["eval_top5"],
+        task=task.name,
+        scores=task.scores.of_record(evaluated),
         validation_samples=validation.num_samples,
         train_digest=train.digest,
         validation_digest=validation.digest,

@@ -69,13 +69,13 @@ def registered(home, digits, answers):
     """
     last = finished_run(home / "runs/first", digits, new_store(home), best_step=20)
     best = digits_network(digits)[1]
-    assert best.top1 > last.top1
+    assert best.top1 > last.scores["top1"]
     classify = verify._classify
     with pytest.MonkeyPatch.context() as patch, asked_to_stop() as told:
         patch.setattr(verify, "_classify", lambda *arguments: answers.update(classify(*arguments)) or answers)
         version = register(home / "runs/first")
     assert told
-    return dataclasses.replace(last, step=20, top1=best.top1, top5=best.top5), version
+    return dataclasses.replace(last, step=20, scores=best.scores()), version
 
 
 def in_clean_process(program: str, folder: Path, uri: str) -> dict:
@@ -96,17 +96,17 @@ def in_clean_process(program: str, folder: Path, uri: str) -> dict:
 
 def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     card, version = registered
-    assert (version.step, version.top1) == (20, card.top1)
+    assert (version.step, version.metric) == (20, card.metric)
     assert version.version == "1"
     assert version.aliases == ("latest", "champion")
     assert version.uri == "models:/transxnet_n@champion"
     assert json.loads((home / "runs/first/registered.json").read_text())["version"] == "1"
     client = open_client(resolve_tracking_uri(home))
     stored = client.get_model_version("transxnet_n", "1")
-    assert (stored.tags["step"], float(stored.tags["top1"])) == ("20", card.top1)
+    assert (stored.tags["step"], float(stored.tags["top1"])) == ("20", card.scores["top1"])
     assert stored.tags["validation_digest"] == card.validation_digest
     assert "images in a clean process" in stored.tags["verified"]
-    assert f"{100 * card.top1:.2f} %" in stored.description
+    assert f"{100 * card.scores['top1']:.2f} %" in stored.description
     assert f'mlflow.set_tracking_uri("{resolve_tracking_uri(home)}")' in stored.description
     # The checkpoints are models of the MLflow run without a copy; the registered model has its metrics.
     run = client.get_run(stored.run_id)
@@ -114,7 +114,7 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
     assert {model.name for model in models} == {"step_00000020", "step_00000030", "transxnet_n"}
     assert {m.value for model in models for m in model.metrics or [] if m.key == "eval/top1" and m.step == 20} == {
-        card.top1
+        card.scores["top1"]
     }
     files = [path for path in (home / "runs/mlartifacts").rglob("*") if path.is_file()]
     assert [path.name for path in files if path.suffix in (".safetensors", ".pkl", ".pickle", ".pth", ".bin")] == [
@@ -184,7 +184,7 @@ def test_a_registered_model_loads_elsewhere_in_three_ways_with_the_recorded_top1
     assert sum(best["probability"] for best in answer["best"]) <= 1.0 + 1e-6
     assert not answer["code"].startswith(str(REPOSITORY))
     right = sum(wnid == truth for wnid, (_, truth) in zip(answer["wnids"], images, strict=True))
-    assert abs(right / 100 - card.top1) <= tolerance(card, 100)
+    assert abs(right / 100 - card.scores["top1"]) <= tolerance(card, 100)
 
 
 def test_registering_again_gives_the_same_version_and_sets_the_alias(home, registered):
@@ -252,14 +252,15 @@ def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, dig
         ("models:/transxnet_n@champion", card),
     ]:
         report, _, _ = evaluate(load_model(source), str(digits), workers=0)
-        assert (report.top1, report.top5, report.samples) == (expected.top1, expected.top5, card.validation_samples)
+        assert report.scores() == expected.scores | {"loss": report.loss}
+        assert report.samples == card.validation_samples
     assert main("models:/transxnet_n@latest", shards=str(digits), workers=0, output=home / "out.json") == 0
-    assert f"top-1              {100 * card.top1:.2f} %" in capsys.readouterr().out
+    assert f"top-1              {100 * card.scores['top1']:.2f} %" in capsys.readouterr().out
     written = json.loads((home / "out.json").read_text())
     assert sum(entry["samples"] for entry in written["classes"]) == card.validation_samples
     client = open_client(resolve_tracking_uri(home))
     run = client.get_run(client.get_model_version("transxnet_n", "1").run_id)
-    assert run.data.metrics["eval/digits-validation/top1"] == card.top1
+    assert run.data.metrics["eval/digits-validation/top1"] == card.scores["top1"]
     assert {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/digits-validation")} == {
         f"evaluation/digits-validation/{name}"
         for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")

@@ -14,7 +14,14 @@ from tests.support.tracking_runs import new_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Add type hints to the `predict` method")
 CARD = ModelCard(
-    name="m", num_classes=1, image_size=32, classes=(("n", "n"),), preprocessing=None, step=1, epoch=1, top1=1.0
+    name="m",
+    num_classes=1,
+    image_size=32,
+    classes=(("n", "n"),),
+    preprocessing=None,
+    step=1,
+    epoch=1,
+    scores={"top1": 1.0},
 )
 ALWAYS_RIGHT = """
 import pandas as pd
@@ -67,6 +74,6 @@ def test_a_model_with_its_own_transxnet_is_accepted_beside_the_checkout(tmp_path
 
 
 def test_the_tolerance_detects_a_wrong_preprocessing():
-    card = dataclasses.replace(CARD, top1=0.8)
+    card = dataclasses.replace(CARD, scores={"top1": 0.8})
     assert tolerance(dataclasses.replace(card, validation_samples=64), 64) == pytest.approx(1 / 64)
     assert 0.1 < tolerance(dataclasses.replace(card, validation_samples=50_000), 64) < 0.25
