@@ -12,7 +12,7 @@ from jobs.leave import run_and_leave
 from jobs.notice import Notice, find_notices, notices_from_environment, too_short
 from jobs.partitions import fit_resources, node_groups, with_cores
 from jobs.resources import Resources
-from jobs.slurm import Cluster, choose_cluster
+from jobs.slurm import Cluster, check_script, choose_cluster
 from jobs.snapshot import Code, take_snapshot
 from jobs.submission import Submission, Update
 from jobs.submit import attach, describe_local, dry_run, submit
@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "Update",
     "attach",
+    "check_script",
     "choose_cluster",
     "describe_local",
     "dry_run",

@@ -145,6 +145,8 @@ def build_executor(
     after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status {resources.max_stalls}"
     executor.update_parameters(
         **_slurm_parameters(resources, name, folder, code),
+        # Submitit's own one may be refused where such keys are enforced.
+        wckey=None,
         # At the first line of the teardown, $? is still the exit status of srun.
         teardown=["status=$?", f"[ $status -eq 0 ] || {{ {after_failure}; status=$?; }}", "exit $status"],
     )

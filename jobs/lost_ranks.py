@@ -47,11 +47,18 @@ def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, m
     return events[-1].outcome in ("", "peer lost")
 
 
-def all_ended_well(folder: Path, environment: Mapping[str, str]) -> bool:
-    """Whether every rank has left its result, so that what srun reports came after the end of the work."""
+def has_ended_well(folder: Path, environment: Mapping[str, str]) -> bool:
+    """Whether the work of the attempt was over before what srun reports: rank 0 has finished, or every rank has ended.
+
+    A result of an earlier attempt does not count, since the attempt log must have an end of this one.
+    """
     job_id, restarts = slurm_job_of(environment)
+    world_size = _world_size(environment)
     ends = [event for event in attempt_log.read(folder, job_id) if event.restarts == restarts and event.event == "end"]
-    return bool(ends) and all(ended_well(folder, job_id, rank) for rank in range(_world_size(environment)))
+    if not ends or rank_errors(folder, job_id, world_size):
+        return False
+    ranks = [0] if ends[-1].outcome == "finished" else range(world_size)
+    return all(ended_well(folder, job_id, rank) for rank in ranks)
 
 
 def _world_size(environment: Mapping[str, str]) -> int:
@@ -59,9 +66,9 @@ def _world_size(environment: Mapping[str, str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Requeue the job or let it end. Returns srun's exit status, or 0 where every rank had ended well."""
+    """Requeue the job or let it end. Returns srun's exit status, or 0 where the work was over."""
     folder, status, max_stalls = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    if all_ended_well(folder, os.environ):
+    if has_ended_well(folder, os.environ):
         return 0
     if not only_lost_ranks(folder, os.environ, status, max_stalls):
         return status

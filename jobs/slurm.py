@@ -13,12 +13,13 @@ ANSWER_S = 10.0
 """Time limit of a Slurm command in seconds, so that the launcher does not hang while the Slurm controller is down."""
 
 
-def ask(*command: str, timeout_s: float | None = None) -> str:
+def ask(*command: str, timeout_s: float | None = None, stdin: str | None = None) -> str:
     """Run a Slurm command and return what it prints.
 
     Args:
         command: program and arguments.
         timeout_s: time limit in seconds; by default `ANSWER_S`.
+        stdin: what the command reads, such as a script.
 
     Raises:
         SlurmError: the program is not installed, does not answer in time, or fails; the message quotes its error.
@@ -26,7 +27,13 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
     timeout_s = ANSWER_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]} is not installed on this machine") from None
@@ -39,6 +46,15 @@ def ask(*command: str, timeout_s: float | None = None) -> str:
     return done.stdout
 
 
+def check_script(script: str) -> None:
+    """Have sbatch check a script without submitting it: account, quality of service, and all other options.
+
+    Raises:
+        SlurmError: sbatch would refuse the script, or does not answer.
+    """
+    ask("sbatch", "--test-only", stdin=script)
+
+
 def choose_cluster(wanted: str) -> tuple[Cluster, str]:
     """Choose the cluster for "auto", and check that a named one is there.
 
@@ -49,7 +65,8 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
         The cluster, and a human-readable reason.
 
     Raises:
-        JobError: the name is unknown, or "slurm" was asked for and Slurm does not answer.
+        JobError: the name is unknown.
+        SlurmError: "slurm" was asked for, and Slurm does not answer.
     """
     if wanted == "local":
         return "local", "processes on this machine"
@@ -63,7 +80,7 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
             raise JobError("sinfo lists no partition")
     except JobError as error:
         if wanted == "slurm":
-            raise JobError(f"--cluster slurm: {error}; use --cluster local to run on this machine") from None
+            raise SlurmError(f"--cluster slurm: {error}; use --cluster local to run on this machine") from None
         return "local", f"processes on this machine, because {error}"
     return "slurm", f"sinfo answers, partitions {', '.join(sorted(set(partitions)))}"
 

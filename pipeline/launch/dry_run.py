@@ -17,18 +17,8 @@ from pipeline.run.sweep import check_folder
 
 def print_plan(plan: Plan) -> None:
     """Print the sbatch script, and the configuration and the DeepSpeed JSON of each run."""
-    from jobs import dry_run
-
     print(f"# cluster: {plan.cluster} ({plan.why})\n")
-    script = dry_run(
-        cluster=plan.cluster,
-        folder=plan.logs,
-        resources=plan.resources,
-        name=plan.name,
-        code=plan.code(copy=False),
-        elements=len(plan.runs),
-    )
-    print(mask_secrets(script))
+    print(mask_secrets(_script(plan)))
     for run in plan.runs:
         print(f"# {run.run_dir / CONFIG_NAME}")
         content = {"train": dataclasses.asdict(run.config), **plan.run_facts()}
@@ -37,14 +27,46 @@ def print_plan(plan: Plan) -> None:
         print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
 
 
+def _script(plan: Plan) -> str:
+    """The sbatch script, or what starts on this machine instead."""
+    from jobs import dry_run
+
+    return dry_run(
+        cluster=plan.cluster,
+        folder=plan.logs,
+        resources=plan.resources,
+        name=plan.name,
+        code=plan.code(copy=False),
+        elements=len(plan.runs),
+    )
+
+
+def _ask_sbatch(plan: Plan) -> str:
+    """Have sbatch check the script, where Slurm answers; return what to print about it.
+
+    Raises:
+        JobError: sbatch would refuse the job.
+    """
+    from jobs import SlurmError, check_script, node_groups
+
+    try:
+        node_groups()
+    except SlurmError as error:
+        return f"# sbatch: not asked, because {error}"
+    check_script(_script(plan))
+    return "# sbatch: would take this script (--test-only)"
+
+
 def print_checks(plan: Plan) -> None:
     """Make the checks of a launch for all its runs, and print what they find.
 
     Data and weights that this machine does not see are a warning: the machine that runs the job may see them.
 
     Raises:
-        PipelineError, ShardingError: a launch would be refused.
+        PipelineError, ShardingError, JobError: a launch would be refused.
     """
+    if plan.cluster == "slurm":
+        print(_ask_sbatch(plan))
     if plan.options.sweep:
         check_folder(plan.run_dir)
     own_data = RECIPES[plan.options.recipe].own_data

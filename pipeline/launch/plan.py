@@ -94,13 +94,15 @@ def build_plan(options: LaunchOptions) -> Plan:
         ConfigError: values of the training contradict each other, or a sweep names a field that does not exist.
         LaunchError: another flag cannot work.
     """
-    from jobs import choose_cluster
+    from jobs import SlurmError, choose_cluster
 
     checks.check_registered_name(options.registered_name)
-    if options.dry_run and options.cluster != "auto":
-        cluster, why = options.cluster, "as told; not asked whether it answers"
-    else:
+    try:
         cluster, why = choose_cluster(options.cluster)
+    except SlurmError as error:
+        if not options.dry_run or options.cluster == "auto":
+            raise
+        cluster, why = options.cluster, f"as told; {error}"
     resources = _complete_resources(options.resources, cluster, options.dry_run)
     if cluster != "slurm":
         checks.refuse_slurm_flags(resources, f"--cluster {cluster} ({why})")

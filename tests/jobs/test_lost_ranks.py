@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import attempt_log
-from jobs.lost_ranks import all_ended_well, only_lost_ranks
+from jobs.lost_ranks import has_ended_well, only_lost_ranks
 from tests.jobs.support import GLOO, HEAD, write_rank_error, write_rank_result
 
 ENVIRONMENT = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SLURM_NTASKS": "2"}
@@ -46,12 +46,19 @@ def test_job_whose_ranks_die_before_the_start_of_each_attempt_is_not_requeued_fo
     assert answers == [True, True, True, False]
 
 
-def test_job_with_all_results_has_ended_well_but_not_by_those_of_another_attempt(tmp_path):
+def test_job_whose_work_was_over_has_ended_well_but_not_by_the_results_of_another_attempt(tmp_path):
+    def end(restarts: int, outcome: str) -> None:
+        attempt_log.append(tmp_path, "end", job_id="7", restarts=restarts, outcome=outcome)
+
     write_rank_result(tmp_path, 0)
+    end(0, "finished")
+    assert not has_ended_well(tmp_path, ENVIRONMENT)
+    end(1, "requeued")
+    assert not has_ended_well(tmp_path, ENVIRONMENT)
+    end(1, "finished")
+    assert has_ended_well(tmp_path, ENVIRONMENT)
+    end(1, "requeued")
     write_rank_result(tmp_path, 1)
-    attempt_log.append(tmp_path, "end", job_id="7", restarts=0, outcome="finished")
-    assert not all_ended_well(tmp_path, ENVIRONMENT)
-    attempt_log.append(tmp_path, "end", job_id="7", restarts=1, outcome="finished")
-    assert all_ended_well(tmp_path, ENVIRONMENT)
+    assert has_ended_well(tmp_path, ENVIRONMENT)
     write_rank_error(tmp_path, 1, HEAD + "KeyError: 1")
-    assert not all_ended_well(tmp_path, ENVIRONMENT)
+    assert not has_ended_well(tmp_path, ENVIRONMENT)
