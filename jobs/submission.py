@@ -135,7 +135,7 @@ class Submission(ABC):
             # What comes after the end of the work, a cancel or a crash, does not undo it.
             return Outcome.FINISHED
         if update.state == "COMPLETED":
-            return Outcome.INTERRUPTED if last in ("stopped", "cancelled") else Outcome.FINISHED
+            return Outcome.INTERRUPTED if last in ("stopped", "cancelled", "requeued") else Outcome.FINISHED
         return Outcome.CANCELLED if update.state == "CANCELLED" else Outcome.FAILED
 
     def remember(self, task_folder: Path | None = None) -> None:

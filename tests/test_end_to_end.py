@@ -187,6 +187,27 @@ def test_a_compiled_training_follows_the_plain_one(workplace: Workplace):
     assert (workplace.folder / "compiled" / "registered.json").exists()
 
 
+@pytest.mark.slow
+def test_a_rank_that_aborts_and_ctrl_c_during_the_registration_leave_a_registered_model(workplace: Workplace):
+    (workplace.folder / "sitecustomize.py").write_text(
+        "import atexit, os\nif os.environ.get('SUBMITIT_LOCAL_GLOBALID') == '1':\n    atexit.register(os.abort)\n"
+    )
+    run = workplace.folder / "ending"
+    setup = ["--setup", f"export PYTHONPATH={workplace.folder}:$PYTHONPATH"]
+    launcher = workplace.start(
+        "pipeline.launch", "--recipe", "demo", "--train.steps", "8", "--run-dir", str(run), *setup
+    )
+    limit = time.monotonic() + 400
+    while not (run / "export" / "model.json").exists():
+        assert time.monotonic() < limit, workplace.logs()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, output + workplace.logs()
+    assert "asked the 2 processes to save and stop" in output
+    assert (run / "registered.json").exists()
+
+
 def test_a_finished_run_is_not_trained_again(workplace: Workplace, demo: str):
     before = (workplace.folder / "demo" / "metrics.jsonl").read_bytes()
     output = workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "demo"))

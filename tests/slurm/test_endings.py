@@ -134,8 +134,9 @@ def test_stop_request_after_the_last_step_leaves_the_work_finished(slurm, tmp_pa
 
 @pytest.mark.slow
 def test_preemption_that_ends_before_rank_0_does_is_followed_by_another_attempt(slurm, tmp_path):
+    # Slurm looks every 30 s whether a grace time is over, and then leaves the processes 5 s.
     slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=2")
-    submission = submit(tmp_path, ended_s=12)
+    submission = submit(tmp_path, ended_s=45)
     wait_until((tmp_path / "ending").exists)
     preempt(slurm)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
