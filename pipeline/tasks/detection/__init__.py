@@ -1,0 +1,5 @@
+"""Detection and instance segmentation: how their results are measured."""
+
+from pipeline.tasks.detection.average_precision import AveragePrecision, average_precision, encode_mask
+
+__all__ = ["AveragePrecision", "average_precision", "encode_mask"]
