@@ -225,7 +225,10 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
         return matching[0]
     if matching:
         prefixes = ", ".join(sorted(entry.name for entry in matching))
-        raise ManifestError(f"{location!r} holds split {split!r} of several names ({prefixes}): give one of them")
+        raise ManifestError(
+            f"{location!r} holds split {split!r} of several data sets ({prefixes}): name one of them "
+            "(--train.data.name of a launch, --data-name of an evaluation)"
+        )
     tars = [match for file in folder.names() if (match := SHARD_NAME.match(file)) and match["split"] == split]
     stems = {f"{match['name']}-{split}" for match in tars if name in (None, match["name"])}
     for stem in sorted(stems):

@@ -40,6 +40,8 @@ class DataConfig:
     """Folder or URI with the training split's manifest (`python -m sharding.build`)."""
     validation_shards: str | None = None
     """Folder or URI with the validation split's manifest; None: the same as `shards`."""
+    name: str | None = None
+    """Which data set, where a folder holds several (`sharding.build --name`); None: the only one."""
     train_split: str = "train"
     """Name of the split that is trained on."""
     validation_split: str = "validation"

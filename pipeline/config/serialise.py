@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
         "model.backend",
         "data.shards",
         "data.validation_shards",
+        "data.name",
         "data.workers",
         "data.prefetch_batches",
         "data.on_damage",

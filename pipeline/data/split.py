@@ -34,13 +34,14 @@ def open_split(location: str, name: str, data: DataConfig) -> Split:
     Args:
         location: folder or URI of the shards.
         name: name of the split.
-        data: `cache_dir` and `cache_gb` are the node's folder for indices and remote shards, and its limit.
+        data: `name` is the data set, where the folder holds several; `cache_dir` and `cache_gb` are the node's folder
+            for indices and remote shards, and its limit.
 
     Raises:
         ManifestError: the split does not exist, or its index does not match its manifest.
         CacheFolderError: the node's folder for indices and shards cannot be used.
     """
-    manifest = load_manifest(location, name)
+    manifest = load_manifest(location, name, data.name)
     folder = cache_folder(data.cache_dir)
     index = open_index(location, manifest, folder)
     filesystem, shards = open_filesystem(location)

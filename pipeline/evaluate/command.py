@@ -57,6 +57,7 @@ def main(
     *,
     shards: str,
     split: str = "validation",
+    data_name: str | None = None,
     name: str | None = None,
     subset: bool = False,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -70,6 +71,7 @@ def main(
         model: A run directory, a models:/ URI, a .safetensors file, or a published .pth file.
         shards: Folder or URI with the split's manifest.
         split: Split to evaluate on.
+        data_name: Which data set, where the folder holds several (sharding.build --name).
         name: Name of the data in MLflow, such as imagenet-v2; by default the name in its manifest.
         subset: Let only the split's own classes compete, as ImageNet-A and -R are scored.
         precision: Arithmetic of the forward.
@@ -83,7 +85,9 @@ def main(
     from pipeline.weights.load import load_model
 
     loaded = load_model(model)
-    report, matched, manifest = evaluate(loaded, shards, split, subset=subset, precision=precision, workers=workers)
+    report, matched, manifest = evaluate(
+        loaded, shards, split, data_name=data_name, subset=subset, precision=precision, workers=workers
+    )
     print("\n".join(format_summary(report, matched, loaded, manifest)))
     if output is not None:
         output.write_text(

@@ -33,6 +33,7 @@ def evaluate(
     shards: str,
     split: str = "validation",
     *,
+    data_name: str | None = None,
     subset: bool = False,
     precision: Literal["fp32", "bf16"] = "fp32",
     workers: int = 2,
@@ -43,6 +44,7 @@ def evaluate(
         model: the network and its card.
         shards: folder or URI with the split's manifest.
         split: name of the split.
+        data_name: which data set, where the folder holds several; None: the only one.
         subset: let only the split's own classes compete (see `match_classes`).
         precision: arithmetic of the forward.
         workers: loader processes; 0 loads in this process.
@@ -54,10 +56,10 @@ def evaluate(
         ConfigError: the classes do not fit, or a setting is out of range.
         sharding.ShardingError: the shards are missing or incomplete.
     """
-    manifest = load_manifest(shards, split)
+    manifest = load_manifest(shards, split, data_name)
     matched = match_classes(model.card, manifest, subset=subset)
     preprocessing, image_size = model.card.preprocessing, model.card.image_size
-    data = DataConfig(shards=shards, validation_split=split, workers=workers)
+    data = DataConfig(shards=shards, validation_split=split, name=data_name, workers=workers)
     augment = AugmentConfig(
         evaluation_crop=preprocessing.evaluation_crop, mean=preprocessing.mean, std=preprocessing.std
     )

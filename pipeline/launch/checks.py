@@ -194,8 +194,8 @@ def check_shards(config: TrainConfig) -> Dataset:
         ShardingError: the message says what is missing, and which command makes it.
     """
     data = config.data
-    train = _complete_split(data.shards, data.train_split, check_sizes=data.on_damage == "stop")
-    validation = _complete_split(data.validation_location, data.validation_split)
+    train = _complete_split(data.shards, data.train_split, data.name, check_sizes=data.on_damage == "stop")
+    validation = _complete_split(data.validation_location, data.validation_split, data.name)
     _check_cache(data.shards, train, data.cache_gb)
     _check_cache(data.validation_location, validation, data.cache_gb)
     train_classes, validation_classes = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
@@ -214,7 +214,7 @@ def check_shards(config: TrainConfig) -> Dataset:
     )
 
 
-def _complete_split(location: str, split: str, *, check_sizes: bool = True) -> "Manifest":
+def _complete_split(location: str, split: str, name: str | None, *, check_sizes: bool = True) -> "Manifest":
     """Return the manifest of a split, and check that no shard is missing or cut off.
 
     A training would read a damaged shard only after hours.
@@ -223,7 +223,7 @@ def _complete_split(location: str, split: str, *, check_sizes: bool = True) -> "
     from sharding.storage import Folder
 
     try:
-        manifest = load_manifest(location, split)
+        manifest = load_manifest(location, split, name)
         sizes = {info.base_name: info.size for info in Folder.open(location).list()} if check_sizes else {}
     except ManifestError as error:
         if not Folder.open(location).exists():

@@ -104,13 +104,14 @@ def _registered_model(run_dir: Path, registered: dict[str, Any], card: ModelCard
     database = _tracking_database(run_dir)
     store = f"--backend-store-uri {database}" if database else "(your tracking server)"
     setting = f'mlflow.set_tracking_uri("{database}"); ' if database else ""
-    shards, _ = read_config(run_dir).validation_split
+    shards, _, data_name = read_config(run_dir).validation_split
+    which = f" --data-name {shlex.quote(data_name)}" if data_name else ""
     lines = [
         f"model     models:/{name}/{version} ({pointers}){best}",
         "next:",
         f"    uv run mlflow ui {store}",
         *_page(run_dir),
-        f"    python -m pipeline.evaluate {shlex.quote(uri)} --shards {shlex.quote(shards)}",
+        f"    python -m pipeline.evaluate {shlex.quote(uri)} --shards {shlex.quote(shards)}{which}",
         f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"{uri}\")'",
     ]
     if "champion" not in aliases:

@@ -74,7 +74,8 @@ def print_checks(plan: Plan) -> None:
     for run in plan.runs:
         try:
             check_start(run.run_dir, run.config, plan.options.registered_name)
-            if own_data is not None and not own_data.is_packed(Path(run.config.data.shards)):
+            uses_own_data = own_data is not None and own_data.is_used_by(run.config)
+            if uses_own_data and not own_data.is_packed(Path(run.config.data.shards)):
                 lines[f"# data: {own_data.description}, which the launch packs"] = sys.stdout
                 continue
             checked = check_run(run.run_dir, run.config, plan.run_facts())

@@ -125,7 +125,7 @@ def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
 
     config = options.train
     own_data = RECIPES[options.recipe].own_data
-    if own_data is not None and config.data.shards == TrainConfig().data.shards:
+    if own_data is not None and own_data.is_used_by(config):
         shards = str(Path(own_data.folder).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
     if not options.sweep:

@@ -23,7 +23,7 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     """
     check_start(run.run_dir, run.config, plan.options.registered_name)
     own_data = RECIPES[plan.options.recipe].own_data
-    if own_data is not None:
+    if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
     checked = check_run(run.run_dir, run.config, plan.run_facts())
     run_directory.prepare(run.run_dir, run.config, checked.facts)

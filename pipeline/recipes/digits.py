@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.config.schema import (
     AugmentConfig,
+    ConfigError,
     DataConfig,
     MixConfig,
     ModelConfig,
@@ -14,6 +15,9 @@ from pipeline.config.schema import (
     TrainConfig,
 )
 from pipeline.recipes.recipe import OwnData
+
+FOLDER = "runs/digits"
+"""Folder of the shards, relative to the current directory."""
 
 
 def demo() -> TrainConfig:
@@ -30,7 +34,7 @@ def demo() -> TrainConfig:
         eval_every_steps=100,
         log_every_steps=25,
         model=ModelConfig(name="transxnet_n", image_size=32),
-        data=DataConfig(workers=0, lanes=4),
+        data=DataConfig(shards=FOLDER, workers=0, lanes=4),
         augment=AugmentConfig(
             crop_scale=(0.7, 1.0),
             horizontal_flip=0.0,
@@ -74,11 +78,21 @@ def are_packed(output: Path) -> bool:
 
 
 def prepare_digits(output: Path) -> None:
-    """Pack the digits into the folder `output` unless it holds them."""
+    """Pack the digits into the folder `output` unless it holds them.
+
+    Raises:
+        ConfigError: the folder holds something else, which would get a second data set beside it.
+    """
     from sharding.build import BuildOptions, build
 
     if are_packed(output):
         return
+    foreign = sorted(path.name for path in output.glob("[!._]*") if not path.name.startswith(f"{NAME}-"))
+    if foreign:
+        raise ConfigError(
+            f"the digits are not packed into {output}, which holds {foreign[0]}: move it elsewhere, or give its folder "
+            "with --train.data.shards"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     folders = Path(tempfile.mkdtemp(dir=output.parent, prefix=".digits-"))
     try:
@@ -89,6 +103,6 @@ def prepare_digits(output: Path) -> None:
 
 
 HANDWRITTEN_DIGITS = OwnData(
-    description="the handwritten digits", folder="runs/digits", is_packed=are_packed, pack=prepare_digits
+    description="the handwritten digits", folder=FOLDER, is_packed=are_packed, pack=prepare_digits
 )
 """Data of the demo unless other shards are named."""

@@ -1,5 +1,6 @@
 """The parts of a recipe: its training, its default resources, and the data that it makes itself, if any."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,15 @@ class OwnData:
     description: str
     """Name of the data in a line such as `data: the handwritten digits, which the launch packs`."""
     folder: str
-    """Folder of the shards unless `--train.data.shards` names one; relative to the current directory."""
+    """The only folder that the data are packed into, relative to the current directory; the recipe's `data.shards`."""
     is_packed: Callable[[Path], bool]
     """Whether a folder holds the shards of both splits."""
     pack: Callable[[Path], None]
-    """Packs the shards into a folder unless it holds them."""
+    """Packs the shards into a folder unless it holds them; refuses a folder that holds anything else."""
+
+    def is_used_by(self, config: TrainConfig) -> bool:
+        """Whether a training reads the data in their own folder: shards elsewhere are the user's, and not written."""
+        return os.path.abspath(config.data.shards) == os.path.abspath(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)

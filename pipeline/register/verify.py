@@ -29,12 +29,15 @@ class Verification:
     """Share of correct first guesses, in [0, 1]."""
 
 
-def sample_images(location: str, split: str, count: int = SAMPLE) -> tuple[str, list[tuple[bytes, str]]]:
+def sample_images(
+    location: str, split: str, name: str | None = None, *, count: int = SAMPLE
+) -> tuple[str, list[tuple[bytes, str]]]:
     """Read images spread evenly over a split.
 
     Args:
         location: folder or URI of the shards.
         split: name of the split.
+        name: name of the data set, where the folder holds several.
         count: largest number of images.
 
     Returns:
@@ -47,7 +50,7 @@ def sample_images(location: str, split: str, count: int = SAMPLE) -> tuple[str, 
     from sharding import load_index, load_manifest
     from sharding.storage import Folder
 
-    manifest = load_manifest(location, split)
+    manifest = load_manifest(location, split, name)
     rows = load_index(location, manifest).select(["shard", "offset", "size", "label"]).to_pylist()
     count = min(count, len(rows))
     chosen = [rows[(2 * k + 1) * len(rows) // (2 * count)] for k in range(count)]

@@ -73,15 +73,17 @@ class RunConfig:
         return self.content.get("total_steps") or self.train_fields.get("steps")
 
     @property
-    def training_split(self) -> tuple[str, str]:
-        """Location of the training shards, and the name of their split."""
-        return self.train_fields["data.shards"], self.train_fields["data.train_split"]
+    def training_split(self) -> tuple[str, str, str | None]:
+        """Location of the training shards, the name of their split, and that of the data set if it was given."""
+        fields = self.train_fields
+        return fields["data.shards"], fields["data.train_split"], fields.get("data.name")
 
     @property
-    def validation_split(self) -> tuple[str, str]:
-        """Location of the validation shards, and the name of their split."""
+    def validation_split(self) -> tuple[str, str, str | None]:
+        """Location of the validation shards, the name of their split, and that of the data set if it was given."""
         fields = self.train_fields
-        return fields["data.validation_shards"] or fields["data.shards"], fields["data.validation_split"]
+        location = fields["data.validation_shards"] or fields["data.shards"]
+        return location, fields["data.validation_split"], fields.get("data.name")
 
     @property
     def training_digest(self) -> str | None:

@@ -49,9 +49,9 @@ def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
 
     splits = {"training": config.training_split, "validation": config.validation_split}
     inputs = []
-    for context, (location, split) in splits.items():
+    for context, (location, split, name) in splits.items():
         try:
-            manifest = load_manifest(location, split)
+            manifest = load_manifest(location, split, name)
         except (ShardingError, OSError):
             continue
         is_remote = "://" in location

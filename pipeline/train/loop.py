@@ -57,7 +57,7 @@ class Training:
         self.task = read_config(run_dir).task
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
-        manifest = load_manifest(config.data.shards, config.data.train_split)
+        manifest = load_manifest(config.data.shards, config.data.train_split, config.data.name)
         self.num_samples, self.num_classes = manifest.num_samples, len(manifest.classes)
         self.dataset_digest = manifest.digest
         began_with = read_config(run_dir).training_digest or self.dataset_digest

@@ -40,8 +40,8 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     with replacing(folder / WEIGHTS_NAME, durable=True) as temporary:
         save_file(weights, temporary)
 
-    train = load_manifest(config.data.shards, config.data.train_split)
-    validation = load_manifest(config.data.validation_location, config.data.validation_split)
+    train = load_manifest(config.data.shards, config.data.train_split, config.data.name)
+    validation = load_manifest(config.data.validation_location, config.data.validation_split, config.data.name)
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
     task = read_config(run_dir).task

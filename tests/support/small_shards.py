@@ -28,13 +28,13 @@ def photograph(number: int, height: int | None = None, width: int | None = None)
     return simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420" if number % 2 else "444")
 
 
-def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train") -> Manifest:
+def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train", name: str = "small") -> Manifest:
     """Write shards of `shard_sizes` samples, with manifest and index."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list] = {name: [] for name in INDEX_SCHEMA.names}
+    rows: dict[str, list] = {column: [] for column in INDEX_SCHEMA.names}
     shards, number = [], 0
     for shard, size in enumerate(shard_sizes):
-        path = folder / f"small-{split}-{shard:04d}.tar"
+        path = folder / f"{name}-{split}-{shard:04d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for _ in range(size):
                 data, key = photograph(number), f"photo_{number:05d}"
@@ -44,13 +44,13 @@ def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train") -> Ma
                 tar.addfile(entry, io.BytesIO(data))
                 height, width, _, _ = simplejpeg.decode_jpeg_header(data)
                 values = (key, number % CLASSES, shard, offset, len(data), width, height, xxhash.xxh64_intdigest(data))
-                for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
-                    rows[name].append(value)
+                for column, value in zip(INDEX_SCHEMA.names, values, strict=True):
+                    rows[column].append(value)
                 number += 1
         shards.append(ShardInfo(path.name, size, path.stat().st_size, "0" * 64))
     index = pa.table(rows, schema=INDEX_SCHEMA)
     manifest = Manifest(
-        name="small",
+        name=name,
         split=split,
         classes=tuple(ClassInfo(f"n{label:08d}", f"class {label}") for label in range(CLASSES)),
         shards=tuple(shards),

@@ -216,7 +216,7 @@ def finished_run(
 
 def validation_images(shards: Path, count: int) -> list[tuple[bytes, str]]:
     data = DataConfig(shards=str(shards))
-    return sample_images(data.validation_location, data.validation_split, count)[1]
+    return sample_images(data.validation_location, data.validation_split, count=count)[1]
 
 
 def _pixels(shards: Path, split: str, count: int = 10**6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,7 +224,7 @@ def _pixels(shards: Path, split: str, count: int = 10**6) -> tuple[torch.Tensor,
     data = DataConfig(shards=str(shards), validation_split=split)
     manifest = load_manifest(str(shards), split)
     labels = {entry.wnid: k for k, entry in enumerate(manifest.classes)}
-    _, images = sample_images(data.validation_location, data.validation_split, min(count, manifest.num_samples))
+    _, images = sample_images(data.validation_location, data.validation_split, count=min(count, manifest.num_samples))
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.float32) for image, _ in images])
     settings = AugmentConfig()
     pixels = (pixels / 255 - np.float32(settings.mean)) / np.float32(settings.std)

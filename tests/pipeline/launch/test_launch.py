@@ -9,6 +9,7 @@ import pytest
 import jobs
 from jobs import Outcome
 from pipeline.config.schema import TrainConfig
+from pipeline.data.split import open_split
 from pipeline.launch.checks import check_shards, check_tracking_uri
 from pipeline.launch.closing import describe_end
 from pipeline.launch.command import main
@@ -17,6 +18,7 @@ from pipeline.launch.plan import PACKAGES, build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.run.config import read_config
 from pipeline.run.directory import prepare
+from sharding import ShardingError, load_manifest
 from tests.support import REPOSITORY
 from tests.support.small_shards import config, pack
 
@@ -145,6 +147,40 @@ def test_a_dry_run_fails_where_a_launch_would_and_writes_nothing(tmp_path, monke
     assert "# data: the handwritten digits, which the launch packs" in capsys.readouterr().out
     assert [path.name for path in work.rglob("*")] == ["run", "config.json"]
     assert (work / "run/config.json").read_bytes() == before
+
+
+def test_a_recipe_never_writes_where_the_users_data_lie(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "runs/digits"):
+        pack(tmp_path / folder, (17, 9))
+        pack(tmp_path / folder, (5,), split="validation")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    demo = ["--recipe", "demo", "--cluster", "debug", "--run-dir", "run"]
+
+    plan = build_plan(parse([*demo, "--train.data.shards", "mine"]))
+    assert prepare_run(plan, plan.runs[0]).dataset.num_samples == 26
+    assert not (tmp_path / "mine/digits-train.json").exists()
+    assert main(demo) == 2
+    assert "not packed into " in (error := capsys.readouterr().err)
+    assert "runs/digits, which holds small-train-0000.tar: move it" in error
+    assert main([*demo, "--train.data.shards", "empty"]) == 2
+    assert "no shards at 'empty'" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "runs", "run"}
+
+
+def test_of_several_data_sets_in_a_folder_the_named_one_is_trained_on(tmp_path):
+    for name in ("small", "pets"):
+        pack(tmp_path, (17, 9), name=name)
+        pack(tmp_path, (5,), split="validation", name=name)
+    with pytest.raises(
+        ShardingError, match=r"of several data sets \(pets, small\): name one of them \(--train.data.name"
+    ):
+        check_shards(config(tmp_path, tmp_path / "cache"))
+    named = config(tmp_path, tmp_path / "cache", data={"name": "small"})
+    assert check_shards(named).digest == load_manifest(str(tmp_path), "train", "small").digest
+    split = open_split(str(tmp_path), "validation", named.data)
+    assert split.manifest.stem == "small-validation"
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ def test_the_facts_of_a_launch_are_read(tmp_path):
     assert (config.total_steps, config.global_batch_size, config.command) == (9, 1024, "launch --wait")
     assert (config.training_digest, config.validation_digest) == ("d", "v")
     assert (config.git_commit, config.git_dirty, str(config.sweep)) == ("c0ffee", True, "/runs/s")
-    assert config.training_split == ("shards", "train")
-    assert config.validation_split == ("shards", "validation")
+    assert config.training_split == ("shards", "train", None)
+    assert config.validation_split == ("shards", "validation", None)
 
 
 def test_a_run_of_a_newer_version_shows_its_facts_and_trains_not(tmp_path):
