@@ -5,7 +5,6 @@ The command reads the tars once and does not change them.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,21 +16,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from sharding.manifest import ClassInfo, Manifest
-    from sharding.scan import Scan
+    from sharding.scan import Fault, Scan
     from sharding.storage import Folder
 
-_WNID = re.compile(r"(?:^|[/_])(n\d{8})_")
 _LISTED_FAULTS = 20
+_LISTED_MEMBERS = 3
+_VALIDATION_NAMES = ("val", "valid", "dev")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions(ShardsOptions):
-    """Make a manifest and an index for WebDataset tars named NAME-SPLIT-NUMBER.tar, without changing the tars."""
+    """Make a manifest and an index for WebDataset tars without changing the tars.
+
+    Their names are NAME-SPLIT-NUMBER.tar, or SPLIT-NUMBER-of-COUNT.tar.
+    """
 
     classes: str | None = None
     """file of lines "WNID NAME", sorted by WNID, that names the classes; by default the class ids in the samples"""
     on_bad: Literal["stop", "skip"] = "stop"
     """on an unreadable sample: stop, or leave it out of the index and list it in the manifest"""
+    image_member: str | None = None
+    """extension of the member that is the image, where a sample has several or an unusual one: input.jpg, bmp"""
 
 
 def index(options: IndexOptions, *, log: Log = no_log, own_process: bool = False) -> list[Manifest]:
@@ -47,72 +52,69 @@ def index(options: IndexOptions, *, log: Log = no_log, own_process: bool = False
         The manifest of each split.
 
     Raises:
-        ShardingError: there are no such tars, a number between them is missing, or samples are damaged.
+        ShardingError: there are no such tars, a number between them is missing, samples are damaged, or labels
+            contradict each other. No manifest is written then.
     """
+    from sharding.find_tars import find_tars
     from sharding.storage import Folder
     from sharding.work_folder import refuse_unfinished
 
     folder = Folder.open(options.shards)
-    found = _find_shards(folder, options)
+    found = find_tars(folder, options.name, options.split)
     for name, split in found:
         refuse_unfinished(folder, f"{name}-{split}")
+    splits = [
+        _read_split(folder, name, split, tars.ordered(), options, own_process)
+        for (name, split), tars in sorted(found.items())
+    ]
+    # All samples of a name decide its classes together: labels must mean the same in each of its splits.
+    classes = {
+        name: _classes(folder, name, [entry for entry in splits if entry.name == name], options)
+        for name in dict.fromkeys(entry.name for entry in splits)
+    }
     manifests = []
-    for (name, split), numbered in sorted(found.items()):  # train comes first: validation may take its classes
-        missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
-        if missing:
-            raise ManifestError(
-                f"{options.shards!r}: of {name}-{split} the numbers {', '.join(map(str, missing[:10]))} are missing. "
-                "Fetch them."
-            )
-        shards = [numbered[number] for number in sorted(numbered)]
-        manifests.append(_index_split(folder, name, split, shards, options, log, own_process))
+    for entry in splits:
+        manifests.append(_publish(folder, entry, classes[entry.name], options, log))
+        if found[entry.name, entry.split].begins_at_one:
+            log("  its tars are numbered from 1")
     return manifests
 
 
-def _find_shards(folder: Folder, options: IndexOptions) -> dict[tuple[str, str], dict[int, str]]:
-    """Find the tars that the options name: by (name, split), the file of each number.
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """What was read of one split: its scans in the order of the tars, and its index."""
+
+    name: str
+    split: str
+    scans: list[Scan]
+    table: pa.Table
+
+    @property
+    def stem(self) -> str:
+        return f"{self.name}-{self.split}"
+
+    @property
+    def faults(self) -> list[Fault]:
+        return [fault for scan in self.scans for fault in scan.faults]
+
+
+def _read_split(
+    folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, own_process: bool
+) -> _Split:
+    """Read the tars of one split.
 
     Raises:
-        ManifestError: there are none, or two have the same number.
-    """
-    from sharding.manifest import SHARD_NAME
-
-    found: dict[tuple[str, str], dict[int, str]] = {}
-    for file in folder.names():
-        match = SHARD_NAME.match(file)
-        if match and options.name in (None, match["name"]) and options.split in (None, match["split"]):
-            numbered = found.setdefault((match["name"], match["split"]), {})
-            other = numbered.setdefault(int(match["number"]), file)
-            if other != file:
-                raise ManifestError(f"{options.shards!r}: {other} and {file} have the same number. Remove one of them.")
-    if not found:
-        raise ManifestError(
-            f"{options.shards!r} holds no tars named NAME-SPLIT-NUMBER.tar, such as imagenet1k-train-0000.tar"
-            + (f", with split {options.split!r}" if options.split else "")
-            + (f", with name {options.name!r}" if options.name else "")
-        )
-    return found
-
-
-def _index_split(
-    folder: Folder, name: str, split: str, shards: list[str], options: IndexOptions, log: Log, own_process: bool
-) -> Manifest:
-    """Read the tars of one split and publish its index and manifest.
-
-    Raises:
-        ManifestError: samples are damaged or repeated, or labels do not fit the classes.
+        ManifestError: samples are damaged, repeated or missing.
     """
     import numpy as np
     import pyarrow as pa
 
-    from sharding.imagenet import is_whole_imagenet
-    from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, repeated_keys, write_manifest
     from sharding.pool import run_jobs, worker_count
     from sharding.progress import Progress
     from sharding.scan import ScanJob, scan_for_index
 
     workers = worker_count(options.workers, len(shards))
-    jobs = (ScanJob(folder, shard, options.decode_check) for shard in shards)
+    jobs = (ScanJob(folder, shard, options.decode_check, options.image_member) for shard in shards)
     scans: dict[str, Scan] = {}
     tables: dict[str, pa.Table] = {}
     number = {shard: position for position, shard in enumerate(shards)}
@@ -122,77 +124,131 @@ def _index_split(
             shard_column = pa.array(np.full(len(table), number[scan.name], np.int32))
             tables[scan.name] = table.set_column(table.schema.get_field_index("shard"), "shard", shard_column)
             progress.add(len(table), scan.bytes, written=True)
-    ordered = [scans[shard] for shard in shards]
-    faults = [fault for scan in ordered for fault in scan.faults]
+    table = pa.concat_tables([tables[shard] for shard in shards]).combine_chunks()
+    entry = _Split(name=name, split=split, scans=[scans[shard] for shard in shards], table=table)
+    _refuse_faults(entry, options)
+    if not table.num_rows:
+        raise ManifestError(f"{entry.stem} holds no samples")
+    _refuse_repeated(entry)
+    return entry
+
+
+def _refuse_faults(entry: _Split, options: IndexOptions) -> None:
+    """Refuse faults that `--on-bad` does not allow.
+
+    Raises:
+        ManifestError: there are such faults; the message lists the first.
+    """
     # A fault without a key concerns a whole shard: samples are lost whose number is unknown.
-    fatal = [fault for fault in faults if not fault.key or options.on_bad == "stop"]
+    fatal = [fault for fault in entry.faults if not fault.key or options.on_bad == "stop"]
     if fatal:
         listed = "\n  ".join(str(fault) for fault in fatal[:_LISTED_FAULTS])
         more = f"\n  and {len(fatal) - _LISTED_FAULTS} more" if len(fatal) > _LISTED_FAULTS else ""
         advice = "Fetch the shards again" + ("." if not fatal[0].key else ", or leave the samples out: --on-bad skip.")
-        raise ManifestError(f"{name}-{split} is damaged:\n  {listed}{more}\n{advice}")
-    table = pa.concat_tables([tables[shard] for shard in shards]).combine_chunks()
-    if not table.num_rows:
-        raise ManifestError(f"{name}-{split} holds no samples")
-    if repeated := repeated_keys(table):
-        raise ManifestError(f"{name}-{split}: the key {repeated[0]!r} comes more than once")
-    classes = _classes(folder, name, table, ordered, options)
-    labels = table["label"].to_numpy()
+        raise ManifestError(f"{entry.stem} is damaged:\n  {listed}{more}\n{advice}")
+
+
+def _refuse_repeated(entry: _Split) -> None:
+    """Refuse a key that two shards have.
+
+    Raises:
+        ManifestError: there is such a key; the message names the shards.
+    """
+    import pyarrow.compute as pc
+
+    from sharding.manifest import repeated_keys
+
+    repeated = repeated_keys(entry.table)
+    if repeated:
+        numbers = entry.table.filter(pc.field("key") == repeated[0])["shard"].to_pylist()
+        shards = " and ".join(entry.scans[number].name for number in numbers[:2])
+        raise ManifestError(
+            f"{entry.stem}: {len(repeated):,} keys come more than once, such as {repeated[0]!r} in {shards}. Pack the "
+            "samples again with keys that differ, or remove a shard that is there twice."
+        )
+
+
+def _publish(
+    folder: Folder, entry: _Split, classes: tuple[ClassInfo, ...], options: IndexOptions, log: Log
+) -> Manifest:
+    """Write index and manifest of one split, and report what was found."""
+    import numpy as np
+
+    from sharding.imagenet import is_whole_imagenet
+    from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, write_manifest
+
+    counts = np.bincount(entry.table["shard"].to_numpy(), minlength=len(entry.scans)).tolist()
+    left_out = [f"{scan.name}: {name}" for scan in entry.scans for name in scan.left_out]
     manifest = Manifest(
-        name=name,
-        split=split,
+        name=entry.name,
+        split=entry.split,
         classes=classes,
-        shards=tuple(ShardInfo(scan.name, len(tables[scan.name]), scan.bytes, scan.sha256) for scan in ordered),
-        index_sha256=index_digest(table),
+        shards=tuple(
+            ShardInfo(scan.name, count, scan.bytes, scan.sha256)
+            for scan, count in zip(entry.scans, counts, strict=True)
+        ),
+        index_sha256=index_digest(entry.table),
         settings={
             "packed_by": "others",
             "decode_check": options.decode_check,
-            "whole_imagenet": is_whole_imagenet(split, labels, classes),
+            "whole_imagenet": is_whole_imagenet(entry.split, entry.table["label"].to_numpy(), classes),
+            **({"image_member": options.image_member} if options.image_member else {}),
+            **({"members_left_out": len(left_out)} if left_out else {}),
         },
         odd=(
-            *(entry for scan in ordered for entry in scan.odd),
-            *(OddImage(fault.key, fault.file, fault.what, "skipped") for fault in faults),
+            *(odd for scan in entry.scans for odd in scan.odd),
+            *(OddImage(fault.key, fault.file, fault.what, "skipped") for fault in entry.faults),
         ),
     )
-    write_manifest(folder, manifest, table)
-    log(f"{manifest.stem}: {manifest.num_samples:,} images of {len(classes)} classes in {len(shards)} shards")
-    if faults:
-        log(f"  {len(faults)} samples left out")
+    write_manifest(folder, manifest, entry.table)
+    log(f"{manifest.stem}: {manifest.num_samples:,} images of {len(classes)} classes in {len(entry.scans)} shards")
+    if entry.faults:
+        log(f"  {len(entry.faults)} samples left out")
     for line in count_odd(manifest.odd):
         log(line)
+    if left_out:
+        shown = ", ".join(left_out[:_LISTED_MEMBERS]) + (", …" if len(left_out) > _LISTED_MEMBERS else "")
+        log(f"  {len(left_out):,} members that belong to no sample were left out ({shown})")
+    if not all(scan.neighbours for scan in entry.scans):
+        log("  members of a sample are not neighbours: trainings here read them, WebDataset and timm do not")
+    if entry.split in _VALIDATION_NAMES:
+        log(f"  to evaluate trainings on it: --train.data.validation-split {entry.split}")
     log(f"  digest {manifest.digest}")
     return manifest
 
 
-def _classes(
-    folder: Folder, name: str, table: pa.Table, scans: list[Scan], options: IndexOptions
-) -> tuple[ClassInfo, ...]:
-    """The classes by label: those of --classes, those of another split of the same name, or those of the samples.
+def _classes(folder: Folder, name: str, splits: list[_Split], options: IndexOptions) -> tuple[ClassInfo, ...]:
+    """The classes by label: those of --classes, those of a published split of the name, or those of the samples.
 
     Raises:
-        ManifestError: a label is negative, or --classes has too few classes.
+        ManifestError: samples contradict each other or the list, or the list has too few classes.
     """
-    from sharding.manifest import ClassInfo, find_manifests
+    import numpy as np
+
+    from sharding.class_agreement import check_against_list, check_samples_agree, classes_of_samples
+    from sharding.manifest import find_manifests
+    from sharding.sample_labels import ClassEvidence
     from sharding.sources.classes import find_class_list
 
-    labels = table["label"].to_numpy()
-    least, count = int(labels.min()), int(labels.max()) + 1
-    if least < 0:
-        raise ManifestError(f"{name}: label {least} is below 0")
+    labels: list[int] = np.unique(np.concatenate([entry.table["label"].to_numpy() for entry in splits])).tolist()
+    count = labels[-1] + 1
+    evidence = ClassEvidence.merged([scan.evidence for entry in splits for scan in entry.scans])
+    own = {entry.split for entry in splits}
+    published = {
+        split: manifest.classes
+        for (prefix, split), manifest in sorted(find_manifests(folder).items())
+        if prefix == name and split not in own
+    }
     given = find_class_list(folder, options.classes)
-    others = [manifest.classes for (prefix, _), manifest in sorted(find_manifests(folder).items()) if prefix == name]
-    known = given.classes if given is not None else max(others, key=len, default=())
-    if given is not None and len(known) < count:
-        raise ManifestError(f"{name} has the label {count - 1}, but --classes names only {len(known)} classes")
-    if len(known) >= count:
-        return known
-    id_of: dict[int, str] = {}
-    for scan in scans:
-        id_of |= scan.classes
-    for key, label in zip(table["key"].to_pylist(), labels.tolist(), strict=True):
-        if label not in id_of and (match := _WNID.search(key)):
-            id_of[label] = match[1]
-    return tuple(ClassInfo(id_of.get(label, str(label)), id_of.get(label, str(label))) for label in range(count))
+    check_samples_agree(name, evidence)
+    if given is not None:
+        check_against_list(name, evidence, given.classes, given.origin)
+    for split, classes in published.items():
+        check_against_list(name, evidence, classes, f"{name}-{split}.json")
+    if given is not None and len(given.classes) < count:
+        raise ManifestError(f"{name} has the label {count - 1}, but --classes names only {len(given.classes)} classes")
+    known = given.classes if given is not None else max(published.values(), key=len, default=())
+    return known if len(known) >= count else classes_of_samples(name, evidence, labels)
 
 
 def _run(options: IndexOptions) -> int:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.errors import ManifestError
+from sharding.info import INFO_FILE, SplitInfo, info_content
 from sharding.storage import Folder
 from sharding.work_folder import refuse_unfinished
 
@@ -24,6 +25,7 @@ SCHEMA_VERSION = 1
 MAX_CLASSES = 1_000_000  # ImageNet-21k has 21,841
 # imagenet1k-train-0000.tar
 SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>[0-9]+)\.tar$")
+_VALIDATION_NAMES = ("val", "valid", "dev")
 _MANIFEST_MARKER = b'"index_sha256"'  # every manifest contains it, and hardly any other JSON file does
 
 INDEX_SCHEMA = pa.schema(
@@ -240,7 +242,9 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
         )
     there = ", ".join(sorted(f"{prefix}-{part}" for prefix, part in manifests)) or "none"
     wanted = f"{name or '*'}-{split}"
-    raise ManifestError(f"no manifest {wanted}.json in {location!r}; manifests there: {there}")
+    others = [part for prefix, part in manifests if part in _VALIDATION_NAMES and name in (None, prefix)]
+    hint = f"; --train.data.validation-split {others[0]} reads that" if split == "validation" and others else ""
+    raise ManifestError(f"no manifest {wanted}.json in {location!r}; manifests there: {there}{hint}")
 
 
 def load_index(location: str, manifest: Manifest) -> pa.Table:
@@ -328,17 +332,9 @@ def write_info(folder: Folder, *, temporary_folder: Folder | None = None) -> Non
 
 
 def _write_info(folder: Folder, manifests: Sequence[Manifest], temporary_folder: Folder | None) -> None:
-    """Describe the splits in the form that timm's `wds` reader expects."""
-    splits = {}
-    for manifest in sorted(manifests, key=lambda entry: entry.stem):
-        # Where two names have the same split, the second is listed as NAME-SPLIT.
-        label = manifest.split if manifest.split not in splits else manifest.stem
-        splits[label] = {
-            "name": label,
-            "num_samples": manifest.num_samples,
-            "filenames": [shard.name for shard in manifest.shards],
-            "shard_lengths": [shard.samples for shard in manifest.shards],
-        }
-    content = (json.dumps({"splits": splits}, indent=1) + "\n").encode()
-    if folder.size("_info.json") is None or folder.read("_info.json") != content:
-        folder.write("_info.json", content, temporary_folder=temporary_folder)
+    published = [
+        SplitInfo(entry.name, entry.split, {shard.name: shard.samples for shard in entry.shards}) for entry in manifests
+    ]
+    content = info_content(folder, published)
+    if folder.size(INFO_FILE) is None or folder.read(INFO_FILE) != content:
+        folder.write(INFO_FILE, content, temporary_folder=temporary_folder)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import operator
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
 import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
-from sharding.images import MAX_IMAGE_BYTES, ImagePolicy, pack_image
+from sharding.images import ImagePolicy, pack_image
 from sharding.isolation import isolated
-from sharding.manifest import INDEX_SCHEMA, MAX_CLASSES, OddImage
+from sharding.manifest import INDEX_SCHEMA, OddImage
 from sharding.pool import note_place
+from sharding.sample_labels import ClassEvidence, read_label
+from sharding.samples import IndexedImage, TarSamples
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # Faults that all samples of a truncated or exchanged shard may share.
 MISSING = "is missing from the shard"
 UNEXPECTED = "is not in the index"
@@ -55,30 +53,26 @@ class Scan:
         bytes: size of the tar.
         sha256: SHA-256 of the tar in hex.
         rows: one dict per readable sample, with the columns of the index except `shard`.
-        classes: class id by label, from the JSON of the samples; empty where the JSON names none.
+        evidence: what the samples say about their classes.
         odd: unusual images, which a training reads all the same, in the order of the tar.
-        faults: the faults, in the order of the tar.
+        faults: the faults.
+        left_out: names of the members that belong to no sample.
+        neighbours: whether the members of each sample follow one another, as WebDataset requires.
     """
 
     name: str
     bytes: int
     sha256: str
     rows: list[dict[str, Any]]
-    classes: dict[int, str]
+    evidence: ClassEvidence
     odd: list[OddImage]
     faults: list[Fault]
+    left_out: list[str]
+    neighbours: bool
 
     def table(self, shard: int) -> pa.Table:
         """The rows as a part of the index, with the position of the shard."""
         return pa.Table.from_pylist([{**row, "shard": shard} for row in self.rows], INDEX_SCHEMA)
-
-
-@dataclass
-class _Sample:
-    key: str
-    image: Member | None = None
-    data: bytes = b""
-    fields: dict[str, bytes] = field(default_factory=dict)
 
 
 class _Stream:
@@ -112,13 +106,16 @@ class _Stream:
         return data
 
 
-def scan_shard(folder: Folder, name: str, *, decode_check: bool, in_isolation: bool = False) -> Scan:
+def scan_shard(
+    folder: Folder, name: str, *, decode_check: bool, image_member: str | None = None, in_isolation: bool = False
+) -> Scan:
     """Read one shard.
 
     Args:
         folder: folder of the shards.
         name: file name of the tar.
         decode_check: whether to decode every image.
+        image_member: extension of the image; None takes the usual ones.
         in_isolation: whether each image is decoded in a process of its own, because a worker crashed in this shard.
 
     Raises:
@@ -126,116 +123,66 @@ def scan_shard(folder: Folder, name: str, *, decode_check: bool, in_isolation: b
     """
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
-    make_row = isolated(_row) if in_isolation else _row
-    rows, faults, odd, classes = [], [], [], {}
-    keys: set[str] = set()
+    rows, odd, faults, evidence = [], [], [], ClassEvidence()
+    content = TarSamples(image_member)
+    describe_image = isolated(_describe_image) if in_isolation else _describe_image
     with folder.open_stream(name) as opened:
         stream = _Stream(opened, folder, name)
         try:
-            for sample in _iter_samples(stream, size, name):
-                if sample.key in keys:
-                    faults.append(Fault(name, "", f"the key {sample.key!r} comes more than once"))
-                    continue
-                keys.add(sample.key)
-                note_place(sample.image.offset if sample.image else -1)
-                try:
-                    row, wnid, oddity = make_row(sample, policy)
-                except (ImageError, SourceError) as error:
-                    faults.append(Fault(name, sample.key, str(error)))
-                else:
-                    rows.append(row)
-                    if oddity is not None:
-                        odd.append(OddImage(sample.key, name, oddity, "kept"))
-                    if wnid:
-                        classes[row["label"]] = wnid
+            for member in iter_members(stream.read_at, 0, size, name):
+                note_place(member.offset)
+                content.add(
+                    member,
+                    lambda part: stream.read_at(part.offset, part.size),
+                    lambda part, data: describe_image(part, data, policy),
+                )
         except SourceError as error:
             faults.append(Fault(name, "", str(error).removeprefix(f"{name} ")))
         stream.finish()
+    neighbours = True
+    for sample in content.finish():
+        neighbours &= sample.are_neighbours
+        if sample.is_repeated:
+            faults.append(Fault(name, "", f"the key {sample.key!r} comes more than once"))
+            continue
+        try:
+            image = sample.image()
+            labelled = read_label(sample.key, sample.fields)
+        except (ImageError, SourceError) as error:
+            faults.append(Fault(name, sample.key, str(error)))
+        else:
+            rows.append({"key": sample.key, "label": labelled.label, **image.columns})
+            if image.oddity is not None:
+                odd.append(OddImage(sample.key, name, image.oddity, "kept"))
+            evidence.add(labelled, f"{name}: {sample.key}")
     return Scan(
         name=name,
         bytes=stream.position,
         sha256=stream.sha256.hexdigest(),
         rows=rows,
-        classes=classes,
+        evidence=evidence,
         odd=odd,
         faults=faults,
+        left_out=content.left_out,
+        neighbours=neighbours,
     )
 
 
-def _iter_samples(stream: _Stream, size: int, name: str) -> Iterator[_Sample]:
-    """Group the members into samples as WebDataset does: neighbours whose names agree up to the first dot.
+def _describe_image(member: Member, data: bytes, policy: ImagePolicy) -> IndexedImage:
+    """The columns of the index for an image, and what is unusual about it.
 
     Raises:
-        SourceError: the archive is truncated or no tar; raised after the samples before that place.
-    """
-    sample: _Sample | None = None
-    end: SourceError | None = None
-    members = iter_members(stream.read_at, 0, size, name)
-    while True:
-        try:
-            member = next(members, None)
-        except SourceError as error:
-            member, end = None, error
-        if member is None:
-            break
-        folder, _, file = member.name.rpartition("/")
-        stem, dot, extension = file.partition(".")
-        if not stem or not dot:  # WebDataset skips names such as README and `._x.jpg` (of macOS) too
-            continue
-        if member.size > MAX_IMAGE_BYTES:
-            raise SourceError(f"{name} holds {member.name} of {member.size:,} bytes; {MAX_IMAGE_BYTES:,} are allowed")
-        key = f"{folder}/{stem}" if folder else stem
-        # A repeated field begins another sample with the same key.
-        if sample is None or sample.key != key or extension.lower() in sample.fields:
-            if sample is not None:
-                yield sample
-            sample = _Sample(key)
-        data = stream.read_at(member.offset, member.size)
-        if extension.lower() in IMAGE_EXTENSIONS:
-            sample.image, sample.data = member, data
-        sample.fields[extension.lower()] = data
-    if sample is not None:
-        yield sample
-    if end is not None:
-        raise end
-
-
-def _row(sample: _Sample, policy: ImagePolicy) -> tuple[dict[str, Any], str | None, str | None]:
-    """Make the index row of a sample.
-
-    Returns:
-        The row without `shard`; the class id from the sample's JSON, if it has one; and what is unusual about the
-        image, if anything is.
-
-    Raises:
-        SourceError: the image or the label is missing or contradicts another field.
         ImageError: the image is damaged or too large, or no decoder of the trainer reads it.
     """
-    if sample.image is None:
-        raise SourceError(f"no image among its fields ({', '.join(sample.fields)})")
-    try:
-        description = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
-        label = int(sample.fields["cls"]) if "cls" in sample.fields else operator.index(description["label"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SourceError(f"no label: neither KEY.cls nor `label` in KEY.json is a whole number ({error!r})") from error
-    if not isinstance(description, dict):
-        raise SourceError("KEY.json is no object")
-    if not 0 <= label < MAX_CLASSES:
-        raise SourceError(f"label {label} is not from 0 to {MAX_CLASSES - 1:,}")
-    if description.get("label", label) != label:
-        raise SourceError(f"KEY.cls says label {label}, KEY.json {description['label']}")
-    packed = pack_image(sample.data, policy)
-    row = {
-        "key": sample.key,
-        "label": label,
-        "offset": sample.image.offset,
-        "size": sample.image.size,
+    packed = pack_image(data, policy)
+    columns = {
+        "offset": member.offset,
+        "size": member.size,
         "width": packed.width,
         "height": packed.height,
-        "xxh64": xxhash.xxh64_intdigest(sample.data),
+        "xxh64": xxhash.xxh64_intdigest(data),
     }
-    wnid = description.get("class")
-    return row, wnid if isinstance(wnid, str) else None, packed.oddity
+    return IndexedImage(columns, packed.oddity)
 
 
 @dataclass(frozen=True)
@@ -246,12 +193,14 @@ class ScanJob:
         folder: folder of the shards.
         name: file name of the tar.
         decode_check: whether to decode every image.
+        image_member: extension of the image; None takes the usual ones.
         isolated: whether each image is decoded in a process of its own, because a worker crashed in this shard.
     """
 
     folder: Folder
     name: str
     decode_check: bool
+    image_member: str | None = None
     isolated: bool = False
 
     def isolate(self) -> Self | None:
@@ -278,7 +227,13 @@ def scan_for_index(job: ScanJob) -> tuple[Scan, pa.Table]:
         ManifestError: the file cannot be read.
     """
     try:
-        scan = scan_shard(job.folder, job.name, decode_check=job.decode_check, in_isolation=job.isolated)
+        scan = scan_shard(
+            job.folder,
+            job.name,
+            decode_check=job.decode_check,
+            image_member=job.image_member,
+            in_isolation=job.isolated,
+        )
     except OSError as error:
         raise ManifestError(f"{job.folder.location}/{job.name} cannot be read: {error}") from error
     return dataclasses.replace(scan, rows=[]), scan.table(0)

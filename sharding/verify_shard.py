@@ -8,6 +8,7 @@ from typing import Self
 
 import pyarrow as pa
 
+from sharding.class_agreement import disagreements
 from sharding.manifest import Manifest
 from sharding.scan import MISSING, UNEXPECTED, Fault, describe_place, scan_shard
 from sharding.storage import Folder
@@ -50,7 +51,14 @@ def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
     """
     shard, name = job.manifest.shards[job.number], job.manifest.shards[job.number].name
     try:
-        scan = scan_shard(job.folder, name, decode_check=job.decode_check, in_isolation=job.isolated)
+        image_member = job.manifest.settings.get("image_member")
+        scan = scan_shard(
+            job.folder,
+            name,
+            decode_check=job.decode_check,
+            image_member=image_member,
+            in_isolation=job.isolated,
+        )
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         return job.number, [Fault(name, "", reason)]
@@ -63,6 +71,10 @@ def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
         faults.append(Fault(name, "", "its SHA-256 is not the manifest's"))
     expected = {row.pop("key"): row for row in job.rows.drop_columns(["shard"]).to_pylist()}
     found = {row["key"]: row for row in scan.rows if row["key"] not in skipped}
+    faults += [
+        Fault(name, where.removeprefix(f"{name}: "), what)
+        for where, what in disagreements(scan.evidence, job.manifest.classes)
+    ]
     named = {fault.key for fault in faults}
     for key, row in found.items():
         if key not in expected:

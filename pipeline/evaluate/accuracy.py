@@ -1,5 +1,6 @@
 """Exact top-1 and top-5: counts that can be summed over batches and ranks, divided once at the end."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from pipeline.common.errors import InputError
 COUNTS = ("correct1", "correct5", "samples", "loss_sum")
 """Elements of a counts tensor, float64 `[4]`: correct first guesses, labels among the first five guesses, images, and
 the sum of the cross-entropies. The first three are integers, which float64 sums exactly."""
+
+
+FAR_BELOW_CHANCE = 1e-6
+"""Probability below which so few correct guesses are no accident."""
 
 
 class LabelledBatch(Protocol):
@@ -58,6 +63,28 @@ class Evaluation:
         if samples < 1:
             raise InputError("nothing was evaluated: the validation split gave no sample")
         return cls(top1=correct1 / samples, top5=correct5 / samples, loss=loss_sum / samples, samples=int(samples))
+
+
+def is_far_below_chance(evaluation: Evaluation, num_classes: int) -> bool:
+    """Whether a top-1 is far below that of random guesses, 1 / `num_classes`.
+
+    Even an untrained network is right that often, so fewer correct guesses mean that the labels of the evaluated split
+    and of the training split do not mean the same classes. Exact: the binomial probability of so few correct guesses.
+    """
+    chance, samples = 1 / num_classes, evaluation.samples
+    correct = round(evaluation.top1 * samples)
+    if num_classes < 2 or correct >= samples * chance:
+        return False
+    choose = math.lgamma(samples + 1)
+    terms = (
+        choose
+        - math.lgamma(k + 1)
+        - math.lgamma(samples - k + 1)
+        + k * math.log(chance)
+        + (samples - k) * math.log1p(-chance)
+        for k in range(correct + 1)
+    )
+    return math.fsum(map(math.exp, terms)) < FAR_BELOW_CHANCE
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:

@@ -74,9 +74,9 @@ def print_checks(plan: Plan) -> None:
     for run in plan.runs:
         try:
             check_start(run.run_dir, run.config, plan.options.registered_name)
-            uses_own_data = own_data is not None and own_data.is_used_by(run.config)
-            if uses_own_data and not own_data.is_packed(Path(run.config.data.shards)):
-                lines[f"# data: {own_data.description}, which the launch packs"] = sys.stdout
+            own = own_data if own_data is not None and own_data.is_used_by(run.config) else None
+            if own is not None and not own.is_packed(Path(run.config.data.shards)):
+                lines[f"# data: {own.description}, which the launch packs"] = sys.stdout
                 continue
             checked = check_run(run.run_dir, run.config, plan.run_facts())
             lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout

@@ -23,6 +23,7 @@ from pipeline.data.loader import StepBatches, TrainLoader, build_train_loader
 from pipeline.engine.distributed import World, broadcast_from_main, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
+from pipeline.evaluate.accuracy import Evaluation, is_far_below_chance
 from pipeline.order.draws import step_seed
 from pipeline.run.config import read_config
 from pipeline.run.recorder import Recorder
@@ -199,6 +200,12 @@ class Training:
         result = self.evaluate(self.ema)
         self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
         self.recorder.log(f"step {step}: {self.task.scores.describe(result.scores())}")
+        if isinstance(result, Evaluation) and is_far_below_chance(result, self.num_classes):
+            self.recorder.warn(
+                f"TOP-1 {result.top1:.4f} IS FAR BELOW CHANCE ({1 / self.num_classes:.4f}): the labels of "
+                f"{self.config.data.validation_split} and {self.config.data.train_split} hardly mean the same classes; "
+                "compare the samples of both, and stop this run"
+            )
         return self.task.scores.record(result.scores())
 
     def _skipped(self) -> set[int]:

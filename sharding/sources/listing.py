@@ -15,6 +15,8 @@ from sharding.images import MAX_IMAGE_BYTES
 from sharding.manifest import ClassInfo
 from sharding.tarfiles import MAX_NAME
 
+_WNID = re.compile(r"^n\d{8}$")
+_WNID_IN_NAME = re.compile(r"(?:^|/)(n\d{8})_[^/]*$")
 _LONGEST_KEY = MAX_NAME - len(".json")
 # ImageNet's own file names, with or without the class that Hugging Face appends.
 _IMAGENET_STEM = re.compile(r"^(n\d{8}_\d+|ILSVRC2012_(?:val|test)_\d{8})(?:_n\d{8})?$")
@@ -71,7 +73,8 @@ class Listing:
         """Refuse an empty listing, repeated keys, and files too large to be images.
 
         Raises:
-            SourceError: the listing is empty, a file is too large, or two files have the same key.
+            SourceError: the listing is empty, a file is too large, two files have the same key, or the name of a file
+                says another class than its folder.
         """
         if not len(self):
             raise SourceError(f"split {self.split!r} has no images")
@@ -81,6 +84,7 @@ class Listing:
                 f"{self.describe(int(large[0]))} has {int(self.sizes[large[0]]):,} bytes; an image may have "
                 f"{MAX_IMAGE_BYTES:,}. Remove it."
             )
+        self._refuse_other_classes()
         order = np.argsort(self.keys.to_numpy(zero_copy_only=False), kind="stable")
         ordered = self.keys.take(pa.array(order)).to_pylist()
         for position in range(1, len(ordered)):
@@ -90,6 +94,27 @@ class Listing:
                     f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one; "
                     "in a key every character except A-Z, a-z, 0-9, - and _ becomes _."
                 )
+
+    def _refuse_other_classes(self) -> None:
+        """Refuse images whose names begin with the WordNet id of another class than that of their label.
+
+        Raises:
+            SourceError: there are such images; the message names two.
+        """
+        ids = [entry.wnid if _WNID.match(entry.wnid) else None for entry in self.classes]
+        if not any(ids):
+            return
+        wrong = [
+            sample
+            for sample, (name, label) in enumerate(zip(self.names.to_pylist(), self.labels.tolist(), strict=True))
+            if ids[label] is not None and (found := _WNID_IN_NAME.search(name)) and found[1] != ids[label]
+        ]
+        if wrong:
+            shown = " and ".join(f"{self.describe(sample)} (class {ids[self.labels[sample]]})" for sample in wrong[:2])
+            raise SourceError(
+                f"{len(wrong):,} images have another WordNet id in their name than that of their class, such as "
+                f"{shown}. Move them to the right class, or rename those that are right."
+            )
 
     def digest(self) -> str:
         """SHA-256 in hex over keys, labels and (except for parquet) sizes, sorted by key; the form does not matter."""

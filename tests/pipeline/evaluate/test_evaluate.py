@@ -12,7 +12,7 @@ import torch
 from pipeline.common.cli import exit_status
 from pipeline.config.schema import ConfigError
 from pipeline.evaluate import progress as evaluate_progress
-from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches
+from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches, is_far_below_chance
 from pipeline.evaluate.classes import match_classes
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import Measurement, evaluate
@@ -49,6 +49,24 @@ def test_counts_do_not_depend_on_the_batches():
     assert count_batch(logits[6:7], torch.tensor([0]))[0] == 1
     assert count_batch(logits[6:7], torch.tensor([1]))[0] == 0
     assert count_batch(logits[:2], torch.tensor([-1, 3]))[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("top1", "samples", "classes", "is_far"),
+    [
+        (0.0, 64, 4, True),
+        (0.0, 40, 4, False),
+        (0.0, 50_000, 1000, True),
+        (0.0003, 50_000, 1000, True),
+        (0.0009, 50_000, 1000, False),
+        (0.001, 50_000, 1000, False),
+        (0.0, 250, 250, False),
+        (0.0, 9, 1, False),
+    ],
+)
+def test_a_top1_that_random_guesses_hardly_give_is_far_below_chance(top1, samples, classes, is_far):
+    evaluation = Evaluation(top1=top1, top5=1.0, loss=1.0, samples=samples)
+    assert is_far_below_chance(evaluation, classes) is is_far
 
 
 def test_labels_beyond_the_model_are_refused():

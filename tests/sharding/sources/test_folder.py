@@ -38,6 +38,17 @@ def test_a_test_folder_without_classes_is_no_split(tmp_path: Path):
     assert list_splits(str(tmp_path)) == ["train", "validation"]
 
 
+def test_images_named_by_another_class_than_their_folder_are_refused(tmp_path: Path):
+    synthetic.write_folders(tmp_path, train_images(2), validation_images())
+    first, second = sorted((tmp_path / "train").iterdir())[:2]
+    for path in list(first.iterdir()):
+        path.rename(second / path.name)
+    with pytest.raises(
+        SourceError, match=r"2 images have another WordNet id in their name .* \(class n\d+\) and train/"
+    ):
+        list_split(str(tmp_path), "train")
+
+
 def test_a_folder_that_is_not_in_the_class_list_is_named(tmp_path: Path):
     synthetic.write_folders(tmp_path, train_images(1), validation_images())
     (tmp_path / "train" / "n77777777").mkdir()
