@@ -13,7 +13,7 @@ from pipeline.engine.optimizer import parameter_groups
 def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients and buffers after two forward and backward passes, and the bytes saved for the backward passes."""
     torch.manual_seed(0)
-    network = transxnet.build("transxnet_n", num_classes=5, image_size=64, drop_path_rate=0.4)
+    network = transxnet.build("transxnet_n", num_classes=5, image_size=32, drop_path_rate=0.4)
     if recompute:
         assert recompute_in_backward(network, tuple(transxnet.leaf_modules())) == sum(network.config.depths)
     groups = parameter_groups(network, OptimizerConfig())
@@ -27,7 +27,7 @@ def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch
 
     for number in range(2):
         torch.manual_seed(number)
-        images = torch.randn(4, 3, 64, 64)
+        images = torch.randn(2, 3, 32, 32)
         autocast = torch.autocast("cpu", precision, enabled=precision != torch.float32)
         with autocast, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = model(images).float().logsumexp(1).square().mean()
