@@ -86,23 +86,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("work"))
 
 
-SAVED = ("--train.save-every-steps", "10")
-KILLED_AT, COMPARED = 12, 30
-"""Step after which the demo is killed, and the steps compared with an uninterrupted run."""
+SHORT_DEMO = ("--recipe", "demo", "--train.steps", "48", "--train.save-every-steps", "10")
+"""The demo with a quarter of its steps, which reaches a top-1 of 0.90."""
+KILLED_AT = 12
+"""Step after which the demo is killed."""
 
 
 @pytest.fixture(scope="module")
 def demo(workplace: Workplace) -> str:
     """Output of the demo's second launch; the first was killed shortly after a checkpoint."""
-    workplace.kill_after(KILLED_AT, "demo", "--recipe", "demo", *SAVED)
-    assert workplace.records("demo")[-1]["step"] < COMPARED
-    return workplace.run("pipeline.launch", "--recipe", "demo", *SAVED, "--run-dir", str(workplace.folder / "demo"))
+    workplace.kill_after(KILLED_AT, "demo", *SHORT_DEMO)
+    assert workplace.records("demo")[-1]["step"] < 48
+    return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))
 
 
 def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
     run = workplace.folder / "demo"
     card = json.loads((run / "export" / "model.json").read_text())
-    assert card["top1"] >= 0.95
+    assert card["top1"] >= 0.85
     assert card["validation_samples"] == 360
     records = workplace.records("demo")
     assert [r["step"] for r in records] == list(range(1, len(records) + 1))
@@ -111,15 +112,6 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
     assert "models:/transxnet_n/1 (@latest, @champion)" in demo
     for words in (str(run), "mlflow ui", "pipeline.evaluate", "load_model"):
         assert words in demo
-
-
-def test_killed_and_resumed_equals_uninterrupted(workplace: Workplace, demo: str):
-    workplace.kill_after(COMPARED, "uninterrupted", "--recipe", "demo", *SAVED)
-    ours, theirs = workplace.records("demo"), workplace.records("uninterrupted")
-    assert {r["attempt"] for r in ours[:COMPARED]} == {1, 2}
-    assert {r["attempt"] for r in theirs} == {1}
-    for name in ("step", "loss", "lr", "grad_norm"):
-        assert [r[name] for r in ours[:COMPARED]] == [r[name] for r in theirs[:COMPARED]]
 
 
 def test_both_attempts_are_one_mlflow_run_with_each_step_once(workplace: Workplace, demo: str):
@@ -134,8 +126,16 @@ def test_both_attempts_are_one_mlflow_run_with_each_step_once(workplace: Workpla
 
 
 @pytest.mark.slow
+def test_the_whole_demo_recognises_digits(workplace: Workplace):
+    workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "full"))
+    card = json.loads((workplace.folder / "full" / "export" / "model.json").read_text())
+    assert card["top1"] >= 0.95
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_has_the_weights_of_the_uninterrupted_run(workplace: Workplace, demo: str):
-    workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "whole"))
+    assert {r["attempt"] for r in workplace.records("demo")} == {1, 2}
+    workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "whole"))
     for name in ("step", "loss", "lr", "grad_norm"):
         assert [r[name] for r in workplace.records("demo")] == [r[name] for r in workplace.records("whole")]
     weights = [workplace.folder / name / "export" / "model.safetensors" for name in ("demo", "whole")]
@@ -210,7 +210,7 @@ def test_a_rank_that_aborts_and_ctrl_c_during_the_registration_leave_a_registere
 
 def test_a_finished_run_is_not_trained_again(workplace: Workplace, demo: str):
     before = (workplace.folder / "demo" / "metrics.jsonl").read_bytes()
-    output = workplace.run("pipeline.launch", "--recipe", "demo", "--run-dir", str(workplace.folder / "demo"))
+    output = workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))
     assert "models:/transxnet_n/1" in output
     assert (workplace.folder / "demo" / "metrics.jsonl").read_bytes() == before
 

@@ -63,6 +63,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="needs the interpreter: two ranks cannot share a GPU")
 def test_two_ranks_match_one_process_with_the_whole_batch(tmp_path: Path):
     mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
