@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sharding.storage import Folder
+
 _BEGINNING = 512
 
 
@@ -21,3 +26,12 @@ def describe_text(data: bytes) -> str | None:
     if beginning.startswith((b"<?xml", b"<svg")):
         return "an SVG drawing, which has no pixels"
     return None
+
+
+def describe_file(folder: Folder, name: str) -> str | None:
+    """Say what a file is as `describe_text` does, by its first bytes; None also if it cannot be read."""
+    try:
+        with folder.open_stream(name) as stream:
+            return describe_text(stream.read(_BEGINNING))
+    except OSError:
+        return None

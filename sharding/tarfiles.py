@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sharding.errors import SourceError
+from sharding.mistaken_files import describe_text
 
 BLOCK = 512
 _RECORD = 20 * BLOCK  # tar's record size, unless its option `-b` sets another
@@ -108,6 +109,8 @@ def iter_members(read_at: Callable[[int, int], bytes], start: int, end: int, arc
     last = "its start"  # the last member read, for messages
     while True:
         block = read_at(position, BLOCK)
+        if position == start and (mistaken := describe_text(block)):
+            raise SourceError(f"{archive} is {mistaken}")
         if position + BLOCK > end or len(block) < BLOCK:
             raise SourceError(
                 f"{archive} is truncated: it ends at byte {end - start:,} without an end mark, after {last}. "

@@ -43,7 +43,12 @@ def open_source(location: str) -> Folder:
 
 
 def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, SourceFormat]:
-    """Find the splits of a source and the form of each; of several forms, the first of `SOURCE_FORMATS`."""
+    """Find the splits of a source and the form of each; of several forms, the first of `SOURCE_FORMATS`.
+
+    Raises:
+        SourceError: the source is a folder of Hugging Face's `save_to_disk`.
+    """
+    _refuse_saved_dataset(root)
     finders: dict[SourceFormat, Callable[[Folder], Iterable[str]]] = {
         "ilsvrc": ilsvrc.find_splits,
         "kaggle": kaggle.find_splits,
@@ -55,6 +60,24 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
         if source_format in (None, form):
             found = {**dict.fromkeys(find(root), form), **found}
     return found
+
+
+def _refuse_saved_dataset(root: Folder) -> None:
+    """Refuse a folder that Hugging Face's `save_to_disk` wrote: Arrow files, which differ between versions.
+
+    Raises:
+        SourceError: it is one; the message says how to write parquet files.
+    """
+    if "dataset_dict.json" in root.names():
+        loaded, given = f"datasets.load_from_disk({root.location!r})['train']", "for each split: "
+    elif {"state.json", "dataset_info.json"} <= set(root.names()):
+        loaded, given = f"datasets.load_from_disk({root.location!r})", ""
+    else:
+        return
+    raise SourceError(
+        f"{root.location} was written by save_to_disk of Hugging Face's datasets; the build reads parquet. Write it, "
+        f"{given}{loaded}.to_parquet('FOLDER/train-00000-of-00001.parquet'), and give FOLDER with --source."
+    )
 
 
 def list_splits(location: str, source_format: SourceFormat | None = None) -> list[str]:

@@ -68,19 +68,23 @@ def _refuse_nested(base: Folder, files: list[str]) -> None:
 
 
 def _refuse_broken_links(base: Folder) -> None:
-    """Refuse broken symbolic links outside hidden folders, which `Folder.list` would leave out.
+    """Refuse symbolic links outside hidden folders that are broken or lead in a circle.
+
+    `Folder.list` would leave the former out and follow the latter many times.
 
     Raises:
-        SourceError: there are broken links; the message gives their number and the first.
+        SourceError: there are such links; the message gives their number and the first.
     """
     if not base.is_local:
         return
-    broken, folders = [], [base.path]
+    broken, circles, folders = [], [], [base.path]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     broken.append(entry.path[len(base.path) + 1 :])
+                elif entry.is_symlink() and entry.is_dir() and _leads_in_a_circle(entry.path):
+                    circles.append(entry.path[len(base.path) + 1 :])
                 elif entry.is_dir(follow_symlinks=False) and not _is_hidden_folder(entry.name):
                     folders.append(entry.path)
     if broken:
@@ -88,6 +92,17 @@ def _refuse_broken_links(base: Folder) -> None:
             f"{len(broken):,} symbolic links in {base.location} are broken, such as {min(broken)}. Restore their "
             "targets, or remove the links."
         )
+    if circles:
+        raise SourceError(
+            f"{len(circles):,} symbolic links in {base.location} lead to a folder that they are in, such as "
+            f"{min(circles)}, so that its images would come without end. Remove the links."
+        )
+
+
+def _leads_in_a_circle(link: str) -> bool:
+    """Whether a symbolic link to a folder points to one that it lies in."""
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, place]) == target
 
 
 def _has_folders(folder: Folder) -> bool:
@@ -128,6 +143,7 @@ def list_class_folders(
             or symbolic links are broken.
     """
     base = root.folder(prefix.rstrip("/")) if prefix else root
+    _refuse_broken_links(base)
     folders, files, sizes, ignored, hidden = [], [], [], [], []
     loose = 0
     for info in base.list(recursive=True):
@@ -162,7 +178,6 @@ def list_class_folders(
             f"{', '.join(folders[:5]) or 'none'}"
         )
     _refuse_nested(base, files)
-    _refuse_broken_links(base)
     notes = []
     if loose:
         notes.append(f"{loose:,} images beside the class folders were left out: they have no class")

@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from sharding.errors import OutputError, SourceError
 from sharding.manifest import MAX_CLASSES, ClassInfo
+from sharding.mistaken_files import describe_file
 from sharding.sources.classes import ClassList
 from sharding.sources.folder import SPLIT_OF
 from sharding.sources.listing import Listing, sample_key
@@ -139,7 +140,8 @@ def _open(root: Folder, file: str) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(root.join(file), filesystem=root.filesystem, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{root.location}/{file} is damaged or no parquet file: {error}") from error
+        what = describe_file(root, file) or f"damaged or no parquet file: {error}"
+        raise SourceError(f"{root.location}/{file} is {what}") from error
     schema = parquet.schema_arrow
     image = schema.field("image").type if "image" in schema.names else None
     if (
@@ -210,10 +212,10 @@ def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
     """Read the encoded images of some samples, in order.
 
     Yields:
-        The position in `samples`, and the bytes of the image.
+        The position in `samples`, and the bytes of the image; none for a row without an image.
 
     Raises:
-        SourceError: a file cannot be read, or a row holds no bytes.
+        SourceError: a file cannot be read.
         OutputError: the temporary file cannot be written.
     """
     places: dict[int, tuple[int, int]] = {}
@@ -250,7 +252,7 @@ def _spool_file(
         places: receives offset and size in `spool`, by position of the sample.
 
     Raises:
-        SourceError: a row group is damaged, or a row holds no bytes.
+        SourceError: a row group is damaged.
         OutputError: the temporary file cannot be written.
     """
     with _open(root, file) as parquet:
@@ -267,9 +269,7 @@ def _spool_file(
                             position += 1
                             if index is None:
                                 continue
-                            data = value.as_py()
-                            if data is None:
-                                raise SourceError(f"{root.location}/{file}, row {position - 1}: the image has no bytes")
+                            data = value.as_py() or b""  # a row without an image is an empty image
                             places[index] = (spool.tell(), len(data))
                             _append_to_spool(spool, data)
                 except (pa.ArrowException, OSError) as error:
