@@ -1,16 +1,19 @@
-"""Images per second and core of the training loader against timm's: `python -m tests.benchmarks.loading`.
+"""Images per second of the training loader, timm's and webdataset's: `python -m tests.benchmarks.loading`.
 
-Both read the same photographs with the full recipe (crop, flip, RandAugment, erasing, 224 px) in `--workers` processes,
-in turns within one run, so that other load on the machine affects both. Rates are per second of processor time of the
-workers and the main process, and per second of wall time. A ratio is the median over the rounds of our rate to that of
-timm's better setting in the same round. Then it measures how long a consumer of four fifths of the rate waits, and how
-memory grows. `tests.benchmarks.loading_parts` measures the parts of an image's time.
+All read the same photographs with the full recipe (crop, flip, RandAugment, erasing, 224 px) in `--workers` processes,
+in turns within one run, so that other load on the machine affects all. While one is measured, the processes of the
+others are stopped: otherwise they would read ahead on the same cores. What was read ahead is thrown away, and only the
+steady state after it counts, over `--seconds`. Rates are per second by the clock, and per second of processor time of
+the workers and the main process. A ratio is the median over the rounds of our rate to that of timm's better setting in
+the same round. At last it measures how long a consumer of four fifths of the rate waits.
+`tests.benchmarks.loading_parts` measures the parts of an image's time.
 
-    python -m tests.benchmarks.loading --images ../shared/imagenet-sample
+    python -m tests.benchmarks.loading --images ../shared/imagenet-sample --workers 1 2 3
 """
 
 import argparse
 import glob
+import os
 import statistics
 import tempfile
 import time
@@ -29,6 +32,8 @@ from pipeline.data.loader import TrainLoader, build_train_loader
 from sharding.build import BuildOptions, build
 
 BATCH, AHEAD = 64, 8
+BUFFERED = AHEAD + 4
+"""Batches that may have been read ahead: more than any of the loaders keeps with three workers."""
 RECIPE = AugmentConfig()
 
 
@@ -36,29 +41,46 @@ class Rate:
     """Rates of one loader, in processor time and wall time, over several stretches of batches."""
 
     def __init__(self, name: str, batches: Iterator[int]) -> None:
-        """Start the loader and read its first batches."""
+        """Start the loader, read its first batches, and stop its processes until it is measured."""
         before = set(psutil.Process().children())
         self.name, self._batches = name, batches
         next(batches)
-        self._processes = [psutil.Process(), *(set(psutil.Process().children()) - before)]
+        self._workers = [*(set(psutil.Process().children()) - before)]
         self.per_core: list[float] = []
         self.per_second: list[float] = []
+        self._suspend()
 
-    def stretch(self, count: int) -> None:
-        """Read `count` batches."""
-        began, started = self._processor_seconds(), time.perf_counter()
-        images = sum(next(self._batches) for _ in range(count))
+    def stretch(self, seconds: float) -> None:
+        """Measure the steady state for `seconds`."""
+        for worker in self._workers:
+            worker.resume()
+        for _ in range(BUFFERED):
+            next(self._batches)
+        began, started, images = self._processor_seconds(), time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            images += next(self._batches)
         self.per_second.append(images / (time.perf_counter() - started))
         self.per_core.append(images / (self._processor_seconds() - began))
+        self._suspend()
+
+    def close(self) -> None:
+        """End the loader and its processes."""
+        for worker in self._workers:
+            worker.resume()
+        self._batches.close()  # type: ignore[attr-defined]
 
     def memory_mb(self) -> float:
         """Private memory of the loader's processes, in 10^6 bytes."""
-        memory = [process.memory_info() for process in self._processes]
+        memory = [process.memory_info() for process in self._workers]
         return sum(info.rss - info.shared for info in memory) / 1e6
+
+    def _suspend(self) -> None:
+        for worker in self._workers:
+            worker.suspend()
 
     def _processor_seconds(self) -> float:
         """Processor time of this process and of the loader's processes, in seconds."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
+        return sum(sum(process.cpu_times()[:2]) for process in [psutil.Process(), *self._workers])
 
 
 def our_loader(shards: str, workers: int, cache: str) -> TrainLoader:
@@ -130,6 +152,28 @@ def timms(images: str, workers: int, use_prefetcher: bool) -> Iterator[int]:
             yield len(batch[0])
 
 
+def webdatasets(shards: str, workers: int) -> Iterator[int]:
+    """webdataset's loader over the shards of original files, with timm's transforms."""
+    import webdataset
+    from timm.data.transforms_factory import create_transform
+
+    transform = create_transform(
+        224,
+        is_training=True,
+        use_prefetcher=True,
+        hflip=RECIPE.horizontal_flip,
+        color_jitter=0.4,
+        auto_augment=RECIPE.rand_augment,
+        interpolation="random",
+    )
+    files = sorted(glob.glob(f"{shards}/*.tar"))
+    dataset: Any = webdataset.WebDataset(files, resampled=True, shardshuffle=False)
+    dataset = dataset.shuffle(500).decode("pilrgb").to_tuple("jpg", "cls").map_tuple(transform)
+    loader = webdataset.WebLoader(dataset, batch_size=BATCH, num_workers=workers)
+    for batch in loader:
+        yield len(batch[0])
+
+
 def waiting(shards: str, workers: int, cache: str, rate: float, batches: int) -> float:
     """Share of its time that a consumer of `rate` images per second waits."""
     with our_loader(shards, workers, cache) as loader:
@@ -147,51 +191,67 @@ def waiting(shards: str, workers: int, cache: str, rate: float, batches: int) ->
     raise AssertionError("the loader ended")
 
 
+def measure(workers: int, folders: dict[str, tuple[str, str]], images: str, rounds: int, seconds: float) -> None:
+    """Measure all loaders with so many workers, and print a line for each and for the waiting.
+
+    Args:
+        workers: number of loader processes.
+        folders: shards and cache of ours, by name.
+        images: folder of class folders.
+        rounds: stretches of each loader.
+        seconds: length of a stretch.
+    """
+    loaders = [Rate(name, ours(shards, workers, cache)) for name, (shards, cache) in folders.items()]
+    for use_prefetcher in (True, False):
+        loaders.append(Rate(f"timm, prefetcher {use_prefetcher}", timms(images, workers, use_prefetcher)))
+    loaders.append(Rate("webdataset", webdatasets(next(iter(folders.values()))[0], workers)))
+    memory: list[list[float]] = []
+    for _ in range(rounds):
+        for loader in loaders:
+            loader.stretch(seconds)
+        memory.append([loader.memory_mb() for loader in loaders[: len(folders)]])
+    for loader in loaders:
+        loader.close()
+    timm = loaders[len(folders) : len(folders) + 2]
+    best_by_clock = max((loader.per_second for loader in timm), key=statistics.median)
+    best_per_core = max((loader.per_core for loader in timm), key=statistics.median)
+    print(f"{workers} workers:")
+    for loader in loaders:
+        spread = ", ".join(f"{rate:.0f}" for rate in loader.per_second)
+        by_clock = f"{statistics.median(loader.per_second):5.0f} images/s by the clock ({spread}): "
+        by_clock += f"{np.median(np.divide(loader.per_second, best_by_clock)):.2f} x timm"
+        per_core = f"{statistics.median(loader.per_core):.0f} images/s a core: "
+        per_core += f"{np.median(np.divide(loader.per_core, best_per_core)):.2f} x timm"
+        print(f"  {loader.name:22s} {by_clock}; {per_core}")
+    print(f"  memory of our workers after each round, MB: {[round(sum(both), 1) for both in memory]}")
+    for loader, (shards, cache) in zip(loaders, folders.values(), strict=False):
+        rate = 0.8 * statistics.median(loader.per_second)
+        share = waiting(shards, workers, cache, rate, 40)
+        print(f"  {loader.name}: a consumer of {rate:.0f} images/s waits {100 * share:.2f} % of its time", flush=True)
+
+
 def main() -> None:
-    """Measure, and print a line for each loader and the ratios."""
+    """Pack the photographs, and measure with each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", default="../shared/imagenet-sample", help="folder of classes with photographs")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes, as many as there are cores")
-    parser.add_argument("--rounds", type=int, default=5, help="stretches of each loader, alternating")
-    parser.add_argument("--batches", type=int, default=6, help="batches of 64 in a stretch")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3], help="numbers of loader processes")
+    parser.add_argument("--rounds", type=int, default=3, help="stretches of each loader, in turns")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a stretch")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
         images = repeated(options.images, scratch)
-        loaders: list[Rate] = []
-        caches = {}
+        folders = {}
         for name, side in (("original files", None), ("256 px shards", 256)):
-            folder = f"{scratch}/{side}"
-            build(BuildOptions(source=images, output=folder, split="train", shorter_side=side))
-            caches[name] = (folder, f"{scratch}/cache-{side}")
-            loaders.append(Rate(name, ours(folder, options.workers, caches[name][1])))
-        for use_prefetcher in (True, False):
-            loaders.append(Rate(f"timm, {use_prefetcher}", timms(images, options.workers, use_prefetcher)))
-        memory: list[list[float]] = []
-        for _ in range(options.rounds):
-            for loader in loaders:
-                # The workers read the first stretch ahead while the other loaders ran.
-                loader.stretch(AHEAD + 2)
-                loader.per_core.pop(), loader.per_second.pop()
-                loader.stretch(options.batches)
-            memory.append([loader.memory_mb() for loader in loaders[:2]])
-        timm = np.array([loader.per_core for loader in loaders[2:]])
-        better = timm[np.median(timm, axis=1).argmax()]
-        for loader in loaders:
-            spread = ", ".join(f"{rate:.0f}" for rate in loader.per_core)
-            rates = statistics.median(loader.per_core), statistics.median(loader.per_second)
-            ratio = f"{np.median(loader.per_core / better):.2f} x"
-            print(f"{loader.name:14s} {rates[0]:5.0f} images/s a core ({spread}), {rates[1]:.0f} of wall time: {ratio}")
-        print(f"memory of ours after each round, MB: {[round(sum(both), 1) for both in memory]}")
-        for loader, (folder, cache) in zip(loaders, caches.values(), strict=False):
-            rate = 0.8 * statistics.median(loader.per_second)
-            share = waiting(folder, options.workers, cache, rate, 40)
-            print(f"{loader.name}: a consumer of {rate:.0f} images/s waits {100 * share:.2f} % of its time")
-        print(
-            f"files {len(glob.glob(f'{options.images}/*/*'))}, opencv {cv2.__version__}, load {psutil.getloadavg()[0]}"
-        )
+            shards = f"{scratch}/{side}"
+            build(BuildOptions(source=images, output=shards, split="train", shorter_side=side, shard_mb=32))
+            folders[name] = (shards, f"{scratch}/cache-{side}")
+        for workers in options.workers:
+            measure(workers, folders, images, options.rounds, options.seconds)
+        files = len(glob.glob(f"{options.images}/*/*"))
+        print(f"files {files}, cores {os.cpu_count()}, opencv {cv2.__version__}, load {psutil.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

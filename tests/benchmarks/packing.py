@@ -157,7 +157,7 @@ def measure_workers(source: str, work: Path, images: int, rounds: int) -> tuple[
 class Watch:
     """Measures the seconds in the codec: decode, resize and encode, or the check of an original."""
 
-    _CODEC = ("_shrink", "_decoder_warning")
+    _CODEC = ("_shrink", "_check_whole")
 
     def __enter__(self) -> Watch:
         self.seconds = 0.0
