@@ -55,7 +55,7 @@ def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: ob
 def read(folder: Path, job_id: str) -> list[AttemptEvent]:
     """The attempt log of a job, oldest event first. A line that a crash cut short is left out."""
     try:
-        lines = log_path(folder, job_id).read_text(encoding="utf-8").splitlines()
+        lines = log_path(folder, job_id).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     events = []

@@ -147,11 +147,11 @@ def attach(folder: Path) -> Submission | None:
 
     try:
         fields = json.loads((folder / SUBMISSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if fields["cluster"] != "slurm":
+            return None
+        return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), int(fields["world_size"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if fields.get("cluster") != "slurm":
-        return None
-    return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), int(fields["world_size"]))
 
 
 def dry_run(

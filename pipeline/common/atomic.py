@@ -44,11 +44,12 @@ def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read the object in a JSON file; None if the file is missing or holds no JSON."""
+    """Read the object in a JSON file; None if the file is missing or holds no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def fsync(path: Path) -> None:

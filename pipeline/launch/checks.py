@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import Resources
-from pipeline.common.atomic import read_json
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.config.checks import check as check_config
@@ -17,7 +16,7 @@ from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
-from pipeline.run.files import CONFIG_NAME, REGISTERED_NAME
+from pipeline.run.files import CONFIG_NAME, read_registered
 
 if TYPE_CHECKING:
     from sharding import Manifest
@@ -277,7 +276,7 @@ def check_start(run_dir: Path, config: TrainConfig, registered_name: str | None)
         tracking_uri_of(run_dir)
     except ValueError as error:
         raise LaunchError(str(error)) from error
-    registered = read_json(run_dir / REGISTERED_NAME)
+    registered = read_registered(run_dir)
     if registered_name is not None and registered is not None and registered["name"] != registered_name:
         raise LaunchError(
             f"--registered-name {registered_name}: {run_dir} is registered as {registered['name']} already; under "

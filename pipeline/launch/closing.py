@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import Outcome
 from pipeline.common.atomic import read_json
 from pipeline.run.config import read_config
-from pipeline.run.files import LOGS, REGISTERED_NAME, newest_record
+from pipeline.run.files import LOGS, newest_record, read_registered
 from pipeline.tasks import Metric, stored_metric
 from pipeline.tracking.client import local_database
 from pipeline.tracking.state import load_state, tracking_uri_of
@@ -27,7 +27,7 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
         outcome: how the job ended, or DETACHED if it goes on without the launcher.
     """
     card = load_model_card(run_dir / EXPORT_FOLDER) if is_exported(run_dir) else None
-    registered = read_json(run_dir / REGISTERED_NAME)
+    registered = read_registered(run_dir)
     lines = [
         "",
         *_result(run_dir, outcome, card),

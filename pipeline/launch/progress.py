@@ -95,7 +95,7 @@ class Progress:
     def _facts(self, records: list[dict[str, Any]]) -> dict[str, str]:
         facts = {"runs": f"{len(records)}/{len(self._runs)}"}
         if len(self._runs) == 1:
-            facts = {"loss": format_loss(records[0]), "images/s": f"{records[0]['images_per_s']:.0f}"}
+            facts = {"loss": format_loss(records[0]), "images/s": f"{records[0].get('images_per_s', 0):.0f}"}
         if any(self._unsent.values()):
             facts["unsent"] = str(sum(self._unsent.values()))
         return facts
@@ -117,7 +117,7 @@ class Progress:
 
 def format_loss(record: dict[str, Any]) -> str:
     """Format the loss of a record; `-` for a batch that was skipped."""
-    return "-" if record["loss"] is None else f"{record['loss']:.4f}"
+    return "-" if record.get("loss") is None else f"{record['loss']:.4f}"
 
 
 def _prefix(name: str) -> str:

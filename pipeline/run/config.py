@@ -54,8 +54,15 @@ class RunConfig:
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of one optimizer step over all ranks."""
-        return self.train_fields["global_batch_size"]
+        """Samples of one optimizer step over all ranks.
+
+        Raises:
+            RunDirectoryError: the file does not say it.
+        """
+        size = _whole(self.train_fields.get("global_batch_size"))
+        if size is None:
+            raise RunDirectoryError(f"{self.path} is not a configuration of this version: it has no global_batch_size")
+        return size
 
     @property
     def registry_name(self) -> str:
@@ -65,12 +72,12 @@ class RunConfig:
     @property
     def registered_name(self) -> str | None:
         """Value of `--registered-name` at the launch."""
-        return self.content.get("registered_name")
+        return _text(self.content, "registered_name")
 
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole training."""
-        return self.content.get("total_steps") or self.train_fields.get("steps")
+        return _whole(self.content.get("total_steps")) or _whole(self.train_fields.get("steps"))
 
     @property
     def training_split(self) -> tuple[str, str, str | None]:
@@ -88,27 +95,27 @@ class RunConfig:
     @property
     def training_digest(self) -> str | None:
         """Digest of the manifest of the training split when the run began."""
-        return (self.content.get("dataset") or {}).get("digest")
+        return _text(_object(self.content, "dataset"), "digest")
 
     @property
     def validation_digest(self) -> str | None:
         """Digest of the manifest of the validation split when the run began."""
-        return (self.content.get("dataset") or {}).get("validation_digest")
+        return _text(_object(self.content, "dataset"), "validation_digest")
 
     @property
     def digest(self) -> str | None:
         """Digest of the fields that the result depends on (`pipeline.config.digest`)."""
-        return self.content.get("digest")
+        return _text(self.content, "digest")
 
     @property
     def tracking_uri(self) -> str | None:
         """MLflow store that the launch chose; None if `MLFLOW_TRACKING_URI` names it."""
-        return self.content.get("tracking_uri")
+        return _text(self.content, "tracking_uri")
 
     @property
     def sweep(self) -> Path | None:
         """Folder of the sweep that the run belongs to."""
-        folder = self.content.get("sweep")
+        folder = _text(self.content, "sweep")
         return Path(folder) if folder else None
 
     @property
@@ -120,12 +127,12 @@ class RunConfig:
     @property
     def git_commit(self) -> str | None:
         """Commit of the code at the launch."""
-        return (self.content.get("git") or {}).get("commit")
+        return _text(_object(self.content, "git"), "commit")
 
     @property
     def git_dirty(self) -> bool | None:
         """Whether the code had uncommitted changes at the launch."""
-        return (self.content.get("git") or {}).get("dirty")
+        return _object(self.content, "git").get("dirty")
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -145,3 +152,17 @@ def read_config(run_dir: Path) -> RunConfig:
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
     return RunConfig(path, content)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(content: Mapping[str, Any], name: str) -> str | None:
+    value = content.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _object(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}

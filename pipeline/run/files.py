@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic import read_json
 from pipeline.common.errors import PipelineError
 
 CONFIG_NAME = "config.json"
@@ -28,6 +30,13 @@ CHECKPOINTS = "checkpoints"
 MANIFEST_NAME = "manifest.json"
 """File of a checkpoint that is written last, with the digests of the others."""
 _TAIL_BYTES = 4096
+_WHOLE = ("step", "attempt", "world_size", "lost_steps")
+_TIMES = ("time", "began", "lost_until", "seconds", "stall_s", "lost_s", "step_s")
+_LATEST = 1e11
+"""A greater number of seconds is no time: no calendar shows it."""
+_NUMBERS = ("loss", "grad_norm", "lr", "images_per_s", "data_wait", "epoch")
+_MAY_BE_MISSING = ("loss", "grad_norm")
+"""Numbers that are null in the record of a batch that was skipped."""
 _STEP = "step_"
 
 
@@ -58,13 +67,66 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of all finished steps, oldest first, without a last line that a kill cut short."""
-    return [record for record, _ in read_records(run_dir / METRICS_NAME)]
+    """Return the records of all finished steps, oldest first, without a last line that a kill cut short.
+
+    A record without `step` is left out, and so is a field whose value is not of its type: files are damaged by full
+    disks, partial copies and editors.
+    """
+    records = (_typed(record) for record, _ in read_records(run_dir / METRICS_NAME))
+    return [record for record in records if "step" in record]
+
+
+def read_timed_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the records of `read_metrics` that also have `time`."""
+    return [record for record in read_metrics(run_dir) if "time" in record]
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the events of all attempts, oldest first, without a last line that a kill cut short."""
-    return [event for event, _ in read_records(run_dir / ATTEMPTS_NAME)]
+    """Return the events of all attempts, oldest first, without a last line that a kill cut short.
+
+    An event without `event`, `attempt` or `time` is left out, and so is a field whose value is not of its type.
+    """
+    events = (_typed(event) for event, _ in read_records(run_dir / ATTEMPTS_NAME))
+    return [event for event in events if {"event", "attempt", "time"} <= event.keys()]
+
+
+def read_registered(run_dir: Path) -> dict[str, Any] | None:
+    """Return `registered.json` with `name`, `version`, `aliases` and `uri`; None if it is missing or names no model."""
+    content = read_json(run_dir / REGISTERED_NAME)
+    if content is None or not isinstance(content.get("name"), str):
+        return None
+    version, aliases, uri = (content.get(key) for key in ("version", "aliases", "uri"))
+    known = {
+        "version": version if isinstance(version, str) else "?",
+        "aliases": [str(alias) for alias in aliases] if isinstance(aliases, list) else [],
+    }
+    known["uri"] = uri if isinstance(uri, str) else f"models:/{content['name']}/{known['version']}"
+    return content | known
+
+
+def _typed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record whose values are of their types; a field that is not known here stays."""
+
+    def is_right(name: str, value: Any) -> bool:
+        if name in ("event", "outcome"):
+            return isinstance(value, str)
+        if name == "parts":
+            return isinstance(value, dict) and all(map(_is_number, value.values()))
+        if name in _WHOLE:
+            return isinstance(value, int) and not isinstance(value, bool)
+        if name in _MAY_BE_MISSING and value is None:
+            return True
+        if name in _TIMES:
+            return _is_number(value) and 0 <= value < _LATEST
+        if name in _NUMBERS or name.startswith("eval_"):
+            return _is_number(value) and (math.isfinite(value) or name in _MAY_BE_MISSING)
+        return True
+
+    return {name: value for name, value in record.items() if is_right(name, value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def newest_record(run_dir: Path) -> dict[str, Any] | None:
@@ -82,7 +144,9 @@ def recent_records(run_dir: Path) -> Iterator[dict[str, Any]]:
         return
     for line in reversed(lines[:-1]):
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in (record := _typed(record)):
+                yield record
 
 
 def step_name(step: int) -> str:

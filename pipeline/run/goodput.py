@@ -102,12 +102,14 @@ def _spent(events: list[dict[str, Any]], records: list[dict[str, Any]], lost: li
     seconds = sum(float(r.get("step_s", 0)) for r in records)
     waited = sum(float(r.get("step_s", 0)) * float(r.get("data_wait", 0)) for r in records)
     times = [e["time"] for e in [*events, *records]]
-    times += [e["began"] for e in events if "began" in e] + [e["lost_until"] for e in lost]
+    times += [e["began"] for e in events if "began" in e] + [e["lost_until"] for e in lost if "lost_until" in e]
     known = {
         "productive": seconds - waited,
         "data_wait": waited,
         # The start-up ends with the first step, which counts as a step.
-        "restart": sum(e["seconds"] - e["parts"].get("first step", 0) for e in events if e["event"] == "first_step"),
+        "restart": sum(
+            e.get("seconds", 0) - e.get("parts", {}).get("first step", 0) for e in events if e["event"] == "first_step"
+        ),
         "save": sum(float(e.get("stall_s", 0)) for e in events if e["event"] in ("save", "saved")),
         "evaluation": sum(float(e.get("seconds", 0)) for e in events if e["event"] == "evaluate"),
         "lost": sum(float(e["lost_s"]) for e in lost),

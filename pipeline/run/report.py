@@ -11,7 +11,7 @@ from pipeline.common.atomic import write_text
 from pipeline.common.console import duration
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
-from pipeline.run.files import read_events, read_metrics
+from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
 from pipeline.tasks import Scores
@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
         OSError: the report cannot be written.
     """
     status = read_status(run_dir)
-    records = read_metrics(run_dir)
+    records = read_timed_metrics(run_dir)
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     spent = attempts_spent(read_events(run_dir), records)
@@ -142,8 +142,10 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
     evaluated = [record for record in records if scores.metric_of_record(record) is not None]
     steps = [record["step"] for record in shown]
 
-    loss = np.array([record["loss"] for record in records], float)
-    axes["loss"].plot(steps, [record["loss"] for record in shown], color="tab:blue", alpha=0.3, linewidth=0.8)
+    loss = np.array([record.get("loss") for record in records], float)
+    axes["loss"].plot(
+        steps, [record.get("loss", np.nan) for record in shown], color="tab:blue", alpha=0.3, linewidth=0.8
+    )
     window = max(1, len(loss) // SMOOTH)
     count = len(loss) // window * window
     middles = np.array([record["step"] for record in records], float)[:count].reshape(-1, window).mean(1)

@@ -13,10 +13,10 @@ from pipeline.run.files import (
     LOCK_NAME,
     LOGS,
     MANIFEST_NAME,
-    REGISTERED_NAME,
     checkpoints,
     read_events,
-    read_metrics,
+    read_registered,
+    read_timed_metrics,
 )
 from pipeline.run.goodput import TimeSpent, run_spent
 from pipeline.run.sweep import FILE_NAME as SWEEP_NAME
@@ -89,7 +89,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     """
     config = read_config(run_dir)
     now = time.time() if now is None else now
-    records = read_metrics(run_dir)
+    records = read_timed_metrics(run_dir)
     last = records[-1] if records else {}
     state, attempts = run_state(run_dir), read_attempts(run_dir, records)
     if state == "running" and attempts:
@@ -116,7 +116,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
         spent=run_spent(read_events(run_dir), records),
-        registered=read_json(run_dir / REGISTERED_NAME),
+        registered=read_registered(run_dir),
         logs=_logs(run_dir),
     )
 
@@ -187,4 +187,5 @@ def _is_locked(path: Path) -> bool:
 def _logs(run_dir: Path) -> Path:
     """Return the folder of the job's logs: below the run, or below the sweep that it belongs to."""
     own = run_dir / LOGS
-    return Path((read_json(own / "submission.json") or {}).get("folder", own))
+    folder = (read_json(own / "submission.json") or {}).get("folder")
+    return Path(folder) if isinstance(folder, str) else own

@@ -35,7 +35,7 @@ def prepare_folder(folder: Path, sweep: Sequence[str], names: Sequence[str]) -> 
         ConfigError: the folder is a run directory.
     """
     check_folder(folder)
-    known = read_folder(folder) or {"key": uuid.uuid4().hex, "members": []}
+    known = {"key": uuid.uuid4().hex, "members": []} | (read_folder(folder) or {})
     members = list(dict.fromkeys([*known["members"], *names]))
     content = {"key": known["key"], "sweep": list(sweep), "members": members}
     write_json(folder / FILE_NAME, content, durable=True)

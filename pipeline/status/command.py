@@ -90,10 +90,10 @@ def _read_statuses(runs: list[Path], *, is_one: bool) -> "tuple[list[RunStatus],
     for run in runs:
         try:
             statuses.append(read_status(run))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if is_one:
                 raise
-            problems.append(str(error))
+            problems.append(f"{run} cannot be read: {error}" if isinstance(error, OSError) else str(error))
     return statuses, problems
 
 

@@ -39,7 +39,7 @@ def evaluation_metrics(run_dir: Path, step: int, model_id: str) -> "list[Metric]
 
     for record in read_metrics(run_dir):
         if record.get("step") == step and was_evaluated(record):
-            timestamp_ms = int(1000 * float(record["time"]))
+            timestamp_ms = int(1000 * float(record.get("time", 0)))
             keys = [key for key in record if key.startswith(PREFIX)]
             return [Metric(metric_name(key), record[key], timestamp_ms, step, model_id=model_id) for key in keys]
     return []

@@ -5,9 +5,11 @@ import dataclasses
 import fcntl
 import json
 import os
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.common.atomic import write_json
 from pipeline.common.errors import InputError
@@ -63,10 +65,21 @@ def load_state(run_dir: Path) -> TrackingState | None:
     """Read `RUN_DIR/mlflow.json`; return None if it is missing or cannot be used."""
     try:
         content = json.loads((run_dir / STATE_NAME).read_text(encoding="utf-8"))
-        known = {entry.name for entry in dataclasses.fields(TrackingState)}
-        return TrackingState(**{name: value for name, value in content.items() if name in known})
+        kinds = get_type_hints(TrackingState)
+        state = TrackingState(**{name: value for name, value in content.items() if name in kinds})
+        return state if all(_is_of(getattr(state, name), kind) for name, kind in kinds.items()) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value read from JSON has the type of its field; the values in lists and objects are not looked at."""
+    options = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    allowed = tuple(get_origin(option) or option for option in options)
+    if float in allowed:
+        # All of them are times, in unix seconds.
+        return value is None or (isinstance(value, int | float) and 0 <= value < 1e11)
+    return isinstance(value, allowed)
 
 
 def save_state(run_dir: Path, state: TrackingState) -> None:
