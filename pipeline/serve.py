@@ -4,9 +4,10 @@ Of this project it needs `transxnet` and the decoder in `sharding`; both package
 pickle: the weights are safetensors and the rest is JSON. Load it with
 `mlflow.pyfunc.load_model("models:/transxnet_t@champion")`.
 
-Input: one image or many, as a list, a Series, a dict of one list, or a DataFrame of one column. An image is the bytes
-of a JPEG, PNG, ... file, their base64 text, a path (not over HTTP), or pixels uint8 `[H, W, 3]`. A list of pixel arrays
-must be given as a dict or Series, because MLflow turns a plain list into a table.
+Input: one image or many, as a list, a Series, an array `[N, H, W, 3]`, a dict of one list, or a table of one column.
+An image is the bytes of a JPEG, PNG, ... file, their base64 text (with line breaks, without padding, in the URL-safe
+alphabet, as a `data:` URI), a path (not over HTTP), an image of Pillow, or pixels uint8 `[H, W, 3]` or, gray, `[H, W]`
+or `[H, W, 1]`.
 Output: a DataFrame with a row for each image: `class_name`, `wnid`, `probability` and `top5`, a list of the five best.
 
 The images are decoded and prepared as in the evaluation that the registered accuracy was measured with: shorter side to
@@ -19,12 +20,15 @@ import io
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image, UnidentifiedImageError
@@ -33,6 +37,29 @@ from sharding.decoding import FORMATS, decode
 
 BATCH = 32
 BEST = 5
+SHOWN = 80
+"""Characters of a text that a message shows: the text may be a whole image."""
+_DATA_URI = re.compile(rb"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+class RefusedInput(MlflowException, ValueError):
+    """An input that cannot be classified. A server answers it with the status 400 and this message.
+
+    The server puts the whole input, the image itself, before the message of an error, so this one never changes.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """What is wrong, in one sentence."""
+        return self._sentence
+
+    @message.setter
+    def message(self, longer: str) -> None:
+        """Keep the sentence."""
 
 
 class ImageClassifier:
@@ -67,7 +94,7 @@ class ImageClassifier:
         """Classify images; the docstring of this file describes input and output.
 
         Raises:
-            ValueError: an input is no image; the message names its position.
+            RefusedInput: an input is no image; the message names its position.
         """
         return self.classify(_as_list(model_input))
 
@@ -98,7 +125,7 @@ class ImageClassifier:
         try:
             image = _open(source)
         except (ValueError, OSError) as error:
-            raise ValueError(f"input {position} is not an image: {error}") from error
+            raise RefusedInput(f"input {position} is not an image: {error}") from error
         size, settings = self.card["image_size"], self.card["preprocessing"]
         shorter = math.floor(size / settings["evaluation_crop"])
         width, height = image.size
@@ -118,54 +145,77 @@ def _as_list(images: Any) -> list[Any]:
     """Return the images of any accepted input as a list."""
     if isinstance(images, pd.DataFrame):
         if images.shape[1] != 1:
-            raise ValueError(f"one column of images is expected, the table has {list(images.columns)}")
+            raise RefusedInput(f"one column of images is expected, the table has {_names(images.columns)}")
         return images.iloc[:, 0].tolist()
     if isinstance(images, dict):
         if len(images) != 1:
-            raise ValueError(f"one list of images is expected, the input has {list(images)}")
+            raise RefusedInput(f"one list of images is expected, the input has {_names(images)}")
         return _as_list(next(iter(images.values())))
     if isinstance(images, np.ndarray):
-        return [images] if images.ndim == 3 else list(images)
+        is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))
+        return [images] if is_one or images.ndim == 0 else list(images)
     return list(images) if isinstance(images, list | tuple | pd.Series) else [images]
 
 
+def _names(names: Any) -> str:
+    listed = [str(name)[:SHOWN] for name in names]
+    return f"{len(listed)}: {', '.join(listed[:5])}" if listed else "none"
+
+
 def _open(source: Any) -> Image.Image:
-    """Return the RGB image of bytes, base64 text, a path or pixels.
+    """Return the RGB image of bytes, base64 text, a path, an image of Pillow or pixels.
 
     Raises:
         ValueError: `source` is none of these, or cannot be decoded.
         OSError: the path cannot be read.
     """
+    if isinstance(source, Image.Image):
+        # The decoder makes transparency white, as it does in the evaluation.
+        file = io.BytesIO()
+        source.save(file, "PNG")
+        return _decode(file.getvalue())
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise ValueError(f"pixels are {source.dtype} {source.shape}, uint8 [H, W, 3] was expected")
-        return Image.fromarray(source)
+        pixels = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
+        is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        if pixels.dtype != np.uint8 or not is_image or not pixels.size:
+            raise ValueError(f"pixels are {source.dtype} {source.shape}, uint8 [H, W, 3] or [H, W] was expected")
+        return Image.fromarray(pixels).convert("RGB")
     if isinstance(source, os.PathLike):
         return _decode(_read(os.fspath(source)))
     if isinstance(source, str):
-        content = _from_base64(source.encode())
+        content = _from_base64(source.encode(errors="replace"))
         return _decode(_read(source) if content is None else content)
     if isinstance(source, bytes | bytearray | memoryview):
         content = bytes(source)
         return _decode(_from_base64(content) or content)
-    raise ValueError(f"{type(source).__name__} given; bytes, base64 text, a path or a uint8 array was expected")
+    raise ValueError(
+        f"{type(source).__name__} given; bytes, base64 text, a path, an image of Pillow or a uint8 array was expected"
+    )
 
 
 def _read(path: str) -> bytes:
     # A client of a prediction server must not be able to read the server's files.
     if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "").lower() == "true":
         raise ValueError("text over HTTP must be the base64 of an image file")
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path[:200]!r}, and it is not the base64 of an image")
-    return Path(path).read_bytes()
+    shown = repr(path if len(path) <= SHOWN else f"{path[:SHOWN]}...")
+    try:
+        if Path(path).is_file():
+            return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{shown} is neither a path nor the base64 of an image ({error.strerror})") from error
+    raise ValueError(f"there is no file {shown}, and it is not the base64 of an image")
 
 
 def _from_base64(content: bytes) -> bytes | None:
-    """Decode an image file in base64; return None if `content` is something else."""
+    """Decode an image file in base64, in any form that tools write it; return None if `content` is something else."""
     if content[:1] in (b"\xff", b"\x89") or len(content) < 16:
         return None
+    head = _DATA_URI.match(content)
+    if head:
+        content = unquote_to_bytes(content[head.end() :])
+    content = b"".join(content.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
     try:
-        decoded = base64.b64decode(content, validate=True)
+        decoded = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
         with Image.open(io.BytesIO(decoded), formats=FORMATS):
             return decoded
     except (binascii.Error, UnidentifiedImageError, OSError, Image.DecompressionBombError):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome
-from pipeline.common.atomic import read_json
 from pipeline.run.config import read_config
 from pipeline.run.files import LOGS, newest_record, read_registered
 from pipeline.tasks import Metric, stored_metric

@@ -19,7 +19,7 @@ from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
 
 
 _LOG_LEVELS = {"utils.environment": logging.ERROR, "pyfunc": logging.WARNING}
@@ -31,7 +31,6 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
 
     It does what `mlflow.pyfunc.log_model` does, which works on a global active run and ends it, by the client's calls.
     """
-    import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -49,28 +48,42 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
     metrics = evaluation_metrics(run_dir, card.step, logged.model_id)
     if metrics:
         client.log_batch(card.mlflow_run_id, metrics=metrics)
+    model = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+        run_id=card.mlflow_run_id,
+    )
     with tempfile.TemporaryDirectory(prefix="model-") as name:
-        card_file = Path(name) / CARD_NAME
-        card_file.write_text(json.dumps(card.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
-        path = Path(name) / "model"
-        with _quiet():
-            mlflow.pyfunc.save_model(
-                path,
-                python_model=str(PROJECT_ROOT / "pipeline" / "serve.py"),
-                code_paths=[str(PROJECT_ROOT / "transxnet"), str(PROJECT_ROOT / "sharding")],
-                artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
-                signature=signature(),
-                input_example=input_example(card.image_size),
-                pip_requirements=requirements(),
-                mlflow_model=Model(
-                    artifact_path=logged.artifact_location,
-                    model_uuid=logged.model_id,
-                    model_id=logged.model_id,
-                    run_id=card.mlflow_run_id,
-                ),
-            )
-        client.log_model_artifacts(logged.model_id, str(path))
+        client.log_model_artifacts(logged.model_id, str(save_model(Path(name), weights, card, model)))
     return logged.model_id
+
+
+def save_model(folder: Path, weights: Path, card: ModelCard, model: "Model") -> Path:
+    """Write the weights in the folder `weights` as the MLflow model `folder/model`, and return its path.
+
+    Args:
+        folder: an empty folder.
+        weights: folder with `model.safetensors`.
+        card: the model's card.
+        model: MLflow's description of the model, which is completed.
+    """
+    import mlflow.pyfunc
+
+    card_file = folder / CARD_NAME
+    card_file.write_text(json.dumps(card.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    with _quiet():
+        mlflow.pyfunc.save_model(
+            folder / "model",
+            python_model=str(PROJECT_ROOT / "pipeline" / "serve.py"),
+            code_paths=[str(PROJECT_ROOT / "transxnet"), str(PROJECT_ROOT / "sharding")],
+            artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
+            signature=signature(),
+            input_example=input_example(card.image_size),
+            pip_requirements=requirements(),
+            mlflow_model=model,
+        )
+    return folder / "model"
 
 
 @contextlib.contextmanager
@@ -88,9 +101,10 @@ def _quiet() -> Iterator[None]:
 
 
 def signature() -> "ModelSignature":
-    """Return the model's signature: a column of encoded images in; class, WordNet id, probability and top five out.
+    """Return the model's signature: class, WordNet id, probability and top five of each image.
 
-    The column has no name, so that MLflow accepts lists, dicts and tables with any column name.
+    It says nothing of the input. With an input schema MLflow makes a table of whatever it is given: it refuses arrays,
+    paths and images of Pillow, and its server drops the letters of base64 that it does not know.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -98,7 +112,6 @@ def signature() -> "ModelSignature":
 
     guess = {"class_name": DataType.string, "wnid": DataType.string, "probability": DataType.double}
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary)]),
         outputs=Schema(
             [
                 *(ColSpec(kind, name=name) for name, kind in guess.items()),

@@ -7,17 +7,24 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import types
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import invocations
 from PIL import Image
 
 from pipeline.augment.transforms import evaluation_pixels
+from pipeline.register.mlflow_model import save_model
 from pipeline.register.registration import register
 from pipeline.serve import ServedClassifier
 from pipeline.tracking.client import resolve_tracking_uri
@@ -45,16 +52,39 @@ def classifier(home, card):
     return loaded
 
 
-def test_every_form_of_an_image_gives_the_same_answer(classifier, digits, tmp_path):
-    content, _ = validation_images(digits, 1)[0]
+@pytest.fixture(scope="module")
+def loaded(home, card):
+    """The model as MLflow loads it, through everything that its `predict` and its server do before ours."""
+    folder = home / "saved"
+    folder.mkdir()
+    return mlflow.pyfunc.load_model(str(save_model(folder, home / "runs/first" / EXPORT_FOLDER, card, Model())))
+
+
+def texts(content: bytes) -> list[str]:
+    """The base64 of an image as different tools write it."""
+    text = base64.b64encode(content).decode()
+    url_safe = base64.urlsafe_b64encode(content).decode()
+    forms = [text, f"{text}\n", base64.encodebytes(content).decode(), text.rstrip("="), url_safe, url_safe.rstrip("=")]
+    forms += [textwrap.fill(text, 76).replace("\n", "\r\n"), f"data:image/png;base64,{text}", f"DATA:;base64,{text}"]
+    return [*forms, f"data:image/png;base64,{quote(text, safe='')}"]
+
+
+def test_every_form_of_an_image_gives_the_same_answer(classifier, loaded, digits, tmp_path):
+    # The bytes of both letters that differ in the URL-safe alphabet, and a length that needs padding.
+    content = next(c for c, _ in validation_images(digits, 64) if {*"-_="} <= {*base64.urlsafe_b64encode(c).decode()})
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
-    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    image = Image.open(io.BytesIO(content))
+    pixels, gray = np.asarray(image.convert("RGB")), np.asarray(image.convert("L"))
     text = base64.b64encode(content).decode()
-    forms = [content, [content], [text], text.encode(), str(path), [path], pixels, pixels[None], [pixels]]
+    forms = [content, [content], text.encode(), str(path), path, [path], pixels, pixels[None], [pixels], image, [image]]
+    forms += [gray, gray[:, :, None], [gray], gray[None], image.convert("RGBA"), {"image": [pixels]}, {"image": pixels}]
     forms += [pd.DataFrame({"image": [content]}), pd.Series([pixels]), {"image": [text]}, bytearray(content)]
+    forms += texts(content)
     wnids = {classifier.predict(None, form)["wnid"][0] for form in forms}
     assert len(wnids) == 1
+    assert {loaded.predict(form)["wnid"][0] for form in forms} == wnids
+    assert len(loaded.predict([pixels, gray, path, content, *texts(content)])) == 4 + len(texts(content))
     many = classifier.predict(None, [content] * 40)
     assert len(many) == 40
     assert many["top5"][39][0]["wnid"] == wnids.pop()
@@ -65,8 +95,9 @@ def test_every_form_of_an_image_gives_the_same_answer(classifier, digits, tmp_pa
     [
         (b"no image at all, but long enough", "not an image in any of the formats JPEG, PNG"),
         ("/nowhere/photo.jpg", "there is no file '/nowhere/photo.jpg'"),
-        (np.zeros((4, 4), np.float32), "pixels are float32 (4, 4), uint8 [H, W, 3] was expected"),
-        (17, "int given; bytes, base64 text, a path or a uint8 array was expected"),
+        (np.zeros((4, 4), np.float32), "pixels are float32 (4, 4), uint8 [H, W, 3] or [H, W] was expected"),
+        (17, "int given; bytes, base64 text, a path, an image of Pillow or a uint8 array was expected"),
+        ("A" * 10_000, "is neither a path nor the base64 of an image"),
     ],
 )
 def test_an_input_that_is_no_image_is_named_by_its_position(classifier, digits, bad, words):
@@ -74,6 +105,39 @@ def test_an_input_that_is_no_image_is_named_by_its_position(classifier, digits, 
     with pytest.raises(ValueError, match=r"^input 1 is not an image: ") as caught:
         classifier.classify([content, bad])
     assert words in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"inputs": ["A" * 10_000]}, "input 0 is not an image: text over HTTP must be the base64 of an image file"),
+        ({"inputs": ["/etc/passwd"]}, "input 0 is not an image: text over HTTP must be the base64 of an image file"),
+        ({"inputs": [17]}, "input 0 is not an image: int64 given; "),
+        ({"inputs": {"a": ["x"], "b": ["y"]}}, "one list of images is expected, the input has 2: a, b"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [["x", "y"]]}}, "one column of images is expected"),
+    ],
+)
+def test_a_server_answers_a_wrong_input_with_one_sentence(loaded, body, words, monkeypatch):
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(MlflowException) as refused:
+        invocations(json.dumps(body), "application/json", loaded, loaded.metadata.get_input_schema())
+    assert refused.value.get_http_status_code() == 400
+    answer = json.loads(refused.value.serialize_as_json())["message"]
+    assert answer.startswith(words)
+    assert len(answer) < 200
+
+
+def test_a_server_takes_base64_in_every_form(loaded, digits, monkeypatch):
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    content, _ = validation_images(digits, 1)[0]
+    rows = [[text] for text in texts(content)]
+    for body in ({"inputs": texts(content)}, {"dataframe_split": {"columns": ["image"], "data": rows}}):
+        answer = invocations(json.dumps(body), "application/json", loaded, loaded.metadata.get_input_schema())
+        assert answer.status == 200
+        predictions = json.loads(answer.response)["predictions"]
+        assert len(predictions) == len(rows)
+        assert len({row["wnid"] for row in predictions}) == 1
 
 
 def test_a_server_reads_no_local_files_for_clients(classifier, tmp_path, monkeypatch):
@@ -132,6 +196,8 @@ def test_the_served_model_answers_over_http_with_the_five_best(home, digits, car
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"http://127.0.0.1:{port}/invocations", {"inputs": [str(home / "runs/first/config.json")]})
         assert refused.value.code == 400
+        said = json.loads(refused.value.read())["message"]
+        assert said == "input 0 is not an image: text over HTTP must be the base64 of an image file"
     finally:
         server.terminate()
         server.wait(30)
