@@ -67,7 +67,7 @@ def take_snapshot(root: Path, packages: Sequence[str], into: Path | None, *, cop
     Raises:
         JobError: a package is missing.
     """
-    name, commit = digest(root, packages), git_state(root)
+    name, commit = digest(root, packages), git_state(root, packages)
     if into is None:
         return Code(root=root, packages=tuple(packages), digest=name, commit=commit)
     target = into / name
@@ -82,8 +82,16 @@ def take_snapshot(root: Path, packages: Sequence[str], into: Path | None, *, cop
     return Code(root=target, packages=tuple(packages), digest=name, commit=commit)
 
 
-def git_state(root: Path) -> str:
-    """The commit of the checkout in `root`, followed by `+changes` if tracked files differ from it; "" outside git."""
+def git_state(root: Path, packages: Sequence[str]) -> str:
+    """The commit of the checkout in `root`, followed by `+changes` if tracked files differ from it.
+
+    Args:
+        root: folder with the packages.
+        packages: names of the packages.
+
+    Returns:
+        "" outside git, and in a repository that does not track the packages, such as one around an environment.
+    """
 
     def git(*arguments: str) -> str:
         try:
@@ -99,7 +107,7 @@ def git_state(root: Path) -> str:
             return ""
         return done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
-    if not commit:
+    if not git("ls-files", "--", *packages):
         return ""
-    return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no") else commit
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else commit

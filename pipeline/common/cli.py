@@ -1,6 +1,7 @@
 """What the commands share: errors in one line, exit statuses, and a `--help` that is short."""
 
 import dataclasses
+import importlib
 import inspect
 import io
 import os
@@ -36,6 +37,19 @@ def run_main(main: Callable[..., int], prog: str) -> int:
         argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
         main.__annotations__[name] = Annotated[types_by_name[name], argument]
     return exit_status(lambda: tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def load_main(module: str) -> Callable[..., int]:
+    """Import the module of a command and return its `main`; exit with one line if other packages hide the project's."""
+    from pipeline.common.errors import InputError
+    from pipeline.common.packages import check_packages
+
+    try:
+        check_packages()
+    except InputError as error:
+        print_error(str(error))
+        sys.exit(2)
+    return importlib.import_module(module).main
 
 
 def exit_status(command: Callable[[], int], on_error: int = 1) -> int:

@@ -2,8 +2,7 @@
 
 import sys
 
-from pipeline.common.cli import run_main
-from pipeline.evaluate.command import main
+from pipeline.common.cli import load_main, run_main
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, "python -m pipeline.evaluate"))
+    sys.exit(run_main(load_main("pipeline.evaluate.command"), "python -m pipeline.evaluate"))

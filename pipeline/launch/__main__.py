@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.launch.command import main
+from pipeline.common.cli import load_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(load_main("pipeline.launch.command")())

@@ -2,8 +2,7 @@
 
 import sys
 
-from pipeline.common.cli import run_main
-from pipeline.register.command import main
+from pipeline.common.cli import load_main, run_main
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, "python -m pipeline.register"))
+    sys.exit(run_main(load_main("pipeline.register.command"), "python -m pipeline.register"))

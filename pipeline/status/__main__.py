@@ -2,8 +2,7 @@
 
 import sys
 
-from pipeline.common.cli import run_main
-from pipeline.status.command import main
+from pipeline.common.cli import load_main, run_main
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, "python -m pipeline.status"))
+    sys.exit(run_main(load_main("pipeline.status.command"), "python -m pipeline.status"))

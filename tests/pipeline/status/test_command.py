@@ -104,8 +104,8 @@ def test_a_run_is_shown_and_reported_where_the_environment_has_no_utf8(run_dir):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["command"] = "python -m pipeline.launch --registered-name Käfer"
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
-    program = "import sys; from pipeline.status.__main__ import *; from pipeline.run.report import write_report\n"
-    program += "write_report(Path(sys.argv[1])); sys.exit(run_main(main, 'status'))"
+    program = "import sys; from pipeline.common.cli import *; from pipeline.run.report import write_report\n"
+    program += "write_report(Path(sys.argv[1])); sys.exit(run_main(load_main('pipeline.status.command'), 'status'))"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", "from pathlib import Path\n" + program, str(folder)]
     shown = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False)
