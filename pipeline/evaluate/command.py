@@ -79,6 +79,8 @@ def main(
         output: JSON file that gets every measured value.
         no_log: Do not add the result to the MLflow run that the model came from.
     """
+    # A shell leaves `~` in `--output=~/report.json`.
+    output = None if output is None else output.expanduser()
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no such folder")
     from pipeline.evaluate.measure import evaluate
@@ -104,4 +106,8 @@ def main(
         print_error(f"the result is not added to MLflow at {loaded.tracking_uri}: {one_line(error)}")
         return 1
     print(f"  MLflow             run {run}")
+    if Path(model).is_dir():
+        from pipeline.tracking.settle import settle_after_contact
+
+        settle_after_contact(Path(model))
     return 0

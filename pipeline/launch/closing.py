@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import Outcome
+from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import read_config
 from pipeline.run.files import LOGS, newest_record, read_registered
 from pipeline.tasks import Metric, stored_metric
-from pipeline.tracking.client import local_database
+from pipeline.tracking.address import local_database, registry_uri
+from pipeline.tracking.settle import is_settled
 from pipeline.tracking.state import load_state, tracking_uri_of
 from pipeline.weights.card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, is_exported, load_model_card
 
@@ -103,10 +105,15 @@ def _registered_model(run_dir: Path, registered: dict[str, Any], card: ModelCard
     database = _tracking_database(run_dir)
     store = f"--backend-store-uri {database}" if database else "(your tracking server)"
     setting = f'mlflow.set_tracking_uri("{database}"); ' if database else ""
+    registry = registry_uri()
+    if registry is not None:
+        setting += f'mlflow.set_registry_uri("{mask_secrets(registry)}"); '
+        store += f" --registry-store-uri {mask_secrets(registry)}" if database else ""
     shards, _, data_name = read_config(run_dir).validation_split
     which = f" --data-name {shlex.quote(data_name)}" if data_name else ""
     lines = [
         f"model     models:/{name}/{version} ({pointers}){best}",
+        *([f"registry  {mask_secrets(registry)} (MLFLOW_REGISTRY_URI)"] if registry else []),
         "next:",
         f"    uv run mlflow ui {store}",
         *_page(run_dir),
@@ -133,7 +140,7 @@ def _page(run_dir: Path) -> Iterator[str]:
 def _unsent(run_dir: Path) -> Iterator[str]:
     """Yield how to send MLflow what it has not received."""
     state = load_state(run_dir)
-    if state is not None and state.sent_status != state.status:
+    if state is not None and not is_settled(state):
         yield f"MLflow at {state.tracking_uri} has not received everything; when it answers:"
         yield f"    python -m pipeline.status --sync {run_dir}"
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.atomic import file_sha256, write_json
 from pipeline.common.errors import PipelineError, one_line
-from pipeline.common.secrets import mask_secrets
 from pipeline.register import champion
 from pipeline.register.best import best_weights
 from pipeline.register.names import check_alias, check_name
@@ -17,7 +16,9 @@ from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import REGISTERED_NAME, durable_step
 from pipeline.run.recorder import log
 from pipeline.tasks import Metric
-from pipeline.tracking.client import TrackingError, mlflow_session
+from pipeline.tracking.address import registry_uri
+from pipeline.tracking.client import TrackingError, describe_failure, mlflow_session, refuse_deleted_run
+from pipeline.tracking.settle import settle_after_contact
 from pipeline.tracking.state import load_state, shipping_lock, tracking_uri_of
 from pipeline.weights.card import WEIGHTS_NAME, ModelCard
 
@@ -106,6 +107,8 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
                 name=name or config.registry_name,
                 tracking_uri=uri,
             )
+            assert candidate.card.mlflow_run_id is not None
+            refuse_deleted_run(client, uri, candidate.card.mlflow_run_id)
             number = _find_version(client, candidate) or _add_version(client, candidate)
             if alias is not None and alias.lower() != champion.LATEST:
                 client.set_registered_model_alias(candidate.name, alias, number)
@@ -113,7 +116,7 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
     except PipelineError:
         raise
     except Exception as error:
-        raise TrackingError(f"the registry at {mask_secrets(uri)} failed: {one_line(error)}") from error
+        raise TrackingError(describe_failure(error, f"the registry at {registry_uri() or uri} failed")) from error
     pointer = f"@{champion.CHAMPION}" if champion.CHAMPION in aliases else f"/{number}"
     version = RegisteredVersion(
         name=candidate.name,
@@ -124,6 +127,7 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
         metric=card.metric,
     )
     write_json(folder / REGISTERED_NAME, version.to_dict())
+    settle_after_contact(folder)
     return version
 
 

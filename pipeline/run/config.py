@@ -113,6 +113,16 @@ class RunConfig:
         return _text(self.content, "tracking_uri")
 
     @property
+    def experiment_id(self) -> str | None:
+        """Value of `MLFLOW_EXPERIMENT_ID` at the launch."""
+        return _text(self.content, "experiment_id")
+
+    @property
+    def experiment_name(self) -> str | None:
+        """Value of `MLFLOW_EXPERIMENT_NAME` at the launch."""
+        return _text(self.content, "experiment_name")
+
+    @property
     def sweep(self) -> Path | None:
         """Folder of the sweep that the run belongs to."""
         folder = _text(self.content, "sweep")
@@ -128,6 +138,15 @@ class RunConfig:
     def git_commit(self) -> str | None:
         """Commit of the code at the launch."""
         return _text(_object(self.content, "git"), "commit")
+
+    @property
+    def code(self) -> str | None:
+        """The commit of the code at the launch, or the version and digest of packages that were installed elsewhere."""
+        if self.git_commit is not None:
+            return self.git_commit
+        git = _object(self.content, "git")
+        version, digest = _text(git, "version"), _text(git, "digest")
+        return None if digest is None else f"version {version or 'unknown'}, files {digest}"
 
     @property
     def git_dirty(self) -> bool | None:

@@ -85,7 +85,7 @@ def markdown(
     }
     setup = {
         "precision, ZeRO stage": f"{fields['precision']}, {fields['zero_stage']}",
-        "code": config.git_commit or "unknown",
+        "code": config.code or "unknown",
         "configuration": (config.digest or "unknown")[:16],
     }
     # MLflow's viewer cuts a table after twelve rows, shows an empty header as a row, and shows no picture.

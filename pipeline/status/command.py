@@ -28,6 +28,7 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         sync: Send MLflow what it missed while its server did not answer.
         runs: Folder that holds the runs.
     """
+    runs = runs.expanduser()
     if sync:
         return _sync(run_dir, runs)
     # A watch is meant to end by Ctrl-C.

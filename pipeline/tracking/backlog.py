@@ -26,10 +26,12 @@ def describe_backlog(state: TrackingState | None, step: int, now: float) -> str 
     """
     if state is None or state.behind_since is None:
         return None
+    steps = steps_waiting(state, step)
+    waiting = f"{steps:,} steps wait" if steps else "status and report wait"
     since = time.strftime("%H:%M:%S", time.localtime(state.behind_since))
     return (
-        f"{steps_waiting(state, step):,} steps wait for MLflow at {state.tracking_uri}, which takes nothing since "
-        f"{since} ({duration(max(0.0, now - state.behind_since))}): {state.problem}"
+        f"{waiting} for MLflow at {state.tracking_uri}, which has received nothing since {since} "
+        f"({duration(max(0.0, now - state.behind_since))}): {state.problem}"
     )
 
 

@@ -9,16 +9,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from pipeline.common.errors import PipelineError, one_line
 from pipeline.common.secrets import mask_secrets
+from pipeline.tracking.address import check_interpreter, local_database, registry_uri, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+    from pipeline.run.config import RunConfig
 
 
-DEFAULT_STORE = "runs/mlflow.db"
 ARTIFACT_FOLDER = "mlartifacts"
 DEFAULT_EXPERIMENT = "transxnet"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -27,11 +29,6 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 class TrackingError(PipelineError, RuntimeError):
     """The tracking server or registry failed; the message is one line without secrets."""
-
-
-def resolve_tracking_uri(cwd: str | os.PathLike[str]) -> str:
-    """Return `MLFLOW_TRACKING_URI` if it is set, else the address of the sqlite file `runs/mlflow.db` below `cwd`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(cwd).resolve() / DEFAULT_STORE}"
 
 
 def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
@@ -63,8 +60,10 @@ def open_client(uri: str) -> "MlflowClient":
 
     Raises:
         TrackingError: the store cannot be opened.
+        InputError: this interpreter cannot run MLflow.
     """
     path = local_database(uri)
+    check_interpreter()
     try:
         import logging
 
@@ -132,25 +131,37 @@ def mlflow_session(uri: str, *, timeout_s: int = 60, retries: int = 2) -> Iterat
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def local_database(uri: str) -> Path | None:
-    """Return the file of a sqlite store; None for a server or another database."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).resolve()
+def experiment_id(client: "MlflowClient", uri: str, config: "RunConfig") -> str:
+    """Return the id of a run's experiment; the one that is named is created if it is missing.
 
-
-def experiment_id(client: "MlflowClient", uri: str) -> str:
-    """Return the id of the runs' experiment (`MLFLOW_EXPERIMENT_NAME`, else `transxnet`), which is created if missing.
-
-    Artifacts are kept beside a local database; a server decides itself where it keeps them.
+    It is `MLFLOW_EXPERIMENT_ID`, or named by `MLFLOW_EXPERIMENT_NAME`, as they were at the launch, else as they are
+    now, else `transxnet`. Artifacts are kept beside a local database; a server decides itself where it keeps them.
 
     Raises:
-        TrackingError: the experiment was deleted and not restored.
+        TrackingError: the experiment was deleted and not restored, or there is none with that id.
     """
     from mlflow.exceptions import MlflowException
 
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+    given, named = config.experiment_id, config.experiment_name
+    if not given and not named:
+        given, named = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if given and not named:
+        try:
+            found = client.get_experiment(given)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise TrackingError(
+                f"MLFLOW_EXPERIMENT_ID {given}: MLflow at {mask_secrets(uri)} has no experiment with this id"
+            ) from error
+        _refuse_deleted(found, uri)
+        return found.experiment_id
+    name = named or DEFAULT_EXPERIMENT
     found = client.get_experiment_by_name(name)
+    if given and (found is None or found.experiment_id != given):
+        raise TrackingError(
+            f"MLFLOW_EXPERIMENT_ID {given} and MLFLOW_EXPERIMENT_NAME {name} name two experiments: unset one of them"
+        )
     if found is None:
         path = local_database(uri)
         location = (path.parent / ARTIFACT_FOLDER).as_uri() if path else None
@@ -161,12 +172,60 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}`) or set MLFLOW_EXPERIMENT_NAME to another name"
-        )
+    _refuse_deleted(found, uri)
     return found.experiment_id
+
+
+def _refuse_deleted(experiment: "Experiment", uri: str) -> None:
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"MLflow experiment {experiment.name!r} was deleted: restore it "
+            f"({_restore(uri, 'experiments', '--experiment-id', experiment.experiment_id)}) or set "
+            "MLFLOW_EXPERIMENT_NAME to another name"
+        )
+
+
+def _restore(uri: str, kind: str, flag: str, identifier: str) -> str:
+    return f"MLFLOW_TRACKING_URI={mask_secrets(uri)} mlflow {kind} restore {flag} {identifier}"
+
+
+def refuse_deleted_run(client: "MlflowClient", uri: str, run_id: str) -> None:
+    """Refuse a run that was deleted on the server, alone or with its experiment.
+
+    Raises:
+        TrackingError: the message has the command that restores it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(
+            f"MLflow at {mask_secrets(uri)} has no run {run_id}: it was deleted for good, or this is another server; "
+            "to begin a new run there, remove mlflow.json from the run's folder"
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        _refuse_deleted(client.get_experiment(run.info.experiment_id), uri)
+        raise TrackingError(
+            f"MLflow run {run_id} was deleted: restore it ({_restore(uri, 'runs', '--run-id', run_id)})"
+        )
+
+
+def describe_failure(error: Exception, refusal: str = "") -> str:
+    """Describe why something of a run is not in MLflow, in one line.
+
+    Args:
+        error: what was raised while it was sent.
+        refusal: what the server did, if the error is the server's, such as `MLflow at … does not take it`; empty if
+            that was said already.
+    """
+    if isinstance(error, PipelineError):
+        return one_line(error, limit=600)
+    if type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError):
+        return f"an error of this machine, not of the server ({type(error).__name__}: {one_line(error)})"
+    return f"{mask_secrets(refusal)}: {one_line(error)}" if refusal else one_line(error)
 
 
 def check_model_uri(uri: str) -> None:
@@ -176,7 +235,8 @@ def check_model_uri(uri: str) -> None:
         TrackingError: the registry does not exist or does not answer, or has no such version.
     """
     store = resolve_tracking_uri(Path.cwd())
-    database = local_database(store)
+    registry = registry_uri() or store
+    database = local_database(registry)
     if database is not None and not database.exists():
         raise TrackingError(f"there is no registry at {database}; MLFLOW_TRACKING_URI says where it is")
     try:
@@ -186,6 +246,6 @@ def check_model_uri(uri: str) -> None:
             get_model_info(uri)
     except Exception as error:  # MLflow raises many types, and each means that the nodes would not find it either
         raise TrackingError(
-            f"{mask_secrets(store)} does not give it ({one_line(error)}); "
+            f"{mask_secrets(registry)} does not give it ({one_line(error)}); "
             "MLFLOW_TRACKING_URI says where the registry is"
         ) from error

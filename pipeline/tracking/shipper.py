@@ -8,7 +8,6 @@ import contextlib
 import getpass
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from pipeline.run.config import read_config
 from pipeline.run.files import METRICS_NAME, read_records
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
 from pipeline.tasks import was_evaluated
-from pipeline.tracking.client import experiment_id, open_client
+from pipeline.tracking.client import experiment_id, open_client, refuse_deleted_run
 from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
 from pipeline.tracking.metrics import record_metrics
-from pipeline.tracking.state import TrackingState, load_state, save_state, tracking_uri_of
+from pipeline.tracking.state import TrackingState, load_state, new_key, save_state, tracking_uri_of
 from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_create_run, parent_run_id, update_parent_status
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ MAX_VALUE = 5000
 """Number of characters that are kept of a parameter or tag."""
 LISTED_TAGS = {"world_size": "world_sizes", "job_id": "job_ids"}
 """Tag of an attempt, and the tag that lists its values of all attempts in order."""
+_LINKS = {"copied_from": "(copy)", "begun_again_from": "(begun again)"}
+"""What the name of an MLflow run says of the run that it comes from."""
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 EVERYTHING = 2**62
 """A step greater than that of any record: all records may be sent."""
@@ -64,10 +65,11 @@ class Shipper:
         self.run_dir = Path(run_dir).resolve()
         self.config = read_config(self.run_dir)
         self.uri = tracking_uri_of(self.run_dir)
-        self.state = load_state(self.run_dir) or TrackingState(key=uuid.uuid4().hex)
+        self.state = load_state(self.run_dir) or TrackingState(key=new_key())
         self.state.tracking_uri = mask_secrets(self.uri)
         self.save()
         self._client: MlflowClient | None = None
+        self._is_known = False
         self._offset = 0
         self._evaluated = _LastEvaluation()
 
@@ -101,6 +103,7 @@ class Shipper:
     def mark_behind(self, problem: str) -> None:
         """Record that the server takes nothing, for the commands that show the run."""
         self.state.behind_since, self.state.problem = self.state.behind_since or time.time(), problem
+        self._is_known = False
         # The problem may be a full disk.
         with contextlib.suppress(OSError):
             self.save()
@@ -119,6 +122,9 @@ class Shipper:
         """
         if self.state.run_id is None:
             self._create_run()
+        elif not self._is_known:
+            refuse_deleted_run(self.client, self.uri, self._run_id)
+        self._is_known = True
         if not self.state.described:
             self._describe()
         if self.state.sent_status is None:
@@ -174,8 +180,8 @@ class Shipper:
 
     def _create_run(self) -> None:
         """Find the run by its key, or create it."""
-        experiment = experiment_id(self.client, self.uri)
-        tags = {KEY_TAG: self.state.key, **self._source_tags()}
+        experiment = experiment_id(self.client, self.uri, self.config)
+        tags = {KEY_TAG: self.state.key, **self._source_tags(), **self.state.links}
         parent = parent_run_id(self.client, experiment, self.config.sweep)
         if parent is not None:
             tags[PARENT_TAG] = parent
@@ -186,7 +192,7 @@ class Shipper:
             lambda: self.client.create_run(
                 experiment,
                 start_time=int(1000 * (self.state.began_at or time.time())),
-                run_name=self.run_dir.name,
+                run_name=" ".join([self.run_dir.name, *(_LINKS[link] for link in self.state.links if link in _LINKS)]),
                 tags=tags,
             ),
         )
@@ -201,8 +207,9 @@ class Shipper:
             "mlflow.source.name": "pipeline.launch",
             "command": self.config.command,
             "mlflow.source.type": "LOCAL",
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
             "mlflow.source.git.commit": self.config.git_commit or "",
+            "code": self.config.code or "",
             "git_dirty": "" if is_dirty is None else str(is_dirty).lower(),
             "config_digest": self.config.digest or "",
             "run_dir": str(self.run_dir),
@@ -272,3 +279,11 @@ class Shipper:
             batch, last, end = batch + metrics, step, offset
         if batch:
             yield batch, last, end
+
+
+def _user() -> str:
+    """Return the name of this user; empty where it has none, as in a container that runs under another number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""

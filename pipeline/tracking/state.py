@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import types
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +60,59 @@ class TrackingState:
     """Time at which the first attempt began, in unix seconds."""
     ended_at: float | None = None
     """Time at which the last attempt ended, in unix seconds."""
+    folder: str = ""
+    """Run directory that this state was written in."""
+    inode: int = 0
+    """Inode of that folder: a copy has another one, a folder that was renamed the same."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Tags that name the MLflow run that this one comes from: `copied_from`, `begun_again_from`."""
+
+
+def new_key() -> str:
+    """Return a key for a run, unlike any other."""
+    return uuid.uuid4().hex
 
 
 def load_state(run_dir: Path) -> TrackingState | None:
-    """Read `RUN_DIR/mlflow.json`; return None if it is missing or cannot be used."""
+    """Read `RUN_DIR/mlflow.json`; return None if it is missing or cannot be used.
+
+    In a copy of a run directory whose original still exists, the state is that of a run that nothing was sent of yet:
+    two trainings would else write one MLflow run.
+    """
+    state = _read_state(run_dir)
+    if state is None or not _is_copy(run_dir, state):
+        return state
+    return dataclasses.replace(
+        state,
+        key=new_key(),
+        run_id=None,
+        experiment_id=None,
+        described=False,
+        shipped_step=-1,
+        shipped_system={},
+        reported_step=-1,
+        checkpoints={},
+        job_reports=[],
+        sent_status=None,
+        links={"copied_from": state.run_id} if state.run_id else {},
+    )
+
+
+def original_of(run_dir: Path) -> Path | None:
+    """Return the run directory that this one is a copy of; None if it is none, was moved, or the original is gone."""
+    state = _read_state(run_dir)
+    return Path(state.folder) if state is not None and _is_copy(run_dir, state) else None
+
+
+def _is_copy(run_dir: Path, state: TrackingState) -> bool:
+    """Whether the state was written in another folder that still exists."""
+    try:
+        return 0 != state.inode != run_dir.stat().st_ino and Path(state.folder).stat().st_ino == state.inode
+    except OSError:
+        return False
+
+
+def _read_state(run_dir: Path) -> TrackingState | None:
     try:
         content = json.loads((run_dir / STATE_NAME).read_text(encoding="utf-8"))
         kinds = get_type_hints(TrackingState)
@@ -83,7 +133,8 @@ def _is_of(value: object, kind: Any) -> bool:
 
 
 def save_state(run_dir: Path, state: TrackingState) -> None:
-    """Write `RUN_DIR/mlflow.json` atomically."""
+    """Write `RUN_DIR/mlflow.json` atomically, as that of this folder."""
+    state.folder, state.inode = str(run_dir.resolve()), run_dir.stat().st_ino
     write_json(run_dir / STATE_NAME, dataclasses.asdict(state))
 
 
@@ -114,7 +165,7 @@ def tracking_uri_of(run_dir: Path, cwd: str | os.PathLike[str] = ".") -> str:
         InputError: the run belongs to a server whose address, which was kept without passwords, must be given again.
     """
     from pipeline.common.secrets import mask_secrets
-    from pipeline.tracking.client import local_database, resolve_tracking_uri
+    from pipeline.tracking.address import local_database, resolve_tracking_uri
 
     configured, given = read_config(run_dir).tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
     default = configured or resolve_tracking_uri(cwd)

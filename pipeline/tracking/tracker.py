@@ -139,5 +139,9 @@ class Tracker:
 
 
 def _environment(uri: str) -> dict[str, str]:
-    """Return the worker's environment: a helper's, with bounded requests and the server's address."""
-    return {**helper_environment(), **bound_requests(timeout_s=20, retries=1), "MLFLOW_TRACKING_URI": uri}
+    """Return the worker's environment: a helper's, with bounded requests and the server's address.
+
+    Without `PYTHONOPTIMIZE`, which can strip the docstrings that MLflow is built from.
+    """
+    given = {name: value for name, value in helper_environment().items() if name != "PYTHONOPTIMIZE"}
+    return {**given, **bound_requests(timeout_s=20, retries=1), "MLFLOW_TRACKING_URI": uri}

@@ -25,6 +25,7 @@ from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.report import write_report
 from pipeline.run.system import SystemMonitor
+from pipeline.tracking.client import describe_failure
 from pipeline.tracking.shipper import EVERYTHING, Shipper
 from pipeline.tracking.state import shipping_lock
 
@@ -93,11 +94,9 @@ def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
             shipper.mark_caught_up()
         except Exception as error:
             if not is_behind:
-                _log(
-                    f"MLflow at {shipper.state.tracking_uri} does not take what is sent ({one_line(error)}); "
-                    "the training goes on, and metrics.jsonl keeps everything until it does"
-                )
-            shipper.mark_behind(one_line(error))
+                problem = describe_failure(error, f"MLflow at {shipper.uri} does not take what is sent")
+                _log(f"{problem}; the training goes on, and metrics.jsonl keeps everything until it is sent")
+            shipper.mark_behind(describe_failure(error))
             is_behind, pause = True, min(LONGEST_PAUSE_S, max(2 * pause, PAUSE_S))
             if deadline is not None:
                 if time.monotonic() >= deadline:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from pipeline.register import verify
 from pipeline.register.best import best_weights
 from pipeline.register.registration import register
 from pipeline.register.verify import tolerance
+from pipeline.run.status import read_status
+from pipeline.status.show import format_run
 from pipeline.tracking.client import TrackingError, open_client, resolve_tracking_uri
+from pipeline.tracking.state import TrackingState, load_state, save_state
 from pipeline.weights.card import ModelCardError, load_model_card, save_model_card
 from pipeline.weights.load import load_model
 from tests.support import REPOSITORY
@@ -265,3 +269,19 @@ def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, dig
         f"evaluation/digits-validation/{name}"
         for name in ("classes.csv", "confusions.csv", "pictures.png", "report.json")
     }
+
+
+def test_a_registration_that_succeeds_sends_all_that_the_server_missed(tmp_path, digits):
+    finished_run(tmp_path / "run", digits, resolve_tracking_uri(tmp_path))
+    # The server was away when the training ended.
+    state = TrackingState(key="k", status="FINISHED", ended_at=1_700_000_100.0, behind_since=1e9, problem="away")
+    save_state(tmp_path / "run", state)
+    register(tmp_path / "run")
+    state = load_state(tmp_path / "run")
+    assert (state.sent_status, state.shipped_step, state.behind_since, state.problem) == ("FINISHED", 30, None, "")
+    run = open_client(resolve_tracking_uri(tmp_path)).get_run(state.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["eval/top1"] > 0
+    shown = "\n".join(format_run(read_status(tmp_path / "run"), time.time()))
+    assert "wait" not in shown
+    assert "--sync" not in shown

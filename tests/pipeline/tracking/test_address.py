@@ -1,0 +1,99 @@
+"""Where a run is tracked: relative addresses, experiments from the environment, runs that were deleted, no user."""
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from pipeline.launch.options import parse
+from pipeline.launch.plan import build_plan
+from pipeline.status.sync import sync_run
+from pipeline.tracking.address import resolve_tracking_uri
+from pipeline.tracking.client import TrackingError, describe_failure, open_client
+from pipeline.tracking.shipper import Shipper
+from pipeline.tracking.state import load_state
+from tests.pipeline.tracking.runs import new_run
+from tests.support.tracking_runs import append_records, new_store
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return new_store(tmp_path)
+
+
+def test_a_relative_database_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///~/registry.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///my.db?timeout=9")
+    expected = f"sqlite:///{tmp_path}/my.db?timeout=9"
+    assert resolve_tracking_uri(tmp_path) == expected
+    plan = build_plan(parse(["--recipe", "demo", "--cluster", "debug", "--run-dir", "run"]))
+    assert plan.run_facts()["tracking_uri"] == expected
+    # The processes of the job inherit the environment, and run in other folders.
+    assert os.environ["MLFLOW_TRACKING_URI"] == expected
+    assert os.environ["MLFLOW_REGISTRY_URI"] == "sqlite:////home/me/registry.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
+    assert plan.run_facts()["tracking_uri"] is None
+
+
+def test_the_experiment_is_the_one_of_the_environment(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch):
+    client = open_client(uri)
+    mine = client.create_experiment("mine")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mine)
+    run_dir, _ = new_run(tmp_path, uri)
+    sync_run(run_dir)
+    assert load_state(run_dir).experiment_id == mine
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "transxnet")
+    with pytest.raises(TrackingError, match=f"{mine} and MLFLOW_EXPERIMENT_NAME transxnet name two experiments"):
+        sync_run(new_run(tmp_path, uri, "second")[0])
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    with pytest.raises(TrackingError, match=r"MLFLOW_EXPERIMENT_ID 77: MLflow at .* has no experiment with this id"):
+        sync_run(new_run(tmp_path, uri, "third")[0])
+    # The launch keeps the choice: later commands run in other environments.
+    plan = build_plan(parse(["--recipe", "demo", "--cluster", "debug", "--run-dir", f"{tmp_path}/run"]))
+    assert plan.run_facts()["experiment_id"] == "77"
+
+
+def test_what_was_deleted_is_restored_by_the_command_that_is_named(tmp_path: Path, uri: str):
+    run_dir, _ = new_run(tmp_path, uri)
+    sync_run(run_dir)
+    client, state = open_client(uri), load_state(run_dir)
+    client.delete_run(state.run_id)
+    restore = f"was deleted: restore it \\(MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {state.run_id}\\)"
+    with pytest.raises(TrackingError, match=restore):
+        sync_run(run_dir)
+    client.restore_run(state.run_id)
+    client.delete_experiment(state.experiment_id)
+    restore = f"'transxnet' was deleted: .* mlflow experiments restore --experiment-id {state.experiment_id}\\)"
+    for folder in (run_dir, new_run(tmp_path, uri, "second")[0]):
+        with pytest.raises(TrackingError, match=restore):
+            sync_run(folder)
+    client.restore_experiment(state.experiment_id)
+    sync_run(run_dir)
+
+
+def test_a_user_without_a_name_is_left_out(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch):
+    """In a container that runs under a number of its own, no file knows that user."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    run_dir, _ = new_run(tmp_path, uri)
+    append_records(run_dir, range(1, 3))
+    shipper = Shipper(run_dir)
+    shipper.begin({"attempt": "1"})
+    shipper.ship(2)
+    run = open_client(uri).get_run(shipper.state.run_id)
+    assert "mlflow.user" not in run.data.tags
+    assert run.data.metrics["train/lr"] == 1e-3
+
+
+def test_an_error_of_this_machine_is_not_worded_as_the_servers(tmp_path: Path, uri: str):
+    run_dir, _ = new_run(tmp_path, uri)
+    append_records(run_dir, range(1, 3))
+    (run_dir / "uncommitted.patch").mkdir()
+    with pytest.raises(TrackingError, match=r"^an error of this machine, not of the server \(IsADirectoryError: "):
+        sync_run(run_dir)
+    assert describe_failure(ConnectionError("refused"), "MLflow does not answer") == "MLflow does not answer: refused"
