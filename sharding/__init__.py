@@ -7,7 +7,7 @@ imports no other: pyarrow is imported when a manifest is first used, so that `--
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sharding.errors import ImageError, ManifestError, OutputError, ShardingError, SourceError
+from sharding.errors import ImageError, ManifestError, MissingSplitError, OutputError, ShardingError, SourceError
 
 if TYPE_CHECKING:
     from sharding.manifest import ClassInfo, Manifest, OddImage, ShardInfo, load_index, load_manifest
@@ -18,6 +18,7 @@ __all__ = [
     "ImageError",
     "Manifest",
     "ManifestError",
+    "MissingSplitError",
     "OddImage",
     "OutputError",
     "ShardInfo",

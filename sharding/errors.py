@@ -24,3 +24,7 @@ class OutputError(ShardingError):
 
 class ManifestError(ShardingError):
     """A manifest or an index is missing, is damaged, or does not match its shards."""
+
+
+class MissingSplitError(ManifestError):
+    """A folder of shards has no manifest and no shards of a split."""

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharding.errors import ManifestError
+from sharding.errors import ManifestError, MissingSplitError
 from sharding.info import INFO_FILE, SplitInfo, info_content
 from sharding.storage import Folder
 from sharding.work_folder import refuse_unfinished
@@ -244,7 +244,7 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
     wanted = f"{name or '*'}-{split}"
     others = [part for prefix, part in manifests if part in _VALIDATION_NAMES and name in (None, prefix)]
     hint = f"; --train.data.validation-split {others[0]} reads that" if split == "validation" and others else ""
-    raise ManifestError(f"no manifest {wanted}.json in {location!r}; manifests there: {there}{hint}")
+    raise MissingSplitError(f"no manifest {wanted}.json in {location!r}; manifests there: {there}{hint}")
 
 
 def load_index(location: str, manifest: Manifest) -> pa.Table:

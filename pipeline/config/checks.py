@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.config.schema import ConfigError, TrainConfig
+from pipeline.config.schema import LARGEST_MICRO_BATCH, ConfigError, TrainConfig
 from pipeline.config.serialise import flatten, to_dict
 
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -71,6 +71,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 """Message for a value out of range, the test that a value is in range, and the fields that it applies to.
 
 Each value of a field with several values is tested."""
+LEAST_MICRO_BATCH = 2
+"""BatchNorm cannot normalise the one value of each channel that IDConv's pooling leaves of a single image."""
 PAIRS = ("augment.crop_scale", "augment.crop_ratio")
 """Fields that hold a smallest and a largest value."""
 
@@ -83,20 +85,15 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
     """
     check_ranges(flatten(to_dict(config)))
     micro = config.micro_batch(world_size)
+    if micro < LEAST_MICRO_BATCH:
+        raise ConfigError(
+            f"micro_batch_size {micro}: the norm in IDConv is over the images of a micro-batch and needs two; "
+            f"{_fitting_hint(config, world_size)}"
+        )
     if config.global_batch_size % (micro * world_size):
-        fitting = [
-            m for m in range(1, config.global_batch_size + 1) if config.global_batch_size % (m * world_size) == 0
-        ]
-        if fitting:
-            near = min(fitting, key=lambda m: abs(m - micro))
-            hint = f"--train.micro-batch-size {near} would fit"
-        else:
-            down = config.global_batch_size // world_size * world_size
-            near = " or ".join(str(g) for g in (down, down + world_size) if g > 0)
-            hint = f"--train.global-batch-size {near} would fit"
         raise ConfigError(
             f"global_batch_size {config.global_batch_size} is not divisible by micro_batch_size {micro} "
-            f"x world_size {world_size}; {hint}"
+            f"x world_size {world_size}; {_fitting_hint(config, world_size)}"
         )
     if config.compile and config.gradient_checkpointing:
         raise ConfigError("compile decides by itself what is recomputed: leave out gradient_checkpointing")
@@ -115,6 +112,18 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
             "or --train.mix.mixup 0 --train.mix.cutmix 0"
         )
     return config
+
+
+def _fitting_hint(config: TrainConfig, world_size: int) -> str:
+    """Return the flag that makes the global batch whole micro-batches of at least two images on each rank."""
+    size, micro = config.global_batch_size, config.micro_batch(world_size)
+    fitting = [m for m in range(LEAST_MICRO_BATCH, size // world_size + 1) if size % (m * world_size) == 0]
+    # Where none was given, only one that is small enough would have been taken.
+    if fitting and (config.micro_batch_size is not None or min(fitting) <= LARGEST_MICRO_BATCH):
+        return f"--train.micro-batch-size {min(fitting, key=lambda m: abs(m - micro))} would fit"
+    step = LEAST_MICRO_BATCH * world_size
+    near = " or ".join(str(g) for g in (size // step * step, size // step * step + step) if g > 0)
+    return f"--train.global-batch-size {near} would fit"
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

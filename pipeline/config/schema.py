@@ -11,6 +11,8 @@ from pipeline.common.errors import PipelineError
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
+LARGEST_MICRO_BATCH = 128
+"""Micro-batch that is taken at most where none is given."""
 ModelName = Literal["transxnet_n", "transxnet_t", "transxnet_s", "transxnet_b"]
 
 
@@ -205,7 +207,7 @@ class TrainConfig:
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         share = max(1, self.global_batch_size // world_size)
-        return max(m for m in range(1, min(share, 128) + 1) if share % m == 0)
+        return max(m for m in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % m == 0)
 
     def gradient_accumulation_steps(self, world_size: int) -> int:
         """Return the micro-batches of one optimizer step on each rank."""

@@ -1,7 +1,8 @@
 """The command `python -m pipeline.launch`: check everything, submit a training as a job, follow it to its end.
 
-`options` are the flags, `plan` the decisions, `checks` their checks. `run` submits one training, `sweep` many.
-`progress` and `closing` are what the user sees while jobs run and at their end; `dry_run` shows a plan without a job.
+`options` are the flags, `plan` the decisions, `checks` and `place_checks` their checks. `run` submits one training,
+`sweep` many. `progress` and `closing` are what the user sees while jobs run and at their end; `dry_run` shows a plan
+without a job.
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import Resources
 from pipeline.common.errors import one_line
-from pipeline.common.secrets import mask_secrets
 from pipeline.config.checks import check as check_config
 from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
+from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.weights.card import is_exported
 
 if TYPE_CHECKING:
     from sharding import Manifest
-
-_TRACKING_URI = re.compile(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://|file:|databricks|/)")
 
 
 class NotHereError(LaunchError):
@@ -91,19 +89,6 @@ def refuse_slurm_flags(resources: Resources, where: str) -> None:
         raise LaunchError(
             f"{flag} is for Slurm, and this launch would use {where}: leave it out, or mend what keeps Slurm from "
             "answering"
-        )
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Refuse a value of `MLFLOW_TRACKING_URI` that is not an MLflow address; an empty one means that it is not set.
-
-    Raises:
-        LaunchError: the message shows the forms of an address.
-    """
-    if uri and not _TRACKING_URI.match(uri):
-        raise LaunchError(
-            f"MLFLOW_TRACKING_URI {mask_secrets(uri)} is not an MLflow address: write http://HOST:PORT, "
-            "sqlite:////PATH/mlflow.db or postgresql://…"
         )
 
 
@@ -193,8 +178,12 @@ def check_shards(config: TrainConfig) -> Dataset:
         ShardingError: the message says what is missing, and which command makes it.
     """
     data = config.data
-    train = _complete_split(data.shards, data.train_split, data.name, check_sizes=data.on_damage == "stop")
-    validation = _complete_split(data.validation_location, data.validation_split, data.name)
+    train = _complete_split(
+        data.shards, data.train_split, data.name, "--train.data.train-split", check_sizes=data.on_damage == "stop"
+    )
+    validation = _complete_split(
+        data.validation_location, data.validation_split, data.name, "--train.data.validation-split"
+    )
     _check_cache(data.shards, train, data.cache_gb)
     _check_cache(data.validation_location, validation, data.cache_gb)
     train_classes, validation_classes = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
@@ -213,17 +202,22 @@ def check_shards(config: TrainConfig) -> Dataset:
     )
 
 
-def _complete_split(location: str, split: str, name: str | None, *, check_sizes: bool = True) -> "Manifest":
-    """Return the manifest of a split, and check that no shard is missing or cut off.
+def _complete_split(location: str, split: str, name: str | None, flag: str, *, check_sizes: bool = True) -> "Manifest":
+    """Return the manifest of the split that `flag` names, and check that no shard is missing or cut off.
 
     A training would read a damaged shard only after hours.
     """
-    from sharding import ManifestError, load_manifest
+    from sharding import ManifestError, MissingSplitError, load_manifest
     from sharding.storage import Folder
 
     try:
         manifest = load_manifest(location, split, name)
         sizes = {info.base_name: info.size for info in Folder.open(location).list()} if check_sizes else {}
+    except MissingSplitError as error:
+        raise LaunchError(
+            f"{error}; pack it: python -m sharding.build --source IMAGENET --output {shlex.quote(location)} "
+            f"--split {split}{f' --name {name}' if name else ''}, or name another split: {flag}"
+        ) from None
     except ManifestError as error:
         if not Folder.open(location).exists():
             raise NotHereError(str(error)) from None
@@ -256,17 +250,17 @@ def _check_cache(location: str, manifest: "Manifest", cache_gb: float) -> None:
         )
 
 
-def check_start(run_dir: Path, config: TrainConfig, registered_name: str | None) -> None:
+def check_start(run_dir: Path, config: TrainConfig, options: LaunchOptions) -> None:
     """Check what does not need the data: the weights of a new run, or the MLflow run of one that is resumed.
 
     Args:
         run_dir: folder of the run.
         config: the training.
-        registered_name: value of `--registered-name`.
+        options: the flags `--registered-name` and `--begin-again`.
 
     Raises:
-        LaunchError: the weights are missing, the tracking server is another one, or the model is registered already
-            under another name.
+        LaunchError: the weights are missing, the checkpoints of the run are gone, the tracking server is another one,
+            or the model is registered already under another name.
     """
     from pipeline.tracking.state import tracking_uri_of
 
@@ -276,7 +270,10 @@ def check_start(run_dir: Path, config: TrainConfig, registered_name: str | None)
         tracking_uri_of(run_dir)
     except ValueError as error:
         raise LaunchError(str(error)) from error
-    registered = read_registered(run_dir)
+    lost = None if options.begin_again or is_exported(run_dir) else describe_lost_checkpoints(run_dir)
+    if lost is not None:
+        raise LaunchError(lost)
+    registered, registered_name = read_registered(run_dir), options.registered_name
     if registered_name is not None and registered is not None and registered["name"] != registered_name:
         raise LaunchError(
             f"--registered-name {registered_name}: {run_dir} is registered as {registered['name']} already; under "

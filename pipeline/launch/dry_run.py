@@ -73,7 +73,7 @@ def print_checks(plan: Plan) -> None:
     lines: dict[str, TextIO] = {}
     for run in plan.runs:
         try:
-            check_start(run.run_dir, run.config, plan.options.registered_name)
+            check_start(run.run_dir, run.config, plan.options)
             own = own_data if own_data is not None and own_data.is_used_by(run.config) else None
             if own is not None and not own.is_packed(Path(run.config.data.shards)):
                 lines[f"# data: {own.description}, which the launch packs"] = sys.stdout

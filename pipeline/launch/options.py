@@ -22,6 +22,25 @@ class LaunchError(PipelineError, ValueError):
     """A launch that cannot work."""
 
 
+_OTHER_NAMES = {
+    "--resume": "the same --run-dir, given again, resumes that run",
+    "--resume-from": "the same --run-dir, given again, resumes that run; --train.initialise-from starts a new one",
+    "--output-dir": "--run-dir is the folder of the run",
+    "--job-name": "jobs are named after the recipe",
+    "--gres": "--gpus-per-node is the number of GPUs of each node",
+    "--gpus": "--gpus-per-node is the number of GPUs of each node",
+    "--ntasks": "--nodes and --tasks-per-node give the number of processes",
+    "--ntasks-per-node": "--tasks-per-node is the number of processes of each node",
+    "--nproc-per-node": "--tasks-per-node is the number of processes of each node",
+    "--time": "--timeout-min is the time limit, in minutes",
+    "--mem": "--mem-gb is the memory of each node, in GB",
+    "--train.num-classes": "the classes are those of the shards in --train.data.shards; leave it out",
+    "--train.model.num-classes": "the classes are those of the shards in --train.data.shards; leave it out",
+    "--num-classes": "the classes are those of the shards in --train.data.shards; leave it out",
+}
+"""What to give instead of a flag that other programs have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
     """Train a TransXNet: submit it, follow it, end with a registered model.
@@ -47,6 +66,8 @@ class LaunchOptions:
     """model in the registry that it becomes a version of; by default that of the network, such as transxnet_t"""
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
+    begin_again: bool = False
+    """begin a run again whose checkpoints are gone; its former files and its former MLflow run are kept"""
     dry_run: bool = False
     """check everything, show the sbatch script, the config and the DeepSpeed JSON; submit and write nothing"""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -59,9 +80,13 @@ def parse(arguments: list[str]) -> LaunchOptions:
     A wrong flag exits with status 2 and a message that names the right ones.
 
     Raises:
-        LaunchError: the recipe does not exist.
+        LaunchError: the recipe does not exist, or a flag is another program's.
         ConfigError: a field is swept and given as a flag too.
     """
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in _OTHER_NAMES:
+            raise LaunchError(f"there is no {argument.partition('=')[0]}: {_OTHER_NAMES[flag]}")
     name = _recipe_name(arguments)
     recipe = RECIPES[name]
     default = LaunchOptions(recipe=name, cluster=recipe.cluster, resources=recipe.resources, train=recipe.train())

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs import Cluster, Code, Resources
+from pipeline.common.packages import PACKAGES
 from pipeline.common.processes import PROJECT_ROOT
+from pipeline.config.paths import absolute_path, with_absolute_paths
 from pipeline.config.schema import TrainConfig
-from pipeline.launch import checks
+from pipeline.launch import checks, place_checks
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import RECIPES
 from pipeline.run.files import LOGS
 from pipeline.run.system import query_gpus
-
-PACKAGES = ("pipeline", "transxnet", "jobs", "sharding")
-"""Packages that the processes of a job import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +74,16 @@ class Plan:
 
     def run_facts(self) -> dict[str, Any]:
         """Return what `config.json` of each run holds beside the training, as far as the data do not decide it."""
-        from pipeline.tracking.client import resolve_tracking_uri
+        from pipeline.tracking.address import local_database, resolve_tracking_uri
 
+        # The address of a server may hold a password; the environment of the job has it.
+        tracking_uri = resolve_tracking_uri(Path.cwd())
         return {
             "recipe": self.options.recipe,
             "resources": dataclasses.asdict(self.resources),
-            "tracking_uri": None if os.environ.get("MLFLOW_TRACKING_URI") else resolve_tracking_uri(Path.cwd()),
+            "tracking_uri": tracking_uri if local_database(tracking_uri) is not None else None,
+            "experiment_id": os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
+            "experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
             "sweep": str(self.run_dir) if self.options.sweep else None,
             "registered_name": self.options.registered_name,
         }
@@ -106,13 +109,15 @@ def build_plan(options: LaunchOptions) -> Plan:
     resources = _complete_resources(options.resources, cluster, options.dry_run)
     if cluster != "slurm":
         checks.refuse_slurm_flags(resources, f"--cluster {cluster} ({why})")
-    checks.check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    place_checks.check_tracking()
     checks.check_waits_for_sweep(options, cluster)
-    run_dir = Path(options.run_dir or f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    default = f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(options.run_dir or default).expanduser().absolute()
     runs = _plan_runs(options, run_dir)
     if cluster == "slurm":
         resources = _complete_cores(resources, runs, options.dry_run)
     for run in runs:
+        place_checks.check_gpus(run.config, resources, cluster)
         checks.check_training(run.config, resources.world_size, run.run_dir.name if options.sweep else None)
         if resources.container_image and not resources.container_mounts:
             checks.check_container_sees(run.config.data, run.run_dir)
@@ -129,9 +134,11 @@ def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
         shards = str(Path(own_data.folder).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
     if not options.sweep:
-        return (PlannedRun(run_dir=run_dir, config=config),)
+        return (PlannedRun(run_dir=run_dir, config=with_absolute_paths(config)),)
     members = build_members(options.sweep, config)
-    return tuple(PlannedRun(run_dir=run_dir / member.name, config=member.config) for member in members)
+    return tuple(
+        PlannedRun(run_dir=run_dir / member.name, config=with_absolute_paths(member.config)) for member in members
+    )
 
 
 def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:
@@ -142,6 +149,7 @@ def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -
     from jobs import SlurmError, fit_resources, node_groups
 
     resources.check()
+    resources = _with_absolute_paths(resources)
     with contextlib.suppress(*([SlurmError] if dry_run else [])):
         resources = with_gpus_found(resources, cluster)
         if cluster == "slurm":
@@ -169,6 +177,16 @@ def _complete_cores(resources: Resources, runs: tuple[PlannedRun, ...], dry_run:
             file=sys.stderr,
         )
     return resources
+
+
+def _with_absolute_paths(resources: Resources) -> Resources:
+    """Make the paths of the interpreter and of the image absolute; a name, or a path within a container, stays."""
+    image, python = resources.container_image, resources.python
+    if image is not None and image.startswith(("~", "./", "../")):
+        image = absolute_path(image)
+    if python is not None and "/" in python and image is None:
+        python = absolute_path(python)
+    return dataclasses.replace(resources, container_image=image, python=python)
 
 
 def with_gpus_found(resources: Resources, cluster: str) -> Resources:

@@ -4,15 +4,19 @@ import sys
 from pathlib import Path
 
 from jobs import Submission, describe_local, find_notices, submit
+from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
+from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.code_state import keep_changes
 from pipeline.run.files import LOGS
+from pipeline.run.lost import describe_lost_checkpoints
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 from pipeline.train.job_task import TrainTask
+from pipeline.weights.card import is_exported
 
 
 def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
@@ -21,17 +25,31 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     Raises:
         LaunchError, ShardingError, RunDirectoryError: as `check_start` and `check_run`.
     """
-    check_start(run.run_dir, run.config, plan.options.registered_name)
+    check_start(run.run_dir, run.config, plan.options)
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
     checked = check_run(run.run_dir, run.config, plan.run_facts())
+    _mark_origin(plan, run.run_dir)
     run_directory.prepare(run.run_dir, run.config, checked.facts)
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)
     for warning in describe_short_notices(TimeToSave.of_run(run.run_dir), notices):
         print(f"warning: {warning}", file=sys.stderr)
     return checked
+
+
+def _mark_origin(plan: Plan, run_dir: Path) -> None:
+    """Give a run that is begun again, or that is a copy, an MLflow run of its own, and say so."""
+    original = adopt_copy(run_dir)
+    if original is not None:
+        print(f"{run_dir} is a copy of {original}: it gets an MLflow run of its own, linked to the original's")
+    if not plan.options.begin_again or is_exported(run_dir):
+        return
+    is_verified = CheckpointStore(run_dir).newest_valid(lambda _: None) is None
+    if describe_lost_checkpoints(run_dir, is_verified=is_verified) is not None:
+        former = begin_again(run_dir)
+        print(f"{run_dir} begins again, in an MLflow run of its own; its former files are in {former}")
 
 
 def submit_run(plan: Plan, run: PlannedRun) -> Submission:

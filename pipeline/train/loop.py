@@ -16,6 +16,7 @@ import torch
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.errors import TrainingError
+from pipeline.config.checks import check
 from pipeline.config.serialise import digest
 from pipeline.data.audit import open_audit
 from pipeline.data.device import DeviceTransform
@@ -26,6 +27,7 @@ from pipeline.engine.engine import Engine
 from pipeline.evaluate.accuracy import Evaluation, is_far_below_chance
 from pipeline.order.draws import step_seed
 from pipeline.run.config import read_config
+from pipeline.run.lost import describe_lost_checkpoints
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.model import build_model, initialise_on_all_ranks
@@ -49,10 +51,12 @@ class Training:
             tracker: tells MLflow's worker how far the checkpoints reach; None but on rank 0.
 
         Raises:
+            ConfigError: the configuration does not fit this number of ranks.
             TrainingError: the shards are not those that the run began with, there are no such weights to start from,
                 or CUDA graphs are asked for without GPUs.
         """
-        self.config = config = read_config(run_dir).train
+        # torchrun may start another number of ranks than the launch had checked, and config.json can be edited.
+        self.config = config = check(read_config(run_dir).train, world.size)
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
         self.task = read_config(run_dir).task
@@ -73,8 +77,8 @@ class Training:
         model = build_model(config, self.num_classes)
         store = CheckpointStore(run_dir)
         # What one rank sees of a shared file system another may not see yet: rank 0 decides.
-        self._is_new = bool(broadcast_from_main(not store.steps()))
-        if config.initialise_from is not None and self._is_new:
+        is_new = bool(broadcast_from_main(not store.steps()))
+        if config.initialise_from is not None and is_new:
             recorder.log(initialise_on_all_ranks(model, config.initialise_from, world))
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
@@ -157,12 +161,12 @@ class Training:
     def _restore(self) -> int:
         """Load the newest valid checkpoint; return the number of finished steps."""
         step = self.saver.restore()
+        if step == 0:
+            # Before the journal is opened, which would drop the records of the steps that were lost.
+            lost = broadcast_from_main(describe_lost_checkpoints(self.run_dir, is_verified=True))
+            if lost is not None:
+                raise TrainingError(str(lost))
         self.recorder.open(step)
-        if step == 0 and self.config.initialise_from is not None and not self._is_new:
-            raise TrainingError(
-                f"no checkpoint in {self.run_dir / 'checkpoints'} is valid, so the run would have to begin again: "
-                f"remove that folder to begin from {self.config.initialise_from} once more"
-            )
         self.recorder.lap("checkpoint")
         return step
 

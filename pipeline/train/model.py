@@ -13,7 +13,11 @@ from pipeline.weights.load import initialise
 
 
 def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
-    """The network of `config`, its weights drawn from the seed alone."""
+    """The network of `config`, its weights drawn from the seed alone.
+
+    Raises:
+        TrainingError: there is no such network.
+    """
     import transxnet
 
     settings: dict[str, Any] = {
@@ -25,7 +29,10 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         settings["drop_path_rate"] = config.model.drop_path_rate
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return transxnet.build(config.model.name, **settings)
+        try:
+            return transxnet.build(config.model.name, **settings)
+        except ValueError as error:
+            raise TrainingError(f"--train.model: {error}") from error
 
 
 def initialise_on_all_ranks(model: nn.Module, source: str, world: World) -> str:

@@ -61,9 +61,21 @@ def require_finite(record: dict[str, Any], own_loss: float, precision: str, keys
 
 
 def read_skipped(run_dir: Path) -> set[int]:
-    """Numbers of the batches that a run leaves out, counted from 0."""
+    """Numbers of the batches that a run leaves out, counted from 0.
+
+    Raises:
+        TrainingError: the file is damaged. Without it the run would train on batches that it had left out.
+    """
     path = run_dir / SKIPPED
-    return set(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else set()
+    if not path.exists():
+        return set()
+    try:
+        skipped = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        skipped = None
+    if not isinstance(skipped, list) or not all(isinstance(batch, int) for batch in skipped):
+        raise TrainingError(f"{path} is damaged: it is a JSON list of the numbers of skipped batches, such as [17]")
+    return set(skipped)
 
 
 def skip_or_stop(problem: NotFiniteError, config: TrainConfig, skipped: set[int], durable_step: int) -> set[int]:

@@ -118,7 +118,9 @@ class ModelCard:
                 fields.pop(stored, None)
             fields["classes"] = tuple((str(wnid), str(name)) for wnid, name in fields["classes"])
             return cls(preprocessing=Preprocessing(**preprocessing), **fields)
-        except (KeyError, TypeError) as error:
+        except ModelCardError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelCardError(f"not a model card of this version: {error}") from error
 
 

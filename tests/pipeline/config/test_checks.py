@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config.checks import RANGES, check
-from pipeline.config.schema import AugmentConfig, ConfigError, OptimizerConfig, TrainConfig
+from pipeline.config.schema import AugmentConfig, ConfigError, MixConfig, OptimizerConfig, TrainConfig
 from pipeline.config.serialise import flatten, to_dict
 
 
@@ -13,7 +13,7 @@ from pipeline.config.serialise import flatten, to_dict
     ("changes", "world_size", "words"),
     [
         ({"global_batch_size": 1000, "micro_batch_size": 32}, 32, ["1000", "32", "world_size 32", "would fit"]),
-        ({"global_batch_size": 3}, 4, ["3", "--train.global-batch-size 4"]),
+        ({"global_batch_size": 3}, 4, ["micro_batch_size 1", "needs two", "--train.global-batch-size 8 would fit"]),
         ({"micro_batch_size": 0}, 1, ["micro_batch_size 0"]),
         ({"global_batch_size": 0}, 1, ["global_batch_size 0"]),
         ({"steps": 0}, 1, ["steps 0"]),
@@ -21,7 +21,14 @@ from pipeline.config.serialise import flatten, to_dict
         ({"epochs": float("inf")}, 1, ["epochs inf must be greater than 0"]),
         ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, 1, ["optimizer.betas 0.9 1.0 must be in [0, 1)"]),
         ({"augment": AugmentConfig(crop_scale=(1.0, 0.1))}, 1, ["augment.crop_scale 1.0 0.1 must begin with"]),
-        ({"global_batch_size": 8}, 8, ["mixup", "micro_batch_size is 1"]),
+        (
+            {"global_batch_size": 8},
+            8,
+            ["micro_batch_size 1: the norm in IDConv", "--train.global-batch-size 16 would fit"],
+        ),
+        ({"micro_batch_size": 1, "mix": MixConfig(mixup=0, cutmix=0)}, 1, ["--train.micro-batch-size 2 would fit"]),
+        ({"global_batch_size": 131}, 1, ["micro_batch_size 1", "--train.global-batch-size 130 or 132 would fit"]),
+        ({"global_batch_size": 12}, 4, ["mixup", "micro_batch_size is 3"]),
         ({"cuda_graphs": True, "zero_stage": 3}, 1, ["cuda_graphs", "zero_stage 3"]),
         ({"cuda_graphs": True, "compile": True}, 1, ["cuda_graphs", "compile"]),
         ({"cuda_graphs": True, "gradient_checkpointing": True}, 1, ["cuda_graphs", "gradient_checkpointing"]),

@@ -3,18 +3,23 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 import jobs
 from jobs import Outcome
+from pipeline.common.errors import InputError
+from pipeline.common.packages import PACKAGES
 from pipeline.config.schema import TrainConfig
 from pipeline.data.split import open_split
-from pipeline.launch.checks import check_shards, check_tracking_uri
+from pipeline.launch.checks import check_shards
 from pipeline.launch.closing import describe_end
 from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
-from pipeline.launch.plan import PACKAGES, build_plan
+from pipeline.launch.place_checks import check_tracking
+from pipeline.launch.plan import build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.run.config import read_config
 from pipeline.run.directory import prepare
@@ -66,8 +71,17 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
             "--train.data.shards /data/shards is not seen in the container",
         ),
         (["--registered-name", "toys/digits"], "--registered-name 'toys/digits' cannot name a model in MLflow"),
+        (["--train.cuda-graphs"], "--train.cuda-graphs needs GPUs: this machine has none"),
+        (["--train.model.backend", "triton"], "--train.model.backend triton needs GPUs: this machine has none"),
+        (["--train.micro-batch-size", "1"], "micro_batch_size 1: the norm in IDConv"),
+        (["--resume", "runs/x"], "there is no --resume: the same --run-dir, given again, resumes that run"),
+        (["--gres=gpu:8"], "there is no --gres: --gpus-per-node is"),
+        (["--gpus", "8"], "there is no --gpus: --gpus-per-node is"),
+        (["--time", "4:00:00"], "there is no --time: --timeout-min is"),
+        (["--mem", "64G"], "there is no --mem: --mem-gb is"),
+        (["--train.num_classes", "10"], "there is no --train.num_classes: the classes are those of the shards"),
         (["--slurm", "exclusive"], "--slurm exclusive: write it as KEY=VALUE"),
-        (["--train.initialise-from", "gone.safetensors"], "--train.initialise-from gone.safetensors does not exist"),
+        (["--train.initialise-from", "gone.safetensors"], "/gone.safetensors does not exist"),
         (["--train.initialise-from", "models:/gone@champion"], "models:/gone@champion: there is no registry at"),
     ],
 )
@@ -90,6 +104,17 @@ def test_a_registered_run_without_an_alias_is_named_by_its_version(tmp_path):
     assert 'load_model("models:/transxnet_n/3")' in words
 
 
+def test_a_registry_of_its_own_is_named(tmp_path, monkeypatch):
+    prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:////a/mlflow.db"})
+    version = {"name": "transxnet_n", "version": "3", "aliases": ["champion"]}
+    (tmp_path / "registered.json").write_text(json.dumps(version))
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:////b/registry.db")
+    words = describe_end(tmp_path, Outcome.FINISHED)
+    assert "registry  sqlite:////b/registry.db (MLFLOW_REGISTRY_URI)\n" in words
+    assert 'uri("sqlite:////a/mlflow.db"); mlflow.set_registry_uri("sqlite:////b/registry.db"); model = ' in words
+    assert "--backend-store-uri sqlite:////a/mlflow.db --registry-store-uri sqlite:////b/registry.db\n" in words
+
+
 def test_a_run_keeps_its_registered_name(tmp_path):
     pack(tmp_path / "shards", (17, 9))
     pack(tmp_path / "shards", (5,), split="validation")
@@ -109,12 +134,37 @@ def test_a_run_keeps_its_registered_name(tmp_path):
         prepared("--registered-name", "pets")
 
 
-def test_an_invalid_tracking_uri_is_refused():
-    for uri in ("localhost:5000", "htp://host/x", "ftp://host/x", "http:///x"):
-        with pytest.raises(LaunchError, match="is not an MLflow address"):
-            check_tracking_uri(uri)
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_an_address_that_mlflow_cannot_open_is_refused(variable, monkeypatch):
+    for uri, words in (
+        ("localhost:5000", "is not an MLflow address"),
+        ("htp://host/x", "is not an MLflow address"),
+        ("http:///x", "names no host"),
+        ("file:///x", "is a folder, and MLflow has put its file store into maintenance mode"),
+        ("/x", "is a folder, and MLflow has put its file store into maintenance mode"),
+        ("sqlite://my.db", "three slashes before a relative path and four before /"),
+        ("sqlite:///:memory:", "is not a file"),
+        ("mysql://bob:pw@host/db", "needs the package MySQLdb, which is not installed here"),
+    ):
+        monkeypatch.setenv(variable, uri)
+        with pytest.raises(InputError) as refused:
+            check_tracking()
+        assert words in str(refused.value)
+        assert str(refused.value).startswith(f"{variable} ")
+        assert "write http://HOST:PORT, sqlite:////PATH/mlflow.db or postgresql://" in str(refused.value)
+        assert "pw@" not in str(refused.value)
     for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
-        check_tracking_uri(uri)
+        monkeypatch.setenv(variable, uri)
+        check_tracking()
+
+
+def test_python_without_docstrings_is_refused_before_tracking_is_lost(tmp_path):
+    command = [sys.executable, "-m", "pipeline.launch", "--recipe", "demo", "--run-dir", f"{tmp_path}/run"]
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: PYTHONOPTIMIZE=2 ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_fails_where_a_launch_would_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -198,6 +248,9 @@ def test_shards_that_are_not_whole_are_refused_before_anything_is_queued(tmp_pat
     pack(tmp_path, (5,), split="validation")
     training = config(tmp_path, tmp_path / "cache")
     assert check_shards(training).num_samples == 26
+    other = dataclasses.replace(training, data=dataclasses.replace(training.data, validation_split="val"))
+    with pytest.raises(LaunchError, match=r"manifests there: .*sharding\.build .*--split val, .*--train\.data\.valid"):
+        check_shards(other)
     shard = sorted(tmp_path.glob("*train*.tar"))[1]
     os.truncate(shard, 3000)
     with pytest.raises(LaunchError, match=rf"shard {shard.name} of .* has 3,000 bytes instead of .* sharding.verify"):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,3 +150,34 @@ def test_stop_request_at_each_phase_loses_nothing(tmp_path: Path, moment: Callab
             assert attempt.wait() == [FINISHED] * 2
     assert is_exported(run_dir)
     assert [record["step"] for record in read_metrics(run_dir)] == list(range(1, STEPS + 1))
+
+
+def test_an_attempt_without_any_checkpoint_ends_and_keeps_the_records(tmp_path: Path):
+    """A purge of scratch took the checkpoints; a requeued job has no launcher that would notice."""
+    pack(tmp_path / "shards", (17, 12))
+    pack(tmp_path / "shards", (8,), split="validation")
+    short = config(tmp_path / "shards", tmp_path / "cache", steps=40, precision="fp32", save_every_steps=2)
+    run_dir = tmp_path / "run"
+    run_directory.prepare(run_dir, check(short, 1), {"tracking_uri": "sqlite:///none.db"})
+    with RunningAttempt(run_dir, ranks=1) as attempt:
+        attempt.until_step(5)
+    shutil.rmtree(run_dir / "checkpoints")
+    records = (run_dir / "metrics.jsonl").read_bytes()
+    with RunningAttempt(run_dir, ranks=1) as attempt:
+        assert attempt.wait() == [FAILED]
+        assert "no checkpoint is left: put " in attempt.output()
+        assert "--begin-again" in attempt.output()
+    assert (run_dir / "metrics.jsonl").read_bytes() == records
+
+
+def test_a_configuration_that_does_not_fit_the_ranks_is_one_line(tmp_path: Path):
+    """Torchrun starts any number of ranks, and a file can be edited."""
+    pack(tmp_path / "shards", (17, 12))
+    pack(tmp_path / "shards", (8,), split="validation")
+    run_dir = tmp_path / "run"
+    run_directory.prepare(run_dir, config(tmp_path / "shards", tmp_path / "cache", steps=2, global_batch_size=7), {})
+    command = [sys.executable, "-m", "pipeline.train", str(run_dir)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: global_batch_size 7 is not divisible by micro_batch_size 4 x world_size 1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,52 @@
+"""Runs that come from another one: begun again after their checkpoints were lost, or copied."""
+
+import shutil
+from pathlib import Path
+
+from pipeline.run import directory as run_directory
+from pipeline.run.files import CONFIG_NAME, LOCK_NAME, LOGS
+from pipeline.tracking.state import LOCK_NAME as SENDING_LOCK_NAME
+from pipeline.tracking.state import TrackingState, load_state, new_key, original_of, save_state
+
+FORMER = "former"
+"""Folders `former-1`, `former-2`, … hold the files of a run as they were before it was begun again."""
+_STAY = (CONFIG_NAME, LOCK_NAME, SENDING_LOCK_NAME, LOGS, "code")
+SUBMISSION_NAME = "submission.json"
+
+
+def begin_again(run_dir: Path) -> Path:
+    """Move the files of a run into a folder below it, so that it begins again; return that folder.
+
+    The run gets an MLflow run of its own, with the tag `begun_again_from`. The logs of its jobs stay.
+
+    Raises:
+        RunDirectoryError: an attempt is training the run.
+    """
+    with run_directory.lock(run_dir):
+        state = load_state(run_dir)
+        numbers = (number for number in range(1, 10**6) if not (run_dir / f"{FORMER}-{number}").exists())
+        former = run_dir / f"{FORMER}-{next(numbers)}"
+        former.mkdir(mode=0o700)
+        for path in sorted(run_dir.iterdir()):
+            if path.name not in _STAY and not path.name.startswith(f"{FORMER}-"):
+                path.rename(former / path.name)
+        shutil.copy2(run_dir / CONFIG_NAME, former / CONFIG_NAME)
+        if state is not None:
+            links = {"begun_again_from": state.run_id} if state.run_id else {}
+            save_state(run_dir, TrackingState(key=new_key(), tracking_uri=state.tracking_uri, links=links))
+    return former
+
+
+def adopt_copy(run_dir: Path) -> Path | None:
+    """Give a copied run directory an identity of its own; return the folder that it is a copy of, None if it is none.
+
+    It gets an MLflow run of its own, with the tag `copied_from`, and no longer follows the original's job.
+    """
+    original = original_of(run_dir)
+    if original is None:
+        return None
+    state = load_state(run_dir)
+    assert state is not None
+    save_state(run_dir, state)
+    (run_dir / LOGS / SUBMISSION_NAME).unlink(missing_ok=True)
+    return original
