@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.cli import print_error
-from pipeline.common.errors import InputError, one_line
+from pipeline.common.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
@@ -98,12 +98,15 @@ def main(
         print(f"  everything         {output}")
     if no_log or loaded.card.mlflow_run_id is None:
         return 0
+    from pipeline.tracking.client import describe_failure
+
     try:
         from pipeline.evaluate.log import log_report
 
         run = log_report(loaded, report, matched, manifest, name or manifest.stem)
     except Exception as error:
-        print_error(f"the result is not added to MLflow at {loaded.tracking_uri}: {one_line(error)}")
+        refusal = f"MLflow at {loaded.tracking_uri} does not take it"
+        print_error(f"the result is not added to MLflow: {describe_failure(error, refusal)}")
         return 1
     print(f"  MLflow             run {run}")
     if Path(model).is_dir():

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking.client import mlflow_session
+from pipeline.tracking.client import mlflow_session, refuse_deleted_run
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
@@ -38,6 +38,7 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
         for key, value in report.scalars().items()
     ]
     with mlflow_session(model.tracking_uri) as client, tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        refuse_deleted_run(client, model.tracking_uri, run_id)
         client.log_batch(run_id, metrics=metrics)
         write_files(Path(folder), report, matched)
         client.log_artifacts(run_id, folder, f"evaluation/{name}")
