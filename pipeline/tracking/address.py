@@ -11,7 +11,7 @@ from pipeline.common.secrets import mask_secrets
 
 DEFAULT_STORE = "runs/mlflow.db"
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-FORMS = "write http://HOST:PORT, sqlite:////PATH/mlflow.db or postgresql://USER:PASSWORD@HOST/NAME"
+FORMS = "write http://HOST:PORT, sqlite:////PATH/mlflow.db or postgresql://HOST/NAME"
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^?]*)")
 _DATABASES = ("postgresql", "mysql", "mssql")
 
