@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from transxnet.backend import use_triton
 from transxnet.block import Stage
+from transxnet.check import check_kernels
 from transxnet.config import STAGES, TransXNetConfig
-from transxnet.layers import ConvNorm
+from transxnet.layers import ConvNorm, in_autocast_dtype
 from transxnet.mixer import DynamicConv
 
 __all__ = ["Backbone", "FeatureNorms", "initialise"]
@@ -71,8 +72,11 @@ class Backbone(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, 3, H, W]")
-        if images.device.type == "cpu" and not use_triton(self.config.backend, images):
+        kernels = use_triton(self.config.backend, images)
+        if images.device.type == "cpu" and not kernels:
             images = images.contiguous(memory_format=torch.channels_last)
+        if kernels and images.is_cuda:
+            check_kernels(images.device, in_autocast_dtype(images).dtype)
         x = self.patch_embed(images)
         maps = []
         for stage in self.stages:

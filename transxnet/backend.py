@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,16 +11,31 @@ from torch import Tensor, nn
 
 from transxnet.config import Backend
 
-__all__ = ["norm_has_kernels", "norm_is_plain", "use_triton"]
+__all__ = ["leave_to_pytorch", "left_to_pytorch", "norm_has_kernels", "norm_is_plain", "use_triton"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def use_triton(backend: Backend, x: Tensor) -> bool:
-    """Return whether an operator on `x` runs on the kernels.
+_LEFT_TO_PYTORCH: set[str] = set()
+"""Operators whose kernels this process does not trust."""
+
+
+def leave_to_pytorch(operators: Iterable[str]) -> None:
+    """Run these operators (names of `transxnet.check`) in plain PyTorch, whatever the backend, and no others."""
+    _LEFT_TO_PYTORCH.clear()
+    _LEFT_TO_PYTORCH.update(operators)
+
+
+def left_to_pytorch() -> frozenset[str]:
+    """Return the operators that run in plain PyTorch, whatever the backend."""
+    return frozenset(_LEFT_TO_PYTORCH)
+
+
+def use_triton(backend: Backend, x: Tensor, operator: str = "") -> bool:
+    """Return whether `operator` on `x` runs on the kernels.
 
     `auto` uses them on CUDA devices of compute capability 8.0 or more, in fp32, bf16 and fp16. Everything else, and
-    everything that torch.compile traces, runs in plain PyTorch.
+    everything that torch.compile traces, runs in plain PyTorch, and so do the operators of `leave_to_pytorch`.
 
     Raises:
         ValueError: the backend is `triton` and the kernels do not support the device or the dtype of `x`.
@@ -36,6 +52,8 @@ def use_triton(backend: Backend, x: Tensor) -> bool:
             "backend 'triton' needs triton, a CUDA device of compute capability 8.0 or more and fp32, bf16 or fp16, "
             f"but got {x.dtype} on {x.device}. Choose backend 'auto' or 'reference'"
         )
+    if operator in _LEFT_TO_PYTORCH:
+        return False
     if backend == "auto":
         return runs and x.is_cuda and not torch.compiler.is_compiling()
     return runs

@@ -36,7 +36,7 @@ class Block(nn.Module):
         self.residual2 = ScaledResidual(dim, config.layer_scale_init, drop_path, config.backend)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Return the output, shaped like `x` `[N, C, H, W]`; `bias` `[1, heads, H * W, keys]` is the stage's."""
+        """Return the output, shaped like `x` `[N, C, H, W]`; `bias` is what the stage's `PositionBias` returns."""
         x = self.position(x)
         halves, x = fork_group_norm(x, self.norm1, self.backend, parts=2)
         x = self.residual1(x, self.token_mixer(*halves, bias))

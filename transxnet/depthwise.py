@@ -64,7 +64,7 @@ class PositionConv(DepthwiseConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `x + conv(x)` of `[N, C, H, W]`, of the same shape."""
-        if use_triton(self.backend, input):
+        if use_triton(self.backend, input, "position"):
             from transxnet.kernels.common import depthwise_conv as kernels
 
             assert self.bias is not None

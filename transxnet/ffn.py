@@ -57,7 +57,7 @@ class MultiScaleFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Branch:
         """Return the branch of `[N, C, H, W]`, of the same shape, before its last BatchNorm."""
-        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
+        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x, "ms_ffn"):
             from transxnet.kernels.common.linear import gelu_norm_linear
             from transxnet.kernels.msffn.multiscale import expand_norm_multiscale
 

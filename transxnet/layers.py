@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transxnet.attention import stage_bias
 from transxnet.backend import norm_has_kernels, norm_is_plain, use_triton
 from transxnet.config import Backend
 
@@ -80,7 +81,7 @@ def fork_group_norm(
 
     Use the `x` returned: the kernel then adds its gradient and the norm's in one pass.
     """
-    if use_triton(backend, x):
+    if use_triton(backend, x, "group_norm"):
         from transxnet.kernels import group_norm
 
         return group_norm.fork_group_norm(x, norm, parts, _autocast_dtype(x))
@@ -108,7 +109,7 @@ class ScaledResidual(nn.Module):
         """Return `skip` `[N, C, H, W]` plus the scaled branch."""
         branch, addend, partial_stats = inputs
         factor = self.drop_path(branch)
-        if norm_has_kernels(self.norm) and use_triton(self.backend, branch):
+        if norm_has_kernels(self.norm) and use_triton(self.backend, branch, "residual"):
             from transxnet.kernels.residual import scaled_residual
 
             return scaled_residual(skip, branch, self.norm, self.weight, self.bias, factor, addend, partial_stats)
@@ -140,7 +141,8 @@ class PositionBias(nn.Module):
     """A stage's learned bias on the attention logits, one table for all its blocks.
 
     The table is made for one image size. For another size upstream resizes it bicubically as an image of queries x keys
-    in every block; here it is resized once a stage.
+    in every block. Here its columns are resized once a stage, and its rows once a stage or, where there are many, as
+    each block uses them.
     """
 
     def __init__(self, heads: int, queries: int, keys: int) -> None:
@@ -148,10 +150,8 @@ class PositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(1, heads, queries, keys))
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """Return the bias `[1, heads, queries, keys]`.
+        """Return `stage_bias` of the table: `[1, heads, queries, keys]`, or with the table's rows to interpolate.
 
         It is always a new tensor, because ZeRO stage 3 frees the table when this forward ends.
         """
-        if self.table.shape[2:] == (queries, keys):
-            return self.table.clone()
-        return F.interpolate(self.table, size=(queries, keys), mode="bicubic", align_corners=False)
+        return stage_bias(self.table, queries, keys)

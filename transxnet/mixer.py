@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transxnet.attention import FEW_KEYS
+from transxnet.attention import attention as reference_attention
 from transxnet.backend import norm_has_kernels, use_triton
 from transxnet.config import Backend
 from transxnet.depthwise import DepthwiseConv, depthwise_conv
 from transxnet.layers import Branch, ConvNorm, in_autocast_dtype
+from transxnet.resample import adaptive_mean
 
 if TYPE_CHECKING:
     from transxnet.kernels.idconv.generator import GeneratorParameters
@@ -48,13 +51,13 @@ class DynamicConv(nn.Module):
 
         The generator runs twice, as upstream: in training its BatchNorm takes separate statistics of the two inputs.
         """
-        weight = (self.mixing(F.adaptive_avg_pool2d(x, self.kernel)) * self.weight).sum(1)
+        weight = (self.mixing(adaptive_mean(x, self.kernel)) * self.weight).sum(1)
         mixing = self.mixing(x.mean((-2, -1), keepdim=True)).flatten(2)
         return weight, (mixing * self.bias).sum(1)
 
     def has_kernels(self, x: Tensor) -> bool:
         """Return whether the Triton kernels compute the convolution of `x`."""
-        if not use_triton(self.backend, x):
+        if not use_triton(self.backend, x, "dynamic_conv"):
             return False
         from transxnet.kernels.idconv.dynamic_conv import MAX_HIDDEN
 
@@ -85,6 +88,11 @@ class DynamicConv(nn.Module):
         return out.reshape(n, c, h, w)
 
 
+def attention_operator(bias: Tensor) -> str:
+    """Return the name of the operator that computes attention with `bias`: few keys and many have kernels each."""
+    return "attention" if bias.shape[3] <= FEW_KEYS else "attention_many_keys"
+
+
 class SpatialReduction(nn.Module):
     """OSRA's overlapping reduction of keys and values: a strided depthwise convolution, then a scale per channel."""
 
@@ -111,25 +119,22 @@ class SpatialReductionAttention(nn.Module):
         self.local_conv = DepthwiseConv(dim, 3, residual=True)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Return attention of `x` `[N, C, H, W]` with `bias` `[1, heads, H * W, keys]`, shaped like `x`."""
-        q, kv = self.project(x)
-        if use_triton(self.backend, q):
-            from transxnet.kernels.osra.attention import MAX_KEYS, attention
+        """Return attention of `x` `[N, C, H, W]` with the stage's `bias`, shaped like `x`."""
+        return self.attend(*self.project(x), bias)
 
-            if bias.shape[-1] <= MAX_KEYS:
-                return attention(q, kv, bias)
-        heads = self.num_heads
-        q = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
-        k, v = kv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
-        logits = (q @ k) * (q.shape[-1] ** -0.5) + bias
-        out = torch.softmax(logits, dim=-1) @ v.transpose(-1, -2)
-        return out.transpose(-1, -2).reshape(x.shape)
+    def attend(self, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
+        """Return attention of the projected `q` and `kv`, `[N, C, H, W]`."""
+        if use_triton(self.backend, q, attention_operator(bias)):
+            from transxnet.kernels.osra.attention import attention
+
+            return attention(q, kv, bias)
+        return reference_attention(q, kv, bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queries `[N, C, H, W]`, and the keys and values `[N, 2 C, h, w]`."""
         reduction = self.reduction
         norms = (reduction.reduce.norm, reduction.scale.norm) if isinstance(reduction, SpatialReduction) else ()
-        if use_triton(self.backend, x) and all(norm_has_kernels(norm) for norm in norms):
+        if use_triton(self.backend, x, "projection") and all(norm_has_kernels(norm) for norm in norms):
             return self._project(in_autocast_dtype(x))
         return self.q(x), self.kv(self.local_conv(reduction(x)))
 
@@ -171,7 +176,7 @@ class TokenEnhancement(nn.Module):
 
     def forward(self, x: Tensor) -> Branch:
         """Return the branch before its last BatchNorm, with `x` `[N, C, H, W]` as the addend."""
-        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x):
+        if norm_has_kernels(self.norm1) and norm_has_kernels(self.norm2) and use_triton(self.backend, x, "enhancement"):
             from transxnet.kernels.common.depthwise_conv import fork_depthwise_conv
             from transxnet.kernels.common.linear import gelu_norm_linear
 
@@ -196,15 +201,15 @@ class TokenMixer(nn.Module):
 
     def forward(self, local: Tensor, attended: Tensor, bias: Tensor) -> Branch:
         """Return the mixed halves `[N, C / 2, H, W]` as a branch `[N, C, H, W]`; `bias` is the stage's."""
-        return self.enhancement(self._mix(local, attended, bias))
+        return self.enhancement(self.mix(local, attended, bias))
 
-    def _mix(self, local: Tensor, attended: Tensor, bias: Tensor) -> Tensor:
-        if self.local.has_kernels(local):
-            from transxnet.kernels.osra.attention import MAX_KEYS
+    def mix(self, local: Tensor, attended: Tensor, bias: Tensor) -> Tensor:
+        """Return IDConv of `local` and OSRA of `attended`, concatenated along the channels: `[N, C, H, W]`."""
+        operators = ("token_mixing", attention_operator(bias))
+        if self.local.has_kernels(local) and all(use_triton(self.local.backend, local, name) for name in operators):
             from transxnet.kernels.token_mixing import mix_tokens
 
-            if bias.shape[-1] <= MAX_KEYS:
-                q, kv = self.attention.project(attended)
-                norm, parameters = self.local.squeeze.norm, self.local.generator_parameters()
-                return mix_tokens(in_autocast_dtype(local), q, kv, bias, norm, parameters)
+            q, kv = self.attention.project(attended)
+            norm, parameters = self.local.squeeze.norm, self.local.generator_parameters()
+            return mix_tokens(in_autocast_dtype(local), q, kv, bias, norm, parameters)
         return torch.cat((self.local(local), self.attention(attended, bias)), dim=1)

@@ -30,6 +30,7 @@ from pipeline.run.config import read_config
 from pipeline.run.lost import describe_lost_checkpoints
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
+from pipeline.train.kernels import check_kernels
 from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
 from pipeline.train.record import step_record
@@ -94,6 +95,7 @@ class Training:
             keep=config.keep_checkpoints,
             facts=self._facts,
         )
+        check_kernels(config, world, run_dir, recorder)
         recorder.lap("network")
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:

@@ -127,7 +127,7 @@ def count_step(
     under autocast, without the casts.
     """
     with torch.device("meta"):
-        model = transxnet.build(name, image_size=size, backend=backend, **settings).to(dtype)
+        model = transxnet.build(name, **{"image_size": size, "backend": backend, **settings}).to(dtype)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) or (isinstance(module, Block) and backend == "triton"):
                 module.float()

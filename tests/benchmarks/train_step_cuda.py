@@ -150,13 +150,12 @@ def _operators(
                 leaf(batch, half, side, side), ratio, leaf(half, 1, ratio + 3, ratio + 3), nn.BatchNorm2d(half).cuda(),
                 leaf(half, 1, 1, 1), nn.BatchNorm2d(half).cuda(), leaf(half, 1, 3, 3), leaf(half)))
         )  # fmt: skip
-    if key_side**2 <= attention.MAX_KEYS:
-        bias = leaf(1, config.num_heads[stage], side**2, key_side**2, dtype=torch.float32)
-        found.append(
-            ("attention", 4.5 * x_bytes, both(
-                attention.attention_reference, attention.attention, leaf(batch, half, side, side),
-                leaf(batch, dim, key_side, key_side), bias))
-        )  # fmt: skip
+    bias = leaf(1, config.num_heads[stage], side**2, key_side**2, dtype=torch.float32)
+    found.append(
+        ("attention", 4.5 * x_bytes, both(
+            attention.attention_reference, attention.attention, leaf(batch, half, side, side),
+            leaf(batch, dim, key_side, key_side), bias))
+    )  # fmt: skip
     return found
 
 

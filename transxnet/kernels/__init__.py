@@ -12,6 +12,7 @@
 | OSRA: spatial reduction of keys and values | `osra.spatial_reduction`, `osra.strided_conv` |
 | OSRA: projections to queries, keys and values | `osra.projection` |
 | OSRA: attention with position bias | `osra.attention` |
+| OSRA: attention to any number of keys | `osra.streaming`, `osra.streaming_gradients` |
 | position embedding, STE: depthwise convolutions | `common.depthwise_conv` |
 | STE, MS-FFN: GELU, BatchNorm and 1x1 convolution | `common.linear` |
 | MS-FFN: expansion | `msffn.expansion` |

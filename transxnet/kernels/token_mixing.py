@@ -33,18 +33,19 @@ class _MixFunction(torch.autograd.Function):
         out = torch.empty((n, 2 * c, height, width), dtype=x.dtype, device=x.device)
         local, attended = out.chunk(2, dim=1)
         *saved, taps_stats, bias_stats = dynamic_conv_forward(x, GeneratorParameters(*parameters), norm, local)
-        attend(q, kv, bias, attended)
+        rows = attend(q, kv, bias, attended)
         ctx.stats = taps_stats, bias_stats
-        ctx.save_for_backward(x, q, kv, bias, *saved, *parameters)
+        ctx.save_for_backward(x, q, kv, bias, None if rows is None else out, rows, *saved, *parameters)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, q, kv, bias, kernels, pooled, hidden, *parameters = ctx.saved_tensors
+        x, q, kv, bias, out, rows, kernels, pooled, hidden, *parameters = ctx.saved_tensors
         local, attended = grad_outputs[0].contiguous().chunk(2, dim=1)
         generated = GeneratorOutput(kernels, pooled, hidden, *ctx.stats)
         dx, dparameters = dynamic_conv_backward(local, x, generated, GeneratorParameters(*parameters))
-        return dx, *attend_gradient(q, kv, bias, attended), None, *dparameters
+        written = None if out is None else out.chunk(2, dim=1)[1]
+        return dx, *attend_gradient(q, kv, bias, attended, written, rows), None, *dparameters
 
 
 def mix_tokens(
@@ -56,7 +57,7 @@ def mix_tokens(
         x: IDConv's input, `[N, C, H, W]` in fp32, bf16 or fp16.
         q: queries, `[N, C, H, W]`.
         kv: keys and values, `[N, 2 C, h, w]`.
-        bias: position bias, `[1, heads, H W, h w]`.
+        bias: position bias, `[1, heads, H W, h w]`, or with rows to interpolate, as in `attention`.
         norm: the norm of IDConv's kernel generator.
         parameters: of IDConv's kernel generator, fp32.
 

@@ -1,14 +1,15 @@
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are pointers and scalars that the launch types.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false
-"""OSRA's attention from every position to a few keys, with a learned bias for each pair of positions.
+"""OSRA's attention from every position to the keys, with a learned bias for each pair of positions.
 
     out = softmax(q^T k / sqrt(D) + bias) v      per sample and head; L queries, M keys, D channels a head
 
-Source: TransXNet, arXiv 2310.19380, section 3 (OSRA). The keys of a head fit in one block (49 at 224 px), so the
-softmax needs no running maximum and the backward does not need the output. Library kernels support neither a bias that
-takes a gradient nor head widths such as 19 or 28. The bias gradient is summed over the batch by programs that loop over
-samples, without atomics, so that two runs give the same bits.
+Source: TransXNet, arXiv 2310.19380, section 3 (OSRA). Up to `FEW_KEYS` keys of a head (49 at 224 px) fit in one block:
+the kernels of this file, whose softmax needs no running maximum and whose backward does not need the output. More keys
+go to `streaming`. Library kernels support neither a bias that takes a gradient nor head widths such as 19 or 28. The
+bias gradient is summed over the batch by programs that loop over samples, without atomics, so that two runs give the
+same bits.
 """
 
 from typing import Any
@@ -18,20 +19,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from transxnet.attention import FEW_KEYS
 from transxnet.kernels.common.tiles import block_size, sample_gap
+from transxnet.kernels.osra.streaming import stream_attention
+from transxnet.kernels.osra.streaming_gradients import stream_attention_gradient
+from transxnet.resample import resize_bicubic
 
-__all__ = ["MAX_KEYS", "attend", "attend_gradient", "attention", "attention_reference"]
+__all__ = ["attend", "attend_gradient", "attention", "attention_reference"]
 
-# 49 keys at 224 px, 64 at 256 px. With a block of 128 the backward kernels spill registers.
-MAX_KEYS = 64
 PROGRAMS = 512
 # (Queries, warps) of a program: the largest that spill no registers on sm_80 and sm_90 in bf16.
 FORWARD, BACKWARD, BIAS_GRADIENT = (64, 4), (64, 8), (32, 4)
 
 
 def attention_reference(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-    """Return attention in plain PyTorch: `q` `[N, C, H, W]`, `kv` `[N, 2 C, h, w]`, `bias` `[1, heads, H W, h w]`."""
-    heads = bias.shape[1]
+    """Return attention with every logit written out; shapes as in `attention`."""
+    heads, queries = bias.shape[1], q.shape[2:].numel()
+    if bias.shape[2] != queries:
+        bias = resize_bicubic(bias, 2, queries)
     rows = q.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
     k, v = kv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
     logits = (rows @ k) * (rows.shape[-1] ** -0.5) + bias
@@ -167,20 +172,32 @@ def _blocks(channels: int, keys: int, queries: int, warps: int) -> dict[str, int
     }
 
 
-def attend(q: Tensor, kv: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Write to `out`, a slice along the channels of a contiguous tensor, what `attention` returns."""
+def attend(q: Tensor, kv: Tensor, bias: Tensor, out: Tensor) -> Tensor | None:
+    """Write to `out`, a slice along the channels of a contiguous tensor, what `attention` returns.
+
+    With more than `FEW_KEYS` keys it returns one number a row, which the gradient needs.
+    """
+    if bias.shape[3] > FEW_KEYS:
+        return stream_attention(q, kv, bias, out)
     n, c, queries, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
     blocks = _blocks(c // heads, keys, *FORWARD)
     _attention_fwd_kernel[(triton.cdiv(queries, blocks["BLOCK_L"]), n * heads)](
         q, kv, bias, out, queries, keys, (c // heads) ** -0.5, sample_gap(out), HEADS=heads, D=c // heads, **blocks
     )
+    return None
 
 
-def attend_gradient(q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def attend_gradient(
+    q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor, out: Tensor | None, rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `q`, `kv` and `bias`.
 
-    `grad`, the output's gradient, may be a slice along the channels of a contiguous tensor.
+    `grad`, the output's gradient, may be a slice along the channels of a contiguous tensor. With many keys `rows` is
+    what `attend` returned, and `out` what it wrote.
     """
+    if rows is not None:
+        assert out is not None
+        return stream_attention_gradient(q, kv, bias, grad, out, rows)
     n, c, queries, keys, heads = q.shape[0], q.shape[1], bias.shape[2], bias.shape[3], bias.shape[1]
     scale = (c // heads) ** -0.5
 
@@ -236,24 +253,21 @@ def attend_gradient(q: Tensor, kv: Tensor, bias: Tensor, grad: Tensor) -> tuple[
 class _AttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(q, kv, bias)
         out = torch.empty_like(q)
-        attend(q, kv, bias, out)
+        rows = attend(q, kv, bias, out)
+        ctx.save_for_backward(q, kv, bias, None if rows is None else out, rows)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return attend_gradient(*ctx.saved_tensors, grad_outputs[0].contiguous())
+        q, kv, bias, out, rows = ctx.saved_tensors
+        return attend_gradient(q, kv, bias, grad_outputs[0].contiguous(), out, rows)
 
 
 def attention(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
     """Return attention of `q` `[N, C, H, W]` to the keys and values `kv` `[N, 2 C, h, w]`; `[N, C, H, W]`.
 
-    `bias` is `[1, heads, H W, h w]`. `q` and `kv` share one dtype, fp32, bf16 or fp16; logits and softmax are in fp32.
-
-    Raises:
-        ValueError: there are more than `MAX_KEYS` keys.
+    `bias` is `[1, heads, H W, h w]`, or with more than `FEW_KEYS` keys `[1, heads, rows, h w]`, whose rows are
+    interpolated. `q` and `kv` share one dtype, fp32, bf16 or fp16; logits and softmax are in fp32.
     """
-    if bias.shape[3] > MAX_KEYS:
-        raise ValueError(f"the attention kernel takes at most {MAX_KEYS} keys, got {bias.shape[3]}")
     return _AttentionFunction.apply(q.contiguous(), kv.contiguous(), bias.contiguous())

@@ -1,0 +1,103 @@
+"""Memory and time of OSRA's attention in bounded memory against attention with all probabilities at once, on a CPU.
+
+    python -m tests.benchmarks.attention [--model transxnet_t] [--size 512] [--batch 1] [--rounds 5]
+
+First it counts, on meta tensors, the bytes that autograd keeps for all attentions of the model at 800 x 1344 (batch 2)
+and at `--size`, each storage once. Then it times a training step, forward and backward, with either form of attention.
+The two take turns within one run.
+"""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import transxnet
+from transxnet import attention as attentions
+from transxnet import layers
+
+
+@contextlib.contextmanager
+def all_at_once() -> Iterator[None]:
+    """Write the position bias out, and keep all probabilities, as this package did before."""
+
+    def stage_bias(table: Tensor, queries: int, keys: int) -> Tensor:
+        if table.shape[2:] == (queries, keys):
+            return table.clone()
+        return F.interpolate(table, size=(queries, keys), mode="bicubic", align_corners=False)
+
+    with mock.patch.object(layers, "stage_bias", stage_bias), mock.patch.object(attentions, "FEW_KEYS", 10**9):
+        yield
+
+
+def kept_bytes(name: str, height: int, width: int, batch: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return the bytes that the attentions of the variant `name` keep for the backward, at a size in pixels."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage._cdata] = storage.nbytes()
+        alive.append(storage)
+        return tensor
+
+    alive: list[object] = []
+    config = transxnet.config_for(name)
+    height, width = -(-height // 4), -(-width // 4)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"):
+        for stage, (queries, keys) in enumerate(config.grids()):
+            table = torch.empty(1, config.num_heads[stage], queries**2, keys**2, requires_grad=True)
+            ratio, channels = config.sr_ratios[stage], config.dims[stage] // 2
+            h, w = -(-height // ratio), -(-width // ratio)
+            bias = layers.stage_bias(table, height * width, h * w)
+            for _ in range(config.depths[stage]):
+                q = torch.empty(batch, channels, height, width, dtype=dtype, requires_grad=True)
+                kv = torch.empty(batch, 2 * channels, h, w, dtype=dtype, requires_grad=True)
+                alive.append(attentions.attention(q, kv, bias))
+            height, width = -(-height // 2), -(-width // 2)
+    return sum(seen.values())
+
+
+def main() -> None:
+    """Count, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="transxnet_t")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    print(f"{options.model}, fp32: GB that all attentions keep for the backward")
+    for height, width, batch in ((800, 1344, 2), (options.size, options.size, options.batch)):
+        with all_at_once():
+            before = kept_bytes(options.model, height, width, batch)
+        after = kept_bytes(options.model, height, width, batch)
+        print(f"  {height} x {width}, batch {batch}: {before / 1e9:.2f} at once, {after / 1e9:.2f} in bounded memory")
+
+    torch.manual_seed(0)
+    model = transxnet.build(options.model, drop_path_rate=0.0).train()
+    images = torch.randn(options.batch, 3, options.size, options.size)
+    forms = {"at once": all_at_once, "bounded": contextlib.nullcontext}
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for repeat in range(options.rounds + 1):
+        for name, form in forms.items():
+            start = time.perf_counter()
+            with form():
+                torch.stack([out.square().mean() for out in model.forward_features(images)]).sum().backward()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    print(f"{options.model}, batch {options.batch}, {options.size} px, {options.threads} threads, fp32, one step")
+    for name, seconds in times.items():
+        print(f"  {name:10s} fastest {min(seconds):6.3f} s   median {sorted(seconds)[len(seconds) // 2]:6.3f} s")
+    ratio = min(times["at once"]) / min(times["bounded"])
+    print(f"  ratio of the fastest rounds, at once / bounded: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Kernels that are broken on purpose are found and replaced, in triton's interpreter."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import transxnet
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+FAULTS = {
+    # A wrong constant: a hundredth of the input is added once more.
+    "common/depthwise_conv.py": (
+        "    return _ConvFunction.apply(x.contiguous(), weight, bias, True, False)",
+        "    return _ConvFunction.apply(x.contiguous(), weight, bias, True, False) + 0.01 * x",
+    ),
+    # Not a number.
+    "group_norm.py": ("tl.store(rstd_ptr + n, rstd)", "tl.store(rstd_ptr + n, rstd + float('nan'))"),
+    # An operator that raises.
+    "residual.py": (
+        "    return _ScaledResidualFunction.apply(",
+        "    raise RuntimeError('no such instruction')\n    return _ScaledResidualFunction.apply(",
+    ),
+    # A wrong constant in a kernel: the softmax is to another base.
+    "osra/streaming.py": ("1.4426950408889634", "1.44"),
+}
+SCRIPT = """
+import torch
+import transxnet
+from transxnet.check import prove
+from transxnet.check.operators import OPERATORS
+from transxnet.backend import left_to_pytorch
+
+for verdict in prove(torch.device("cpu"), torch.float32, [o for o in OPERATORS if o.name in {names!r}]):
+    print(verdict.line(), flush=True)
+print("LEFT", *sorted(left_to_pytorch()))
+
+def train(backend):
+    torch.manual_seed(0)
+    config = dict(depths=(1, 1, 1, 1), dims=(8, 8, 12, 16), num_heads=(1, 1, 2, 2), mlp_ratios=(2, 2, 2, 2))
+    model = transxnet.build("transxnet_n", num_classes=3, image_size=32, backend=backend, **config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range({steps}):
+        x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 2]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+print("DIFFERENCE", (train("triton") - train("reference")).abs().max().item())
+"""
+
+
+def _run(package: Path, *command: str) -> str:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", *command],
+        env=environment, cwd=package.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr[-3000:]
+    assert not done.stderr.strip() or done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _broken_package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
+    """Copy the package, and change a line of its kernels."""
+    package = folder / "transxnet"
+    shutil.copytree(Path(transxnet.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (before, after) in changes.items():
+        path = package / "kernels" / name
+        text = path.read_text()
+        assert before in text, name
+        path.write_text(text.replace(before, after))
+    return package
+
+
+def test_broken_kernels_are_found_and_replaced(tmp_path: Path):
+    package = _broken_package(tmp_path, {name: FAULTS[name] for name in list(FAULTS)[:3]})
+    names = ("group_norm", "position", "residual", "enhancement")
+    out = _run(package, "-c", SCRIPT.format(names=names, steps=2))
+    found = {line.split()[0]: line for line in out.splitlines() if line}
+    assert found["LEFT"].split()[1:] == ["group_norm", "position", "residual"], out
+    assert "its error is nan" in found["group_norm"]
+    assert "its error is 1." in found["position"]
+    assert "RuntimeError: no such instruction" in found["residual"]
+    assert "trusted" in found["enhancement"]
+    assert float(found["DIFFERENCE"].split()[1]) < 1e-4, out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_command_trusts_every_kernel_but_the_broken_one(tmp_path: Path):
+    name = "osra/streaming.py"
+    out = _run(_broken_package(tmp_path, {name: FAULTS[name]}), "-m", "transxnet.check", "--precision", "fp32")
+    left = [line.split()[0] for line in out.splitlines() if "left to PyTorch: its error" in line]
+    assert left == ["attention_many_keys"], out
+    assert "1 of 10 operators are left to PyTorch" in out
