@@ -33,12 +33,12 @@ class CubicTaps:
     """`[outputs, 4]`, int64, ascending along both axes."""
     weights: Tensor
     """`[outputs, 4]`, fp32 or fp64."""
-    ends: tuple[tuple[int, int], ...]
-    """First and last input of each output."""
+    ends: Tensor
+    """First and last input of each output, `[outputs, 2]`, on the CPU."""
 
     def band(self, start: int, stop: int) -> tuple[slice, Tensor]:
         """Return the inputs that outputs `start` to `stop` take, and the matrix `[stop - start, inputs]` to them."""
-        inputs = slice(self.ends[start][0], self.ends[stop - 1][1] + 1)
+        inputs = slice(int(self.ends[start, 0]), int(self.ends[stop - 1, 1]) + 1)
         columns = torch.arange(inputs.start, inputs.stop, device=self.indices.device)
         chosen = self.indices[start:stop, :, None] == columns
         return inputs, (chosen * self.weights[start:stop, :, None]).sum(1)
@@ -63,7 +63,7 @@ def cubic_taps(size_in: int, size_out: int, dtype: torch.dtype, device: torch.de
         weights = torch.stack((far[0], near[0], near[1], far[1]), dim=1)
         steps = torch.arange(-1, TAPS - 1, device="cpu")
         indices = (base.long()[:, None] + steps).clamp(0, size_in - 1)
-        ends = tuple((first, last) for first, *_, last in indices.tolist())
+        ends = indices[:, :: TAPS - 1].to(torch.int32, copy=True)
         return CubicTaps(indices.to(device), weights.to(device, dtype), ends)
 
 

@@ -11,6 +11,8 @@ values is not written out. Its rows, `[heads, rows, M]`, are those of the table,
 each query where the bias is used. Source: Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -95,9 +97,12 @@ def launch_options(channels: int, queries: int, keys: int, warps: int) -> dict[s
 
 def row_taps(bias: Tensor, queries: int) -> tuple[Tensor, Tensor]:
     """Return the rows `[4, queries]`, int32, and weights, fp32, that interpolate `bias`; themselves if it has all."""
-    if bias.shape[2] == queries:
-        return bias, bias
-    taps = cubic_taps(bias.shape[2], queries, torch.float32, bias.device)
+    return (bias, bias) if bias.shape[2] == queries else _row_taps(bias.shape[2], queries, bias.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _row_taps(rows: int, queries: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    taps = cubic_taps(rows, queries, torch.float32, device)
     return taps.indices.mT.to(torch.int32).contiguous(), taps.weights.mT.contiguous()
 
 

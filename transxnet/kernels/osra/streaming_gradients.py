@@ -9,6 +9,8 @@ Three kernels: one block of queries for dq, one block of keys for dk and dv, one
 gradient. Each adds in a fixed order, without atomics, so that two runs give the same bits.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from transxnet.kernels.common.tiles import sample_gap
 from transxnet.kernels.osra.streaming import bias_block, launch_options, row_taps, tile_offsets
+from transxnet.resample import cubic_taps
 
 __all__ = ["stream_attention_gradient"]
 
@@ -161,13 +164,14 @@ def _stream_dbias_kernel(
     tl.store(base + own[:, None] * M + keys[None, :], total, mask=mask)
 
 
-def _bounds(taps: Tensor, rows: int) -> Tensor:
+@functools.lru_cache(maxsize=64)
+def _bounds(rows: int, queries: int, device: torch.device) -> Tensor:
     """Return the first query, and one past the last, that take a row of each block of `ROWS`: `[2, blocks]`, int32."""
-    first_row, last_row = taps[0].contiguous(), taps[3].contiguous()
-    starts = torch.arange(0, rows, ROWS, dtype=taps.dtype, device=taps.device)
-    first = torch.searchsorted(last_row, starts)
-    end = torch.searchsorted(first_row, starts + ROWS)
-    return torch.stack((first, end)).to(torch.int32)
+    ends = cubic_taps(rows, queries, torch.float32, device).ends
+    starts = torch.arange(0, rows, ROWS, dtype=ends.dtype, device="cpu")
+    first = torch.searchsorted(ends[:, 1].contiguous(), starts)
+    end = torch.searchsorted(ends[:, 0].contiguous(), starts + ROWS)
+    return torch.stack((first, end)).to(device, torch.int32)
 
 
 def stream_attention_gradient(
@@ -209,9 +213,10 @@ def stream_attention_gradient(
     samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, row_blocks * blocks * heads)))
     splits = triton.cdiv(n, samples)
     partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
+    bounds = _bounds(rows, queries, bias.device) if interpolate else bias
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
     _stream_dbias_kernel[(row_blocks, blocks, heads * splits)](
-        q, kv, bias, taps, weights, _bounds(taps, rows) if interpolate else bias, grad, lse, delta, partial, n, queries,
-        keys, rows, scale, gap, samples, **sizes, ROWS=ROWS, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        **options,
+        q, kv, bias, taps, weights, bounds, grad, lse, delta, partial, n, queries, keys, rows, scale, gap, samples,
+        **sizes, ROWS=ROWS, PRECISION=precision, **options,
     )  # fmt: skip
     return dq, dkv, partial.sum(0).to(bias.dtype)
