@@ -1,6 +1,6 @@
 """Memory and time of OSRA's attention in bounded memory against attention with all probabilities at once, on a CPU.
 
-    python -m tests.benchmarks.attention [--model transxnet_t] [--size 512] [--batch 1] [--rounds 5]
+    python -m tests.benchmarks.attention [--model transxnet_t] [--size 512] [--batch 2] [--rounds 5]
 
 First it counts, on meta tensors, the bytes that autograd keeps for all attentions of the model at 800 x 1344 (batch 2)
 and at `--size`, each storage once. Then it times a training step, forward and backward, with either form of attention.
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="transxnet_t")
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
