@@ -38,7 +38,7 @@ def store_path(device: torch.device, dtype: torch.dtype) -> Path:
 
 def _driver() -> str:
     try:
-        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):
         return str(torch.version.cuda)
     return first
@@ -84,7 +84,7 @@ def report_lines(verdicts: Sequence[Verdict]) -> list[str]:
 def _read(path: Path) -> list[Verdict] | None:
     """Return the verdicts of the file; None if there is none that can be read."""
     try:
-        return [Verdict(**fields) for fields in json.loads(path.read_text())["verdicts"]]
+        return [Verdict(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))["verdicts"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
