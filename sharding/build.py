@@ -42,7 +42,7 @@ class BuildOptions:
     """train, validation, …; by default every split found in the source"""
     name: str = "imagenet1k"
     """prefix of all files"""
-    source_format: Literal["auto", "ilsvrc", "kaggle", "parquet", "folder"] = "auto"
+    source_format: Literal["auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "folder"] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
     """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default the classes of the source"""

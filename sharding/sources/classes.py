@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from sharding.manifest import ClassInfo
 from sharding.storage import Folder
 
 SYNSET_MAPPING = "LOC_synset_mapping.txt"
+_NUMBER = re.compile(r"^(0|[1-9][0-9]*)$")
 _LONGEST_LIST = 16 << 20  # bytes
 
 
@@ -36,6 +38,8 @@ class ClassList:
             SourceError: an id is not in the list.
         """
         label = {entry.wnid: position for position, entry in enumerate(self.classes)}
+        if not set(wnids) & set(label) and all(_NUMBER.match(wnid) for wnid in wnids):
+            label = {str(position): position for position in range(len(self.classes))}  # as ImageNet-V2 names folders
         unknown = sorted(set(wnids) - set(label))
         if unknown:
             raise SourceError(

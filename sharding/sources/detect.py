@@ -11,14 +11,14 @@ from pyarrow import fs
 
 from sharding.errors import SourceError
 from sharding.sources import folder as class_folders
-from sharding.sources import ilsvrc, kaggle, parquet
+from sharding.sources import ilsvrc, kaggle, parquet, tiny_imagenet
 from sharding.sources.classes import ClassList, find_class_list
 from sharding.sources.devkit import read_devkit
 from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
-SourceFormat = Literal["ilsvrc", "kaggle", "parquet", "folder"]
+SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "folder"]
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
@@ -52,6 +52,7 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
     finders: dict[SourceFormat, Callable[[Folder], Iterable[str]]] = {
         "ilsvrc": ilsvrc.find_splits,
         "kaggle": kaggle.find_splits,
+        "tiny-imagenet": tiny_imagenet.find_splits,
         "parquet": parquet.find_splits,
         "folder": class_folders.find_splits,
     }
@@ -130,6 +131,7 @@ def list_split(
     readers: dict[SourceFormat, Callable[[Folder, str, ClassList | None], Listing]] = {
         "ilsvrc": ilsvrc.list_archive,
         "kaggle": kaggle.list_kaggle,
+        "tiny-imagenet": tiny_imagenet.list_tiny_imagenet,
         "parquet": parquet.list_parquet,
         "folder": class_folders.list_folder,
     }
@@ -153,10 +155,23 @@ def list_source(
         SourceError: see `list_split` and `align_labels`.
     """
     wanted = list_splits(location, source_format) if split is None else [class_folders.SPLIT_OF.get(split, split)]
+    root = open_source(location)
+    forms = find_splits(root, source_format)
+    unlabelled = [
+        name for name in wanted if split is None and forms[name] == "parquet" and parquet.is_unlabelled(root, name)
+    ]
+    if len(unlabelled) < len(wanted):
+        wanted = [name for name in wanted if name not in unlabelled]
     listings = [list_split(location, name, source_format, classes) for name in wanted]
+    for name in unlabelled:
+        note = f"the {name} split has no labels and is left out"
+        listings[-1] = dataclasses.replace(listings[-1], notes=(*listings[-1].notes, note))
+    if split is None and "test" not in forms and root.folder("test").exists():
+        note = "the folder test has no class folders, so its images have no labels and are left out"
+        listings[-1] = dataclasses.replace(listings[-1], notes=(*listings[-1].notes, note))
     others = []
     if any(listing.classes_found for listing in listings):
-        for name in find_splits(open_source(location), source_format).keys() - set(wanted):
+        for name in forms.keys() - {*wanted, *unlabelled}:
             with contextlib.suppress(SourceError):  # packing that split reports the error and compares its labels
                 others.append(list_split(location, name, source_format, classes))
     return align_labels(listings, sorted(others, key=lambda listing: listing.split))

@@ -11,19 +11,20 @@ from pyarrow import fs
 from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
 from sharding.sources.classes import ClassList
-from sharding.sources.listing import Listing, sample_key
+from sharding.sources.listing import Listing, sample_keys
 from sharding.storage import Folder
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 SPLIT_OF = {folder: split for split, folders in SPLIT_FOLDERS.items() for folder in folders}
+_NOT_A_CLASS = frozenset({"images", "image", "imgs", "img", "jpegimages", "data"})
 # Folders of thumbnails, deleted files and metadata that operating systems make; besides those that begin with a dot.
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
 )
 
 
-def _is_hidden_folder(name: str) -> bool:
+def is_hidden_folder(name: str) -> bool:
     """Whether a folder is hidden or belongs to the operating system, so that its images are none of the data set."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
@@ -34,12 +35,18 @@ def split_folders(split: str) -> tuple[str, ...]:
 
 
 def find_splits(root: Folder) -> dict[str, str]:
-    """Find the split folders inside `root`: folder name by split; ignores a `test` folder without class folders."""
+    """Find the split folders inside `root`: folder name by split; ignores a `test` folder without class folders.
+
+    A folder `train` beside class folders is a class if it has no folders, such as the class of CIFAR-100.
+    """
     there = {info.base_name for info in root.list() if info.type == fs.FileType.Directory}
+    beside_classes = any(name not in SPLIT_OF and not is_hidden_folder(name) for name in there)
     found = {}
     for split, names in SPLIT_FOLDERS.items():
         matching = [name for name in names if name in there]
-        if matching and (split != "test" or _has_folders(root.folder(matching[0]))):
+        if beside_classes:
+            matching = [name for name in matching if has_folders(root.folder(name))]
+        if matching and (split != "test" or _has_class_folders(root.folder(matching[0]))):
             found[split] = matching[0]
     return found
 
@@ -67,6 +74,20 @@ def _refuse_nested(base: Folder, files: list[str]) -> None:
         )
 
 
+def _refuse_folder_of_all(base: Folder, files: list[str]) -> None:
+    """Refuse a single folder of a name such as `images` as the only class.
+
+    Raises:
+        SourceError: all images lie in such a folder.
+    """
+    tops = {file.partition("/")[0] for file in files}
+    if len(tops) == 1 and (only := tops.pop()).lower() in _NOT_A_CLASS:
+        raise SourceError(
+            f"{base.location} holds all its images in {only}, which hardly is a class. Understood are CLASS/IMAGE, "
+            "CLASS/images/IMAGE, SPLIT/CLASS/IMAGE, and val/images beside val_annotations.txt (Tiny ImageNet)."
+        )
+
+
 def _refuse_broken_links(base: Folder) -> None:
     """Refuse symbolic links outside hidden folders that are broken or lead in a circle.
 
@@ -85,7 +106,7 @@ def _refuse_broken_links(base: Folder) -> None:
                     broken.append(entry.path[len(base.path) + 1 :])
                 elif entry.is_symlink() and entry.is_dir() and _leads_in_a_circle(entry.path):
                     circles.append(entry.path[len(base.path) + 1 :])
-                elif entry.is_dir(follow_symlinks=False) and not _is_hidden_folder(entry.name):
+                elif entry.is_dir(follow_symlinks=False) and not is_hidden_folder(entry.name):
                     folders.append(entry.path)
     if broken:
         raise SourceError(
@@ -105,8 +126,14 @@ def _leads_in_a_circle(link: str) -> bool:
     return os.path.commonpath([target, place]) == target
 
 
-def _has_folders(folder: Folder) -> bool:
-    return any(info.type == fs.FileType.Directory and not _is_hidden_folder(info.base_name) for info in folder.list())
+def _has_class_folders(folder: Folder) -> bool:
+    there = [info.base_name.lower() for info in folder.list() if info.type == fs.FileType.Directory]
+    return any(not is_hidden_folder(name) and name not in _NOT_A_CLASS for name in there)
+
+
+def has_folders(folder: Folder) -> bool:
+    """Whether a folder holds other folders than hidden ones."""
+    return any(info.type == fs.FileType.Directory and not is_hidden_folder(info.base_name) for info in folder.list())
 
 
 def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
@@ -150,7 +177,7 @@ def list_class_folders(
         relative = info.path[len(base.path) :].lstrip("/")
         top, slash, rest = relative.partition("/")
         parts = relative.split("/")
-        if any(map(_is_hidden_folder, parts if info.type == fs.FileType.Directory else parts[:-1])):
+        if any(map(is_hidden_folder, parts if info.type == fs.FileType.Directory else parts[:-1])):
             if info.type == fs.FileType.File and relative.lower().endswith(EXTENSIONS):
                 hidden.append(relative)
         elif info.type == fs.FileType.Directory and not slash:
@@ -177,6 +204,7 @@ def list_class_folders(
             f"{base.location} has no images in class folders (CLASS/IMAGE{EXTENSIONS[0].upper()}); folders there: "
             f"{', '.join(folders[:5]) or 'none'}"
         )
+    _refuse_folder_of_all(base, files)
     _refuse_nested(base, files)
     notes = []
     if loose:
@@ -198,7 +226,7 @@ def list_class_folders(
         files=pa.array([prefix + file for file in files], pa.string()),
         file=np.arange(len(files), dtype=np.int32),
         names=pa.array([prefix + file for file in files], pa.string()),
-        keys=pa.array([sample_key(file, top) for file, top in zip(files, tops, strict=True)], pa.string()),
+        keys=sample_keys(files, tops),
         labels=np.array([of_folder[top] for top in tops], np.int32),
         offsets=np.zeros(len(files), np.int64),
         sizes=np.array(sizes, np.int64),

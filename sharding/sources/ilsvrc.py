@@ -19,7 +19,7 @@ from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
 from sharding.sources.classes import ClassList
 from sharding.sources.devkit import DEVKIT, Devkit, read_devkit
-from sharding.sources.listing import Listing, sample_key
+from sharding.sources.listing import Listing, sample_keys
 from sharding.sources.range_reader import RangeReader
 from sharding.storage import Folder
 from sharding.tarfiles import BLOCK, Member, iter_members
@@ -103,7 +103,10 @@ def _list_train(root: Folder, known: ClassList | None) -> Listing:
         archive,
         members,
         names=[f"{wnid}.tar/{member.name}" for wnid, part in zip(wnids, parts, strict=True) for member in part],
-        keys=[sample_key(member.name, wnid) for wnid, part in zip(wnids, parts, strict=True) for member in part],
+        keys=sample_keys(
+            [member.name for member in members],
+            [wnid for wnid, part in zip(wnids, parts, strict=True) for _ in part],
+        ),
         labels=np.repeat(np.array([labels[wnid] for wnid in wnids], np.int32), counts),
         notes=notes,
     )
@@ -167,7 +170,7 @@ def _list_validation(root: Folder, classes: ClassList, devkit: Devkit) -> Listin
             raise SourceError(f"{DEVKIT}: class {truth[number - 1]} of {member.name} is not in meta.mat")
         labels[position] = label[wnids[truth[number - 1]]]
     names = [member.name for member in members]
-    return _listing("validation", classes, archive, members, names, [sample_key(name) for name in names], labels, [])
+    return _listing("validation", classes, archive, members, names, sample_keys(names, [""] * len(names)), labels, [])
 
 
 def _listing(
@@ -176,7 +179,7 @@ def _listing(
     archive: str,
     members: list[Member],
     names: list[str],
-    keys: list[str],
+    keys: pa.StringArray,
     labels: np.ndarray[Any, np.dtype[np.int32]],
     notes: list[str],
 ) -> Listing:
@@ -187,7 +190,7 @@ def _listing(
         files=pa.array([archive], pa.string()),
         file=np.zeros(len(members), np.int32),
         names=pa.array(names, pa.string()),
-        keys=pa.array(keys, pa.string()),
+        keys=keys,
         labels=labels,
         offsets=np.array([member.offset for member in members], np.int64),
         sizes=np.array([member.size for member in members], np.int64),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 
-import numpy as np
-import pyarrow as pa
 from pyarrow import fs
 
 from sharding.errors import SourceError
+from sharding.sources.annotated import list_annotated
 from sharding.sources.classes import SYNSET_MAPPING, ClassList
-from sharding.sources.folder import EXTENSIONS, list_class_folders
-from sharding.sources.listing import Listing, sample_key
+from sharding.sources.folder import has_folders, list_class_folders
+from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
 SOLUTION = "LOC_val_solution.csv"
@@ -51,35 +50,9 @@ def list_kaggle(root: Folder, split: str, known: ClassList | None) -> Listing:
         )
     if split == "train":
         return list_class_folders(root, prefix, split, known, source_format="kaggle")
-    return _list_validation(root, prefix, known)
-
-
-def _list_validation(root: Folder, prefix: str, known: ClassList) -> Listing:
-    wnids = _read_solution(root)
-    infos = [
-        info
-        for info in root.folder(prefix.rstrip("/")).list()
-        if info.type == fs.FileType.File and info.base_name.lower().endswith(EXTENSIONS)
-    ]
-    names = [info.base_name for info in infos]
-    missing = [name for name in names if name.rpartition(".")[0] not in wnids]
-    if missing:
-        raise SourceError(f"{SOLUTION} has no class for {len(missing)} images of {prefix}: {', '.join(missing[:3])}")
-    of_image = [wnids[name.rpartition(".")[0]] for name in names]
-    label = known.labels(set(of_image), SOLUTION)
-    paths = pa.array([prefix + name for name in names], pa.string())
-    return Listing(
-        source_format="kaggle",
-        split="validation",
-        classes=known.classes,
-        files=paths,
-        file=np.arange(len(names), dtype=np.int32),
-        names=paths,
-        keys=pa.array([sample_key(name) for name in names], pa.string()),
-        labels=np.array([label[wnid] for wnid in of_image], np.int32),
-        offsets=np.zeros(len(names), np.int64),
-        sizes=np.array([info.size for info in infos], np.int64),
-    )
+    if root.size(SOLUTION) is None and has_folders(root.folder(prefix.rstrip("/"))):
+        return list_class_folders(root, prefix, split, known, source_format="kaggle")
+    return list_annotated(root, prefix, _read_solution(root), known, source_format="kaggle", table=SOLUTION)
 
 
 def _read_solution(root: Folder) -> dict[str, str]:

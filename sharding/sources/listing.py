@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from sharding.errors import SourceError
@@ -18,6 +21,8 @@ from sharding.tarfiles import MAX_NAME
 _WNID = re.compile(r"^n\d{8}$")
 _WNID_IN_NAME = re.compile(r"(?:^|/)(n\d{8})_[^/]*$")
 _LONGEST_KEY = MAX_NAME - len(".json")
+_HASH = 12  # hexadecimal digits
+_LISTED_COLLISIONS = 20
 # ImageNet's own file names, with or without the class that Hugging Face appends.
 _IMAGENET_STEM = re.compile(r"^(n\d{8}_\d+|ILSVRC2012_(?:val|test)_\d{8})(?:_n\d{8})?$")
 
@@ -27,7 +32,7 @@ class Listing:
     """Every image of one split. Columns have the length `[samples]` unless another shape is given.
 
     Attributes:
-        source_format: `ilsvrc`, `folder`, `kaggle` or `parquet`.
+        source_format: `ilsvrc`, `folder`, `kaggle`, `tiny-imagenet` or `parquet`.
         split: name of the split, such as `train` or `validation`.
         classes: label `i` means `classes[i]`; sorted by WordNet id.
         files: `[files]`; paths inside the source folder.
@@ -87,13 +92,18 @@ class Listing:
         self._refuse_other_classes()
         order = np.argsort(self.keys.to_numpy(zero_copy_only=False), kind="stable")
         ordered = self.keys.take(pa.array(order)).to_pylist()
-        for position in range(1, len(ordered)):
-            if ordered[position] == ordered[position - 1]:
-                first, second = self.describe(int(order[position - 1])), self.describe(int(order[position]))
-                raise SourceError(
-                    f"two files would have the key {ordered[position]!r}: {first} and {second}. Rename or remove one; "
-                    "in a key every character except A-Z, a-z, 0-9, - and _ becomes _."
-                )
+        repeated = [position for position in range(1, len(ordered)) if ordered[position] == ordered[position - 1]]
+        if repeated:
+            pairs = "\n  ".join(
+                f"{ordered[at]}: {self.describe(int(order[at - 1]))} and {self.describe(int(order[at]))}"
+                for at in repeated[:_LISTED_COLLISIONS]
+            )
+            more = len(repeated) - _LISTED_COLLISIONS
+            raise SourceError(
+                f"{len(repeated):,} images have the name and the class of another one:\n  {pairs}"
+                + (f"\n  and {more:,} more" if more > 0 else "")
+                + "\nRename or remove one of each."
+            )
 
     def _refuse_other_classes(self) -> None:
         """Refuse images whose names begin with the WordNet id of another class than that of their label.
@@ -127,29 +137,36 @@ class Listing:
         return digest.hexdigest()
 
 
-def sample_key(name: str, class_folder: str = "") -> str:
-    """Make the key of an image: the stem of its file, after its class unless the name is one of ImageNet's own.
+def sample_keys(names: Sequence[str], class_folders: Sequence[str]) -> pa.StringArray:
+    """Make the keys of the images of a split.
 
-    WebDataset ends a key at the first dot and tar names are bytes, so every character except ASCII letters, digits,
-    `_` and `-` becomes `_`.
+    A key is the stem of the file, after its class unless the name is one of ImageNet's own. WebDataset ends a key at
+    the first dot and tar names are bytes, so every character except ASCII letters, digits, `_` and `-` becomes `_`.
+    Keys that collide, or are too long for a tar header, end in a hash of class and name; ImageNet's own names do not,
+    since an image that comes twice is a fault.
 
     Args:
-        name: path of the image in the source.
-        class_folder: name of its class; empty where ImageNet's own names need none.
-
-    Raises:
-        SourceError: the key is too long for a tar header.
+        names: path of each image in the source.
+        class_folders: name of its class; empty where ImageNet's own names need none.
     """
+    keys = [_plain_key(name, folder) for name, folder in zip(names, class_folders, strict=True)]
+    count = Counter(keys)
+    unusual = [
+        number
+        for number, key in enumerate(keys)
+        if (count[key] > 1 and not _IMAGENET_STEM.match(key)) or len(key) > _LONGEST_KEY
+    ]
+    for number in unusual:
+        text = f"{class_folders[number]}/{names[number]}".encode("utf-8", "surrogateescape")
+        keys[number] = f"{keys[number][: _LONGEST_KEY - _HASH - 1]}_{xxhash.xxh64_hexdigest(text)[:_HASH]}"
+    return pa.array(keys, pa.string())
+
+
+def _plain_key(name: str, class_folder: str) -> str:
     stem = name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2]
     known = _IMAGENET_STEM.match(stem)
     if known:
         return known[1]
     if class_folder and not stem.startswith(f"{class_folder}_"):
         stem = f"{class_folder}_{stem}"
-    key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
-    if len(key) > _LONGEST_KEY:
-        raise SourceError(
-            f"{name}: the key {key!r} is longer than the {_LONGEST_KEY} characters that a tar header holds. Rename "
-            "the file."
-        )
-    return key
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)

@@ -22,7 +22,7 @@ from sharding.manifest import MAX_CLASSES, ClassInfo
 from sharding.mistaken_files import describe_file
 from sharding.sources.classes import ClassList
 from sharding.sources.folder import SPLIT_OF
-from sharding.sources.listing import Listing, sample_key
+from sharding.sources.listing import Listing, sample_keys
 from sharding.storage import Folder
 
 _SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_./]|$)")
@@ -42,6 +42,21 @@ def find_splits(root: Folder) -> dict[str, list[str]]:
         if info.type == fs.FileType.File and relative.endswith(".parquet") and match:
             found.setdefault(SPLIT_OF[match[1]], []).append(relative)
     return found
+
+
+def is_unlabelled(root: Folder, split: str) -> bool:
+    """Whether no image of a split has a label: ImageNet's test split has -1, or no such column."""
+    for file in find_splits(root).get(split, []):
+        try:
+            with pq.ParquetFile(root.join(file), filesystem=root.filesystem) as parquet:
+                if "label" in parquet.schema_arrow.names:
+                    label = parquet.read(columns=["label"], use_threads=False)["label"]
+                    is_number = pa.types.is_integer(label.type)
+                    if not is_number or any(value is not None and value >= 0 for value in label.to_pylist()):
+                        return False
+        except (pa.ArrowException, OSError):
+            return False
+    return True
 
 
 def _in_split_folders(root: Folder) -> list[fs.FileInfo]:
@@ -101,9 +116,7 @@ def list_parquet(root: Folder, split: str, known: ClassList | None) -> Listing:
         files=pa.array(files, pa.string()),
         file=np.concatenate(file_of),
         names=pa.array(names, pa.string()),
-        keys=pa.array(
-            [sample_key(name, str(label)) for name, label in zip(names, all_labels, strict=True)], pa.string()
-        ),
+        keys=sample_keys(names, [str(label) for label in all_labels]),
         labels=all_labels,
         offsets=np.concatenate(rows),
         sizes=np.concatenate(sizes) if sizes else np.zeros(0, np.int64),

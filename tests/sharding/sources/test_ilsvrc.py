@@ -62,7 +62,7 @@ def no_tar(root: Path) -> None:
         (truncate_at_a_member, r"ILSVRC2012_img_train.tar is truncated: .* without an end mark, after n\d+.tar"),
         (truncate_inner, rf"ILSVRC2012_img_train.tar: {WNIDS[0]}.tar is truncated: {WNIDS[0]}_0.JPEG needs"),
         (climb_out, r"holds '../../evil.JPEG'; it should hold one nXXXXXXXX.tar per class"),
-        (repeat_key, rf"two files would have the key '{WNIDS[0]}_1': .*{WNIDS[0]}_1.JPEG and .*sub/{WNIDS[0]}_1.jpg"),
+        (repeat_key, rf"1 images have the name .*\n  {WNIDS[0]}_1: .*{WNIDS[0]}_1.JPEG and .*sub/{WNIDS[0]}_1.jpg"),
         (add_unknown_class, "n99999999"),
         (empty_tar, "no images"),
         (no_tar, "ILSVRC2012_img_train.tar is a web page"),

@@ -18,14 +18,6 @@ def test_keys_of_plain_folders_start_with_their_class(tmp_path: Path):
     assert sorted(list_split(str(tmp_path), "train").keys.to_pylist()) == ["0_a_b", "1_a_b"]
 
 
-def test_names_that_differ_only_in_non_ascii_letters_are_refused(tmp_path: Path):
-    (tmp_path / "猫").mkdir()
-    for name in ("一.jpg", "二.jpg"):
-        (tmp_path / "猫" / name).write_bytes(photograph(0))
-    with pytest.raises(SourceError, match=r"key '___': .*一.jpg and .*二.jpg.* in a key every character except A-Z"):
-        list_split(str(tmp_path), "train")
-
-
 def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path):
     (tmp_path / "a").mkdir()
     with open(tmp_path / "a" / "big.jpg", "wb") as stream:
