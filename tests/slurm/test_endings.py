@@ -75,6 +75,17 @@ def test_rank_that_aborts_after_its_end_does_not_end_rank_0(slurm, tmp_path, cra
         assert "rank 1 had ended well before it was killed by SIGABRT" in log
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("crash", ["late", "atexit"])
+def test_preempted_job_comes_back_though_a_rank_aborts_before_rank_0_has_requeued_it(slurm, tmp_path, crash):
+    submission = submit(tmp_path, crash=crash, end=40, ended_s=8)
+    wait_until(lambda: starts(tmp_path, 1))
+    preempt(slurm)
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert outcomes(tmp_path, submission.job_id) == ["requeued", "finished"]
+    assert told(tmp_path) == ["INTERRUPTED", "FINISHED"]
+
+
 def test_rank_0_that_is_lost_after_the_work_is_done_ends_its_work_in_another_attempt(slurm, tmp_path):
     submission = submit(tmp_path, ended_s=3)
     wait_until((tmp_path / "ending").exists)
