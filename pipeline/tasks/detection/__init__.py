@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: how their results are measured."""
+"""Detection and instance segmentation: objects of resized images, and how results are measured."""
 
 from pipeline.tasks.detection.average_precision import AveragePrecision, average_precision, encode_mask
 

@@ -1,0 +1,194 @@
+"""COCO's annotation files: the objects of each image, checked, and the member of a shard that holds them.
+
+Source: the format of `instances_*.json` at cocodataset.org, which labelling tools export as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sharding.errors import SourceError
+from sharding.manifest import ClassInfo
+
+__all__ = ["CocoImage", "CocoSet", "read_coco", "target_member"]
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image that an annotation file names: its id, its file below the folder of images, and its size in pixels."""
+
+    number: int
+    file_name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """The content of an annotation file.
+
+    Attributes:
+        classes: label `i` means `classes[i]`; in the order of the category ids, which are the `wnid` as text.
+        images: in the order of their ids.
+        objects: by image id, the objects in the file's order: `category` (the label), `bbox` (x, y, width, height in
+            pixels), `area`, `iscrowd`, and `segmentation` (polygons or run lengths) as given, if there is one.
+        faults: a line for each annotation that was left out.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    images: tuple[CocoImage, ...]
+    objects: Mapping[int, tuple[dict[str, Any], ...]]
+    faults: tuple[str, ...]
+
+    @property
+    def annotated(self) -> tuple[CocoImage, ...]:
+        """The images with an object that can be learned: with one that is no crowd."""
+        return tuple(
+            image for image in self.images if any(not found["iscrowd"] for found in self.objects.get(image.number, ()))
+        )
+
+
+def read_coco(content: bytes, where: str) -> CocoSet:
+    """Read an annotation file.
+
+    A fault of one annotation is listed; a file whose images or categories contradict each other is refused.
+
+    Args:
+        content: of the file.
+        where: its name, for messages.
+
+    Raises:
+        SourceError: it is no annotation file, or an id or a file name of an image occurs twice.
+    """
+    try:
+        entries = json.loads(content)
+        categories = {_integer(entry["id"]): str(entry["name"]) for entry in entries["categories"]}
+        images = [
+            CocoImage(_integer(e["id"]), str(e["file_name"]), _integer(e["width"]), _integer(e["height"]))
+            for e in entries["images"]
+        ]
+        annotations = list(entries["annotations"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{where} is no annotation file in COCO's format ({type(error).__name__}: {error}); it needs images, "
+            "categories and annotations"
+        ) from error
+    if not categories or len(categories) != len(entries["categories"]):
+        raise SourceError(f"{where} has {len(entries['categories'])} categories with {len(categories)} different ids")
+    for what in ("number", "file_name"):
+        seen: dict[Any, CocoImage] = {}
+        for image in images:
+            first = seen.setdefault(getattr(image, what), image)
+            if first is not image:
+                raise SourceError(
+                    f"{where} names two images with the same {'id' if what == 'number' else 'file'}: id {first.number} "
+                    f"({first.file_name}) and id {image.number} ({image.file_name}). Remove one"
+                )
+    for image in images:
+        if image.width < 1 or image.height < 1:
+            raise SourceError(f"{where}: image {image.number} has {image.width} x {image.height} pixels")
+    labels = {category: label for label, category in enumerate(sorted(categories))}
+    by_number = {image.number: image for image in images}
+    objects: dict[int, list[dict[str, Any]]] = {}
+    faults = []
+    for annotation, fault in _checked(annotations, labels, by_number):
+        if fault is not None:
+            faults.append(f"{where}: {fault}")
+            continue
+        found = {
+            "category": labels[annotation["category_id"]],
+            "bbox": [float(value) for value in annotation["bbox"]],
+            "area": float(annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])),
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+        if annotation.get("segmentation"):
+            found["segmentation"] = annotation["segmentation"]
+        objects.setdefault(annotation["image_id"], []).append(found)
+    return CocoSet(
+        classes=tuple(ClassInfo(str(category), categories[category]) for category in sorted(categories)),
+        images=tuple(sorted(images, key=lambda image: image.number)),
+        objects={number: tuple(found) for number, found in objects.items()},
+        faults=tuple(faults),
+    )
+
+
+def target_member(coco: CocoSet, image: CocoImage) -> bytes:
+    """Return the content of KEY.json of an image: `image_id`, `width`, `height` and `objects`, as UTF-8."""
+    content = {
+        "image_id": image.number,
+        "width": image.width,
+        "height": image.height,
+        "objects": list(coco.objects.get(image.number, ())),
+    }
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _checked(
+    annotations: list[Any], labels: Mapping[int, int], images: Mapping[int, CocoImage]
+) -> Iterator[tuple[Any, str | None]]:
+    """Yield each annotation with what is wrong with it, or None."""
+    seen: set[Any] = set()
+    for position, annotation in enumerate(annotations):
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        name = f"annotation {position}" if number is None else f"annotation {number}"
+        if not isinstance(annotation, dict):
+            yield annotation, f"{name} is no object"
+        elif number is not None and number in seen:
+            yield annotation, f"{name} occurs twice"
+        else:
+            seen.add(number)
+            fault = _fault(annotation, labels, images)
+            yield annotation, None if fault is None else f"{name} {fault}"
+
+
+def _fault(annotation: Mapping[str, Any], labels: Mapping[int, int], images: Mapping[int, CocoImage]) -> str | None:
+    """Return what is wrong with an annotation, or None."""
+    image = images.get(annotation.get("image_id", -1))
+    if image is None:
+        return f"belongs to image {annotation.get('image_id')}, which the file does not name"
+    if annotation.get("category_id") not in labels:
+        return f"of image {image.number} has the category {annotation.get('category_id')}, which the file does not name"
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+        return f"of image {image.number} has the box {box}; it needs four numbers"
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return f"of image {image.number} has an empty box {box}"
+    if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+        return f"of image {image.number} has the box {box} outside its {image.width} x {image.height} pixels"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        return f"of image {image.number} has iscrowd {annotation['iscrowd']}; it is 0 or 1"
+    return _fault_of_segmentation(annotation.get("segmentation"), image)
+
+
+def _fault_of_segmentation(segmentation: Any, image: CocoImage) -> str | None:
+    """Return what is wrong with polygons or run lengths, or None; there may be none at all."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if size != [image.height, image.width]:
+            return f"of image {image.number} has a mask of {size}, the image has [{image.height}, {image.width}]"
+        if isinstance(counts, list) and sum(counts) != image.height * image.width:
+            return f"of image {image.number} has a mask whose runs add up to {sum(counts)} pixels"
+        return None if isinstance(counts, str | list) else f"of image {image.number} has a mask without runs"
+    for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
+        if not isinstance(polygon, list) or len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+            return f"of image {image.number} has a polygon that is no list of x, y"
+        if len(polygon) < 6:
+            return f"of image {image.number} has a polygon with {len(polygon) // 2} points; it needs three"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is no integer")
+    return value
