@@ -75,6 +75,15 @@ def test_images_without_objects_train_and_have_no_box_and_mask_loss():
     assert not unused
 
 
+def test_a_thousand_objects_of_one_pixel_train():
+    torch.manual_seed(0)
+    network = dense.mask_rcnn("n", 3, image_size=32).train()
+    corners = torch.cartesian_prod(torch.arange(40.0), torch.arange(25.0))
+    boxes = [torch.cat((corners, corners + 1), dim=1), BOXES[1]]
+    losses = network(batch(), SIZES, boxes, [torch.zeros(1000, dtype=torch.int64), LABELS[1]], masks(boxes), DRAWS)
+    assert all(0 < value.item() < 100 for value in losses.values())
+
+
 def test_detections_have_masks_in_original_pixels():
     network = filled(dense.mask_rcnn("n", 3, image_size=32)).eval()
     originals = [(32, 48), (100, 122)]
