@@ -91,9 +91,9 @@ class _Attention(_Network):
 class _TokenMixing(_Network):
     def __init__(self, shape: Shape, backend: Backend) -> None:
         super().__init__(backend)
-        self.mixer = TokenMixer(2 * shape.channels, num_groups=2, num_heads=2, sr_ratio=4, backend=backend)
-        keys = -(-shape.height // 4) * -(-shape.width // 4)
-        self.table = nn.Parameter(torch.zeros(1, 2, shape.pixels, min(keys, 49)))
+        self.mixer = TokenMixer(2 * shape.channels, num_groups=2, num_heads=2, sr_ratio=8, backend=backend)
+        keys = -(-shape.height // 8) * -(-shape.width // 8)
+        self.table = nn.Parameter(torch.zeros(1, 2, shape.pixels, keys))
         self.keys = keys
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ OPERATORS = (
     _operator("group_norm", _GroupNorm),
     _operator("position", lambda shape, backend: PositionConv(shape.channels, backend), 19),
     _operator("projection", _Projection, 19),
-    _operator("attention", lambda shape, backend: _Attention(shape, backend, (3, 4), 0)),
+    _operator("attention", lambda shape, backend: _Attention(shape, backend, (7, 7), 0)),
     _operator("attention_many_keys", lambda shape, backend: _Attention(shape, backend, (9, 13), 25)),
     _operator("dynamic_conv", lambda shape, backend: DynamicConv(shape.channels, 2, backend), 19),
     _operator("token_mixing", _TokenMixing),

@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -194,7 +195,9 @@ def _poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        yield
+        # cuBLAS would warn that its workspace is not set; here only the filling matters.
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = fills

@@ -5,8 +5,10 @@ at 384 px and a size of dense maps. Spilled registers go to a program's stack; t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -25,18 +27,24 @@ def compiled_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
 
 
+def _attention_launches(model: str, dtype: torch.dtype) -> list[Launch]:
+    """Return the launches of attention to many keys: at 384 px, and at another size than the table's."""
+    found = []
+    for size, table_size in ((384, 384), (600, 224)):
+        sizes: dict[str, Any] = {"size": size, "image_size": table_size, "depths": (1, 1, 1, 1)}
+        step = count_step(model, "triton", batch=2, dtype=dtype, **sizes)
+        found += [Launch(*launch) for launch in step.kernels if "_stream_" in launch[0].fn.__name__]
+    return found
+
+
 def _launches(model: str) -> list[Launch]:
     """Return the distinct launches of a training step; one block in each stage has them all.
 
     The merge of statistics over ranks, which one process does not launch, is added.
     """
-    depths = (1, 1, 1, 1)
-    kernels = count_step(model, "triton", batch=128, depths=depths).kernels
-    for size, table_size in ((384, 384), (600, 224)):
-        step = count_step(model, "triton", batch=2, size=size, image_size=table_size, depths=depths)
-        kernels += [(kernel, arguments) for kernel, arguments in step.kernels if "_stream_" in kernel.fn.__name__]
+    step = count_step(model, "triton", batch=128, depths=(1, 1, 1, 1))
     distinct = {}
-    for launch in (Launch(kernel, arguments) for kernel, arguments in kernels):
+    for launch in (*(Launch(*launch) for launch in step.kernels), *_attention_launches(model, torch.bfloat16)):
         distinct.setdefault(launch.specialisation(), launch)
         if launch.name == "_merge_kernel":
             for option in ("TO_PARTIAL", "FROM_RANKS"):
@@ -84,3 +92,15 @@ def test_no_kernel_of_tiny_spills_registers(subtests: pytest.Subtests):
 @pytest.mark.parametrize("model", ["transxnet_t", "transxnet_b"])
 def test_no_launch_of_a_training_step_spills_registers(model: str, capability: int, subtests: pytest.Subtests):
     _check(_launches(model), capability, subtests)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_to_many_keys_spills_no_registers_in_other_precisions(
+    dtype: torch.dtype, capability: int, subtests: pytest.Subtests
+):
+    distinct = {launch.specialisation(): launch for launch in _attention_launches("transxnet_s", dtype)}
+    assert len(distinct) >= 8
+    _check(distinct.values(), capability, subtests)

@@ -25,6 +25,7 @@ __all__ = ["stream_attention_gradient"]
 PROGRAMS = 512
 # Queries, keys and warps of a program: the largest that spill no registers on sm_80 and sm_90.
 QUERIES = KEYS = BIAS = (64, 64, 8)
+KEYS_FP32 = BIAS_FP32 = (32, 64, 8)
 ROWS = 16
 """Rows of the table whose gradient a program sums."""
 
@@ -186,7 +187,7 @@ def stream_attention_gradient(
     queries, width = q.shape[2:].numel(), c // heads
     scale, gap = width**-0.5, sample_gap(grad)
     taps, weights = row_taps(bias, queries)
-    interpolate = rows != queries
+    interpolate, fp32 = rows != queries, q.dtype == torch.float32
     sizes = {"HEADS": heads, "D": width, "INTERPOLATE": interpolate}
 
     options = launch_options(width, *QUERIES)
@@ -196,7 +197,7 @@ def stream_attention_gradient(
         **sizes, **options,
     )  # fmt: skip
 
-    options = launch_options(width, *KEYS)
+    options = launch_options(width, *(KEYS_FP32 if fp32 else KEYS))
     steps, blocks = triton.cdiv(queries, options["BLOCK_L"]), triton.cdiv(keys, options["BLOCK_M"])
     each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads * blocks))) * options["BLOCK_L"]
     splits = triton.cdiv(queries, each)
@@ -207,14 +208,14 @@ def stream_attention_gradient(
     )  # fmt: skip
     dkv = partial[0] if splits == 1 else partial.sum(0).to(kv.dtype)
 
-    options = launch_options(width, *BIAS)
+    options = launch_options(width, *(BIAS_FP32 if fp32 else BIAS))
     row_blocks = triton.cdiv(rows, ROWS if interpolate else options["BLOCK_L"])
     blocks = triton.cdiv(keys, options["BLOCK_M"])
     samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, row_blocks * blocks * heads)))
     splits = triton.cdiv(n, samples)
     partial = torch.empty((splits, *bias.shape), dtype=torch.float32, device=q.device)
     bounds = _bounds(rows, queries, bias.device) if interpolate else bias
-    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    precision = "ieee" if fp32 else "tf32"
     _stream_dbias_kernel[(row_blocks, blocks, heads * splits)](
         q, kv, bias, taps, weights, bounds, grad, lse, delta, partial, n, queries, keys, rows, scale, gap, samples,
         **sizes, ROWS=ROWS, PRECISION=precision, **options,
