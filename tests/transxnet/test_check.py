@@ -54,19 +54,24 @@ def train(backend):
         losses.append(loss.item())
     return torch.tensor(losses)
 
-print("DIFFERENCE", (train("triton") - train("reference")).abs().max().item())
+if {steps}:
+    print("DIFFERENCE", (train("triton") - train("reference")).abs().max().item())
 """
 
 
-def _run(package: Path, *command: str) -> str:
+def _run(package: Path, *command: str, status: int = 0) -> str:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", *command],
         env=environment, cwd=package.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr[-3000:]
-    assert not done.stderr.strip() or done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == status, done.stderr[-3000:]
     return done.stdout
+
+
+def _lines(output: str) -> dict[str, str]:
+    """Return the lines by their first word."""
+    return {line.split()[0]: line for line in output.splitlines() if line}
 
 
 def _broken_package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
@@ -81,24 +86,34 @@ def _broken_package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
     return package
 
 
-def test_broken_kernels_are_found_and_replaced(tmp_path: Path):
+def test_an_operator_that_raises_or_gives_no_number_is_left_to_pytorch(tmp_path: Path):
+    package = _broken_package(tmp_path, {name: FAULTS[name] for name in ("group_norm.py", "residual.py")})
+    names = ("group_norm", "residual")
+    found = _lines(_run(package, "-c", SCRIPT.format(names=names, steps=0)))
+    assert found["LEFT"].split()[1:] == ["group_norm", "residual"]
+    assert "its error is nan" in found["group_norm"]
+    assert "RuntimeError: no such instruction" in found["residual"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_training_with_broken_kernels_is_that_of_the_reference(tmp_path: Path):
     package = _broken_package(tmp_path, {name: FAULTS[name] for name in list(FAULTS)[:3]})
     names = ("group_norm", "position", "residual", "enhancement")
-    out = _run(package, "-c", SCRIPT.format(names=names, steps=2))
-    found = {line.split()[0]: line for line in out.splitlines() if line}
-    assert found["LEFT"].split()[1:] == ["group_norm", "position", "residual"], out
-    assert "its error is nan" in found["group_norm"]
-    assert "its error is 1." in found["position"]
-    assert "RuntimeError: no such instruction" in found["residual"]
+    found = _lines(_run(package, "-c", SCRIPT.format(names=names, steps=2)))
+    assert found["LEFT"].split()[1:] == ["group_norm", "position", "residual"]
+    assert "left to PyTorch: its error is" in found["position"]
     assert "trusted" in found["enhancement"]
-    assert float(found["DIFFERENCE"].split()[1]) < 1e-4, out
+    assert float(found["DIFFERENCE"].split()[1]) < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_command_trusts_every_kernel_but_the_broken_one(tmp_path: Path):
     name = "osra/streaming.py"
-    out = _run(_broken_package(tmp_path, {name: FAULTS[name]}), "-m", "transxnet.check", "--precision", "fp32")
+    out = _run(
+        _broken_package(tmp_path, {name: FAULTS[name]}), "-m", "transxnet.check", "--precision", "fp32", status=1
+    )
     left = [line.split()[0] for line in out.splitlines() if "left to PyTorch: its error" in line]
     assert left == ["attention_many_keys"], out
     assert "1 of 10 operators are left to PyTorch" in out
