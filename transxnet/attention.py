@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transxnet.resample import at_least_fp32, cubic_taps, resize_bicubic, without_autocast
+from transxnet.resample import BLOCK, at_least_fp32, cubic_taps, resize_bicubic, without_autocast
 
 __all__ = ["FEW_KEYS", "attention", "stage_bias"]
 
@@ -65,11 +65,10 @@ class _Chunks:
         self.number = self.queries.shape[2]
         per_query = heads * self.keys.shape[-1]
         size = CHUNK.get(q.device.type, CHUNK_ELSEWHERE)
-        self.length = min(self.number, max(16, size // per_query))
-        self.samples = max(1, size // (per_query * self.length))
-        self.interpolates = bias.shape[2] != self.number
-        if self.interpolates:
-            self.taps = cubic_taps(bias.shape[2], self.number, self.bias.dtype, bias.device)
+        self.length = max(1, size // (per_query * BLOCK)) * BLOCK
+        self.samples = max(1, size // (per_query * min(self.length, self.number)))
+        written_out = bias.shape[2] == self.number
+        self.taps = None if written_out else cubic_taps(bias.shape[2], self.number, self.bias.dtype, bias.device)
 
     def spans(self) -> Iterator[slice]:
         """Yield the chunks of the queries."""
@@ -81,18 +80,21 @@ class _Chunks:
         for start in range(0, len(self.queries), self.samples):
             yield slice(start, start + self.samples)
 
-    def rows(self, span: slice) -> tuple[slice, Tensor | None]:
-        """Return the rows of the bias that the queries of `span` take, and the matrix to them; None is the identity."""
-        return self.taps.band(span.start, span.stop) if self.interpolates else (span, None)
+    def own_bias(self, span: slice) -> Tensor:
+        """Return the bias of the queries of `span`, `[heads, queries, M]`."""
+        return self.taps.interpolate(self.bias, span.start, span.stop) if self.taps else self.bias[:, span]
+
+    def add_bias_gradient(self, out: Tensor, own: Tensor, span: slice) -> None:
+        """Add to `out`, the gradient of the bias, that of the queries of `span`."""
+        if self.taps:
+            self.taps.add_gradient(out, own, span.start)
+        else:
+            out[:, span] += own
 
     def probabilities(self, group: slice, span: slice, bias: Tensor) -> Tensor:
         """Return the probabilities `[samples, heads, queries, M]`, in fp32 at least; `bias` is that of `span`."""
         logits = self.queries[group, :, span] @ self.keys[group]
         return torch.softmax(torch.add(bias, logits, alpha=self.scale), dim=-1)
-
-
-def _rows_of(bias: Tensor, rows: slice, matrix: Tensor | None) -> Tensor:
-    return bias[:, rows] if matrix is None else matrix @ bias[:, rows]
 
 
 class _BoundedFunction(torch.autograd.Function):
@@ -104,7 +106,7 @@ class _BoundedFunction(torch.autograd.Function):
             chunks = _Chunks(q, kv, bias)
             by_head = out.flatten(2).unflatten(1, (bias.shape[1], -1))
             for span in chunks.spans():
-                own_bias = _rows_of(chunks.bias, *chunks.rows(span))
+                own_bias = chunks.own_bias(span)
                 for group in chunks.groups():
                     p = chunks.probabilities(group, span, own_bias).to(q.dtype)
                     by_head[group, :, :, span] = (p @ chunks.values[group].mT).mT
@@ -127,8 +129,7 @@ def _gradients(chunks: _Chunks, grad: Tensor, q: Tensor, kv: Tensor, bias: Tenso
     dq_by_head = dq.flatten(2).unflatten(1, (heads, -1))
     dk, dv = dkv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
     for span in chunks.spans():
-        rows, matrix = chunks.rows(span)
-        own_bias = _rows_of(chunks.bias, rows, matrix)
+        own_bias = chunks.own_bias(span)
         own_dbias = torch.zeros_like(own_bias)
         for group in chunks.groups():
             p = chunks.probabilities(group, span, own_bias)
@@ -140,5 +141,5 @@ def _gradients(chunks: _Chunks, grad: Tensor, q: Tensor, kv: Tensor, bias: Tenso
             low = dlogits.mul_(chunks.scale).to(dtype)
             dq_by_head[group, :, :, span] = chunks.keys[group] @ low.mT
             dk[group] += chunks.queries[group, :, span].mT @ low
-        dbias[:, rows] += own_dbias if matrix is None else matrix.mT @ own_dbias
+        chunks.add_bias_gradient(dbias, own_dbias, span)
     return dq, dkv.to(kv.dtype), dbias[None].to(bias.dtype)

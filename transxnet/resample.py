@@ -16,8 +16,8 @@ from torch.nn import functional as F
 __all__ = ["CubicTaps", "adaptive_mean", "adaptive_mean_gradient", "cubic_taps", "resize_bicubic"]
 
 TAPS = 4
-CHUNK = 256
-"""Outputs whose gradient is added by one product."""
+BLOCK = 64
+"""Outputs that one product computes."""
 CUBIC = -0.75
 """The parameter a of the cubic kernel, PyTorch's."""
 
@@ -26,7 +26,8 @@ CUBIC = -0.75
 class CubicTaps:
     """The four inputs, and their weights, of each output of a bicubic resizing along one axis.
 
-    They are those of `F.interpolate(mode="bicubic", align_corners=False)`.
+    They are those of `F.interpolate(mode="bicubic", align_corners=False)`. Outputs come in blocks of `BLOCK`,
+    which take a few inputs that follow one another: a block is a product with a small matrix.
     """
 
     indices: Tensor
@@ -34,14 +35,29 @@ class CubicTaps:
     weights: Tensor
     """`[outputs, 4]`, fp32 or fp64."""
     ends: Tensor
-    """First and last input of each output, `[outputs, 2]`, on the CPU."""
+    """First and last input of each output, `[outputs, 2]`, int32, on the CPU."""
+    inputs: Tensor
+    """Inputs of each block, `[blocks, width]`, int64."""
+    first: list[int]
+    """First input of each block."""
+    matrices: Tensor
+    """`[blocks, BLOCK, width]`; rows beyond the last output are 0."""
 
-    def band(self, start: int, stop: int) -> tuple[slice, Tensor]:
-        """Return the inputs that outputs `start` to `stop` take, and the matrix `[stop - start, inputs]` to them."""
-        inputs = slice(int(self.ends[start, 0]), int(self.ends[stop - 1, 1]) + 1)
-        columns = torch.arange(inputs.start, inputs.stop, device=self.indices.device)
-        chosen = self.indices[start:stop, :, None] == columns
-        return inputs, (chosen * self.weights[start:stop, :, None]).sum(1)
+    def interpolate(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return outputs `start` (a multiple of `BLOCK`) to `stop` of the rows of `x` `[N, inputs, M]`."""
+        blocks = slice(start // BLOCK, -(-stop // BLOCK))
+        inputs = self.inputs[blocks]
+        rows = x.index_select(1, inputs.flatten()).unflatten(1, inputs.shape)
+        return (self.matrices[blocks] @ rows).flatten(1, 2)[:, : stop - start]
+
+    def add_gradient(self, out: Tensor, grad: Tensor, start: int) -> None:
+        """Add to `out` `[N, inputs, M]` the gradient of the rows, given that of the outputs from `start`."""
+        blocks = range(start // BLOCK, -(-(start + grad.shape[1]) // BLOCK))
+        grad = F.pad(grad, (0, 0, 0, len(blocks) * BLOCK - grad.shape[1]))
+        parts = self.matrices[blocks.start : blocks.stop].mT @ grad.unflatten(1, (-1, BLOCK))
+        width = self.inputs.shape[1]
+        for part, block in zip(parts.unbind(1), blocks, strict=True):
+            out[:, self.first[block] : self.first[block] + width] += part
 
 
 @functools.lru_cache(maxsize=64)
@@ -64,7 +80,20 @@ def cubic_taps(size_in: int, size_out: int, dtype: torch.dtype, device: torch.de
         steps = torch.arange(-1, TAPS - 1, device="cpu")
         indices = (base.long()[:, None] + steps).clamp(0, size_in - 1)
         ends = indices[:, :: TAPS - 1].to(torch.int32, copy=True)
-        return CubicTaps(indices.to(device), weights.to(device, dtype), ends)
+        weights = weights.to(dtype)
+        starts = torch.arange(0, size_out, BLOCK, device="cpu")
+        first = ends[starts, 0].long()
+        last = ends[(starts + BLOCK - 1).clamp(max=size_out - 1), 1].long()
+        width = int((last - first).max()) + 1
+        first = first.clamp(max=size_in - width)
+        inputs = first[:, None] + torch.arange(width, device="cpu")
+        own = indices - first.repeat_interleave(BLOCK)[:size_out, None]
+        chosen = own[:, :, None] == torch.arange(width, device="cpu")
+        matrices = F.pad((chosen * weights[:, :, None]).sum(1), (0, 0, 0, len(starts) * BLOCK - size_out))
+        return CubicTaps(
+            indices.to(device), weights.to(device), ends, inputs.to(device), first.tolist(),
+            matrices.unflatten(0, (-1, BLOCK)).to(device),
+        )  # fmt: skip
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,13 +151,11 @@ class _ResizeFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad_outputs[0]
         taps = cubic_taps(ctx.size, grad.shape[ctx.axis], at_least_fp32(grad.dtype), grad.device)
-        rows = (grad if ctx.axis == 2 else grad.mT).to(taps.weights.dtype)
-        out = rows.new_zeros((*rows.shape[:2], ctx.size, rows.shape[3]))
+        rows = (grad if ctx.axis == 2 else grad.mT).to(taps.weights.dtype).flatten(0, 1)
+        out = rows.new_zeros((len(rows), ctx.size, rows.shape[2]))
         with without_autocast(grad):
-            for start in range(0, rows.shape[2], CHUNK):
-                stop = min(start + CHUNK, rows.shape[2])
-                inputs, matrix = taps.band(start, stop)
-                out[:, :, inputs] += matrix.mT @ rows[:, :, start:stop]
+            taps.add_gradient(out, rows, 0)
+        out = out.unflatten(0, grad.shape[:2])
         return (out if ctx.axis == 2 else out.mT).to(grad.dtype).contiguous(), None, None
 
 

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.attention [--model transxnet_t] [--size 512] [--batch 2] [--rounds 5]
 
 First it counts, on meta tensors, the bytes that autograd keeps for all attentions of the model at 800 x 1344 (batch 2)
-and at `--size`, each storage once. Then it times a training step, forward and backward, with either form of attention.
-The two take turns within one run.
+and at `--size`, each storage once. Then it times all attentions, forward and backward, in either form. The two take
+turns within one run.
 """
 
 import argparse
@@ -46,20 +46,35 @@ def kept_bytes(name: str, height: int, width: int, batch: int, dtype: torch.dtyp
         return tensor
 
     alive: list[object] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"):
+        alive.extend(attend(inputs(name, height, width, batch, dtype)))
+    return sum(seen.values())
+
+
+def inputs(name: str, height: int, width: int, batch: int, dtype: torch.dtype) -> list[list[Tensor]]:
+    """Return, for each stage of the variant `name`, its table, and queries, keys and values of each block."""
     config = transxnet.config_for(name)
     height, width = -(-height // 4), -(-width // 4)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"):
-        for stage, (queries, keys) in enumerate(config.grids()):
-            table = torch.empty(1, config.num_heads[stage], queries**2, keys**2, requires_grad=True)
-            ratio, channels = config.sr_ratios[stage], config.dims[stage] // 2
-            h, w = -(-height // ratio), -(-width // ratio)
-            bias = layers.stage_bias(table, height * width, h * w)
-            for _ in range(config.depths[stage]):
-                q = torch.empty(batch, channels, height, width, dtype=dtype, requires_grad=True)
-                kv = torch.empty(batch, 2 * channels, h, w, dtype=dtype, requires_grad=True)
-                alive.append(attentions.attention(q, kv, bias))
-            height, width = -(-height // 2), -(-width // 2)
-    return sum(seen.values())
+    found = []
+    for stage, (queries, keys) in enumerate(config.grids()):
+        ratio, channels = config.sr_ratios[stage], config.dims[stage] // 2
+        tensors = [torch.randn(1, config.num_heads[stage], queries**2, keys**2, requires_grad=True)]
+        for _ in range(config.depths[stage]):
+            reduced = -(-height // ratio), -(-width // ratio)
+            tensors.append(torch.randn(batch, channels, height, width, dtype=dtype, requires_grad=True))
+            tensors.append(torch.randn(batch, 2 * channels, *reduced, dtype=dtype, requires_grad=True))
+        found.append(tensors)
+        height, width = -(-height // 2), -(-width // 2)
+    return found
+
+
+def attend(stages: list[list[Tensor]]) -> list[Tensor]:
+    """Return the outputs of all attentions of `inputs`."""
+    found = []
+    for table, *blocks in stages:
+        bias = layers.stage_bias(table, blocks[0].shape[2:].numel(), blocks[1].shape[2:].numel())
+        found += [attentions.attention(q, kv, bias) for q, kv in zip(blocks[::2], blocks[1::2], strict=True)]
+    return found
 
 
 def main() -> None:
@@ -81,18 +96,17 @@ def main() -> None:
         print(f"  {height} x {width}, batch {batch}: {before / 1e9:.2f} at once, {after / 1e9:.2f} in bounded memory")
 
     torch.manual_seed(0)
-    model = transxnet.build(options.model, drop_path_rate=0.0).train()
-    images = torch.randn(options.batch, 3, options.size, options.size)
+    stages = inputs(options.model, options.size, options.size, options.batch, torch.float32)
     forms = {"at once": all_at_once, "bounded": contextlib.nullcontext}
     times: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(options.rounds + 1):
         for name, form in forms.items():
             start = time.perf_counter()
             with form():
-                torch.stack([out.square().mean() for out in model.forward_features(images)]).sum().backward()
+                torch.autograd.backward([out.square().mean() for out in attend(stages)])
             if repeat:
                 times[name].append(time.perf_counter() - start)
-    print(f"{options.model}, batch {options.batch}, {options.size} px, {options.threads} threads, fp32, one step")
+    print(f"{options.model}, batch {options.batch}, {options.size} px, {options.threads} threads, fp32, all attentions")
     for name, seconds in times.items():
         print(f"  {name:10s} fastest {min(seconds):6.3f} s   median {sorted(seconds)[len(seconds) // 2]:6.3f} s")
     ratio = min(times["at once"]) / min(times["bounded"])

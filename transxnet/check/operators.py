@@ -61,12 +61,11 @@ class _Residual(_Network):
 class _Projection(_Network):
     def __init__(self, shape: Shape, backend: Backend) -> None:
         super().__init__(backend)
-        self.attentions = nn.ModuleList(
-            SpatialReductionAttention(shape.channels, 1, ratio, backend) for ratio in (1, 2, 4)
-        )
+        self.whole = SpatialReductionAttention(shape.channels, 1, 1, backend)
+        self.reduced = SpatialReductionAttention(shape.channels, 1, 2, backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [part.flatten() for attention in self.attentions for part in attention.project(x)]
+        parts = [part.flatten() for attention in (self.whole, self.reduced) for part in attention.project(x)]
         return torch.cat(parts)
 
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ __all__ = ["Verdict", "prove"]
 ALLOWED = 2.0
 """A kernel's largest error, as a multiple of PyTorch's own."""
 REPEATS = 10
+RUNS: tuple[tuple[Backend, bool], ...] = (("reference", True), ("reference", False), ("triton", False))
+"""Backend, and whether in fp64: what is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,7 @@ def _verdict(operator: Operator, device: torch.device, dtype: torch.dtype, *, ti
     pytorch_error, problem = 0.0, ""
     try:
         exact, plain, kernels = (
-            _Run(operator, operator.awkward, backend, device, dtype, exact=exact)
-            for backend, exact in (("reference", True), ("reference", False), ("triton", False))
+            _Run(operator, operator.awkward, backend, device, dtype, exact=exact) for backend, exact in RUNS
         )
         wanted = exact.results()
         pytorch_error = _largest_error(plain.results(), wanted)
@@ -99,10 +101,7 @@ def _verdict(operator: Operator, device: torch.device, dtype: torch.dtype, *, ti
         if not error <= allowed:
             problem = f"its error is {error:.1e}, {allowed:.1e} is allowed"
         elif timed:
-            pair = [
-                _Run(operator, operator.typical, backend, device, dtype, exact=False)
-                for backend in ("reference", "triton")
-            ]
+            pair = [_Run(operator, operator.typical, backend, device, dtype, exact=False) for backend, _ in RUNS[1:]]
             pytorch_ms, kernel_ms = _alternate([run.step for run in pair], device)
             if kernel_ms > pytorch_ms:
                 problem = f"it takes {kernel_ms:.2f} ms, PyTorch {pytorch_ms:.2f} ms"
@@ -190,17 +189,18 @@ def _largest_error(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> floa
 @contextlib.contextmanager
 def _poisoned_memory() -> Iterator[None]:
     """Let `torch.empty` and `torch.empty_like` return NaN, which shows values that no kernel wrote."""
-    enabled, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    enabled, fills = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         # cuBLAS would warn that its workspace is not set; here only the filling matters.
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
 
 
 def _alternate(steps: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
