@@ -126,25 +126,13 @@ def _read_segments(data: bytes) -> tuple[list[Segment], list[Segment]]:
         raise JpegHeaderError("the bytes are no JPEG: they do not begin with FF D8")
     segments, frames, position, size = [], [], 2, len(data)
     while True:
-        position = data.find(b"\xff", position)
-        while 0 <= position < size - 1 and data[position + 1] == 0xFF:
-            position += 1
-        if not 0 <= position < size - 1:
-            raise JpegHeaderError(f"the JPEG ends after {size:,} bytes, in its header")
-        marker = data[position + 1]
-        if marker not in _WITH_LENGTH:
-            if marker == 0 or marker in _WITHOUT_LENGTH:
-                position += 2
-                continue
-            if marker in (_START_OF_IMAGE, _END_OF_IMAGE):
-                raise JpegHeaderError(f"the JPEG has the marker FF {marker:02X} in its header, at byte {position:,}")
-            raise JpegHeaderError(f"the JPEG has the unknown marker FF {marker:02X} at byte {position:,}")
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        # The usual case without a call: a segment follows the one before it at once.
+        if position + 4 > size or data[position] != 0xFF or data[position + 1] not in _WITH_LENGTH:
+            position = _find_segment(data, position)
+        marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
         end = position + 2 + length
-        if position + 4 > size or end > size:
-            raise JpegHeaderError(
-                f"the JPEG ends after {size:,} bytes, inside the segment FF {marker:02X} at byte {position:,}"
-            )
+        if end > size:
+            raise JpegHeaderError(_ends_inside(size, marker, position))
         if length < 2:
             raise JpegHeaderError(f"the segment FF {marker:02X} at byte {position:,} of the JPEG has {length} bytes")
         segments.append(segment := Segment(marker, position, end))
@@ -153,6 +141,35 @@ def _read_segments(data: bytes) -> tuple[list[Segment], list[Segment]]:
         elif marker == _START_OF_SCAN:
             return segments, frames
         position = end
+
+
+def _find_segment(data: bytes, position: int) -> int:
+    """Find the next segment behind bytes that belong to none, and fill bytes; return the position of its marker.
+
+    Raises:
+        JpegHeaderError: there is none, or one of no known kind.
+    """
+    size = len(data)
+    while True:
+        position = data.find(b"\xff", position)
+        while 0 <= position < size - 1 and data[position + 1] == 0xFF:
+            position += 1
+        if not 0 <= position < size - 1:
+            raise JpegHeaderError(f"the JPEG ends after {size:,} bytes, in its header")
+        marker = data[position + 1]
+        if marker in _WITH_LENGTH:
+            if position + 4 > size:
+                raise JpegHeaderError(_ends_inside(size, marker, position))
+            return position
+        if marker in (_START_OF_IMAGE, _END_OF_IMAGE):
+            raise JpegHeaderError(f"the JPEG has the marker FF {marker:02X} in its header, at byte {position:,}")
+        if marker != 0 and marker not in _WITHOUT_LENGTH:
+            raise JpegHeaderError(f"the JPEG has the unknown marker FF {marker:02X} at byte {position:,}")
+        position += 2
+
+
+def _ends_inside(size: int, marker: int, position: int) -> str:
+    return f"the JPEG ends after {size:,} bytes, inside the segment FF {marker:02X} at byte {position:,}"
 
 
 def _read_frame(content: bytes, start: int) -> tuple[int, int, int, tuple[tuple[int, int], ...]]:

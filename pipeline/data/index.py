@@ -181,7 +181,7 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
     except OSError as error:
         if not folder.is_dir():
             raise CacheFolderError(
-                f"the index of {location} could not be written to {folder.parent} ({error.strerror}); "
+                f"the index of {location} could not be written to {folder.parent} ({error.strerror or error}); "
                 "make room or choose another folder with --train.data.cache-dir"
             ) from error
 

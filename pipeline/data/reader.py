@@ -1,5 +1,6 @@
 """Read samples by offset, check them, and turn them into pixels. No torch: loader workers run this module."""
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pipeline.data.index import SampleIndex
 
 _OPEN_SHARDS = 64
 """Greatest number of shards that a reader keeps open."""
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class LoaderError(PipelineError, RuntimeError):
@@ -204,15 +206,27 @@ class SampleReader:
             os.posix_fadvise(descriptor, place.offset, place.size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, shard: int) -> int:
-        """Return an open descriptor of a shard; with `_OPEN_SHARDS` open, close the least recently used one."""
+        """Return an open descriptor of a shard.
+
+        With `_OPEN_SHARDS` open, or if this process may open no more files, close the least recently used one.
+        """
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        descriptor = self._open_shard(self._index.shard_names[shard])
         if len(self._open) >= _OPEN_SHARDS:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = descriptor
-        return descriptor
+            self._close_one()
+        while True:
+            try:
+                self._open[shard] = self._open_shard(self._index.shard_names[shard])
+                return self._open[shard]
+            except OSError as error:
+                if error.errno not in _TOO_MANY_FILES or not self._open:
+                    raise
+                self._close_one()
+
+    def _close_one(self) -> None:
+        """Close the least recently used shard."""
+        os.close(self._open.popitem(last=False)[1])
 
     def _open_shard(self, name: str) -> int:
         """Open a shard by its file name; a remote one through the node's cache."""
@@ -222,6 +236,8 @@ class SampleReader:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in _TOO_MANY_FILES:
+                raise  # no fault of the shard
             raise DamagedSampleError(f"shard {path} cannot be opened: {error.strerror}") from error
 
     def _describe(self, row: int) -> str:

@@ -1,6 +1,9 @@
 """The loader reads each sample once, with the same pixels for any number of workers and ranks."""
 
+import contextlib
 import hashlib
+import os
+import resource
 
 import pytest
 import torch
@@ -80,6 +83,25 @@ def test_a_cache_folder_that_cannot_be_made_is_named(shards, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/cache cannot be made .*--train.data.cache-dir"):
         read(config(shards, tmp_path / "file/cache"))
+
+
+def test_a_low_limit_of_open_files_damages_no_sample(shards, cache):
+    """Fewer files may be open than there are shards: the samples are read all the same, and none is called damaged."""
+    settings = config(shards, cache, data={"on_damage": "replace"})
+    expected = read(settings)
+    limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(4):
+            os.close(taken.pop())
+        assert read(settings) == expected
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 def test_device_transforms_depend_only_on_sample_and_step(shards, cache):
