@@ -11,7 +11,14 @@ from transxnet.config import VARIANTS, TransXNetConfig, config_for
 if TYPE_CHECKING:
     from transxnet import dense
     from transxnet.model import TransXNet, build, leaf_modules, transxnet_b, transxnet_n, transxnet_s, transxnet_t
-    from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
+    from transxnet.pretrained import (
+        config_of_weights,
+        find_weights,
+        fit_weights,
+        load_weights,
+        open_weights,
+        read_weights,
+    )
     from transxnet.upstream import from_upstream, to_upstream
 
 __all__ = [
@@ -23,9 +30,11 @@ __all__ = [
     "config_of_weights",
     "dense",
     "find_weights",
+    "fit_weights",
     "from_upstream",
     "leaf_modules",
     "load_weights",
+    "open_weights",
     "read_weights",
     "to_upstream",
     "transxnet_b",
@@ -36,7 +45,10 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("from_upstream", "to_upstream"), "transxnet.upstream"),
-    **dict.fromkeys(("config_of_weights", "find_weights", "load_weights", "read_weights"), "transxnet.pretrained"),
+    **dict.fromkeys(
+        ("config_of_weights", "find_weights", "fit_weights", "load_weights", "open_weights", "read_weights"),
+        "transxnet.pretrained",
+    ),
 }
 
 

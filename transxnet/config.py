@@ -32,7 +32,8 @@ class TransXNetConfig:
         image_size: side in pixels that the position bias tables are made for. For other inputs the tables are
             interpolated.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first.
-        out_norms: whether `forward_features` normalises each stage map, as upstream's backbone of dense networks does.
+        out_norms: whether `forward_features` normalises the stage maps, as upstream's backbone of dense networks does:
+            all, none, or those of these stages.
         backend: `reference` (plain PyTorch), `triton` (this package's kernels), or `auto`: triton on a CUDA device that
             supports it, otherwise reference.
 
@@ -51,7 +52,7 @@ class TransXNetConfig:
     num_classes: int = 1000
     image_size: int = 224
     drop_path_rate: float = 0.0
-    out_norms: bool = False
+    out_norms: bool | tuple[int, ...] = False
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class TransXNetConfig:
             raise ValueError(f"image_size is {self.image_size}, needs a positive number of pixels")
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}, needs 0 <= rate < 1")
+        if not set(self.norm_stages()) <= set(range(STAGES)):
+            raise ValueError(f"out_norms is {self.out_norms}, needs True, False or stages from 0 to {STAGES - 1}")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend is {self.backend!r}, choose one of {', '.join(BACKENDS)}")
 
@@ -83,6 +86,12 @@ class TransXNetConfig:
             grids.append((side, -(-side // ratio)))
             side = -(-side // 2)
         return grids
+
+    def norm_stages(self) -> tuple[int, ...]:
+        """Return the stages whose maps `forward_features` normalises."""
+        if isinstance(self.out_norms, bool):
+            return tuple(range(STAGES)) if self.out_norms else ()
+        return tuple(self.out_norms)
 
     def drop_paths(self) -> list[list[float]]:
         """Return the drop rate of each block by stage: linear from 0 at the first block to `drop_path_rate`."""

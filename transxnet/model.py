@@ -1,5 +1,6 @@
 """TransXNet as a whole: stem, four stages, classifier; and the builders of its named variants."""
 
+import logging
 import os
 from typing import Any
 
@@ -8,8 +9,8 @@ from torch.nn import functional as F
 
 from transxnet.backbone import Backbone, initialise
 from transxnet.block import Block
-from transxnet.config import STAGES, VARIANTS, Backend, TransXNetConfig, config_for
-from transxnet.pretrained import config_of_weights, find_weights, load_weights, read_weights
+from transxnet.config import VARIANTS, Backend, TransXNetConfig, config_for
+from transxnet.pretrained import config_of_weights, find_weights, load_weights, open_weights
 
 __all__ = [
     "Classifier",
@@ -49,7 +50,7 @@ class TransXNet(Backbone):
     """
 
     def __init__(self, config: TransXNetConfig) -> None:
-        super().__init__(config, norm_stages=range(STAGES) if config.out_norms else ())
+        super().__init__(config, norm_stages=config.norm_stages())
         self.classifier = Classifier(config.dims[-1], config.num_classes)
         self.apply(initialise)
 
@@ -80,6 +81,8 @@ def build(name: str, **settings: Any) -> TransXNet:
     return TransXNet(config_for(name, **settings))
 
 
+logger = logging.getLogger("transxnet")
+
 WeightsSource = str | os.PathLike[str]
 
 
@@ -97,12 +100,13 @@ def transxnet_n(
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
     out_norms: bool = False,
+    entry: str | None = None,
 ) -> TransXNet:
     """Build nano, this package's own variant: 1 M parameters, for images of 32 to 64 px, tests and the demo.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
+    return _variant("transxnet_n", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms, entry)
 
 
 def transxnet_t(
@@ -112,6 +116,7 @@ def transxnet_t(
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
     out_norms: bool = False,
+    entry: str | None = None,
 ) -> TransXNet:
     """Build tiny: 12.8 M parameters, 1.8 GMAC at 224 px, 81.6 % top-1 reported on ImageNet-1K.
 
@@ -120,15 +125,17 @@ def transxnet_t(
         drop_path_rate: stochastic depth rate of the last block.
         image_size: side in pixels that the position bias tables are made for; pretrained tables are resized to it.
         backend: `auto`, `reference` or `triton`.
-        pretrained: a run directory, a `models:/` URI or a file of weights. Classes and image size default to those of
-            the weights.
-        out_norms: whether `forward_features` normalises each stage map, as upstream's dense networks do.
+        pretrained: a run directory, a `models:/` URI or a file that `open_weights` reads. Classes and image size
+            default to those of the weights. The logger `transxnet` says what was taken and what was left out.
+        out_norms: whether `forward_features` normalises the stage maps, as upstream's dense networks do; with the
+            weights of such a network, those maps that it normalises.
+        entry: the entry of the file to take, such as `state_dict`; by default averaged weights if there are some.
 
     Raises:
         ValueError: `pretrained` holds no weights of this variant, or a value does not fit.
         ImportError: `pretrained` is a `models:/` URI and MLflow is not installed.
     """
-    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
+    return _variant("transxnet_t", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms, entry)
 
 
 def transxnet_s(
@@ -138,12 +145,13 @@ def transxnet_s(
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
     out_norms: bool = False,
+    entry: str | None = None,
 ) -> TransXNet:
     """Build small: 26.9 M parameters, 4.5 GMAC at 224 px, 83.8 % top-1 reported on ImageNet-1K.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
+    return _variant("transxnet_s", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms, entry)
 
 
 def transxnet_b(
@@ -153,12 +161,13 @@ def transxnet_b(
     backend: Backend = "auto",
     pretrained: WeightsSource | None = None,
     out_norms: bool = False,
+    entry: str | None = None,
 ) -> TransXNet:
     """Build base: 48.0 M parameters, 8.3 GMAC at 224 px, 84.6 % top-1 reported on ImageNet-1K.
 
     Arguments are those of `transxnet_t`.
     """
-    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms)
+    return _variant("transxnet_b", num_classes, drop_path_rate, image_size, backend, pretrained, out_norms, entry)
 
 
 def _variant(
@@ -169,6 +178,7 @@ def _variant(
     backend: Backend,
     pretrained: WeightsSource | None,
     out_norms: bool,
+    entry: str | None,
 ) -> TransXNet:
     """Build a variant, with the weights of `pretrained` if given.
 
@@ -179,15 +189,22 @@ def _variant(
     settings: dict[str, Any] = {"drop_path_rate": drop_path_rate, "backend": backend, "out_norms": out_norms}
     if pretrained is None:
         return build(name, num_classes=int(num_classes), image_size=int(image_size), **settings)
-    state = read_weights(find_weights(pretrained))
-    config = config_of_weights(state)
+    path = find_weights(pretrained)
+    weights = open_weights(path, entry)
+    config = config_of_weights(weights.state)
     if config.name != name:
         raise ValueError(f"{pretrained} holds {config.name}, not {name}")
+    if out_norms:
+        settings["out_norms"] = config.out_norms or True
     model = build(
         name,
         num_classes=config.num_classes if isinstance(num_classes, _Default) else num_classes,
         image_size=config.image_size if isinstance(image_size, _Default) else image_size,
         **settings,
     )
-    load_weights(model, state)
+    try:
+        notes = load_weights(model, weights.state)
+    except ValueError as error:
+        raise ValueError(f"{pretrained} cannot be used: {error}") from error
+    logger.info("; ".join([f"weights of {path}", *weights.describe(), *notes]))
     return model

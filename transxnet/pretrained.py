@@ -6,22 +6,19 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transxnet.config import VARIANTS, TransXNetConfig, config_for
-from transxnet.upstream import from_upstream
+from transxnet.config import STAGES, VARIANTS, TransXNetConfig, config_for
+from transxnet.weights_entries import Weights, choose_weights
+from transxnet.weights_file import WeightsError, check_suffix, read_content
 
-__all__ = ["config_of_weights", "find_weights", "load_weights", "read_weights"]
+__all__ = ["config_of_weights", "find_weights", "fit_weights", "load_weights", "open_weights", "read_weights"]
 
 REGISTRY = "models:/"
 EXPORTED = Path("export") / "model.safetensors"
 """Path of a training's final weights below its run directory."""
-SAFETENSORS, PICKLED = ".safetensors", (".pth", ".pt")
-WRAPPERS = ("state_dict_ema", "state_dict", "model")
-"""Keys under which published files store the weights; averaged weights take precedence."""
-HEAD = "classifier.linear."
+CLASSIFIER, HEAD, NORMS = "classifier.", "classifier.linear.", "out_norms."
 TABLE = ".position_bias.table"
 
 
@@ -30,7 +27,7 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
 
     Args:
         source: a `models:/` URI (fetched by MLflow from the registry set by `MLFLOW_TRACKING_URI` or
-            `mlflow.set_tracking_uri`), a run directory, or a `.safetensors`, `.pth` or `.pt` file.
+            `mlflow.set_tracking_uri`), a run directory, or a file that `open_weights` reads.
 
     Raises:
         ValueError: there are no such weights.
@@ -41,11 +38,11 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.is_dir():
         path = path / EXPORTED
+        if not path.is_file():
+            raise ValueError(f"{source} holds no weights: {path} does not exist; a training writes it when it ends")
     if not path.is_file():
         raise ValueError(f"{source} holds no weights: {path} does not exist")
-    # The names of the authors' files end in .pth.tar.
-    if not {SAFETENSORS, *PICKLED} & set(path.suffixes):
-        raise ValueError(f"{path} is not a file of weights: expected one of {', '.join((SAFETENSORS, *PICKLED))}")
+    check_suffix(path)
     return path
 
 
@@ -62,35 +59,43 @@ def _fetch(uri: str) -> Path:
         raise ValueError(
             f"{uri} could not be fetched ({error}); check that MLFLOW_TRACKING_URI names the registry's server"
         ) from error
-    found = sorted(folder.rglob(f"*{SAFETENSORS}"))
+    found = sorted(folder.rglob("*.safetensors"))
     if len(found) != 1:
-        raise ValueError(f"{uri} holds {len(found)} {SAFETENSORS} files, expected exactly one")
+        raise ValueError(f"{uri} holds {len(found)} .safetensors files, expected exactly one")
     return found[0]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file with the published names, and return a CPU state dict with this package's names.
+def open_weights(path: Path, entry: str | None = None) -> Weights:
+    """Read the weights of a network from a file: their state dict, the entry it was, and what was left out.
+
+    It reads safetensors and torch files (`.pth`, `.pth.tar`, `.pt`, `.bin`, `.ckpt`), under upstream's names or this
+    package's, below any prefix, with or without a classifier, and the backbone of upstream's dense networks. Nothing in
+    the file is executed.
+
+    Args:
+        path: the file.
+        entry: the entry to take of a file with several, such as `state_dict` or `state_dict_ema`; by default averaged
+            weights if there are some.
 
     Raises:
-        ValueError: the file holds anything else.
+        WeightsError: the file is not whole, holds anything else, or would have to be executed; the message is one line.
     """
+    content = read_content(path)
     try:
-        if path.suffix == SAFETENSORS:
-            from safetensors.torch import load_file
+        return choose_weights(content, entry)
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be used: {error}") from error
 
-            return from_upstream(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), dict):
-                content = content[wrapper]
-        return from_upstream({k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)})
-    except Exception as error:  # a damaged file may raise any exception in its reader
-        reason = " ".join(str(error).split())[:300] or f"its reader ended with {type(error).__name__}"
-        raise ValueError(f"{path} holds no weights that can be read safely: {reason}") from error
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict of `open_weights`, under this package's names, on the CPU."""
+    return open_weights(path).state
 
 
 def config_of_weights(state: Mapping[str, Tensor]) -> TransXNetConfig:
-    """Return the configuration (variant, classes, image size) of a state dict with this package's names.
+    """Return the configuration (variant, classes, image size, norms) of a state dict with this package's names.
+
+    Without a classifier the number of classes is the default one.
 
     Raises:
         ValueError: no variant has such a first stage.
@@ -102,27 +107,40 @@ def config_of_weights(state: Mapping[str, Tensor]) -> TransXNetConfig:
     queries = state[f"stages.0{TABLE}"].shape[-2]
     head = state.get(f"{HEAD}weight")
     classes = {} if head is None else {"num_classes": head.shape[0]}
-    return config_for(name, image_size=4 * math.isqrt(queries), **classes)
+    norms = tuple(stage for stage in range(STAGES) if f"{NORMS}{stage}.weight" in state)
+    return config_for(name, image_size=4 * math.isqrt(queries), out_norms=norms, **classes)
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Load a state dict into a model of the same variant, and return a line for each tensor not loaded as is.
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a state dict with the model's keys and shapes, and a line for each tensor that is not as in `state`.
 
-    A classifier for another number of classes keeps its initial weights, as in timm. Position bias tables of another
-    image size are resized bicubically, as the network does for other inputs.
+    A classifier that the weights do not have, or have for another number of classes, keeps its initial weights, as in
+    timm; so do norms of the stage maps that they do not have. Norms that the model does not have are left out. Position
+    bias tables of another image size are resized bicubically, as the network does for other inputs.
 
     Args:
-        model: a `TransXNet`.
-        state: the state dict under this package's names; it is not changed.
+        model: a `TransXNet`; it may be on the meta device, and is not changed.
+        state: a state dict under this package's names; it is not changed.
 
     Raises:
         ValueError: the weights are of another variant.
     """
     own, loaded, notes = model.state_dict(), dict(state), []
+    wanted, found = getattr(model, "config", None), config_of_weights(state).name
+    if isinstance(wanted, TransXNetConfig) and found != wanted.name:
+        raise ValueError(f"these are weights of {found}, and the model is {wanted.name}")
+    for part, title in ((CLASSIFIER, "classifier"), (NORMS, "norms of the stage maps")):
+        absent = [name for name in own if name.startswith(part) and name not in loaded]
+        left_out = [name for name in loaded if name.startswith(part) and name not in own]
+        loaded.update({name: own[name] for name in absent})
+        for name in left_out:
+            del loaded[name]
+        notes += [f"{title} initialised afresh (not in the weights)"] * bool(absent)
+        notes += [f"{title} left out (not in the model)"] * bool(left_out)
     different = sorted(own.keys() ^ loaded.keys())
     if different:
-        raise ValueError(f"the weights are of another variant (first difference: {different[0]})")
-    for name, value in state.items():
+        raise ValueError(f"the weights are incomplete or of another variant (first difference: {different[0]})")
+    for name, value in loaded.items():
         shape = own[name].shape
         if value.shape == shape:
             continue
@@ -136,5 +154,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
             notes.append(f"{name} resized from {list(value.shape[-2:])} to {list(shape[-2:])}")
         else:
             raise ValueError(f"the weights are of another variant: {name} is {list(value.shape)}, not {list(shape)}")
-    model.load_state_dict(loaded)
+    return loaded, notes
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Load a state dict into a model of the same variant, and return a line for each tensor not loaded as is.
+
+    Arguments and errors are those of `fit_weights`; after an error the model is as it was.
+    """
+    fitted, notes = fit_weights(model, state)
+    model.load_state_dict(fitted)
     return notes

@@ -194,7 +194,9 @@ class TrainConfig:
     audit_samples: bool = False
     """Write which rank read which sample to `RUN_DIR/audit/`."""
     initialise_from: str | None = None
-    """Weights to start a new run from: a run directory, a `models:/` URI, a .safetensors or published .pth file."""
+    """Weights to start a new run from: a run directory, a `models:/` URI, or a .safetensors, .pth or .ckpt file."""
+    initialise_entry: str | None = None
+    """Entry of that file to take, such as state_dict; None: averaged weights if there are some, else the first."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

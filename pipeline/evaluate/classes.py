@@ -1,6 +1,7 @@
 """Matches the labels of a split with the outputs of a model, by WordNet id or by number."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import ConfigError
@@ -26,7 +27,8 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
     """Match the classes of a split with those of a model.
 
     Classes are matched by WordNet id. Where the split's class names are numbers, as ImageNet-V2's are, they number the
-    model's classes. Weights without class names must have as many classes as the split, in the same order.
+    model's classes. Weights without class names are of ImageNet's classes if they have 1000 and the split has some of
+    ImageNet's; else they must have as many classes as the split, in the same order.
 
     Args:
         card: the model's card.
@@ -36,16 +38,17 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
     Raises:
         ConfigError: the split has classes that the model does not know.
     """
-    model_ids = [wnid for wnid, _ in card.classes]
     split_ids = [entry.wnid for entry in manifest.classes]
-    if not any(model_ids):
-        if len(model_ids) != len(split_ids):
+    classes = card.classes if any(wnid for wnid, _ in card.classes) else _imagenet_names(card, split_ids)
+    model_ids = [wnid for wnid, _ in classes]
+    if not model_ids:
+        if card.num_classes != len(split_ids):
             raise ConfigError(
-                f"the weights have {len(model_ids)} classes without names and {manifest.stem} has {len(split_ids)}: "
+                f"the weights have {card.num_classes} classes without names and {manifest.stem} has {len(split_ids)}: "
                 "they cannot be matched; give a model with its model.json"
             )
         names = [(entry.wnid, entry.name) for entry in manifest.classes]
-        return ClassMap(list(range(len(model_ids))), list(range(len(model_ids))), names)
+        return ClassMap(list(range(card.num_classes)), list(range(card.num_classes)), names)
     are_numbers = all(name.isdecimal() and int(name) < len(model_ids) for name in split_ids)
     if are_numbers and not set(model_ids) & set(split_ids):
         split_ids = [model_ids[int(name)] for name in split_ids]
@@ -59,4 +62,21 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
     outputs = sorted(output_of[wnid] for wnid in split_ids) if subset else list(range(len(model_ids)))
     position_of = {output: position for position, output in enumerate(outputs)}
     labels = [position_of[output_of[wnid]] for wnid in split_ids]
-    return ClassMap(outputs, labels, [card.classes[output] for output in outputs])
+    return ClassMap(outputs, labels, [classes[output] for output in outputs])
+
+
+def _imagenet_names(card: ModelCard, split_ids: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return (WordNet id, name) of ImageNet's classes, if weights without class names are of them; else nothing."""
+    if card.num_classes != len(imagenet_classes()):
+        return ()
+    are_numbers = all(name.isdecimal() for name in split_ids)
+    return imagenet_classes() if are_numbers or {wnid for wnid, _ in imagenet_classes()} & set(split_ids) else ()
+
+
+@cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """Return (WordNet id, name) of ImageNet-1K's 1000 classes, in the order of the labels."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(zip(info.label_names(), info.label_descriptions(), strict=True))

@@ -23,6 +23,7 @@ def format_summary(report: "Report", matched: "ClassMap", model: "LoadedModel", 
     among = "" if len(matched.outputs) == model.card.num_classes else f" among {len(matched.outputs)} classes"
     lines = [
         f"{model.card.name} on {manifest.stem}, {report.samples:,} images{among}",
+        *([f"  weights            {model.origin}"] if model.origin else []),
         f"  top-1              {100 * report.top1:.2f} %",
         f"  top-5              {100 * report.top5:.2f} %",
         f"  per class          {100 * report.mean_class_accuracy:.2f} % on average",
@@ -59,6 +60,7 @@ def main(
     split: str = "validation",
     data_name: str | None = None,
     name: str | None = None,
+    entry: str | None = None,
     subset: bool = False,
     precision: Literal["fp32", "bf16"] = "fp32",
     workers: int = 2,
@@ -68,11 +70,12 @@ def main(
     """Measure top-1, top-5, per-class accuracy, confusion, calibration and throughput.
 
     Args:
-        model: A run directory, a models:/ URI, a .safetensors file, or a published .pth file.
+        model: A run directory, a models:/ URI, or a file of weights (.safetensors, .pth, .pt, .bin, .ckpt).
         shards: Folder or URI with the split's manifest.
         split: Split to evaluate on.
         data_name: Which data set, where the folder holds several (sharding.build --name).
         name: Name of the data in MLflow, such as imagenet-v2; by default the name in its manifest.
+        entry: Entry of the file to take, such as state_dict; by default averaged weights if there are some.
         subset: Let only the split's own classes compete, as ImageNet-A and -R are scored.
         precision: Arithmetic of the forward.
         workers: Loader processes.
@@ -86,7 +89,7 @@ def main(
     from pipeline.evaluate.measure import evaluate
     from pipeline.weights.load import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, entry)
     report, matched, manifest = evaluate(
         loaded, shards, split, data_name=data_name, subset=subset, precision=precision, workers=workers
     )

@@ -146,27 +146,43 @@ def check_container_sees(data: DataConfig, run_dir: Path) -> None:
 
 
 def check_weights(config: TrainConfig) -> None:
-    """Check that the weights exist that a new run starts from, without reading them.
+    """Check the weights that a new run starts from: that they exist, can be read and are of the network it trains.
 
     Raises:
         NotHereError: the file or folder does not exist.
-        LaunchError: the registry does not know the version.
+        LaunchError: the registry does not know the version, or it is of another network.
+        ConfigError: the file cannot be read, or is of another network.
     """
-    from pipeline.tracking.client import TrackingError, check_model_uri
-
     source = config.initialise_from
     if source is None:
+        if config.initialise_entry is not None:
+            raise LaunchError("--train.initialise-entry is an entry of --train.initialise-from, which is not given")
         return
     if source.startswith("models:/"):
-        try:
-            check_model_uri(source)
-        except TrackingError as error:
-            raise LaunchError(f"--train.initialise-from {source}: {error}") from error
+        _check_registered(source, config.model.name)
     elif not Path(source).exists():
         raise NotHereError(
-            f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, "
-            "a .safetensors or a published .pth file"
+            f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, or a file "
+            "(.safetensors, .pth, .pt, .bin, .ckpt)"
         )
+    else:
+        from pipeline.weights.load import check_initial
+
+        check_initial(config.model, source, config.initialise_entry)
+
+
+def _check_registered(uri: str, model_name: str) -> None:
+    """Check that the registry has a model version, and that it is of the network that is trained."""
+    from pipeline.tracking.client import TrackingError, fetch_model_file
+    from pipeline.weights.card import CARD_NAME, ModelCardError, load_model_card
+
+    try:
+        file = fetch_model_file(uri, f"artifacts/{CARD_NAME}")
+        card = load_model_card(file.parent) if file is not None else None
+    except (TrackingError, ModelCardError) as error:
+        raise LaunchError(f"--train.initialise-from {uri}: {error}") from error
+    if card is not None and card.name != model_name:
+        raise LaunchError(f"--train.initialise-from {uri}: weights of {card.name}, and this run trains {model_name}")
 
 
 def check_shards(config: TrainConfig) -> Dataset:

@@ -228,6 +228,26 @@ def describe_failure(error: Exception, refusal: str = "") -> str:
     return f"{mask_secrets(refusal)}: {one_line(error)}" if refusal else one_line(error)
 
 
+def fetch_model_file(uri: str, path: str) -> Path | None:
+    """Return a local copy of one file of a registered model; None if the model has no such file.
+
+    Args:
+        uri: `models:/` URI of the version.
+        path: of the file within the model.
+
+    Raises:
+        TrackingError: as `check_model_uri`.
+    """
+    check_model_uri(uri)
+    with mlflow_session(resolve_tracking_uri(Path.cwd()), timeout_s=20, retries=1):
+        from mlflow.artifacts import download_artifacts
+
+        try:
+            return Path(download_artifacts(f"{uri}/{path}"))
+        except Exception:  # MLflow raises many types where a file does not exist
+            return None
+
+
 def check_model_uri(uri: str) -> None:
     """Check that the registry has the model version of a `models:/` URI.
 

@@ -80,7 +80,7 @@ class Training:
         # What one rank sees of a shared file system another may not see yet: rank 0 decides.
         is_new = bool(broadcast_from_main(not store.steps()))
         if config.initialise_from is not None and is_new:
-            recorder.log(initialise_on_all_ranks(model, config.initialise_from, world))
+            recorder.log(initialise_on_all_ranks(model, config, world))
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)

@@ -35,12 +35,12 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
             raise TrainingError(f"--train.model: {error}") from error
 
 
-def initialise_on_all_ranks(model: nn.Module, source: str, world: World) -> str:
+def initialise_on_all_ranks(model: nn.Module, config: TrainConfig, world: World) -> str:
     """Rank 0 reads the weights that a new run starts from, and broadcasts them. Collective.
 
     Args:
         model: the network, on the CPU; its weights are replaced.
-        source: of the weights, as `--train.initialise-from` takes it.
+        config: of the training, whose `initialise_from` names the weights.
         world: this process among the ranks.
 
     Returns:
@@ -49,10 +49,11 @@ def initialise_on_all_ranks(model: nn.Module, source: str, world: World) -> str:
     Raises:
         TrainingError: on every rank, with rank 0's reason why there are no such weights.
     """
+    assert config.initialise_from is not None
     loaded, problem = "", None
     if world.is_main:
         try:
-            loaded = initialise(model, source)
+            loaded = initialise(model, config.initialise_from, config.initialise_entry)
         except ConfigError as error:
             problem = str(error)
     problem = broadcast_from_main(problem)

@@ -10,15 +10,16 @@ from pipeline.common.lazy import lazy_attributes
 if TYPE_CHECKING:
     from pipeline.weights.card import ModelCard
     from pipeline.weights.export import export_weights
-    from pipeline.weights.load import LoadedModel, initialise, load_model
+    from pipeline.weights.load import LoadedModel, check_initial, initialise, load_model
 
-__all__ = ["LoadedModel", "ModelCard", "export_weights", "initialise", "load_model"]
+__all__ = ["LoadedModel", "ModelCard", "check_initial", "export_weights", "initialise", "load_model"]
 
 __getattr__ = lazy_attributes(
     __name__,
     {
         "LoadedModel": "load",
         "ModelCard": "card",
+        "check_initial": "load",
         "export_weights": "export",
         "initialise": "load",
         "load_model": "load",

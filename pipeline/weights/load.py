@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
-from pipeline.config.schema import AugmentConfig, ConfigError
+from pipeline.config.schema import AugmentConfig, ConfigError, ModelConfig
 from pipeline.tracking.client import TrackingError, mlflow_session, resolve_tracking_uri
 from pipeline.tracking.state import load_state, tracking_uri_of
 from pipeline.weights.card import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from transxnet import TransXNetConfig
+    from transxnet.weights_entries import Weights
 
 
 PUBLISHED_CROP = {"transxnet_b": 0.95}
@@ -41,14 +42,17 @@ class LoadedModel:
     card: ModelCard
     tracking_uri: str
     """MLflow server of the run that it comes from."""
+    origin: str = ""
+    """Which entry of the file was taken, and what was left out, in words; empty if the file holds nothing else."""
 
 
-def load_model(source: str) -> LoadedModel:
+def load_model(source: str, entry: str | None = None) -> LoadedModel:
     """Load weights into a network; no code that comes with them is executed.
 
     Args:
-        source: a run directory, a `models:/` URI, a `.safetensors` file under the published names (with or without
-            `model.json` beside it), or a published `.pth` file.
+        source: a run directory, a `models:/` URI, or a file that `transxnet.open_weights` reads, with or without
+            `model.json` beside it.
+        entry: the entry of the file to take; by default averaged weights if there are some.
 
     Raises:
         ModelCardError: `source` does not exist or is none of these.
@@ -63,34 +67,45 @@ def load_model(source: str) -> LoadedModel:
                 weights = transxnet.find_weights(source)
         except ValueError as error:
             raise TrackingError(f"{mask_secrets(server)}: {one_line(error)}") from error
-        return _build(weights, load_model_card(weights.parent), server)
+        return _build(weights, load_model_card(weights.parent), server, entry)
     path = Path(source)
     if path.is_dir():
         card = load_model_card(path / EXPORT_FOLDER)
         state = load_state(path)
         run_id = card.mlflow_run_id or (state.run_id if state else None)
         card = dataclasses.replace(card, mlflow_run_id=run_id)
-        return _build(path / EXPORT_FOLDER / WEIGHTS_NAME, card, tracking_uri_of(path) if run_id else server)
+        return _build(path / EXPORT_FOLDER / WEIGHTS_NAME, card, tracking_uri_of(path) if run_id else server, entry)
     if path.is_file():
         card = load_model_card(path.parent) if (path.parent / CARD_NAME).is_file() else None
-        return _build(path, card, server)
+        return _build(path, card, server, entry)
     raise ModelCardError(f"{mask_secrets(source)} is no run directory, models:/ URI or file of weights")
 
 
-def _build(weights: Path, card: ModelCard | None, tracking_uri: str) -> LoadedModel:
+def _build(path: Path, card: ModelCard | None, tracking_uri: str, entry: str | None) -> LoadedModel:
     """Build the network of a weights file; without a card the weights' shapes say which."""
     import transxnet
 
     try:
-        state = transxnet.read_weights(weights)
-        card = card or guess_card(transxnet.config_of_weights(state))
+        weights = transxnet.open_weights(path, entry)
+        config = transxnet.config_of_weights(weights.state)
+        if "classifier.linear.weight" not in weights.state:
+            raise ValueError(
+                f"{path} cannot be used: it holds {config.name} without a classifier, which gives no logits"
+            )
+        if card is not None and (card.name, card.num_classes) != (config.name, config.num_classes):
+            raise ValueError(
+                f"{path} cannot be used: it holds {config.name} of {config.num_classes} classes, and {CARD_NAME} "
+                f"beside it describes {card.name} of {card.num_classes}"
+            )
+        card = card or guess_card(config)
         network = transxnet.build(
             card.name, num_classes=card.num_classes, image_size=card.image_size, drop_path_rate=0.0
         )
-        network.load_state_dict(state)
-    except (ValueError, RuntimeError) as error:
-        raise ModelCardError(f"{weights} cannot be used: {one_line(error)}") from error
-    return LoadedModel(network.eval(), card, tracking_uri)
+        notes = transxnet.load_weights(network, weights.state)
+    except ValueError as error:
+        where = "" if str(path) in str(error) else f"{path} cannot be used: "
+        raise ModelCardError(f"{where}{mask_secrets(str(error))}") from error
+    return LoadedModel(network.eval(), card, tracking_uri, "; ".join([*weights.describe(), *notes]))
 
 
 def guess_card(config: "TransXNetConfig") -> ModelCard:
@@ -109,15 +124,62 @@ def guess_card(config: "TransXNetConfig") -> ModelCard:
     )
 
 
-def initialise(model: nn.Module, source: str) -> str:
+def initialise(model: nn.Module, source: str, entry: str | None = None) -> str:
     """Load weights into a new model; return a line on which weights were loaded and which were not.
 
     Args:
         model: a TransXNet.
         source: a source that `transxnet.find_weights` accepts.
+        entry: the entry of the file to take; by default averaged weights if there are some.
 
     Raises:
         ConfigError: the weights do not exist, or belong to another network.
+    """
+    import transxnet
+
+    path, weights = _open(source, entry)
+    try:
+        notes = transxnet.load_weights(model, weights.state)
+    except ValueError as error:
+        raise _refusal(source, f"{path} cannot be used: {error}") from error
+    return "; ".join([f"weights of {path}", *weights.describe(), *notes])
+
+
+def check_initial(config: ModelConfig, source: str, entry: str | None = None) -> str:
+    """Check at the launch that a new run can start from weights; return the line that `initialise` will log.
+
+    Args:
+        config: the network that is trained.
+        source: a run directory or a file.
+        entry: the entry of the file to take; by default averaged weights if there are some.
+
+    Raises:
+        ConfigError: the weights do not exist, cannot be read, or belong to another network.
+    """
+    import torch
+
+    import transxnet
+
+    path, weights = _open(source, entry)
+    try:
+        found = transxnet.config_of_weights(weights.state)
+        if found.name != config.name:
+            raise _refusal(source, f"weights of {found.name}, and this run trains {config.name}")
+        with torch.device("meta"):
+            network = transxnet.build(config.name, num_classes=found.num_classes, image_size=config.image_size)
+        _, notes = transxnet.fit_weights(network, weights.state)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise _refusal(source, f"{path} cannot be used: {error}") from error
+    return "; ".join([f"weights of {path}", *weights.describe(), *notes])
+
+
+def _open(source: str, entry: str | None) -> "tuple[Path, Weights]":
+    """Return the file that `--train.initialise-from` names, and its weights.
+
+    Raises:
+        ConfigError: they do not exist or cannot be read.
     """
     import transxnet
 
@@ -125,7 +187,10 @@ def initialise(model: nn.Module, source: str) -> str:
     try:
         with mlflow_session(uri) if source.startswith("models:/") else contextlib.nullcontext():
             path = transxnet.find_weights(source)
-        notes = transxnet.load_weights(model, transxnet.read_weights(path))
+        return path, transxnet.open_weights(path, entry)
     except (ValueError, TrackingError) as error:
-        raise ConfigError(f"--train.initialise-from {mask_secrets(source)}: {mask_secrets(str(error))}") from error
-    return "; ".join([f"weights from {path}", *notes])
+        raise _refusal(source, str(error)) from error
+
+
+def _refusal(source: str, reason: str) -> ConfigError:
+    return ConfigError(f"--train.initialise-from {mask_secrets(source)}: {mask_secrets(reason)}")

@@ -1,7 +1,7 @@
 """Trained weights from files and runs: loaded as they are or refused with a reason, without executing pickles."""
 
 import inspect
-import os
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import transxnet
+from tests.transxnet.fixtures import images
+from transxnet.backbone import Backbone
+from transxnet.weights_entries import choose_weights
 
+REFERENCE = Path(__file__).parents[2] / "../shared/reference"
 SMALL = {"image_size": 32, "backend": "reference"}
 
 
@@ -71,37 +75,64 @@ def test_other_classes_get_a_new_classifier_and_other_sizes_resized_tables(train
     assert same({name: state[name] for name in kept}, {name: trained[name] for name in kept})
 
 
-class HostilePickle:
-    """A hostile pickle: unpickling runs a shell command."""
-
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
 def test_unusable_weights_are_refused_with_a_reason(trained, run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": HostilePickle()}, "hostile.pth")
-    Path("cut.safetensors").write_bytes((run_dir / "export/model.safetensors").read_bytes()[:1000])
-    for empty in ("notes.txt", "empty.pth"):
-        Path(empty).write_text("", encoding="utf-8")
+    Path("notes.txt").write_text("", encoding="utf-8")
     for source, message in {
         "nowhere": "nowhere holds no weights: nowhere does not exist",
-        str(tmp_path): "model.safetensors does not exist",
+        str(tmp_path): "model.safetensors does not exist; a training writes it when it ends",
         "notes.txt": "notes.txt is not a file of weights",
-        "hostile.pth": "hostile.pth holds no weights that can be read safely",
-        "empty.pth": "empty.pth holds no weights that can be read safely: its reader ended with EOFError",
-        "cut.safetensors": "cut.safetensors holds no weights that can be read safely",
     }.items():
         with pytest.raises(ValueError, match=r"weights|exist") as caught:
             transxnet.transxnet_n(pretrained=source)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert not Path("executed").exists()
     with pytest.raises(ValueError, match=r"holds transxnet_n, not transxnet_t$"):
         transxnet.transxnet_t(pretrained=run_dir)
     less = {name: value for name, value in trained.items() if "stages.1" not in name}
     with pytest.raises(ValueError, match=r"another variant"):
         transxnet.load_weights(transxnet.transxnet_n(**SMALL), less)
+
+
+@pytest.mark.parametrize("stages", [(0, 1, 2, 3), (1, 2, 3)])
+def test_the_backbone_of_a_dense_file_loads_with_its_norms(stages, tmp_path):
+    """The file as mmcv writes it; RetinaNet, which does not use the first map, has no norm on it."""
+    torch.manual_seed(0)
+    backbone = Backbone(transxnet.config_for("transxnet_n", image_size=32), stages)
+    state = {f"backbone.{name}": value for name, value in transxnet.to_upstream(backbone.state_dict()).items()}
+    for name, value in state.items():
+        if name.startswith("backbone.norm"):
+            value.uniform_(0.5, 2)
+    state |= {"neck.lateral_convs.0.conv.weight": torch.ones(3), "bbox_head.retina_cls.bias": torch.ones(3)}
+    meta = {"mmdet_version": "2.28.2", "CLASSES": ("person",), "PALETTE": [(220, 20, 60)], "epoch": 12}
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, tmp_path / "epoch_12.pth")
+    x = images(2, 64)
+    normed = transxnet.transxnet_n(pretrained=tmp_path / "epoch_12.pth", out_norms=True).eval()
+    plain = transxnet.transxnet_n(pretrained=tmp_path / "epoch_12.pth").eval()
+    with torch.no_grad():
+        assert all(map(torch.equal, normed.forward_features(x), backbone.eval().forward_features(x)))
+        assert all(map(torch.equal, plain.forward_features(x), backbone.stage_maps(x)))
+    # A classifier's weights for a dense network: its norms begin as upstream's.
+    torch.save(transxnet.to_upstream(plain.state_dict()), tmp_path / "classifier.pth")
+    fresh = transxnet.transxnet_n(pretrained=tmp_path / "classifier.pth", out_norms=True)
+    assert fresh.config.out_norms is True
+    assert all((norm.weight == 1).all() for norm in fresh.out_norms)
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference values are not at ../shared/reference")
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("dense_keys_*.json")), ids=lambda path: path.stem)
+def test_each_published_dense_file_gives_its_backbone_strictly(path: Path):
+    published = json.loads(path.read_text())["keys"]
+    content = {"state_dict": {name: torch.empty(shape, device="meta") for name, (shape, _, _) in published.items()}}
+    weights = choose_weights(content)
+    config = transxnet.config_of_weights(weights.state)
+    assert config.name == f"transxnet_{path.stem[-1]}"
+    assert config.out_norms == ((1, 2, 3) if "retinanet" in path.stem else (0, 1, 2, 3))
+    with torch.device("meta"):
+        model = transxnet.build(config.name, out_norms=config.out_norms)
+    assert transxnet.fit_weights(model, weights.state)[1] == ["classifier initialised afresh (not in the weights)"]
+    taken = sum(name.startswith("backbone.") for name in published)
+    assert len(weights.state) == taken
 
 
 def test_a_registry_uri_without_mlflow_names_the_missing_package(monkeypatch):

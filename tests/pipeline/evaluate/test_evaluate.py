@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import re
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+import transxnet
 from pipeline.common.cli import exit_status
 from pipeline.config.schema import ConfigError
 from pipeline.evaluate import progress as evaluate_progress
 from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches, is_far_below_chance
-from pipeline.evaluate.classes import match_classes
+from pipeline.evaluate.classes import imagenet_classes, match_classes
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import Measurement, evaluate
 from pipeline.recipes.digits import write_class_folders
@@ -154,7 +156,7 @@ def test_weights_without_a_card_are_identified_by_their_shapes(home, card, tmp_p
     ("model", "words"),
     [
         ("nowhere", "is no run directory, models:/ URI or file of weights"),
-        (__file__, "holds no weights that can be read"),
+        (__file__, "is not a file of weights"),
     ],
 )
 def test_an_unusable_model_is_one_line(model, words, digits, capsys):
@@ -172,3 +174,41 @@ def test_a_negative_number_of_workers_is_refused(home, card, digits):
 def test_a_missing_output_folder_is_an_error_before_the_evaluation(tmp_path, capsys):
     assert exit_status(lambda: main("nowhere", shards="shards", output=tmp_path / "gone/results.json")) == 1
     assert "results.json: there is no such folder" in capsys.readouterr().err
+
+
+def test_weights_without_names_are_scored_on_a_part_of_imagenet(tmp_path, capsys):
+    """A file of 1000 classes without a card, on a split of three of them, as `--subset` scores it."""
+    names = dict(imagenet_classes())
+    assert len(names) == 1000
+    assert list(names) == sorted(names)
+    assert names["n01440764"] == "tench, Tinca tinca"
+    write_class_folders(tmp_path / "digits")
+    wnids = ["n02123045", "n01440764", "n03028079"]
+    for wnid, digit in zip(wnids, ("2", "7", "8"), strict=True):
+        shutil.copytree(tmp_path / "digits/validation" / digit, tmp_path / "mine" / wnid)
+    options = BuildOptions(source=str(tmp_path / "mine"), output=str(tmp_path / "s"), split="validation", workers=1)
+    build(options)
+    model = transxnet.transxnet_n(image_size=32)
+    with torch.no_grad():
+        model.classifier.linear.bias[list(names).index("n02123045")] += 100
+    torch.save({"state_dict": transxnet.to_upstream(model.state_dict())}, tmp_path / "transxnet_n.pth")
+    capsys.readouterr()
+    arguments = {"shards": str(tmp_path / "s"), "workers": 0, "output": tmp_path / "out.json"}
+    assert main(str(tmp_path / "transxnet_n.pth"), **arguments, subset=True) == 0
+    assert "among 3 classes" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    scored = {entry["wnid"]: (entry["accuracy"], entry["name"]) for entry in result["classes"]}
+    assert scored.keys() == set(wnids)
+    assert scored["n02123045"] == (1, "tabby, tabby cat")
+    assert scored["n01440764"][0] == 0
+    assert main(str(tmp_path / "transxnet_n.pth"), **arguments) == 0
+    assert "among" not in capsys.readouterr().out
+    # ImageNet-V2's class folders are named by class number, in the order of their names.
+    manifest = load_manifest(str(tmp_path / "s"), "validation")
+    numbered = [dataclasses.replace(manifest.classes[0], wnid=str(number)) for number in (10, 2)]
+    card = load_model(str(tmp_path / "transxnet_n.pth")).card
+    matched = match_classes(card, dataclasses.replace(manifest, classes=tuple(numbered)), subset=False)
+    assert matched.labels == [10, 2]
+    # Another thousand of classes have their own order.
+    other = [dataclasses.replace(manifest.classes[0], wnid=f"class {number}") for number in range(1000)]
+    assert match_classes(card, dataclasses.replace(manifest, classes=tuple(other)), subset=False).labels[7] == 7

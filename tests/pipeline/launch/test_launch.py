@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import jobs
+import transxnet
 from jobs import Outcome
 from pipeline.common.errors import InputError
 from pipeline.common.packages import PACKAGES
@@ -93,6 +96,36 @@ def test_an_invalid_launch_is_one_line(flags, words, tmp_path, monkeypatch, caps
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_network_or_not_whole_are_refused_before_anything_is_queued(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = transxnet.transxnet_t(image_size=32, num_classes=3).state_dict()
+    torch.save(transxnet.to_upstream(tiny), "transxnet_t.pth")
+    nano = transxnet.transxnet_n(image_size=32, num_classes=3).state_dict()
+    torch.save({"state_dict": transxnet.to_upstream(nano)}, "transxnet_n.pth")
+    Path("cut.pth").write_bytes(Path("transxnet_n.pth").read_bytes()[:-10000])
+    Path("weights.h5").write_text("x", encoding="utf-8")
+    Path("unfinished").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for flags, words in {
+        ("transxnet_t.pth",): "transxnet_t.pth: weights of transxnet_t, and this run trains transxnet_n",
+        ("cut.pth",): "cut.pth is not whole",
+        ("weights.h5",): "weights.h5 is not a file of weights: its name ends in none of .safetensors, .pth",
+        ("unfinished",): "unfinished/export/model.safetensors does not exist; a training writes it when it ends",
+        ("transxnet_n.pth", "--train.initialise-entry", "ema"): "it has no weights 'ema': it has state_dict",
+    }.items():
+        for dry_run in ([], ["--dry-run"]):
+            assert main(["--recipe", "demo", "--run-dir", "run", "--train.initialise-from", *flags, *dry_run]) == 2
+            said = capsys.readouterr().err
+            assert words in said
+            assert said.count("\n") == 1
+    assert (
+        main(["--recipe", "demo", "--dry-run", "--run-dir", "run", "--train.initialise-from", "transxnet_n.pth"]) == 0
+    )
+    assert main(["--recipe", "demo", "--train.initialise-entry", "ema"]) == 2
+    assert "--train.initialise-from, which is not given" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_registered_run_without_an_alias_is_named_by_its_version(tmp_path):

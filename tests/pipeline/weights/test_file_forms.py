@@ -1,0 +1,86 @@
+"""Every form of a file of weights that people have loads in all three ways, and what cannot be used is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import transxnet
+from pipeline.common.errors import PipelineError
+from pipeline.config.schema import ConfigError
+from pipeline.weights.load import initialise, load_model
+from tests.support.weights_files import CLASSES, FORMS, REFUSED, SIZE, Made, network, trained
+from tests.transxnet.fixtures import images
+
+
+@pytest.fixture(scope="module")
+def models():
+    return trained(0), trained(1)
+
+
+@pytest.fixture
+def made(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Made(*models, folder=tmp_path)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(images(2, SIZE))
+
+
+def test_there_are_as_many_forms_as_promised():
+    assert len(FORMS) >= 20
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_loads_in_all_three_ways_with_equal_logits(form: str, made: Made):
+    path = FORMS[form](made)
+    expected = logits(made.model)
+    by_python = transxnet.transxnet_n(pretrained=path)
+    assert (by_python.config.num_classes, by_python.config.image_size) == (CLASSES, SIZE)
+    assert torch.equal(logits(by_python), expected)
+    begun = network()
+    said = initialise(begun, str(path))
+    assert said.startswith(f"weights of {path}")
+    assert torch.equal(logits(begun), expected)
+    assert torch.equal(logits(load_model(str(path)).network), expected)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_refused_in_one_line(case: str, made: Made):
+    write, words = REFUSED[case]
+    path = str(write(made))
+    for load, error in (
+        (lambda: transxnet.transxnet_n(pretrained=path), ValueError),
+        (lambda: initialise(network(), path), ConfigError),
+        (lambda: load_model(path), PipelineError),
+    ):
+        with pytest.raises(error) as caught:
+            load()
+        message = str(caught.value)
+        assert re.search(words, message), message
+        assert Path(path).name in message
+        assert "\n" not in message
+        assert "\x1b" not in message
+        assert len(message) < 400
+    assert not Path("executed").exists()
+
+
+def test_the_entry_is_said_and_can_be_chosen(made: Made, caplog):
+    path = FORMS["timm's saver with EMA"](made)
+    begun = network()
+    assert "; entry state_dict_ema; state_dict left out" in initialise(begun, str(path))
+    with caplog.at_level("INFO", logger="transxnet"):
+        raw = transxnet.transxnet_n(pretrained=path, entry="state_dict")
+    assert "; entry state_dict; state_dict_ema left out" in caplog.text
+    expected = logits(made.other)
+    assert torch.equal(logits(raw), expected)
+    assert "entry state_dict;" in initialise(begun, str(path), entry="state_dict")
+    assert torch.equal(logits(begun), expected)
+    loaded = load_model(str(path), entry="state_dict")
+    assert loaded.origin == "entry state_dict; state_dict_ema left out"
+    assert torch.equal(logits(loaded.network), expected)
+    with pytest.raises(ConfigError, match=r"it has no weights 'ema': it has state_dict, state_dict_ema$"):
+        initialise(begun, str(path), entry="ema")
