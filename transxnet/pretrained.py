@@ -126,9 +126,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
         ValueError: the weights are of another variant.
     """
     own, loaded, notes = model.state_dict(), dict(state), []
-    wanted, found = getattr(model, "config", None), config_of_weights(state).name
-    if isinstance(wanted, TransXNetConfig) and found != wanted.name:
-        raise ValueError(f"these are weights of {found}, and the model is {wanted.name}")
+    wanted = getattr(model, "config", None)
+    if isinstance(wanted, TransXNetConfig) and wanted.name in VARIANTS:
+        found = config_of_weights(state).name
+        if found != wanted.name:
+            raise ValueError(f"these are weights of {found}, and the model is {wanted.name}")
     for part, title in ((CLASSIFIER, "classifier"), (NORMS, "norms of the stage maps")):
         absent = [name for name in own if name.startswith(part) and name not in loaded]
         left_out = [name for name in loaded if name.startswith(part) and name not in own]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import transxnet
 from tests.transxnet.fixtures import images
-from transxnet.backbone import Backbone
+from transxnet.backbone import Backbone, initialise
 from transxnet.weights_entries import choose_weights
 
 REFERENCE = Path(__file__).parents[2] / "../shared/reference"
@@ -98,7 +98,7 @@ def test_unusable_weights_are_refused_with_a_reason(trained, run_dir, tmp_path, 
 def test_the_backbone_of_a_dense_file_loads_with_its_norms(stages, tmp_path):
     """The file as mmcv writes it; RetinaNet, which does not use the first map, has no norm on it."""
     torch.manual_seed(0)
-    backbone = Backbone(transxnet.config_for("transxnet_n", image_size=32), stages)
+    backbone = Backbone(transxnet.config_for("transxnet_n", image_size=32), stages).apply(initialise)
     state = {f"backbone.{name}": value for name, value in transxnet.to_upstream(backbone.state_dict()).items()}
     for name, value in state.items():
         if name.startswith("backbone.norm"):
