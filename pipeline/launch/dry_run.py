@@ -21,7 +21,7 @@ def print_plan(plan: Plan) -> None:
     print(mask_secrets(_script(plan)))
     for run in plan.runs:
         print(f"# {run.run_dir / CONFIG_NAME}")
-        content = {"train": dataclasses.asdict(run.config), **plan.run_facts()}
+        content = {"train": dataclasses.asdict(run.config), **plan.run_facts(run.config)}
         print(mask_secrets(json.dumps(content, indent=1)))
         print("\n# DeepSpeed")
         print(json.dumps(deepspeed_config(run.config, plan.resources.world_size), indent=1))
@@ -78,7 +78,7 @@ def print_checks(plan: Plan) -> None:
             if own is not None and not own.is_packed(Path(run.config.data.shards)):
                 lines[f"# data: {own.description}, which the launch packs"] = sys.stdout
                 continue
-            checked = check_run(run.run_dir, run.config, plan.run_facts())
+            checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
             lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
         except NotHereError as error:
             lines[f"warning: a launch from here would be refused: {error}"] = sys.stderr

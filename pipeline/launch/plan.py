@@ -17,6 +17,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.launch import checks, place_checks
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import RECIPES
+from pipeline.recipes.published import describe_aim
 from pipeline.run.files import LOGS
 from pipeline.run.system import query_gpus
 
@@ -72,8 +73,8 @@ class Plan:
             private_directory(into)
         return take_snapshot(PROJECT_ROOT, PACKAGES, into, copy=copy)
 
-    def run_facts(self) -> dict[str, Any]:
-        """Return what `config.json` of each run holds beside the training, as far as the data do not decide it."""
+    def run_facts(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what a run's `config.json` holds beside its training `config`, as far as the data do not decide it."""
         from pipeline.tracking.address import local_database, resolve_tracking_uri
 
         # The address of a server may hold a password; the environment of the job has it.
@@ -86,7 +87,16 @@ class Plan:
             "experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
             "sweep": str(self.run_dir) if self.options.sweep else None,
             "registered_name": self.options.registered_name,
+            "published": self._aim(config),
         }
+
+    def _aim(self, config: TrainConfig) -> dict[str, Any] | None:
+        """Return the published result that a training aims at, and what it does otherwise."""
+        recipe = RECIPES[self.options.recipe]
+        if recipe.published is None:
+            return None
+        world_size, on_gpus = self.resources.world_size, bool(self.resources.gpus_per_node)
+        return describe_aim(recipe.published, recipe.train(), config, world_size, on_gpus=on_gpus)
 
 
 def build_plan(options: LaunchOptions) -> Plan:

@@ -29,7 +29,7 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
-    checked = check_run(run.run_dir, run.config, plan.run_facts())
+    checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
     _mark_origin(plan, run.run_dir)
     run_directory.prepare(run.run_dir, run.config, checked.facts)
     keep_changes(PROJECT_ROOT, run.run_dir)

@@ -12,10 +12,10 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         train=digits.demo, resources=Resources(tasks_per_node=2), cluster="local", own_data=digits.HANDWRITTEN_DIGITS
     ),
-    "tiny": Recipe(train=imagenet.tiny),
-    "small": Recipe(train=imagenet.small),
-    "base": Recipe(train=imagenet.base),
-    "base_384": Recipe(train=imagenet.base_384),
+    "tiny": Recipe(train=imagenet.tiny, published=imagenet.TINY),
+    "small": Recipe(train=imagenet.small, published=imagenet.SMALL),
+    "base": Recipe(train=imagenet.base, published=imagenet.BASE),
+    "base_384": Recipe(train=imagenet.base_384, published=imagenet.BASE_384),
 }
 
 if TYPE_CHECKING:

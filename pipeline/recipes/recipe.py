@@ -8,6 +8,7 @@ from typing import Literal
 
 from jobs import Cluster, Resources
 from pipeline.config.schema import TrainConfig
+from pipeline.recipes.published import Published
 
 ClusterChoice = Literal["auto", Cluster]
 """Values of `--cluster`; `auto` is Slurm if it answers, else this machine."""
@@ -41,5 +42,7 @@ class Recipe:
     """Resources that a launch asks for by default."""
     cluster: ClusterChoice = "auto"
     """Cluster of a launch by default."""
+    published: Published | None = None
+    """Published result that the recipe aims at."""
     own_data: OwnData | None = None
     """Data that the recipe makes itself; None: the user packs the data with `sharding.build`."""

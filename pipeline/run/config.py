@@ -129,6 +129,14 @@ class RunConfig:
         return Path(folder) if folder else None
 
     @property
+    def published(self) -> Mapping[str, Any]:
+        """Published result that the training aims at (`result`, `top1`), and its `differences`; empty if there is none.
+
+        Written by `pipeline.recipes.published.describe_aim`.
+        """
+        return self.content.get("published") or {}
+
+    @property
     def command(self) -> str:
         """Command that launched the run; empty if unknown."""
         command = self.content.get("command") or ""

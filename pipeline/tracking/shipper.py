@@ -200,7 +200,7 @@ class Shipper:
         self.save()
 
     def _source_tags(self) -> dict[str, str]:
-        """Return the tags that tell where the run comes from: command, code, user, configuration and directory."""
+        """Return the tags that tell where the run comes from: command, code, user, configuration, directory, aim."""
         is_dirty = self.config.git_dirty
         tags = {
             # Of a longer name MLflow's table shows what follows the last slash.
@@ -214,6 +214,8 @@ class Shipper:
             "config_digest": self.config.digest or "",
             "run_dir": str(self.run_dir),
             "model": self.config.model_name,
+            "published_result": self.config.published.get("result", ""),
+            "published_differences": "; ".join(self.config.published.get("differences", [])),
         }
         return {name: mask_secrets(value)[:MAX_VALUE] for name, value in tags.items() if value}
 

@@ -167,6 +167,33 @@ def test_a_run_keeps_its_registered_name(tmp_path):
         prepared("--registered-name", "pets")
 
 
+def test_the_configuration_says_which_result_the_recipe_aims_at_and_what_differs():
+    def aim(*flags: str) -> dict:
+        plan = build_plan(parse(["--cluster", "slurm", "--dry-run", *flags]))
+        return plan.run_facts(plan.runs[0].config)["published"]
+
+    cluster = ["--nodes", "2", "--gpus-per-node", "4"]
+    always = "every image is read once an epoch, and a step may span two epochs; upstream drops an epoch's last samples"
+    drawn = "crops and RandAugment are drawn from timm's distributions, but computed by OpenCV instead of Pillow"
+    every_step = "the learning rate changes every step instead of every epoch"
+    tiny = aim("--recipe", "tiny", *cluster)
+    assert "81.6 % top-1" in tiny["result"]
+    assert tiny["top1"] == 0.816
+    assert tiny["differences"] == ["bf16 instead of fp16", every_step, drawn, always]
+    as_upstream = ["--train.precision", "fp16", "--train.schedule.per", "epoch", "--train.augment.mode", "faithful"]
+    assert aim("--recipe", "small", *cluster, *as_upstream)["differences"] == [always]
+    fewer = aim("--recipe", "base", "--gpus-per-node", "2", "--train.optimizer.lr", "1e-3", "--train.seed", "3")
+    assert fewer["differences"][1] == "BatchNorm statistics over 256 samples instead of 1,024"
+    assert fewer["differences"][-1] == "optimizer.lr 0.001 instead of 0.002"
+    alone = aim("--recipe", "base", "--gpus-per-node", "1", "--train.global-batch-size", "512")
+    assert alone["differences"][1:3] == [
+        "512 samples a step instead of 1,024", "BatchNorm statistics over 128 samples instead of 1,024",
+    ]  # fmt: skip
+    fine = aim("--recipe", "base_384", "--gpus-per-node", "8", "--train.initialise-from", "runs/base")["differences"]
+    assert fine == ["the values of the fine-tuning at 384 px are the field's usual ones: the paper publishes none"]
+    assert aim("--recipe", "demo", "--tasks-per-node", "2") is None
+
+
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
 def test_an_address_that_mlflow_cannot_open_is_refused(variable, monkeypatch):
     for uri, words in (

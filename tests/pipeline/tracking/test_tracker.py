@@ -63,6 +63,8 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert picture in run.data.tags["mlflow.note.content"]
     assert run.data.tags["mlflow.source.name"] == "pipeline.launch"
     assert run.data.tags["command"] == config["command"]
+    assert run.data.tags["published_result"] == "81.6 % top-1"
+    assert run.data.tags["published_differences"] == "bf16 instead of fp16; another seed"
     # The retained checkpoint is a model of the MLflow run, with its metrics and without a copy of its files.
     models = open_client(uri).search_logged_models([run.info.experiment_id])
     assert [(model.name, model.tags["checkpoint"]) for model in models] == [
