@@ -122,7 +122,7 @@ def test_the_backbone_of_a_dense_file_loads_with_its_norms(stages, tmp_path):
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference values are not at ../shared/reference")
 @pytest.mark.parametrize("path", sorted(REFERENCE.glob("dense_keys_*.json")), ids=lambda path: path.stem)
 def test_each_published_dense_file_gives_its_backbone_strictly(path: Path):
-    published = json.loads(path.read_text())["keys"]
+    published = json.loads(path.read_text(encoding="utf-8"))["keys"]
     content = {"state_dict": {name: torch.empty(shape, device="meta") for name, (shape, _, _) in published.items()}}
     weights = choose_weights(content)
     config = transxnet.config_of_weights(weights.state)

@@ -6,6 +6,7 @@ import random
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
@@ -90,6 +91,21 @@ def test_fast_and_faithful_images_are_distributed_alike(photographs):
     fast, faithful = results["fast"], results["faithful"]
     spread = np.sqrt((fast.var(axis=1) + faithful.var(axis=1)) / draws_of_each)
     assert (np.abs(fast.mean(axis=1) - faithful.mean(axis=1)) / spread).max() < 4.5
+
+
+def test_faithful_images_are_timms_for_the_same_seed(photographs):
+    config = AugmentConfig()
+    theirs = create_transform(
+        96, is_training=True, use_prefetcher=True, color_jitter=None, auto_augment=config.rand_augment, hflip=0.5,
+        interpolation="random",
+    )  # fmt: skip
+    augment, out = FaithfulAugment(config, 96, 0), np.empty((96, 96, 3), np.uint8)
+    samples = np.arange(len(photographs))
+    for data, drawn in zip(photographs, augment.draw(np.zeros_like(samples), samples), strict=True):
+        augment(data, drawn, out)
+        random.seed(drawn), np.random.seed(drawn & 0xFFFFFFFF), torch.manual_seed(drawn >> 1)
+        expected = theirs(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert (out == np.asarray(expected).transpose(1, 2, 0)).all()
 
 
 def test_faithful_mode_does_not_change_global_random_states(photographs):
