@@ -133,6 +133,11 @@ def _read_torch(path: Path) -> Any:
         refused = _REFUSED.search(str(error))
         if refused:
             raise WeightsError(_explain_refused(path, refused[1])) from error
+        if "Unsupported operand" in str(error):
+            raise WeightsError(
+                f"{path} is a pickle of a newer protocol than torch writes by default, which is not read "
+                "without running it: write it again with torch.save(model.state_dict(), FILE)"
+            ) from error
         raise WeightsError(f"{path} is not whole, or no file of weights ({_one_line(error)}): {_COPY_AGAIN}") from error
 
 

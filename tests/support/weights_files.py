@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Callable[[Made], Path], str]] = {
         _saved("call.pt", lambda m: {"state_dict": m.upstream, "epoch": HostileQuietly()}, **LEGACY),
         r"a call of exec",
     ),
-    "a plain pickle with a call": (_plain_pickle, r"plain\.pth is not whole, or no file of weights|a call of"),
+    "a plain pickle with a call": (_plain_pickle, r"plain\.pth is a pickle of a newer protocol than torch writes"),
     "a whole pickled module": (
         _saved("module.pth", lambda m: m.model),
         r"it holds a pickled transxnet\.model\.TransXNet, whose code",

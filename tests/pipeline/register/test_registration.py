@@ -16,8 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import evaluate
+from pipeline.launch.checks import check_weights
+from pipeline.launch.options import LaunchError
 from pipeline.register import verify
 from pipeline.register.best import best_weights
 from pipeline.register.registration import register
@@ -244,6 +247,15 @@ def test_a_run_that_exported_nothing_is_refused(home, registered, tmp_path):
     (run / "config.json").write_text((home / "runs/first/config.json").read_text())
     with pytest.raises(ModelCardError, match=r"model\.json is missing: the training writes it when it ends"):
         register(run)
+
+
+def test_a_registered_model_of_another_variant_is_refused_at_the_launch(home, registered, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    source = "models:/transxnet_n@champion"
+    check_weights(TrainConfig(model=ModelConfig(name="transxnet_n"), initialise_from=source))
+    with pytest.raises(LaunchError, match=r"weights of transxnet_n, and this run trains transxnet_t$"):
+        check_weights(TrainConfig(model=ModelConfig(name="transxnet_t"), initialise_from=source))
 
 
 def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, digits, registered, monkeypatch, capsys):

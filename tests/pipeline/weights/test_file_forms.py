@@ -48,6 +48,42 @@ def test_a_file_loads_in_all_three_ways_with_equal_logits(form: str, made: Made)
     assert torch.equal(logits(load_model(str(path)).network), expected)
 
 
+@pytest.mark.parametrize("cut", ["classifier.", "classifier.2."])
+def test_a_file_without_a_classifier_gives_its_features(cut: str, made: Made):
+    state = {name: value for name, value in made.upstream.items() if not name.startswith(cut)}
+    path = made.folder / "features.pth"
+    torch.save({"state_dict": state}, path)
+    x = images(2, SIZE)
+    begun = network()
+    assert "classifier initialised afresh (not in the weights)" in initialise(begun, str(path))
+    with torch.no_grad():
+        expected = made.model.forward_features(x)
+        for model in (transxnet.transxnet_n(num_classes=3, pretrained=path).eval(), begun.eval()):
+            assert all(map(torch.equal, model.forward_features(x), expected))
+    with pytest.raises(PipelineError, match=r"holds transxnet_n without a classifier, which gives no logits$"):
+        load_model(str(path))
+
+
+def test_tables_are_resized_both_ways_and_other_classes_begin_afresh(made: Made):
+    """Of 224 px weights at 384 px, and the reverse: here at 32 and 64 px."""
+    path = made.folder / "weights.pth"
+    torch.save(made.upstream, path)
+    large = network(image_size=64, num_classes=3)
+    said = initialise(large, str(path))
+    assert "classifier.linear.bias initialised afresh (7 classes in the weights, 3 in the model)" in said
+    assert "stages.0.position_bias.table resized from [64, 1] to [256, 4]" in said
+    torch.save(transxnet.to_upstream(large.state_dict()), path)
+    small = transxnet.transxnet_n(pretrained=path, image_size=32)
+    assert (small.config.num_classes, small.config.image_size) == (3, 32)
+    with torch.no_grad():
+        # The network resizes its tables for other inputs in the same way.
+        x = images(2, 64)
+        torch.testing.assert_close(large.eval()(x)[:, 0], transxnet.transxnet_n(pretrained=path).eval()(x)[:, 0])
+        resized = network(image_size=64, num_classes=CLASSES)
+        transxnet.load_weights(resized, made.own)
+        torch.testing.assert_close(resized.eval()(x), made.model(x))
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_used_is_refused_in_one_line(case: str, made: Made):
     write, words = REFUSED[case]
