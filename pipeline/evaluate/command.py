@@ -1,6 +1,7 @@
 """The command `python -m pipeline.evaluate MODEL --shards U`: measures a model and prints a summary."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -83,7 +84,7 @@ def main(
         no_log: Do not add the result to the MLflow run that the model came from.
     """
     # A shell leaves `~` in `--output=~/report.json`.
-    output = None if output is None else output.expanduser()
+    output = None if output is None else Path(os.path.expanduser(output))
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no such folder")
     from pipeline.evaluate.measure import evaluate

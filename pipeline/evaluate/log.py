@@ -26,19 +26,18 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
     Raises:
         Exception: any error of MLflow.
     """
-    from mlflow.entities import Metric
-
     run_id = model.card.mlflow_run_id
     assert run_id is not None
-    now = int(1000 * time.time())
-    metrics = [
-        Metric(
-            f"eval/{name}/{key}", value, now, model.card.step, dataset_name=name, dataset_digest=manifest.digest[:32]
-        )
-        for key, value in report.scalars().items()
-    ]
     with mlflow_session(model.tracking_uri) as client, tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        from mlflow.entities import Metric
+
         refuse_deleted_run(client, model.tracking_uri, run_id)
+        now = int(1000 * time.time())
+        dataset = {"dataset_name": name, "dataset_digest": manifest.digest[:32]}
+        metrics = [
+            Metric(f"eval/{name}/{key}", value, now, model.card.step, **dataset)
+            for key, value in report.scalars().items()
+        ]
         client.log_batch(run_id, metrics=metrics)
         write_files(Path(folder), report, matched)
         client.log_artifacts(run_id, folder, f"evaluation/{name}")

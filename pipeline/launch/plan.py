@@ -122,7 +122,7 @@ def build_plan(options: LaunchOptions) -> Plan:
     place_checks.check_tracking()
     checks.check_waits_for_sweep(options, cluster)
     default = f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(options.run_dir or default).expanduser().absolute()
+    run_dir = Path(os.path.expanduser(options.run_dir or default)).absolute()
     runs = _plan_runs(options, run_dir)
     if cluster == "slurm":
         resources = _complete_cores(resources, runs, options.dry_run)

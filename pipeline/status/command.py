@@ -1,6 +1,7 @@
 """The command `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`: how runs stand."""
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         sync: Send MLflow what it missed while its server did not answer.
         runs: Folder that holds the runs.
     """
-    runs = runs.expanduser()
+    runs = Path(os.path.expanduser(runs))
     if sync:
         return _sync(run_dir, runs)
     # A watch is meant to end by Ctrl-C.

@@ -35,7 +35,7 @@ def absolute_address(uri: str, cwd: str | os.PathLike[str]) -> str:
     match = _SQLITE.match(uri)
     if match is None or match["path"] in ("", ":memory:"):
         return uri
-    path = Path(cwd).resolve() / Path(match["path"]).expanduser()
+    path = Path(cwd).resolve() / os.path.expanduser(match["path"])
     return f"{match['scheme']}{path}{uri[match.end() :]}"
 
 

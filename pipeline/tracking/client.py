@@ -5,6 +5,7 @@ mlflow is imported only when a client is opened, so that commands which only pri
 
 import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,11 @@ def bound_requests(*, timeout_s: int, retries: int) -> dict[str, str]:
         # Otherwise a model carries the checkout's uv.lock, with the addresses of the registries that it was made from.
         "MLFLOW_UV_AUTO_DETECT": "false",
     }
+    try:
+        Path.home()
+    except RuntimeError:
+        # A user without a name and a home, as in a container that runs under another number: MLflow looks for one.
+        variables["HOME"] = tempfile.gettempdir()
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 

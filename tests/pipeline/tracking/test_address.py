@@ -1,7 +1,9 @@
 """Where a run is tracked: relative addresses, experiments from the environment, runs that were deleted, no user."""
 
 import os
-import pwd
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,10 @@ from pipeline.launch.plan import build_plan
 from pipeline.status.sync import sync_run
 from pipeline.tracking.address import resolve_tracking_uri
 from pipeline.tracking.client import TrackingError, describe_failure, open_client
-from pipeline.tracking.shipper import Shipper
 from pipeline.tracking.state import load_state
 from tests.pipeline.tracking.runs import new_run
-from tests.support.tracking_runs import append_records, new_store
+from tests.support import REPOSITORY
+from tests.support.tracking_runs import append_records, new_store, write_checkpoint
 
 
 @pytest.fixture
@@ -75,17 +77,21 @@ def test_what_was_deleted_is_restored_by_the_command_that_is_named(tmp_path: Pat
     sync_run(run_dir)
 
 
-def test_a_user_without_a_name_is_left_out(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_a_name_and_a_home_is_left_out(tmp_path: Path, uri: str):
     """In a container that runs under a number of its own, no file knows that user."""
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     run_dir, _ = new_run(tmp_path, uri)
     append_records(run_dir, range(1, 3))
-    shipper = Shipper(run_dir)
-    shipper.begin({"attempt": "1"})
-    shipper.ship(2)
-    run = open_client(uri).get_run(shipper.state.run_id)
+    write_checkpoint(run_dir, 2)
+    program = f"""
+        import pwd
+        pwd.getpwuid = pwd.getpwnam = {{}}.__getitem__
+        from pathlib import Path
+        from pipeline.tracking.settle import settle
+        settle(Path({str(run_dir)!r}))
+    """
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, env=environment, check=True)
+    run = open_client(uri).get_run(load_state(run_dir).run_id)
     assert "mlflow.user" not in run.data.tags
     assert run.data.metrics["train/lr"] == 1e-3
 
