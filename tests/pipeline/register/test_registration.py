@@ -283,8 +283,11 @@ def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, dig
     }
 
 
-def test_a_registration_that_succeeds_sends_all_that_the_server_missed(tmp_path, digits):
-    finished_run(tmp_path / "run", digits, resolve_tracking_uri(tmp_path))
+def test_a_registration_that_succeeds_sends_all_that_the_server_missed(tmp_path, digits, monkeypatch):
+    # The clean process that verifies the model runs in another folder.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
+    finished_run(tmp_path / "run", digits, None)
     # The server was away when the training ended.
     state = TrackingState(key="k", status="FINISHED", ended_at=1_700_000_100.0, behind_since=1e9, problem="away")
     save_state(tmp_path / "run", state)
