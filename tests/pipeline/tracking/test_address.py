@@ -32,17 +32,17 @@ def test_a_relative_database_is_made_absolute_once(tmp_path: Path, monkeypatch: 
     expected = f"sqlite:///{tmp_path}/my.db?timeout=9"
     assert resolve_tracking_uri(tmp_path) == expected
     plan = build_plan(parse(["--recipe", "demo", "--cluster", "debug", "--run-dir", "run"]))
-    assert plan.run_facts()["tracking_uri"] == expected
+    assert plan.run_facts(plan.runs[0].config)["tracking_uri"] == expected
     # The processes of the job inherit the environment, and run in other folders.
     assert os.environ["MLFLOW_TRACKING_URI"] == expected
     assert os.environ["MLFLOW_REGISTRY_URI"] == "sqlite:////home/me/registry.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:pw@host")
-    assert plan.run_facts()["tracking_uri"] is None
+    assert plan.run_facts(plan.runs[0].config)["tracking_uri"] is None
 
 
 def test_the_experiment_is_the_one_of_the_environment(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch):
     client = open_client(uri)
-    mine = client.create_experiment("mine")
+    mine = client.create_experiment("mine", artifact_location=str(tmp_path / "artifacts"))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mine)
     run_dir, _ = new_run(tmp_path, uri)
     sync_run(run_dir)
@@ -56,7 +56,7 @@ def test_the_experiment_is_the_one_of_the_environment(tmp_path: Path, uri: str, 
         sync_run(new_run(tmp_path, uri, "third")[0])
     # The launch keeps the choice: later commands run in other environments.
     plan = build_plan(parse(["--recipe", "demo", "--cluster", "debug", "--run-dir", f"{tmp_path}/run"]))
-    assert plan.run_facts()["experiment_id"] == "77"
+    assert plan.run_facts(plan.runs[0].config)["experiment_id"] == "77"
 
 
 def test_what_was_deleted_is_restored_by_the_command_that_is_named(tmp_path: Path, uri: str):

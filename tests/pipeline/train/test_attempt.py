@@ -177,7 +177,8 @@ def test_a_configuration_that_does_not_fit_the_ranks_is_one_line(tmp_path: Path)
     run_dir = tmp_path / "run"
     run_directory.prepare(run_dir, config(tmp_path / "shards", tmp_path / "cache", steps=2, global_batch_size=7), {})
     command = [sys.executable, "-m", "pipeline.train", str(run_dir)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "error: global_batch_size 7 is not divisible by micro_batch_size 4 x world_size 1" in done.stderr
     assert "Traceback" not in done.stderr
