@@ -89,7 +89,9 @@ def main() -> None:
                 print(measurement.line(), flush=True)
                 found.append(measurement)
     if options.json is not None:
-        options.json.write_text(json.dumps([asdict(measurement) for measurement in found], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps([asdict(measurement) for measurement in found], indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _networks(

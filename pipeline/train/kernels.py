@@ -39,4 +39,6 @@ def check_kernels(config: TrainConfig, world: World, run_dir: Path, recorder: Re
     }
     folder = run_dir / LOGS
     folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / f"kernels_report_{recorder.attempt}.json").write_text(json.dumps(table, indent=1) + "\n")
+    (folder / f"kernels_report_{recorder.attempt}.json").write_text(
+        json.dumps(table, indent=1) + "\n", encoding="utf-8"
+    )

@@ -61,7 +61,7 @@ def _check_once(device: torch.device, dtype: torch.dtype) -> tuple[Verdict, ...]
     already = left_to_pytorch()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
+        with path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             verdicts = _read(path)
             if verdicts is None:
@@ -91,5 +91,7 @@ def _read(path: Path) -> list[Verdict] | None:
 
 def _write(path: Path, verdicts: Sequence[Verdict]) -> None:
     aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps({"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]}, indent=1))
+    aside.write_text(
+        json.dumps({"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]}, indent=1), encoding="utf-8"
+    )
     aside.rename(path)
