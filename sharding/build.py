@@ -19,6 +19,7 @@ from sharding.errors import ShardingError
 from sharding.slurm import slurm_task
 
 if TYPE_CHECKING:
+    from sharding.images import ImagePolicy
     from sharding.manifest import Manifest
     from sharding.plan import Plan
     from sharding.sources import Listing
@@ -45,7 +46,7 @@ class BuildOptions:
     source_format: Literal["auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "folder"] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
-    """file of lines "WNID NAME" that gives the labels (sorted by WNID); by default the classes of the source"""
+    """list of the classes: lines "WNID NAME", CSV or JSON; gives the labels; by default the classes of the source"""
     shard_mb: int = 128
     """size of a shard in MB (10^6 bytes) of source images, 1 to 4096"""
     seed: int = 0
@@ -60,6 +61,10 @@ class BuildOptions:
     """on an unreadable image: stop the build, or skip the image and list it in the manifest"""
     workers: int | None = None
     """number of worker processes; by default one for each CPU this process may use"""
+    image_member: str | None = None
+    """extension of the images in folders, where files of several lie side by side: jpg packs 1.jpg and not 1.png"""
+    dry_run: bool = False
+    """show what would be packed and what is left out and why, with shards, bytes and time; write nothing"""
     task_index: int | None = None
     """index of this task among --task-count tasks, from 0; by default from SLURM's variables"""
     task_count: int | None = None
@@ -117,17 +122,19 @@ def build(options: BuildOptions, *, log: Log = no_log, own_process: bool = False
 
     form = None if options.source_format == "auto" else options.source_format
     # List all splits before packing the first: a fault in the last one should show now, not hours later.
-    listings = list_source(options.source, options.split, form, options.classes)
+    listings = list_source(options.source, options.split, form, options.classes, options.image_member)
+    if options.dry_run:
+        for listing in listings:
+            _show_split(options, listing, log)
+        return []
     manifests = [_build_split(options, listing, log, own_process) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
 
 
 def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process: bool) -> Manifest | None:
     """Pack one split; returns None while shards of other tasks are missing."""
-    from sharding.images import ImagePolicy
     from sharding.labels import align_with_published
     from sharding.packing import Packing
-    from sharding.plan import make_plan
     from sharding.pool import run_jobs, worker_count
     from sharding.progress import Progress
     from sharding.sources.detect import open_source
@@ -141,13 +148,7 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     listing = align_with_published(output, options.name, listing)
     _log_listing(listing, log)
     keys = listing.keys.to_pylist()
-    plan = make_plan(
-        keys,
-        listing.sizes,
-        seed=options.seed,
-        shard_bytes=options.shard_mb * 10**6,
-        blocks=listing.blocks,
-    )
+    plan = _plan(options, listing)
     packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan, keys))
     if packing.manifest is not None:
         named = packing.add_class_names() if options.classes else None
@@ -160,7 +161,7 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     task_index, task_count = options.task_index or 0, options.task_count or 1
     own_shards = range(task_index, plan.num_shards, task_count)
     workers = worker_count(options.workers, len(own_shards))
-    policy = ImagePolicy(shorter_side=options.shorter_side, quality=options.quality, decode_check=options.decode_check)
+    policy = _policy(options)
     samples = sum(len(plan.samples(number)) for number in own_shards)
     with lock_work_folder(output, packing.stem, task_index, task_count), Progress(packing.stem, samples) as progress:
         jobs = packing.jobs(
@@ -183,6 +184,43 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     packing.remove_work_folder()
     _log_summary(manifest, progress.written_samples, time.monotonic() - started, log)
     return manifest
+
+
+def _show_split(options: BuildOptions, listing: Listing, log: Log) -> None:
+    """Show what a build of a split would do, without writing anything."""
+    from sharding.dry_run import describe_state, estimate
+    from sharding.labels import align_with_published
+    from sharding.pool import worker_count
+    from sharding.sources.detect import open_source
+    from sharding.storage import Folder
+
+    output = Folder.open(options.output)
+    listing = align_with_published(output, options.name, listing)
+    _log_listing(listing, log)
+    plan = _plan(options, listing)
+    policy = _policy(options)
+    workers = worker_count(options.workers, plan.num_shards)
+    for line in estimate(open_source(options.source), listing, plan, policy, workers):
+        log(f"  {line}")
+    log(f"  {describe_state(output, f'{options.name}-{listing.split}')}; nothing was written")
+
+
+def _policy(options: BuildOptions) -> ImagePolicy:
+    from sharding.images import ImagePolicy
+
+    return ImagePolicy(shorter_side=options.shorter_side, quality=options.quality, decode_check=options.decode_check)
+
+
+def _plan(options: BuildOptions, listing: Listing) -> Plan:
+    from sharding.plan import make_plan
+
+    return make_plan(
+        listing.keys.to_pylist(),
+        listing.sizes,
+        seed=options.seed,
+        shard_bytes=options.shard_mb * 10**6,
+        blocks=listing.blocks,
+    )
 
 
 def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequence[str]) -> dict[str, object]:

@@ -32,7 +32,7 @@ class IndexOptions(ShardsOptions):
     """
 
     classes: str | None = None
-    """file of lines "WNID NAME", sorted by WNID, that names the classes; by default the class ids in the samples"""
+    """list of the classes by label: lines "WNID NAME", CSV or JSON; by default the class ids in the samples"""
     on_bad: Literal["stop", "skip"] = "stop"
     """on an unreadable sample: stop, or leave it out of the index and list it in the manifest"""
     image_member: str | None = None
@@ -69,7 +69,7 @@ def index(options: IndexOptions, *, log: Log = no_log, own_process: bool = False
     ]
     # All samples of a name decide its classes together: labels must mean the same in each of its splits.
     classes = {
-        name: _classes(folder, name, [entry for entry in splits if entry.name == name], options)
+        name: _classes(folder, name, [entry for entry in splits if entry.name == name], options, log)
         for name in dict.fromkeys(entry.name for entry in splits)
     }
     manifests = []
@@ -217,7 +217,7 @@ def _publish(
     return manifest
 
 
-def _classes(folder: Folder, name: str, splits: list[_Split], options: IndexOptions) -> tuple[ClassInfo, ...]:
+def _classes(folder: Folder, name: str, splits: list[_Split], options: IndexOptions, log: Log) -> tuple[ClassInfo, ...]:
     """The classes by label: those of --classes, those of a published split of the name, or those of the samples.
 
     Raises:
@@ -228,7 +228,7 @@ def _classes(folder: Folder, name: str, splits: list[_Split], options: IndexOpti
     from sharding.class_agreement import check_against_list, check_samples_agree, classes_of_samples
     from sharding.manifest import find_manifests
     from sharding.sample_labels import ClassEvidence
-    from sharding.sources.classes import find_class_list
+    from sharding.sources.class_files import find_class_list
 
     labels: list[int] = np.unique(np.concatenate([entry.table["label"].to_numpy() for entry in splits])).tolist()
     count = labels[-1] + 1
@@ -241,6 +241,8 @@ def _classes(folder: Folder, name: str, splits: list[_Split], options: IndexOpti
     }
     given = find_class_list(folder, options.classes)
     check_samples_agree(name, evidence)
+    if given is not None and options.classes is not None:
+        log(f"{name}: {len(given.classes):,} classes from {given.origin}, read as {given.form}")
     if given is not None:
         check_against_list(name, evidence, given.classes, given.origin)
     for split, classes in published.items():

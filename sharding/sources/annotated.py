@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from sharding.errors import SourceError
 from sharding.sources.classes import ClassList
-from sharding.sources.folder import EXTENSIONS, is_hidden_folder
+from sharding.sources.folder import is_hidden_folder
 from sharding.sources.listing import Listing, sample_keys
 from sharding.storage import Folder
 
@@ -19,7 +19,14 @@ _WNID = re.compile(r"^n\d{8}$")
 
 
 def list_annotated(
-    root: Folder, prefix: str, classes_of: Mapping[str, str], known: ClassList, *, source_format: str, table: str
+    root: Folder,
+    prefix: str,
+    classes_of: Mapping[str, str],
+    known: ClassList,
+    *,
+    source_format: str,
+    table: str,
+    extensions: tuple[str, ...],
 ) -> Listing:
     """List the validation images below a folder, at any depth: scripts move some or all of them into class folders.
 
@@ -30,6 +37,7 @@ def list_annotated(
         known: all classes.
         source_format: name of the form of the source.
         table: name of the table's file, for messages.
+        extensions: endings of the names of images, in lower case.
 
     Raises:
         SourceError: images are missing, lie there twice, are not in the table, or lie in the folder of another class
@@ -40,7 +48,7 @@ def list_annotated(
         info
         for info in base.list(recursive=True)
         if info.type == fs.FileType.File
-        and info.base_name.lower().endswith(EXTENSIONS)
+        and info.base_name.lower().endswith(extensions)
         and not info.base_name.startswith(".")
         and not any(map(is_hidden_folder, info.path[len(base.path) + 1 :].split("/")[:-1]))
     ]

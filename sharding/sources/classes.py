@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
-from sharding.storage import Folder
 
 SYNSET_MAPPING = "LOC_synset_mapping.txt"
 _NUMBER = re.compile(r"^(0|[1-9][0-9]*)$")
-_LONGEST_LIST = 16 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,21 @@ class ClassList:
     Attributes:
         classes: label `i` means `classes[i]`.
         origin: name of the file that lists them; empty where they are the class folders of the source.
+        form: how the file was read, as a phrase.
+        whole_lines: the classes if each line of the file is one name with spaces; empty where that is no question.
     """
 
     classes: tuple[ClassInfo, ...]
     origin: str = ""
+    form: str = ""
+    whole_lines: tuple[ClassInfo, ...] = ()
+
+    def fitting(self, ids: Iterable[str]) -> ClassList:
+        """The list that these ids are in: a line `golden retriever` is an id and a name, or one name with a space."""
+        wanted, whole = set(ids), {entry.wnid for entry in self.whole_lines}
+        if wanted <= whole and not wanted <= {entry.wnid for entry in self.classes}:
+            return ClassList(self.whole_lines, self.origin, "one class name a line")
+        return self
 
     def labels(self, wnids: Iterable[str], where: str) -> dict[str, int]:
         """Look up the label of each class id.
@@ -47,51 +56,3 @@ class ClassList:
                 f"{', '.join(unknown[:5])}. Remove them, or give the list they are in with --classes."
             )
         return {wnid: label[wnid] for wnid in wnids}
-
-
-def read_synset_mapping(text: str, origin: str) -> ClassList:
-    """Parse lines such as `n01440764 tench, Tinca tinca`, in any order.
-
-    Raises:
-        SourceError: a class id is repeated.
-    """
-    names: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        wnid, _, name = line.strip().partition(" ")
-        if wnid in names:
-            raise SourceError(f"{origin}, line {number}: class {wnid!r} comes a second time")
-        names[wnid] = name.strip() or wnid
-    return ClassList(tuple(ClassInfo(wnid, names[wnid]) for wnid in sorted(names)), origin)
-
-
-def find_class_list(root: Folder, given: str | None) -> ClassList | None:
-    """Read the class list of --classes, or else the synset mapping in the source; None if there is neither.
-
-    Args:
-        root: folder of the source.
-        given: the value of --classes, if any.
-
-    Raises:
-        SourceError: the file of --classes does not exist, or a file is not a list of classes.
-    """
-    if given is not None:
-        folder, name = Folder.of_file(given)
-        if folder.size(name) is None:
-            raise SourceError(f"--classes {given}: there is no such file")
-        return _read(folder, name, given)
-    if root.size(SYNSET_MAPPING) is not None:
-        return _read(root, SYNSET_MAPPING, SYNSET_MAPPING)
-    return None
-
-
-def _read(folder: Folder, name: str, origin: str) -> ClassList:
-    if (folder.size(name) or 0) > _LONGEST_LIST:
-        raise SourceError(f'{origin} is too large to be a list of classes; its lines should be "n01440764 tench"')
-    try:
-        return read_synset_mapping(folder.read(name).decode(), origin)
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f'{origin} is not a list of classes: byte {error.start} is not UTF-8; its lines should be "n01440764 tench"'
-        ) from error

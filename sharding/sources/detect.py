@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal, get_args
 
 from pyarrow import fs
@@ -12,7 +13,8 @@ from pyarrow import fs
 from sharding.errors import SourceError
 from sharding.sources import folder as class_folders
 from sharding.sources import ilsvrc, kaggle, parquet, tiny_imagenet
-from sharding.sources.classes import ClassList, find_class_list
+from sharding.sources.class_files import find_class_list
+from sharding.sources.classes import ClassList
 from sharding.sources.devkit import read_devkit
 from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
@@ -112,7 +114,11 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
 
 
 def list_split(
-    location: str, split: str, source_format: SourceFormat | None = None, classes: str | None = None
+    location: str,
+    split: str,
+    source_format: SourceFormat | None = None,
+    classes: str | None = None,
+    image_member: str | None = None,
 ) -> Listing:
     """List the images of one split.
 
@@ -120,7 +126,8 @@ def list_split(
         location: folder or URI of the source.
         split: name of the split, such as `train` or `validation`.
         source_format: form of the source; None detects it.
-        classes: file of `WNID NAME` lines that gives the labels; None uses the classes of the source.
+        classes: list of the classes that gives the labels; None uses the classes of the source.
+        image_member: extension of the images in folders; None takes the usual ones.
 
     Raises:
         SourceError: the source has no such split, is damaged, or contradicts itself.
@@ -128,20 +135,34 @@ def list_split(
     root = open_source(location)
     form = find_splits(root, source_format).get(split, source_format or "folder")
     known = _known_classes(root, form, classes)
+    if image_member is None:
+        extensions = class_folders.EXTENSIONS
+    elif form in ("ilsvrc", "parquet"):
+        raise SourceError(f"--image-member {image_member} is for images in folders; this source is held as {form}")
+    else:
+        extensions = (f".{image_member.lower().lstrip('.')}",)
     readers: dict[SourceFormat, Callable[[Folder, str, ClassList | None], Listing]] = {
         "ilsvrc": ilsvrc.list_archive,
-        "kaggle": kaggle.list_kaggle,
-        "tiny-imagenet": tiny_imagenet.list_tiny_imagenet,
+        "kaggle": partial(kaggle.list_kaggle, extensions=extensions),
+        "tiny-imagenet": partial(tiny_imagenet.list_tiny_imagenet, extensions=extensions),
         "parquet": parquet.list_parquet,
-        "folder": class_folders.list_folder,
+        "folder": partial(class_folders.list_folder, extensions=extensions),
     }
     listing = readers[form](root, split, known)
+    if classes is not None and known is not None:
+        form_of_list = known.form if listing.classes == known.classes else "one class name a line"
+        note = f"{len(listing.classes):,} classes from {known.origin}, read as {form_of_list}"
+        listing = dataclasses.replace(listing, notes=(*listing.notes, note))
     listing.check()
     return dataclasses.replace(listing, classes_found=known is None and form in ("folder", "parquet"))
 
 
 def list_source(
-    location: str, split: str | None, source_format: SourceFormat | None = None, classes: str | None = None
+    location: str,
+    split: str | None,
+    source_format: SourceFormat | None = None,
+    classes: str | None = None,
+    image_member: str | None = None,
 ) -> list[Listing]:
     """List the splits to pack, with labels that mean the same in all splits of the source.
 
@@ -150,6 +171,7 @@ def list_source(
         split: name of the split to pack; None packs all.
         source_format: form of the source; None detects it.
         classes: see `list_split`.
+        image_member: see `list_split`.
 
     Raises:
         SourceError: see `list_split` and `align_labels`.
@@ -162,7 +184,7 @@ def list_source(
     ]
     if len(unlabelled) < len(wanted):
         wanted = [name for name in wanted if name not in unlabelled]
-    listings = [list_split(location, name, source_format, classes) for name in wanted]
+    listings = [list_split(location, name, source_format, classes, image_member) for name in wanted]
     for name in unlabelled:
         note = f"the {name} split has no labels and is left out"
         listings[-1] = dataclasses.replace(listings[-1], notes=(*listings[-1].notes, note))
@@ -173,7 +195,7 @@ def list_source(
     if any(listing.classes_found for listing in listings):
         for name in forms.keys() - {*wanted, *unlabelled}:
             with contextlib.suppress(SourceError):  # packing that split reports the error and compares its labels
-                others.append(list_split(location, name, source_format, classes))
+                others.append(list_split(location, name, source_format, classes, image_member))
     return align_labels(listings, sorted(others, key=lambda listing: listing.split))
 
 

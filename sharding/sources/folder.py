@@ -136,13 +136,16 @@ def has_folders(folder: Folder) -> bool:
     return any(info.type == fs.FileType.Directory and not is_hidden_folder(info.base_name) for info in folder.list())
 
 
-def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
+def list_folder(
+    root: Folder, split: str, known: ClassList | None, *, extensions: tuple[str, ...] = EXTENSIONS
+) -> Listing:
     """List the images of a split stored in class folders.
 
     Args:
         root: folder of the source.
         split: split to list; a root without split folders is taken as this split.
         known: all classes, where a class list is available; None uses the names of the class folders, sorted.
+        extensions: endings of the names of images, in lower case.
 
     Raises:
         SourceError: the source has no such split or no images, or a folder that is not in the class list.
@@ -150,11 +153,18 @@ def list_folder(root: Folder, split: str, known: ClassList | None) -> Listing:
     splits = find_splits(root)
     if splits and not (split in splits or any(name in splits.values() for name in split_folders(split))):
         raise SourceError(f"{root.location} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    return list_class_folders(root, f"{splits[split]}/" if split in splits else "", split, known)
+    prefix = f"{splits[split]}/" if split in splits else ""
+    return list_class_folders(root, prefix, split, known, extensions=extensions)
 
 
 def list_class_folders(
-    root: Folder, prefix: str, split: str, known: ClassList | None, *, source_format: str = "folder"
+    root: Folder,
+    prefix: str,
+    split: str,
+    known: ClassList | None,
+    *,
+    source_format: str = "folder",
+    extensions: tuple[str, ...] = EXTENSIONS,
 ) -> Listing:
     """List `ROOT/PREFIX/CLASS/…/IMAGE`.
 
@@ -164,6 +174,7 @@ def list_class_folders(
         split: name of the split.
         known: all classes; None uses the names of the class folders, sorted.
         source_format: name of the form of the source.
+        extensions: endings of the names of images, in lower case.
 
     Raises:
         SourceError: there are no images, a folder is not in the class list, the class folders are on a deeper level,
@@ -178,15 +189,15 @@ def list_class_folders(
         top, slash, rest = relative.partition("/")
         parts = relative.split("/")
         if any(map(is_hidden_folder, parts if info.type == fs.FileType.Directory else parts[:-1])):
-            if info.type == fs.FileType.File and relative.lower().endswith(EXTENSIONS):
+            if info.type == fs.FileType.File and relative.lower().endswith(extensions):
                 hidden.append(relative)
         elif info.type == fs.FileType.Directory and not slash:
             folders.append(top)
         elif info.type == fs.FileType.File and not slash:
-            loose += top.lower().endswith(EXTENSIONS) and not top.startswith(".")
+            loose += top.lower().endswith(extensions) and not top.startswith(".")
         elif info.type == fs.FileType.File:
             # `._NAME` holds macOS's metadata of the file NAME.
-            if rest.lower().endswith(EXTENSIONS) and not info.base_name.startswith("."):
+            if rest.lower().endswith(extensions) and not info.base_name.startswith("."):
                 files.append(relative)
                 sizes.append(info.size)
             else:
@@ -201,7 +212,7 @@ def list_class_folders(
         )
     if not files:
         raise SourceError(
-            f"{base.location} has no images in class folders (CLASS/IMAGE{EXTENSIONS[0].upper()}); folders there: "
+            f"{base.location} has no images in class folders (CLASS/IMAGE{extensions[0].upper()}); folders there: "
             f"{', '.join(folders[:5]) or 'none'}"
         )
     _refuse_folder_of_all(base, files)
@@ -216,7 +227,7 @@ def list_class_folders(
     empty = sorted(set(folders) - {file.partition("/")[0] for file in files})
     if empty:
         notes.append(f"{len(empty)} class folders hold no images of {split} ({', '.join(empty[:5])})")
-    classes = known or ClassList(tuple(ClassInfo(name, name) for name in folders))
+    classes = known.fitting(folders) if known else ClassList(tuple(ClassInfo(name, name) for name in folders))
     of_folder = classes.labels(folders, base.location)
     tops = [file.partition("/")[0] for file in files]
     return Listing(

@@ -10,7 +10,7 @@ from pyarrow import fs
 from sharding.errors import SourceError
 from sharding.sources.annotated import list_annotated
 from sharding.sources.classes import SYNSET_MAPPING, ClassList
-from sharding.sources.folder import has_folders, list_class_folders
+from sharding.sources.folder import EXTENSIONS, has_folders, list_class_folders
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
@@ -28,13 +28,16 @@ def find_splits(root: Folder) -> dict[str, str]:
     return {}
 
 
-def list_kaggle(root: Folder, split: str, known: ClassList | None) -> Listing:
+def list_kaggle(
+    root: Folder, split: str, known: ClassList | None, *, extensions: tuple[str, ...] = EXTENSIONS
+) -> Listing:
     """List the images of a split in Kaggle's layout.
 
     Args:
         root: folder of the source.
         split: `train` or `validation`.
         known: all classes, of LOC_synset_mapping.txt or of --classes.
+        extensions: endings of the names of images, in lower case.
 
     Raises:
         SourceError: the split or one of the tables is missing, or a table contradicts the images.
@@ -49,10 +52,12 @@ def list_kaggle(root: Folder, split: str, known: ClassList | None) -> Listing:
             f"{root.location}/{SYNSET_MAPPING} is missing: it gives the labels. Put it there, or use --classes."
         )
     if split == "train":
-        return list_class_folders(root, prefix, split, known, source_format="kaggle")
+        return list_class_folders(root, prefix, split, known, source_format="kaggle", extensions=extensions)
     if root.size(SOLUTION) is None and has_folders(root.folder(prefix.rstrip("/"))):
-        return list_class_folders(root, prefix, split, known, source_format="kaggle")
-    return list_annotated(root, prefix, _read_solution(root), known, source_format="kaggle", table=SOLUTION)
+        return list_class_folders(root, prefix, split, known, source_format="kaggle", extensions=extensions)
+    return list_annotated(
+        root, prefix, _read_solution(root), known, source_format="kaggle", table=SOLUTION, extensions=extensions
+    )
 
 
 def _read_solution(root: Folder) -> dict[str, str]:

@@ -8,7 +8,7 @@ from sharding.errors import SourceError
 from sharding.manifest import ClassInfo
 from sharding.sources.annotated import list_annotated
 from sharding.sources.classes import ClassList
-from sharding.sources.folder import list_class_folders
+from sharding.sources.folder import EXTENSIONS, list_class_folders
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
@@ -26,13 +26,16 @@ def find_splits(root: Folder) -> list[str]:
     return [split for split, prefix in _PREFIXES.items() if prefix.rstrip("/") in there]
 
 
-def list_tiny_imagenet(root: Folder, split: str, known: ClassList | None) -> Listing:
+def list_tiny_imagenet(
+    root: Folder, split: str, known: ClassList | None, *, extensions: tuple[str, ...] = EXTENSIONS
+) -> Listing:
     """List the images of a split of Tiny ImageNet.
 
     Args:
         root: folder of the source.
         split: `train` or `validation`.
         known: the classes of --classes; None uses wnids.txt and words.txt, or the folders of the training split.
+        extensions: endings of the names of images, in lower case.
 
     Raises:
         SourceError: there is no such split, or the table of the validation images contradicts them.
@@ -41,13 +44,15 @@ def list_tiny_imagenet(root: Folder, split: str, known: ClassList | None) -> Lis
         raise SourceError(f"Tiny ImageNet in {root.location} has no labelled split {split!r}; it has train and val")
     classes = known or _classes(root)
     if split == "train":
-        return list_class_folders(root, "train/", split, classes, source_format="tiny-imagenet")
+        return list_class_folders(root, "train/", split, classes, source_format="tiny-imagenet", extensions=extensions)
     rows = [line.split("\t") for line in root.folder("val").read(ANNOTATIONS).decode("utf-8", "replace").splitlines()]
     wrong = next((row for row in rows if len(row) < 2), None)
     if wrong is not None:
         raise SourceError(f"{root.location}/val/{ANNOTATIONS}: the line {' '.join(wrong)[:60]!r} has no class")
     classes_of = {row[0].rpartition(".")[0]: row[1].strip() for row in rows}
-    return list_annotated(root, "val/", classes_of, classes, source_format="tiny-imagenet", table=ANNOTATIONS)
+    return list_annotated(
+        root, "val/", classes_of, classes, source_format="tiny-imagenet", table=ANNOTATIONS, extensions=extensions
+    )
 
 
 def _classes(root: Folder) -> ClassList:
