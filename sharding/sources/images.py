@@ -14,6 +14,10 @@ from sharding.storage import Folder
 
 # Concurrent requests to a remote store, where one request takes some ten milliseconds.
 _REMOTE_REQUESTS = 16
+_CHANGED = (
+    "Restore it and give the same command again; or pack the source as it is now into another --output, while nothing "
+    "changes it."
+)
 # Read from a local disk in one go, because decoding in between evicts everything else from the CPU caches.
 _READ_AHEAD_BYTES = 4 << 20
 
@@ -73,11 +77,13 @@ def _iter_local(
 def _read(reader: RangeReader, samples: Listing, index: int, name: str, offset: int, size: int) -> bytes:
     try:
         data = reader.read(name, offset, size) if samples.in_archives else reader.read_file(name, size)
+    except FileNotFoundError as error:
+        raise SourceError(f"{samples.describe(index)} is gone since the source was listed. {_CHANGED}") from error
     except OSError as error:
         raise SourceError(f"{reader.root.location}/{name} cannot be read: {error}") from error
     if len(data) != size:
         raise SourceError(
             f"{samples.describe(index)} has {len(data):,} bytes, and had {size:,} when the source was listed: the "
-            "source has changed since. Give the same command again."
+            f"source has changed since. {_CHANGED}"
         )
     return data
