@@ -65,7 +65,9 @@ def settle(run_dir: Path, has_no_job: Callable[[], bool] = lambda: False) -> tup
 
 def settle_after_contact(run_dir: Path) -> None:
     """Settle a run whose server has just answered, unless it lacks nothing; log why if that fails."""
-    if is_settled(load_state(run_dir)):
+    state = load_state(run_dir)
+    # A run that still counts as running there may have been ended before it could tell its end.
+    if state is not None and is_settled(state) and state.status != "RUNNING":
         return
     try:
         settle(run_dir)
