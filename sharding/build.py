@@ -43,7 +43,7 @@ class BuildOptions:
     """train, validation, …; by default every split found in the source"""
     name: str = "imagenet1k"
     """prefix of all files"""
-    source_format: Literal["auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "folder"] = "auto"
+    source_format: Literal["auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "masks", "folder"] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
     """list of the classes: lines "WNID NAME", CSV or JSON; gives the labels; by default the classes of the source"""
@@ -143,6 +143,8 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     from sharding.writer import pack_shard
 
     started = time.monotonic()
+    if listing.label_maps is not None and options.shorter_side is not None:
+        raise ShardingError("--shorter-side makes images smaller, but not their label maps: leave it out")
     output = Folder.open(options.output)
     output.create()
     listing = align_with_published(output, options.name, listing)

@@ -156,7 +156,7 @@ def _refuse_repeated(entry: _Split) -> None:
     """
     import pyarrow.compute as pc
 
-    from sharding.manifest import repeated_keys
+    from sharding.index_table import repeated_keys
 
     repeated = repeated_keys(entry.table)
     if repeated:
@@ -175,7 +175,8 @@ def _publish(
     import numpy as np
 
     from sharding.imagenet import is_whole_imagenet
-    from sharding.manifest import Manifest, OddImage, ShardInfo, index_digest, write_manifest
+    from sharding.index_table import index_digest
+    from sharding.manifest import Manifest, OddImage, ShardInfo, write_manifest
 
     counts = np.bincount(entry.table["shard"].to_numpy(), minlength=len(entry.scans)).tolist()
     left_out = [f"{scan.name}: {name}" for scan in entry.scans for name in scan.left_out]

@@ -12,34 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.errors import ManifestError, MissingSplitError
+from sharding.index_table import FIRST_INDEX_SCHEMA, INDEX_SCHEMA, index_bytes, index_digest
 from sharding.info import INFO_FILE, SplitInfo, info_content
 from sharding.storage import Folder
 from sharding.work_folder import refuse_unfinished
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
 MAX_CLASSES = 1_000_000  # ImageNet-21k has 21,841
 # imagenet1k-train-0000.tar
 SHARD_NAME = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z][A-Za-z0-9_]*)-(?P<number>[0-9]+)\.tar$")
 _VALIDATION_NAMES = ("val", "valid", "dev")
 _MANIFEST_MARKER = b'"index_sha256"'  # every manifest contains it, and hardly any other JSON file does
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("xxh64", pa.uint64()),
-    ]
-)
+IGNORED = 255
+"""Class of the pixels that belong to none, in `Manifest.class_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +81,9 @@ class Manifest:
         settings: settings of the build, and the digest of the source's listing.
         odd: images that were converted or left out, or are unusual.
         index_sha256: digest of the content of the index, see `index_digest`.
+        task: `classification`, where a sample has a label, or `segmentation`, where it has a label map (KEY.png).
+        ignore_index: value of the pixels of a label map that belong to no class; None for a classification.
+        class_values: value of the pixels of each class in a label map; empty for a classification.
     """
 
     name: str
@@ -100,6 +94,19 @@ class Manifest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     odd: tuple[OddImage, ...] = ()
     schema_version: int = SCHEMA_VERSION
+    task: str = "classification"
+    ignore_index: int | None = None
+    class_values: tuple[int, ...] = ()
+
+    @property
+    def class_of(self) -> bytes:
+        """Class of each of the 256 values of a pixel in a label map, `IGNORED` for none; empty for a classification."""
+        if not self.class_values:
+            return b""
+        table = bytearray([IGNORED]) * 256
+        for label, value in enumerate(self.class_values):
+            table[value] = label
+        return bytes(table)
 
     @property
     def num_samples(self) -> int:
@@ -131,6 +138,15 @@ class Manifest:
             "index_sha256": self.index_sha256,
             "settings": dict(self.settings),
             "odd": [asdict(entry) for entry in self.odd],
+            **({} if self.schema_version < 2 else self._content_of_task()),
+        }
+
+    def _content_of_task(self) -> dict[str, Any]:
+        return {
+            "schema": self.schema_version,
+            "task": self.task,
+            "ignore_index": self.ignore_index,
+            "class_values": list(self.class_values),
         }
 
     @classmethod
@@ -147,8 +163,9 @@ class Manifest:
         try:
             content = json.loads(text)
             version = content["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ManifestError(f"{where} has schema version {version}; this version reads {SCHEMA_VERSION}")
+            if version not in _READABLE:
+                readable = " and ".join(map(str, _READABLE))
+                raise ManifestError(f"{where} has schema version {version}; this version reads {readable}")
             manifest = cls(
                 name=content["name"],
                 split=content["split"],
@@ -157,6 +174,10 @@ class Manifest:
                 index_sha256=content["index_sha256"],
                 settings=content["settings"],
                 odd=tuple(OddImage(**entry) for entry in content["odd"]),
+                schema_version=version,
+                task=content.get("task", "classification"),
+                ignore_index=content.get("ignore_index"),
+                class_values=tuple(content.get("class_values", ())),
             )
             digest = content["digest"]
         except ManifestError:
@@ -252,7 +273,8 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
 
     Columns: key (string), label (int32), shard (int32, position in `manifest.shards`), offset (int64, position of the
     image's first byte in the tar), size (int32, bytes), width and height (int32, pixels), xxh64 (uint64, hash of the
-    image's bytes).
+    image's bytes), and since schema version 2 target_offset, target_size and target_xxh64 of the member with the
+    target: KEY.cls, or KEY.png for a label map.
 
     Raises:
         ManifestError: the index is missing, damaged, or not the one that the manifest describes.
@@ -271,33 +293,10 @@ def load_index(location: str, manifest: Manifest) -> pa.Table:
             table = pq.read_table(pa.PythonFile(stream) if folder.is_local else stream)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{location}/{file} cannot be read: {error}. {hint}") from error
-    if table.schema.remove_metadata() != INDEX_SCHEMA or index_digest(table) != manifest.index_sha256:
+    schema = INDEX_SCHEMA if manifest.schema_version > 1 else FIRST_INDEX_SCHEMA
+    if table.schema.remove_metadata() != schema or index_digest(table) != manifest.index_sha256:
         raise ManifestError(f"{location}/{file} is not the index that {manifest.stem}.json was written with. {hint}")
     return table
-
-
-def index_digest(table: pa.Table) -> str:
-    """SHA-256 in hex of the content of an index, independent of how parquet encodes it."""
-    digest = hashlib.sha256(str(table.num_rows).encode())
-    for number, keys in enumerate(table.select(["key"]).to_batches(max_chunksize=1 << 16)):
-        digest.update(("\n" * (number > 0) + "\n".join(keys[0].to_pylist())).encode())
-    for column in INDEX_SCHEMA.names[1:]:
-        values = np.ascontiguousarray(table[column].to_numpy())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
-
-
-def repeated_keys(index: pa.Table) -> list[str]:
-    """The keys that more than one row of an index has, sorted."""
-    keys, counts = np.unique(index["key"].to_numpy(zero_copy_only=False), return_counts=True)
-    return keys[counts > 1].tolist()
-
-
-def _index_bytes(table: pa.Table) -> bytes:
-    """Serialise an index as a parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 17)
-    return sink.getvalue().to_pybytes()
 
 
 def write_manifest(
@@ -314,7 +313,7 @@ def write_manifest(
     Raises:
         OutputError: the folder cannot be written.
     """
-    folder.write(f"{manifest.stem}.parquet", _index_bytes(index), temporary_folder=temporary_folder)
+    folder.write(f"{manifest.stem}.parquet", index_bytes(index), temporary_folder=temporary_folder)
     others = [entry for entry in find_manifests(folder).values() if entry.stem != manifest.stem]
     _write_info(folder, [*others, manifest], temporary_folder)
     folder.write(f"{manifest.stem}.json", manifest.to_json().encode(), temporary_folder=temporary_folder)

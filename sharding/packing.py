@@ -19,16 +19,14 @@ import pyarrow.compute as pc
 from sharding.errors import ManifestError, OutputError, SourceError
 from sharding.imagenet import is_whole_imagenet
 from sharding.images import ImagePolicy
+from sharding.index_table import INDEX_SCHEMA, index_digest, repeated_keys
 from sharding.labels import check_against_published
 from sharding.manifest import (
-    INDEX_SCHEMA,
     ClassInfo,
     Manifest,
     OddImage,
     find_manifests,
-    index_digest,
     load_index,
-    repeated_keys,
     shards_of,
     write_info,
     write_manifest,
@@ -211,6 +209,7 @@ class Packing:
                 wnids=[self.listing.classes[label].wnid for label in samples.labels],
                 policy=policy,
                 skip_bad=skip_bad,
+                label_maps=self.listing.label_maps,
             )
 
     def finish(self) -> Manifest | None:
@@ -275,6 +274,7 @@ class Packing:
             index_sha256=index_digest(index),
             settings={**self.settings, "whole_imagenet": whole},
             odd=odd,
+            **self._task(),
         )
         check_against_published(self.output, self.name, self.listing, self.work_folder.location)
         write_manifest(self.output, manifest, index, temporary_folder=self.work_folder)
@@ -284,6 +284,13 @@ class Packing:
             self.output.remove(f"{self.stem}.json")
             raise
         return manifest
+
+    def _task(self) -> dict[str, Any]:
+        """The fields of the manifest that say what the targets are."""
+        maps = self.listing.label_maps
+        if maps is None:
+            return {}
+        return {"task": "segmentation", "ignore_index": maps.ignore_index, "class_values": maps.class_values}
 
     def _check_counts(self, index: pa.Table, skipped: int) -> None:
         """Check before publishing that the shards hold each listed sample exactly once.

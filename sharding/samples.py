@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import xxhash
+
 from sharding.errors import ImageError, SourceError
 from sharding.images import MAX_IMAGE_BYTES
 from sharding.tarfiles import Member
@@ -41,7 +43,8 @@ class Sample:
     Attributes:
         key: folder and name up to the first dot.
         members: name of each member, by extension in lower case.
-        fields: content of KEY.cls and KEY.json.
+        fields: content of KEY.cls and KEY.json, and of the label map if there is one.
+        places: offset, size and xxh64 of each of these, as the index names them.
         images: for each member that may be the image its description, or the reason why it cannot be read.
         are_neighbours: whether the members follow one another in the tar.
         is_repeated: whether two members have the same extension.
@@ -50,6 +53,7 @@ class Sample:
     key: str
     members: dict[str, str] = field(default_factory=dict)
     fields: dict[str, bytes] = field(default_factory=dict)
+    places: dict[str, dict[str, int]] = field(default_factory=dict)
     images: dict[str, IndexedImage | ImageError] = field(default_factory=dict)
     are_neighbours: bool = True
     is_repeated: bool = False
@@ -58,6 +62,16 @@ class Sample:
     def is_foreign(self) -> bool:
         """Whether the members are neither image nor label, as in README.txt: they belong to no sample."""
         return not self.images and not any(extension in LABEL_FIELDS for extension in self.members)
+
+    def target(self, extension: str) -> dict[str, int]:
+        """The columns of the index that say where a member with the target is.
+
+        Raises:
+            SourceError: the sample has no such member.
+        """
+        if extension not in self.places:
+            raise SourceError(f"no KEY.{extension} among its members ({', '.join(self.members)})")
+        return self.places[extension]
 
     def image(self) -> IndexedImage:
         """The sample's image.
@@ -87,11 +101,13 @@ class TarSamples:
 
     Attributes:
         image_member: extension of the image; None takes the usual ones.
+        label_map: extension of the label map; None where a sample has a label.
         samples: samples by key, in the order of their first members.
         left_out: names of the members that belong to no sample.
     """
 
     image_member: str | None = None
+    label_map: str | None = None
     samples: dict[str, Sample] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     _last: Sample | None = None
@@ -120,9 +136,14 @@ class TarSamples:
             sample.is_repeated = True
             return
         sample.members[extension] = member.name
-        if extension in LABEL_FIELDS:
+        if extension in (*LABEL_FIELDS, self.label_map):
             _check_size(member, _LONGEST_FIELD)
-            sample.fields[extension] = read(member)
+            content = sample.fields[extension] = read(member)
+            sample.places[extension] = {
+                "target_offset": member.offset,
+                "target_size": member.size,
+                "target_xxh64": xxhash.xxh64_intdigest(content),
+            }
         elif self._may_be_image(sample, extension):
             _check_size(member, MAX_IMAGE_BYTES)
             try:

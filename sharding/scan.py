@@ -12,10 +12,12 @@ import xxhash
 
 from sharding.errors import ImageError, ManifestError, SourceError
 from sharding.images import ImagePolicy, pack_image
+from sharding.index_table import INDEX_SCHEMA
 from sharding.isolation import isolated
-from sharding.manifest import INDEX_SCHEMA, OddImage
+from sharding.label_maps import LABEL_MAP, LabelMaps
+from sharding.manifest import OddImage
 from sharding.pool import note_place
-from sharding.sample_labels import ClassEvidence, read_label
+from sharding.sample_labels import ClassEvidence, Labelled, read_label
 from sharding.samples import IndexedImage, TarSamples
 from sharding.storage import Folder
 from sharding.tarfiles import Member, iter_members
@@ -107,7 +109,13 @@ class _Stream:
 
 
 def scan_shard(
-    folder: Folder, name: str, *, decode_check: bool, image_member: str | None = None, in_isolation: bool = False
+    folder: Folder,
+    name: str,
+    *,
+    decode_check: bool,
+    image_member: str | None = None,
+    in_isolation: bool = False,
+    label_maps: LabelMaps | None = None,
 ) -> Scan:
     """Read one shard.
 
@@ -117,6 +125,7 @@ def scan_shard(
         decode_check: whether to decode every image.
         image_member: extension of the image; None takes the usual ones.
         in_isolation: whether each image is decoded in a process of its own, because a worker crashed in this shard.
+        label_maps: values of the label maps; None where a sample has a label.
 
     Raises:
         OSError: the file cannot be read at all.
@@ -124,7 +133,7 @@ def scan_shard(
     size = folder.size(name) or 0
     policy = ImagePolicy(decode_check=decode_check)
     rows, odd, faults, evidence = [], [], [], ClassEvidence()
-    content = TarSamples(image_member)
+    content = TarSamples(image_member, None if label_maps is None else LABEL_MAP)
     describe_image = isolated(_describe_image) if in_isolation else _describe_image
     with folder.open_stream(name) as opened:
         stream = _Stream(opened, folder, name)
@@ -147,11 +156,16 @@ def scan_shard(
             continue
         try:
             image = sample.image()
-            labelled = read_label(sample.key, sample.fields)
+            if label_maps is None:
+                labelled = read_label(sample.key, sample.fields)
+                target = sample.target("cls" if "cls" in sample.fields else "json")
+            else:
+                labelled, target = Labelled(0, ()), sample.target(LABEL_MAP)
+                label_maps.check(sample.fields[LABEL_MAP], image.columns["width"], image.columns["height"])
         except (ImageError, SourceError) as error:
             faults.append(Fault(name, sample.key, str(error)))
         else:
-            rows.append({"key": sample.key, "label": labelled.label, **image.columns})
+            rows.append({"key": sample.key, "label": labelled.label, **image.columns, **target})
             if image.oddity is not None:
                 odd.append(OddImage(sample.key, name, image.oddity, "kept"))
             evidence.add(labelled, f"{name}: {sample.key}")

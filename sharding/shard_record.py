@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sharding.index_table import INDEX_SCHEMA
 from sharding.manifest import OddImage, ShardInfo
 
 
@@ -46,6 +47,8 @@ class ShardRecord:
         """Parse a record; None where the file is incomplete or damaged."""
         try:
             rows = pq.read_table(pa.BufferReader(content))
+            if not rows.schema.equals(INDEX_SCHEMA, check_metadata=False):
+                return None  # an earlier version, which did not know where the targets are, wrote it
             record = json.loads((rows.schema.metadata or {})[b"part"])
             return cls(
                 number=number,

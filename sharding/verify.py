@@ -113,7 +113,7 @@ def _check_index(manifest: Manifest, index: pa.Table) -> list[Fault]:
     """
     import numpy as np
 
-    from sharding.manifest import repeated_keys
+    from sharding.index_table import repeated_keys
     from sharding.scan import Fault
 
     file, faults = f"{manifest.stem}.parquet", []

@@ -9,6 +9,7 @@ from typing import Self
 import pyarrow as pa
 
 from sharding.class_agreement import disagreements
+from sharding.label_maps import LabelMaps
 from sharding.manifest import Manifest
 from sharding.scan import MISSING, UNEXPECTED, Fault, describe_place, scan_shard
 from sharding.storage import Folder
@@ -43,6 +44,12 @@ class VerifyJob:
         return describe_place(self.manifest.shards[self.number].name, place)
 
 
+def _label_maps(manifest: Manifest) -> LabelMaps | None:
+    if manifest.ignore_index is None:
+        return None
+    return LabelMaps(manifest.class_values, manifest.ignore_index)
+
+
 def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
     """Read a shard and compare it with its expected content.
 
@@ -58,6 +65,7 @@ def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
             decode_check=job.decode_check,
             image_member=image_member,
             in_isolation=job.isolated,
+            label_maps=_label_maps(job.manifest),
         )
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"

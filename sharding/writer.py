@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from sharding.errors import ImageError, OutputError, SourceError
 from sharding.images import ImagePolicy, PackedImage, pack_image, resize_in_one_thread
+from sharding.index_table import INDEX_SCHEMA
 from sharding.isolation import isolated
-from sharding.manifest import INDEX_SCHEMA, OddImage, ShardInfo
+from sharding.label_maps import LabelMaps
+from sharding.manifest import OddImage, ShardInfo
 from sharding.pool import note_place
 from sharding.shard_record import ShardRecord
 from sharding.sources.images import iter_images
@@ -29,7 +31,8 @@ from sharding.work_folder import SETTINGS_FILE
 _FLUSH_BYTES = 4 << 20
 _quote = json.encoder.encode_basestring_ascii
 
-IndexRow = tuple[str, int, int, int, int, int, int]  # key, label, offset, size, width, height, xxh64
+# key, label, offset, size, width, height, xxh64, then offset, size and xxh64 of the target
+IndexRow = tuple[str, int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class ShardJob:
         wnids: class id of each sample.
         policy: how to check and convert each image.
         skip_bad: whether to leave unreadable images out instead of refusing the shard.
+        label_maps: values of the label maps; None where a sample has a label alone.
         isolated: whether each image is decoded in a process of its own, because a worker crashed in this shard.
     """
 
@@ -63,6 +67,7 @@ class ShardJob:
     policy: ImagePolicy
     skip_bad: bool
     isolated: bool = False
+    label_maps: LabelMaps | None = None
 
     def isolate(self) -> Self | None:
         """The same job with each image in a process of its own; None if it is so already."""
@@ -105,9 +110,9 @@ def _write(job: ShardJob) -> ShardRecord:
     bad: list[str] = []
     with job.output.publish(job.file_name, temporary_folder=job.work_folder) as sink:
         tar = _ShardStream(job, sink)
-        for index, packed in _iter_packed(job, odd, bad):
+        for index, packed, target in _iter_packed(job, odd, bad):
             if not bad:  # after an unreadable image only check the rest of the shard, so that the error names all
-                tar.append(index, packed)
+                tar.append(index, packed, target)
         if bad:
             raise SourceError(_unreadable_message(bad))
         tar.finish()
@@ -129,12 +134,12 @@ class _ShardStream:
         self.rows: list[IndexRow] = []
         self.keys, self.names = job.samples.keys.to_pylist(), job.samples.names.to_pylist()
         self.labels, self.wnids = job.samples.labels.tolist(), job.wnids
-        self._waiting: list[tuple[int, PackedImage]] = []
+        self._waiting: list[tuple[int, PackedImage, bytes | None]] = []
         self._waiting_bytes = 0
 
-    def append(self, index: int, packed: PackedImage) -> None:
-        self._waiting.append((index, packed))
-        self._waiting_bytes += len(packed.data)
+    def append(self, index: int, packed: PackedImage, label_map: bytes | None) -> None:
+        self._waiting.append((index, packed, label_map))
+        self._waiting_bytes += len(packed.data) + len(label_map or b"")
         if self._waiting_bytes >= _FLUSH_BYTES:
             self._flush()
 
@@ -145,11 +150,14 @@ class _ShardStream:
     def _flush(self) -> None:
         pieces: list[bytes] = []
         position = self.position
-        for index, packed in self._waiting:
+        for index, packed, label_map in self._waiting:
             key, label, data = self.keys[index], self.labels[index], packed.data
-            tail = _bytes_after_image(key, label, self.wnids[index], self.names[index], packed)
-            digest = xxhash.xxh64_intdigest(data)
-            self.rows.append((key, label, position + BLOCK, len(data), packed.width, packed.height, digest))
+            name, target = (b".cls", b"%d" % label) if label_map is None else (b".png", label_map)
+            fields = "" if label_map is not None else f'"label": {label}, "class": {_quote(self.wnids[index])}, '
+            tail = _bytes_after_image(key, fields, self.names[index], packed, name, target)
+            place = position + BLOCK + len(data) + len(padding(len(data))) + BLOCK
+            image = (position + BLOCK, len(data), packed.width, packed.height, xxhash.xxh64_intdigest(data))
+            self.rows.append((key, label, *image, place, len(target), xxhash.xxh64_intdigest(target)))
             pieces += (header(key.encode() + b".jpg", len(data)), data, tail)
             position += BLOCK + len(data) + len(tail)
         self._write(pieces)
@@ -178,7 +186,7 @@ def _finished(job: ShardJob) -> ShardRecord | None:
     return record
 
 
-def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator[tuple[int, PackedImage]]:
+def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator[tuple[int, PackedImage, bytes | None]]:
     """Check and convert the images of a shard, in order.
 
     Args:
@@ -187,7 +195,8 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
         bad: receives a message for each unreadable image that may not be skipped.
 
     Yields:
-        The position of the sample in the shard, and the image to store; nothing for an unreadable image.
+        The position of the sample in the shard, the image to store, and its label map if there is one; nothing for an
+        unreadable image.
     """
 
     def note(index: int, reason: str, action: str) -> None:
@@ -199,6 +208,7 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
             note_place(index)
             try:
                 packed = pack(data, job.policy)
+                target = _label_map(job, index, packed)
             except ImageError as error:
                 if job.skip_bad:
                     note(index, str(error), "skipped")
@@ -207,22 +217,44 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
                 continue
             if packed.oddity is not None:
                 note(index, packed.oddity, "converted")
-            yield index, packed
+            yield index, packed, target
 
 
-def _bytes_after_image(key: str, label: int, wnid: str, name: str, packed: PackedImage) -> bytes:
-    """What follows the bytes of an image in the tar: padding, KEY.cls and KEY.json."""
+def _label_map(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
+    """Read and check the label map of a sample; None where there are none.
+
+    Raises:
+        ImageError: it is no label map of this image.
+        SourceError: it cannot be read, or has changed since the source was listed.
+    """
+    if job.label_maps is None or job.samples.targets is None or job.samples.target_sizes is None:
+        return None
+    name = job.samples.targets[index].as_py()
+    try:
+        data = job.source.read(name)
+    except OSError as error:
+        raise SourceError(f"{job.source.location}/{name} cannot be read: {error}") from error
+    if len(data) != job.samples.target_sizes[index]:
+        raise SourceError(f"{name} has changed since the source was listed. Give the same command again.")
+    try:
+        job.label_maps.check(data, packed.width, packed.height)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    return data
+
+
+def _bytes_after_image(key: str, fields: str, name: str, packed: PackedImage, extension: bytes, target: bytes) -> bytes:
+    """What follows the bytes of an image in the tar: padding, the target (KEY.cls or KEY.png) and KEY.json."""
     prefix, size = key.encode(), len(packed.data)
-    cls = b"%d" % label
     description = (
-        f'{{"key": {_quote(key)}, "label": {label}, "class": {_quote(wnid)}, '
+        f'{{"key": {_quote(key)}, {fields}'
         f'"filename": {_quote(name.rpartition("/")[2])}, "width": {packed.width}, "height": {packed.height}}}'
     ).encode()
     pieces = (
         padding(size),
-        header(prefix + b".cls", len(cls)),
-        cls,
-        padding(len(cls)),
+        header(prefix + extension, len(target)),
+        target,
+        padding(len(target)),
         header(prefix + b".json", len(description)),
         description,
         padding(len(description)),
@@ -231,9 +263,8 @@ def _bytes_after_image(key: str, label: int, wnid: str, name: str, packed: Packe
 
 
 def _index_rows(rows: list[IndexRow], shard: int) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 7
-    key, label, offset, size, width, height, xxh64 = columns
-    arrays = (key, label, [shard] * len(rows), offset, size, width, height, xxh64)
+    columns = list(zip(*rows, strict=True)) if rows else [()] * (len(INDEX_SCHEMA) - 1)
+    arrays = (*columns[:2], [shard] * len(rows), *columns[2:])
     return pa.table(
         [pa.array(values, field.type) for values, field in zip(arrays, INDEX_SCHEMA, strict=True)], INDEX_SCHEMA
     )
@@ -262,4 +293,6 @@ def select_samples(listing: Listing, samples: NDArray[np.int64]) -> Listing:
         offsets=listing.offsets[samples],
         sizes=listing.sizes[samples],
         blocks=None if listing.blocks is None else listing.blocks[samples],
+        targets=None if listing.targets is None else listing.targets.take(pa.array(samples)),
+        target_sizes=None if listing.target_sizes is None else listing.target_sizes[samples],
     )

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from sharding.errors import SourceError
 from sharding.sources import folder as class_folders
-from sharding.sources import ilsvrc, kaggle, parquet, tiny_imagenet
+from sharding.sources import ilsvrc, kaggle, label_maps, parquet, tiny_imagenet
 from sharding.sources.class_files import find_class_list
 from sharding.sources.classes import ClassList
 from sharding.sources.devkit import read_devkit
@@ -20,7 +20,7 @@ from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
 
-SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "folder"]
+SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "masks", "folder"]
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
@@ -56,6 +56,8 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
         "kaggle": kaggle.find_splits,
         "tiny-imagenet": tiny_imagenet.find_splits,
         "parquet": parquet.find_splits,
+        "ade20k": label_maps.find_ade20k_splits,
+        "masks": label_maps.find_mask_splits,
         "folder": class_folders.find_splits,
     }
     found: dict[str, SourceFormat] = {}
@@ -146,6 +148,8 @@ def list_split(
         "kaggle": partial(kaggle.list_kaggle, extensions=extensions),
         "tiny-imagenet": partial(tiny_imagenet.list_tiny_imagenet, extensions=extensions),
         "parquet": parquet.list_parquet,
+        "ade20k": label_maps.list_ade20k,
+        "masks": label_maps.list_masks,
         "folder": partial(class_folders.list_folder, extensions=extensions),
     }
     listing = readers[form](root, split, known)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sharding.errors import SourceError
 from sharding.images import MAX_IMAGE_BYTES
+from sharding.label_maps import LabelMaps
 from sharding.manifest import ClassInfo
 from sharding.tarfiles import MAX_NAME
 
@@ -43,6 +44,9 @@ class Listing:
         offsets: int64; position of the image's first byte in its file, or its row in a parquet file.
         sizes: int64; size of the image in bytes (in parquet, the average of its row group).
         blocks: int32; in parquet the row group, counted over all files; None where each image can be read alone.
+        targets: path of the label map of each image in the source; None where a sample has a label alone.
+        target_sizes: int64; size of each label map in bytes.
+        label_maps: values that the pixels of the label maps may have.
         classes_found: whether the classes are those found in this split, instead of a list of all classes.
         notes: notes for the user.
     """
@@ -58,6 +62,9 @@ class Listing:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     blocks: NDArray[np.int32] | None = None
+    targets: pa.StringArray | None = None
+    target_sizes: NDArray[np.int64] | None = None
+    label_maps: LabelMaps | None = None
     classes_found: bool = False
     notes: tuple[str, ...] = ()
 
@@ -134,6 +141,9 @@ class Listing:
         digest.update(self.labels[order].astype("<i4").tobytes())
         if self.blocks is None:
             digest.update(self.sizes[order].astype("<i8").tobytes())
+        if self.target_sizes is not None and self.label_maps is not None:
+            digest.update(self.target_sizes[order].astype("<i8").tobytes())
+            digest.update(repr((self.label_maps.class_values, self.label_maps.ignore_index)).encode())
         return digest.hexdigest()
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from sharding import load_index, load_manifest
-from sharding.manifest import index_digest, write_manifest
+from sharding.index_table import index_digest
+from sharding.manifest import write_manifest
 from sharding.storage import Folder
 from sharding.verify import VerifyOptions, main, verify
 from tests.sharding.builds import faults_of

@@ -11,7 +11,8 @@ import simplejpeg
 import xxhash
 
 from pipeline.config.schema import AugmentConfig, DataConfig, MixConfig, ModelConfig, TrainConfig
-from sharding.manifest import INDEX_SCHEMA, ClassInfo, Manifest, ShardInfo, index_digest, write_manifest
+from sharding.index_table import FIRST_INDEX_SCHEMA, index_digest
+from sharding.manifest import ClassInfo, Manifest, ShardInfo, write_manifest
 from sharding.storage import Folder
 
 CLASSES = 5
@@ -29,9 +30,9 @@ def photograph(number: int, height: int | None = None, width: int | None = None)
 
 
 def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train", name: str = "small") -> Manifest:
-    """Write shards of `shard_sizes` samples, with manifest and index."""
+    """Write shards of `shard_sizes` samples, with manifest and index, as before targets had places in the index."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list] = {column: [] for column in INDEX_SCHEMA.names}
+    rows: dict[str, list] = {column: [] for column in FIRST_INDEX_SCHEMA.names}
     shards, number = [], 0
     for shard, size in enumerate(shard_sizes):
         path = folder / f"{name}-{split}-{shard:04d}.tar"
@@ -44,17 +45,18 @@ def pack(folder: Path, shard_sizes: tuple[int, ...], split: str = "train", name:
                 tar.addfile(entry, io.BytesIO(data))
                 height, width, _, _ = simplejpeg.decode_jpeg_header(data)
                 values = (key, number % CLASSES, shard, offset, len(data), width, height, xxhash.xxh64_intdigest(data))
-                for column, value in zip(INDEX_SCHEMA.names, values, strict=True):
+                for column, value in zip(FIRST_INDEX_SCHEMA.names, values, strict=True):
                     rows[column].append(value)
                 number += 1
         shards.append(ShardInfo(path.name, size, path.stat().st_size, "0" * 64))
-    index = pa.table(rows, schema=INDEX_SCHEMA)
+    index = pa.table(rows, schema=FIRST_INDEX_SCHEMA)
     manifest = Manifest(
         name=name,
         split=split,
         classes=tuple(ClassInfo(f"n{label:08d}", f"class {label}") for label in range(CLASSES)),
         shards=tuple(shards),
         index_sha256=index_digest(index),
+        schema_version=1,
     )
     write_manifest(Folder.open(str(folder)), manifest, index)
     return manifest

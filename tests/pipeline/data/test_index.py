@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.data.index import cache_folder, open_index
 from sharding import load_manifest
-from sharding.manifest import INDEX_SCHEMA, ClassInfo, Manifest, ManifestError, ShardInfo, index_digest, write_manifest
+from sharding.index_table import INDEX_SCHEMA, index_digest
+from sharding.manifest import ClassInfo, Manifest, ManifestError, ShardInfo, write_manifest
 from sharding.storage import Folder
 from tests.support.small_shards import pack
 
@@ -31,6 +32,9 @@ def synthetic(folder: Path, samples: int, shards: int) -> None:
         "width": np.full(samples, 500),
         "height": np.full(samples, 375),
         "xxh64": rows.astype(np.uint64) * np.uint64(2654435761),
+        "target_offset": rows * 110_000 + 109_000,
+        "target_size": np.full(samples, 3),
+        "target_xxh64": rows.astype(np.uint64),
     }
     index = pa.table({field.name: pa.array(columns[field.name], field.type) for field in INDEX_SCHEMA}, INDEX_SCHEMA)
     manifest = Manifest(
