@@ -96,7 +96,7 @@ class ImageClassifier:
         Raises:
             RefusedInput: an input is no image; the message names its position.
         """
-        return self.classify(_as_list(model_input))
+        return self.classify(as_list(model_input))
 
     def classify(self, images: list[Any]) -> pd.DataFrame:
         """Classify a plain list of images, which may be pixel arrays."""
@@ -123,7 +123,7 @@ class ImageClassifier:
     def _prepare(self, source: Any, position: int) -> torch.Tensor:
         """Decode, resize, crop and normalise one image: float32 `[3, S, S]`."""
         try:
-            image = _open(source)
+            image = open_image(source)
         except (ValueError, OSError) as error:
             raise RefusedInput(f"input {position} is not an image: {error}") from error
         size, settings = self.card["image_size"], self.card["preprocessing"]
@@ -141,7 +141,7 @@ class ImageClassifier:
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def _as_list(images: Any) -> list[Any]:
+def as_list(images: Any) -> list[Any]:
     """Return the images of any accepted input as a list."""
     if isinstance(images, pd.DataFrame):
         if images.shape[1] != 1:
@@ -150,7 +150,7 @@ def _as_list(images: Any) -> list[Any]:
     if isinstance(images, dict):
         if len(images) != 1:
             raise RefusedInput(f"one list of images is expected, the input has {_names(images)}")
-        return _as_list(next(iter(images.values())))
+        return as_list(next(iter(images.values())))
     if isinstance(images, np.ndarray):
         is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))
         return [images] if is_one or images.ndim == 0 else list(images)
@@ -162,7 +162,7 @@ def _names(names: Any) -> str:
     return f"{len(listed)}: {', '.join(listed[:5])}" if listed else "none"
 
 
-def _open(source: Any) -> Image.Image:
+def open_image(source: Any) -> Image.Image:
     """Return the RGB image of bytes, base64 text, a path, an image of Pillow or pixels.
 
     Raises:

@@ -21,6 +21,20 @@ def test_import_contract_holds():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_only_tasks_name_their_metrics():
+    files = [
+        path
+        for path in (ROOT / "pipeline").rglob("*.py")
+        # `evaluate` measures classifiers in more detail than the task does; recipes state published results.
+        if path.parent.name not in ("evaluate", "recipes") and "tasks" not in path.relative_to(ROOT).parts
+    ]
+    named = {
+        str(path): found for path in files if (found := re.findall(r"\b(?:eval_)?(?:top1|miou)\b", path.read_text()))
+    }
+    assert len(files) > 80
+    assert not named, "ask the task for its primary metric (`pipeline.tasks.metric`)"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_files_stay_readable(package: str):
     long = {str(p): n for p in (ROOT / package).rglob("*.py") if (n := len(p.read_text().splitlines())) > LONGEST}

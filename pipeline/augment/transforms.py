@@ -1,7 +1,7 @@
 """From an encoded image to square uint8 pixels: the part of the augmentation that loader workers do. No torch.
 
 The random numbers of a sample depend on (seed, epoch, sample) alone, so every rank and worker computes the same pixels.
-Horizontal flip, normalisation, random erasing, Mixup and CutMix run on the device (`pipeline.data.device`).
+Horizontal flip, normalisation, random erasing, Mixup and CutMix run on the device.
 """
 
 import math

@@ -29,6 +29,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "augment.crop_ratio",
             "augment.std",
             "optimizer.lr",
+            "schedule.warmup_steps",
+            "segmentation.scale",
+            "segmentation.scale_ratio",
+            "segmentation.divisor",
         ),
     ),
     (
@@ -63,17 +67,27 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "must be in (0, 1]",
         lambda value: 0 < value <= 1,
-        ("augment.crop_scale", "augment.evaluation_crop", "optimizer.layer_decay"),
+        (
+            "augment.crop_scale",
+            "augment.evaluation_crop",
+            "optimizer.layer_decay",
+            "segmentation.cat_max_ratio",
+            "schedule.warmup_ratio",
+        ),
     ),
     ("must be a number", lambda value: True, ("augment.mean",)),
-    ("is too small: the network halves it 5 times", lambda value: value >= 32, ("model.image_size",)),
+    (
+        "is too small: the network halves it 5 times",
+        lambda value: value >= 32,
+        ("model.image_size", "segmentation.crop_size"),
+    ),
 )
 """Message for a value out of range, the test that a value is in range, and the fields that it applies to.
 
 Each value of a field with several values is tested."""
 LEAST_MICRO_BATCH = 2
 """BatchNorm cannot normalise the one value of each channel that IDConv's pooling leaves of a single image."""
-PAIRS = ("augment.crop_scale", "augment.crop_ratio")
+PAIRS = ("augment.crop_scale", "augment.crop_ratio", "segmentation.scale_ratio")
 """Fields that hold a smallest and a largest value."""
 
 

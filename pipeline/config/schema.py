@@ -13,7 +13,17 @@ ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 LARGEST_MICRO_BATCH = 128
 """Micro-batch that is taken at most where none is given."""
-ModelName = Literal["transxnet_n", "transxnet_t", "transxnet_s", "transxnet_b"]
+TaskName = Literal["classification", "segmentation"]
+ModelName = Literal[
+    "transxnet_n",
+    "transxnet_t",
+    "transxnet_s",
+    "transxnet_b",
+    "semantic_fpn_n",
+    "semantic_fpn_t",
+    "semantic_fpn_s",
+    "semantic_fpn_b",
+]
 
 
 class ConfigError(PipelineError, ValueError):
@@ -25,9 +35,9 @@ class ModelConfig:
     """The network (`transxnet.build`)."""
 
     name: ModelName = "transxnet_t"
-    """Variant; transxnet_n is not of the paper but a small one for tests and the demo."""
+    """Variant, of a network for the task; _n is not of the paper but a small one for tests and the demo."""
     image_size: int = 224
-    """Side of the square input, in pixels."""
+    """Side of the square input, in pixels; in a segmentation the side that the position tables are made for."""
     drop_path_rate: float | None = None
     """Drop path rate of the last block (stochastic depth); None: the paper's value for the variant."""
     backend: Literal["auto", "reference", "triton"] = "auto"
@@ -99,6 +109,24 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """Crops and sizes of a segmentation, whose flip, mean and deviation are those of `augment`."""
+
+    crop_size: int = 512
+    """Side of the square training crops, in pixels."""
+    scale: tuple[int, int] = (2048, 512)
+    """Longest and shortest side that an image is resized to fit into, its ratio kept, for training and evaluation."""
+    scale_ratio: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor of `scale` in training; one is drawn for each image."""
+    cat_max_ratio: float = 0.75
+    """Share of one class's pixels above which a crop is drawn again, up to ten times."""
+    photometric_distortion: bool = True
+    """Whether brightness, contrast, saturation and hue of a training crop are changed at random."""
+    divisor: int = 32
+    """An evaluated image is stretched until both sides are multiples of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """Mixup, cutmix and label smoothing of a batch, as in timm's `Mixup`."""
 
@@ -128,6 +156,8 @@ class OptimizerConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Parameters that decay: all but biases and 1-D ones, as in timm, or all, as in the dense recipes."""
     layer_decay: float = 1.0
     """Layer-wise decay of the learning rate, from the classifier down to the stem: 0.65 to 0.9 in fine-tuning."""
     clip_grad_norm: float | None = None
@@ -148,12 +178,18 @@ class ScheduleConfig:
     """Learning rate at the end of the cosine and during the cooldown."""
     cooldown_epochs: float = 10.0
     """Epochs at `min_lr` after the `epochs` of the cosine."""
+    warmup_steps: int | None = None
+    """Steps of a warm-up whose factor multiplies the running cosine, as in mmcv; None: `warmup_epochs` and timm's."""
+    warmup_ratio: float = 0.1
+    """With `warmup_steps`: factor of the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training, independent of where it runs. Steps are optimizer steps."""
 
+    task: TaskName = "classification"
+    """What is learned: one label for each image, or one for each pixel."""
     seed: int = 0
     """Seed of the weights, the sample order, the augmentation and the mixing."""
     epochs: float = 300.0
@@ -202,6 +238,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 

@@ -13,6 +13,7 @@ from pipeline.config.schema import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    SegmentationConfig,
     TrainConfig,
 )
 
@@ -72,6 +73,7 @@ def from_dict(tree: dict[str, Any]) -> TrainConfig:
         "data": DataConfig,
         "augment": AugmentConfig,
         "mix": MixConfig,
+        "segmentation": SegmentationConfig,
         "optimizer": OptimizerConfig,
         "schedule": ScheduleConfig,
     }

@@ -2,8 +2,8 @@
 
 A rank runs `loader`, `split`, `source` and `pool`; a loader worker runs `worker`, `reader` and `slots`, without torch.
 All processes of a node map one copy of the `index`. Remote shards go through the node's `cache`, which `prefetch` fills
-before they are needed. `device` flips, mixes (`mixup`), normalises and erases batches. `damaged_samples` says
-what takes the place of a sample that cannot be read; `audit` records which rank read which sample.
+before they are needed. `damaged_samples` says what takes the place of a sample that cannot be read; `audit` records
+which rank read which sample.
 """
 
 from typing import TYPE_CHECKING
@@ -12,17 +12,13 @@ from pipeline.common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from pipeline.data.audit import open_audit
-    from pipeline.data.batch import Batch
     from pipeline.data.damaged_samples import DamagedSampleError
-    from pipeline.data.device import DeviceTransform
     from pipeline.data.loader import build_evaluation_loader, build_train_loader
     from pipeline.data.reader import LoaderError
     from pipeline.data.split import Split, open_split
 
 __all__ = [
-    "Batch",
     "DamagedSampleError",
-    "DeviceTransform",
     "LoaderError",
     "Split",
     "build_evaluation_loader",
@@ -34,9 +30,7 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "Batch": "batch",
         "DamagedSampleError": "damaged_samples",
-        "DeviceTransform": "device",
         "LoaderError": "reader",
         "Split": "split",
         "build_evaluation_loader": "loader",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.atomic import replacing
 from pipeline.config.schema import TrainConfig
-from pipeline.data.batch import Batch
+from pipeline.tasks.batch import Batch
 
 logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(

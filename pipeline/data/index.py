@@ -23,13 +23,20 @@ from numpy.typing import NDArray
 from pipeline.common.errors import PipelineError
 from pipeline.common.processes import become_helper, start_helper
 from pipeline.data.cache import locked
+from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sharding import Manifest
 
 
 ROW = np.dtype([("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), ("label", np.int32)])
 """Entry of a sample: offset of its image in the shard, digest of the image's bytes, their number, and the label."""
+TARGET = np.dtype(
+    [("offset", np.int64), ("xxh64", np.uint64), ("size", np.int32), ("height", np.int32), ("width", np.int32)]
+)
+"""Entry of a sample whose target is a member of its own: its place and digest, and the size of the image."""
 _FORMAT = 2
 """Version of the arrays' format, part of their folder's name."""
 _KEEP_S = 30 * 24 * 3600
@@ -49,6 +56,7 @@ class SampleIndex:
     Attributes:
         folder: folder of the arrays.
         rows: `ROW` [num_samples], in the order of the shards.
+        targets: `TARGET` [num_samples]; None where the targets are the labels.
         shard_names: file name of each shard.
         first_rows: int64 [num_shards + 1], first row of each shard, and at the end the number of samples.
     """
@@ -57,6 +65,7 @@ class SampleIndex:
     rows: NDArray[np.void]
     shard_names: tuple[str, ...]
     first_rows: NDArray[np.int64]
+    targets: NDArray[np.void] | None = None
 
     @classmethod
     def map(cls, folder: str) -> "SampleIndex":
@@ -65,7 +74,9 @@ class SampleIndex:
         first_rows = np.concatenate([[0], np.cumsum([samples for _, samples in shards])])
         # A plain view of the mapping: numpy's memmap class makes each access several times slower.
         rows = np.asarray(np.load(Path(folder) / "rows.npy", mmap_mode="r"))
-        return cls(folder, rows, tuple(name for name, _ in shards), first_rows)
+        targets = Path(folder) / "targets.npy"
+        mapped = np.asarray(np.load(targets, mmap_mode="r")) if targets.exists() else None
+        return cls(folder, rows, tuple(name for name, _ in shards), first_rows, mapped)
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position in `shard_names` of the shard that holds each row: int64 [N] for int64 [N]."""
@@ -162,6 +173,7 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
     rows = np.empty(table.num_rows, ROW)
     for name in ROW.names or ():
         rows[name] = table[name].to_numpy()
+    targets = _targets(table) if find_task(manifest.task).reads_target else None
     # Arrow holds strings as the offsets between them and one buffer of UTF-8 text.
     keys = table["key"].cast(pa.large_string()).combine_chunks()
     _, offsets, text = keys.buffers()
@@ -170,6 +182,8 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
         try:
             np.save(temporary / "rows.npy", rows)
+            if targets is not None:
+                np.save(temporary / "targets.npy", targets)
             np.save(temporary / "key_ends.npy", np.frombuffer(offsets, np.int64)[1 : len(keys) + 1].astype(np.uint32))
             (temporary / "keys.bin").write_bytes(text or b"")
             (temporary / "shards.json").write_text(
@@ -184,6 +198,16 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
                 f"the index of {location} could not be written to {folder.parent} ({error.strerror or error}); "
                 "make room or choose another folder with --train.data.cache-dir"
             ) from error
+
+
+def _targets(table: "pa.Table") -> NDArray[np.void]:
+    """Return the places of the targets, and the sizes of the images: `TARGET` [num_samples]."""
+    targets = np.empty(table.num_rows, TARGET)
+    for name in ("offset", "xxh64", "size"):
+        targets[name] = table[f"target_{name}"].to_numpy()
+    for name in ("height", "width"):
+        targets[name] = table[name].to_numpy()
+    return targets
 
 
 def _remove_old(cache: Path) -> None:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from pipeline.augment.jpeg import region as jpeg_region
-from pipeline.config.schema import AugmentConfig, DataConfig, TrainConfig
-from pipeline.data.batch import Batch, Request
+from pipeline.config.schema import AugmentConfig, DataConfig, SegmentationConfig, TrainConfig
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import ReaderSpec
+from pipeline.data.request import Request
 from pipeline.data.source import BatchSource
 from pipeline.data.split import Split, build_prefetcher, open_split
 from pipeline.order.samples import SampleOrder, mixing_groups
+from pipeline.tasks import DEFAULT, find_task
+from pipeline.tasks.batch import Batch
 
-EVALUATION_BATCH = 128
-"""Number of samples in a batch of an evaluation."""
 logger = logging.getLogger(__name__)
 
 
@@ -175,6 +175,9 @@ def build_train_loader(
         seed=config.seed,
         training=True,
         on_damage=data.on_damage,
+        task=config.task,
+        segmentation=config.segmentation,
+        class_of=split.manifest.class_of,
     )
     workers = data.workers if steps else 0
     source = _open_source(data, spec, requests(), config.micro_batch(world_size), workers, rank, device)
@@ -189,6 +192,8 @@ def build_evaluation_loader(
     world_size: int,
     rank: int,
     device: torch.device | str,
+    task: str = DEFAULT,
+    segmentation: SegmentationConfig | None = None,
 ) -> EvaluationLoader:
     """Open the validation split, and start to read ahead.
 
@@ -201,6 +206,8 @@ def build_evaluation_loader(
         world_size: number of ranks.
         rank: rank of this process.
         device: device of the evaluation; batches for a GPU lie in page-locked memory.
+        task: name of the task.
+        segmentation: sizes of a segmentation.
 
     Raises:
         ManifestError: the split does not exist, or its index does not match its manifest.
@@ -215,10 +222,11 @@ def build_evaluation_loader(
         if len(share) and first <= share[-1] and end > share[0]
     )
     prefetcher = build_prefetcher(data, split, needs)
+    batch = find_task(task).evaluation_batch
 
     def requests() -> Iterator[Request]:
-        for step, first in enumerate(range(0, len(share), EVALUATION_BATCH)):
-            rows = share[first : first + EVALUATION_BATCH].copy()
+        for step, first in enumerate(range(0, len(share), batch)):
+            rows = share[first : first + batch].copy()
             if prefetcher is not None:
                 prefetcher.advance(int(rows[-1]) + 1)
             yield Request(rows, np.zeros_like(rows), np.zeros_like(rows), step, 0)
@@ -231,8 +239,11 @@ def build_evaluation_loader(
         seed=0,
         training=False,
         on_damage="stop",  # a replaced validation image would give another accuracy
+        task=task,
+        segmentation=segmentation or SegmentationConfig(),
+        class_of=split.manifest.class_of,
     )
-    source = _open_source(data, spec, requests(), EVALUATION_BATCH, data.workers, rank, device)
+    source = _open_source(data, spec, requests(), batch, data.workers, rank, device)
     return EvaluationLoader(split, source, prefetcher)
 
 

@@ -34,7 +34,7 @@ class WorkerPool:
             slot_samples: number of samples of a micro-batch.
         """
         self._spec = spec
-        self.slots = SharedSlots(slots, slot_samples, spec.image_size, workers)
+        self.slots = SharedSlots(slots, slot_samples, spec.layout, workers)
         self._missing = [0] * slots
         self._replaced: list[list[Replacement]] = [[] for _ in range(slots)]
         self._chunk = max(1, min(_CHUNK, -(-slot_samples // workers)))

@@ -3,21 +3,23 @@
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
+from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
-from pipeline.augment.decode import DecodeError, Pixels
-from pipeline.augment.transforms import EvaluationAugment, TrainAugment
+from pipeline.augment.decode import DecodeError
 from pipeline.common.errors import PipelineError
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.schema import AugmentConfig, SegmentationConfig
 from pipeline.data.cache import RemoteShards, ShardCache
 from pipeline.data.damaged_samples import SUBSTITUTES, DamagedSampleError, Replacement, draw_substitutes
 from pipeline.data.index import SampleIndex
+from pipeline.tasks import DEFAULT, find_task
+from pipeline.tasks.layout import Layout, Slot
 
 _OPEN_SHARDS = 64
 """Greatest number of shards that a reader keeps open."""
@@ -40,6 +42,9 @@ class ReaderSpec:
         seed: seed of the training.
         training: whether images get the training augmentation or the centre crop of the evaluation.
         on_damage: `stop` raises at a damaged sample; `replace` reads another sample in its place.
+        task: name of the task that reads the samples.
+        segmentation: crops and sizes of a segmentation.
+        class_of: class of each of the 256 values of a stored label map; empty where targets are labels.
     """
 
     index_folder: str
@@ -49,6 +54,16 @@ class ReaderSpec:
     seed: int
     training: bool
     on_damage: Literal["stop", "replace"]
+    task: str = DEFAULT
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    class_of: bytes = b""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How a sample lies in memory."""
+        targets = SampleIndex.map(self.index_folder).targets
+        sizes = None if targets is None else structured_to_unstructured(targets[["height", "width"]])
+        return find_task(self.task).layout(self, sizes)
 
 
 class _Place(NamedTuple):
@@ -60,35 +75,6 @@ class _Place(NamedTuple):
     xxh64: int
     size: int
     label: int
-
-
-class Augment(Protocol):
-    """An augmentation: first the random numbers of many samples, then the pixels of each."""
-
-    def draw(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> Sequence[Any]:
-        """Draw the random numbers of each sample, as a function of (seed, epoch, sample).
-
-        Args:
-            epochs: int64 [N], epoch in which each sample is read.
-            samples: int64 [N], row of each sample in the index.
-
-        Returns:
-            N objects, one for each call of `__call__`.
-        """
-        ...
-
-    def __call__(self, encoded: bytes, drawn: Any, out: Pixels) -> None:
-        """Decode and augment one image.
-
-        Args:
-            encoded: content of the image file.
-            drawn: element of the result of `draw`.
-            out: uint8 [H, W, 3], RGB, written.
-
-        Raises:
-            DecodeError: the image cannot be decoded.
-        """
-        ...
 
 
 class SampleReader:
@@ -104,7 +90,8 @@ class SampleReader:
         self._spec = spec
         self._reading = np.empty(1, np.int64) if reading is None else reading
         self._index = SampleIndex.map(spec.index_folder)
-        self._augment = build_augment(spec)
+        self._augment = find_task(spec.task).augment(spec)
+        self._reads_target = find_task(spec.task).reads_target
         self._cache = None if isinstance(spec.shards, str) else ShardCache(spec.shards)
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -113,16 +100,11 @@ class SampleReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def fill(
-        self, rows: NDArray[np.int64], epochs: NDArray[np.int64], pixels: Pixels, labels: NDArray[np.int64]
-    ) -> list[Replacement]:
+    def fill(self, slot: Slot) -> list[Replacement]:
         """Read and augment samples.
 
         Args:
-            rows: int64 [N], row of each sample in the index.
-            epochs: int64 [N], epoch in which each sample is read.
-            pixels: uint8 [N, H, W, 3], RGB, written.
-            labels: int64 [N], written.
+            slot: `rows` and `epochs` say which samples; the rest is written.
 
         Returns:
             The samples that were replaced; empty unless `on_damage` is `replace`.
@@ -132,17 +114,17 @@ class SampleReader:
             LoaderError: reading or augmenting a sample failed for another reason; the message names the sample.
         """
         replaced = []
-        drawn = self._augment.draw(epochs, rows)
-        places = self._locate(rows)
+        drawn = self._augment.draw(slot.epochs, slot.rows)
+        places = self._locate(slot.rows)
         for i, place in enumerate(places):
             try:
                 if i == 0:
                     self._request_read_ahead(places)
-                labels[i] = self._fill_one(place, drawn[i], pixels[i])
+                self._fill_one(place, drawn[i], slot, i)
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
                     raise DamagedSampleError(f"{error}; {self._remedy()}") from error
-                substitute, labels[i] = self._substitute(place.row, int(epochs[i]), drawn[i], pixels[i])
+                substitute = self._substitute(place.row, int(slot.epochs[i]), drawn[i], slot, i)
                 replaced.append(Replacement(place.row, substitute, str(error)))
             except Exception as error:
                 raise LoaderError(
@@ -157,40 +139,49 @@ class SampleReader:
         entries = self._index.rows[rows].tolist()
         return [_Place(row, shard, *entry) for row, shard, entry in zip(rows.tolist(), shards, entries, strict=True)]
 
-    def _fill_one(self, place: _Place, drawn: Any, out: Pixels) -> int:
-        """Read a sample, write its augmented pixels into `out`, and return its label."""
+    def _fill_one(self, place: _Place, drawn: Any, slot: Slot, position: int) -> None:
+        """Read a sample, and write its augmented pixels and its target into the slot."""
         self._reading[0] = place.row
         try:
-            self._augment(self._read(place), drawn, out)
+            encoded, target = self._read(place), place.label
+            if self._reads_target:
+                target = self._read(self._target_of(place), "the target of ")
+            self._augment.fill(encoded, target, drawn, slot, position)
         except DecodeError as error:
             raise DamagedSampleError(f"{self._describe(place.row)} {error}") from error
-        return place.label
 
-    def _substitute(self, row: int, epoch: int, drawn: Any, out: Pixels) -> tuple[int, int]:
-        """Read another sample in place of the damaged `row`; return (row of the substitute, its label).
+    def _target_of(self, place: _Place) -> _Place:
+        """Look up where the target of a sample lies."""
+        assert self._index.targets is not None
+        target = self._index.targets[place.row]
+        return place._replace(offset=int(target["offset"]), size=int(target["size"]), xxh64=int(target["xxh64"]))
+
+    def _substitute(self, row: int, epoch: int, drawn: Any, slot: Slot, position: int) -> int:
+        """Read another sample in place of the damaged `row`; return the row of the substitute.
 
         The substitute depends on (seed, epoch, row) alone, so every rank and worker chooses the same one.
         """
         last: DamagedSampleError | None = None
         for place in self._locate(draw_substitutes(self._spec.seed, epoch, row, len(self._index.rows))):
             try:
-                return place.row, self._fill_one(place, drawn, out)
+                self._fill_one(place, drawn, slot, position)
+                return place.row
             except DamagedSampleError as error:
                 last = error
         raise DamagedSampleError(
             f"{self._describe(row)} is damaged, as are all {SUBSTITUTES} substitutes drawn for it; the last: {last}"
         )
 
-    def _read(self, place: _Place) -> bytes:
-        """Read the encoded image of a sample and check its length and its digest against the index."""
+    def _read(self, place: _Place, what: str = "") -> bytes:
+        """Read the encoded image of a sample, or its target, and check length and digest against the index."""
         data = os.pread(self._descriptor(place.shard), place.size, place.offset)
         if len(data) != place.size:
             raise DamagedSampleError(
-                f"{self._describe(place.row)} is cut off: {len(data)} of {place.size} bytes are there"
+                f"{what}{self._describe(place.row)} is cut off: {len(data)} of {place.size} bytes are there"
             )
         if xxhash.xxh64_intdigest(data) != place.xxh64:
             raise DamagedSampleError(
-                f"{self._describe(place.row)} was changed: the digest of its bytes is not the one in the index"
+                f"{what}{self._describe(place.row)} was changed: the digest of its bytes is not the one in the index"
             )
         return data
 
@@ -267,14 +258,3 @@ def describe_sample(spec: ReaderSpec, row: int, index: SampleIndex | None = None
 def _location(shards: str | RemoteShards) -> str:
     """Return the folder or the URI of the shards, without the options of the URI."""
     return shards if isinstance(shards, str) else shards.location.split("?")[0]
-
-
-def build_augment(spec: ReaderSpec) -> Augment:
-    """Build the augmentation that a spec asks for."""
-    if spec.training and spec.augment.mode == "faithful":
-        from pipeline.augment.timm_transforms import FaithfulAugment  # imports torch, which the others do without
-
-        return FaithfulAugment(spec.augment, spec.image_size, spec.seed)
-    if spec.training:
-        return TrainAugment(spec.augment, spec.image_size, spec.seed)
-    return EvaluationAugment(spec.augment, spec.image_size)

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.batch import Batch, Request
 from pipeline.data.damaged_samples import DamagedSampleError, Replacement
 from pipeline.data.pool import WorkerPool
 from pipeline.data.reader import ReaderSpec, SampleReader
-from pipeline.data.slots import Slot
+from pipeline.data.request import Request
+from pipeline.tasks.batch import Batch
+from pipeline.tasks.layout import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class BatchSource:
         """
         self.data_wait_s = 0.0
         self._rank = rank
-        self._requests, self._side = requests, spec.image_size
+        self._requests, self._layout = requests, spec.layout
         self._max_replacements, self._replacements = max_replacements, 0
         self._pinned = device.type == "cuda"
         self._pool: WorkerPool | None = None
@@ -118,10 +119,12 @@ class BatchSource:
     def _from_process(self) -> Batch:
         """Read the next batch in this process."""
         request = next(self._requests)
-        slot = Slot.allocate(len(request.rows), self._side)
-        replaced = self._reader.fill(request.rows, request.epochs, slot.pixels, slot.labels)
-        images = _as_images(slot.pixels)
-        return self._batch(request, images.pin_memory() if self._pinned else images, slot.labels, replaced)
+        slot = Slot.allocate(len(request.rows), self._layout)
+        slot.rows[:], slot.epochs[:] = request.rows, request.epochs
+        replaced = self._reader.fill(slot)
+        pixels, labels = slot.arrays(len(request.rows), self._layout)
+        images = _as_images(pixels)
+        return self._batch(request, images.pin_memory() if self._pinned else images, labels, replaced)
 
     def _from_pool(self, pool: WorkerPool) -> Batch:
         """Take the next batch from the workers."""
@@ -133,8 +136,8 @@ class BatchSource:
         replaced = pool.wait(index)
         count = len(request.rows)
         slot = pool.slots[index]
-        labels = slot.labels[:count].copy()
-        pixels = slot.pixels[:count]
+        pixels, labels = slot.arrays(count, self._layout)
+        labels = labels.copy()
         if self._slots - len(self._free) - len(self._submitted) <= self._slots // 2:
             weakref.finalize(pixels, self._returned.append, index)
             images = _as_images(pixels)
@@ -172,7 +175,7 @@ class BatchSource:
         while self._copying and self._copying[0][0].query():
             self._free.extend(self._copying.popleft()[1])
 
-    def _batch(self, request: Request, images: Tensor, labels: NDArray[np.int64], replaced: list[Replacement]) -> Batch:
+    def _batch(self, request: Request, images: Tensor, labels: NDArray[Any], replaced: list[Replacement]) -> Batch:
         """Build a batch, and count and log its replaced samples.
 
         Raises:

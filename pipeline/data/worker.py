@@ -81,7 +81,7 @@ def main() -> None:
     number, spec_fd, slots_fd, tasks_fd, reports_fd = (int(text) for text in become_helper())
     spec: WorkerSpec = pickle.loads(os.pread(spec_fd, os.fstat(spec_fd).st_size, 0))
     cv2.setNumThreads(1)
-    slots = SharedSlots(spec.slots, spec.slot_samples, spec.reader.image_size, spec.workers, slots_fd)
+    slots = SharedSlots(spec.slots, spec.slot_samples, spec.reader.layout, spec.workers, slots_fd)
     reader: SampleReader | None = None
     with socket.socket(fileno=tasks_fd) as tasks, socket.socket(fileno=reports_fd) as reports:
         while task := tasks.recv(TASK.size):
@@ -89,7 +89,7 @@ def main() -> None:
             slot, chunk = slots[index], slice(first, first + count)
             try:
                 reader = reader or _open_reader(spec.reader, slots.reading[number : number + 1])
-                replaced = reader.fill(slot.rows[chunk], slot.epochs[chunk], slot.pixels[chunk], slot.labels[chunk])
+                replaced = reader.fill(slot.part(chunk))
                 report = Report(index, count, tuple(replaced))
             except DamagedSampleError as error:
                 report = Report(index, count, problem="damaged", message=str(error))

@@ -22,9 +22,10 @@ from pipeline.engine.distributed import World
 from pipeline.engine.flat import FlatModel
 from pipeline.engine.fragments import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
 from pipeline.engine.gradient_checkpointing import recompute_in_backward
-from pipeline.engine.loss import LossModel
+from pipeline.engine.loss_model import LossModel
 from pipeline.engine.loss_scaler import DeepSpeedScaler, LossScaler, NoScaler, TorchScaler
 from pipeline.engine.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pipeline.tasks import find_task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,7 +63,7 @@ class Engine:
         self.model, groups = _flatten(self.network, config)
         self.model.to(world.device)
         self.adamw = build_optimizer(self.model, groups, config, world.device)
-        with_loss = LossModel(self.model)
+        with_loss = LossModel(self.model, find_task(config.task).losses)
         engine, optimizer, _, _ = deepspeed.initialize(
             model=Graphed(with_loss, record) if config.cuda_graphs else with_loss,
             optimizer=self.adamw,
@@ -82,12 +83,13 @@ class Engine:
         return DeepSpeedScaler(self.optimizer)
 
     def step(
-        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, lr: float, seed: int, update: bool = True
+        self, batches: Iterable[tuple[torch.Tensor, ...]], *, lr: float, seed: int, update: bool = True
     ) -> tuple[float, float]:
         """One optimizer step over this rank's micro-batches.
 
         Args:
-            batches: `gradient_accumulation_steps` pairs of images [N, 3, H, W] and targets [N, classes], on the device.
+            batches: `gradient_accumulation_steps` tuples of the network's inputs, on the device: images [N, 3, H, W],
+                and what the task's losses need beside them, such as targets [N, classes].
             lr: learning rate of this step; with layer decay, that of the last layer.
             seed: seed of this rank's drop path in this step; all its micro-batches draw from one stream.
             update: False skips the batch: it is read, and nothing is computed from it.
@@ -108,8 +110,8 @@ class Engine:
         torch.manual_seed(seed)
         losses = []
         norm = math.nan
-        for images, targets in batches:
-            loss = self.deepspeed(images, targets)
+        for inputs in batches:
+            loss = self.deepspeed(*inputs)
             self.deepspeed.backward(loss)
             losses.append(loss.detach())
             if self.stage == 0 and len(losses) == self.accumulation:

@@ -6,6 +6,7 @@ the names and shapes of the network.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,10 +73,10 @@ class FlatModel(nn.Module):
         del owner._parameters[leaf]
         return owner, leaf, slot.shape
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The network's output for images `[N, 3, H, W]`. The gradient of a flat parameter is one concatenation."""
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """The network's output for its inputs. The gradient of a flat parameter is one concatenation."""
         for group, owners in self._owners.items():
             parts = self.get_parameter(group).split(self._sizes[group])
             for part, (owner, leaf, shape) in zip(parts, owners, strict=True):
                 owner.__dict__[leaf] = part.view(shape)
-        return self.network(images)
+        return self.network(*inputs)

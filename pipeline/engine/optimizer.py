@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.config.schema import OptimizerConfig, TrainConfig
 
-_BLOCK = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?")
+_BLOCK = re.compile(r"(?:backbone\.)?stages\.(\d+)\.(?:blocks\.(\d+)\.)?")
 _AFTER = 10**6
 """Number of the classifier's stage, after all others."""
 
@@ -29,9 +29,9 @@ class ParameterGroup:
 def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, ParameterGroup]:
     """Divide the parameters of a TransXNet into groups; each parameter is in one.
 
-    1-D parameters and biases do not decay, so there are two groups. With `layer_decay` d each layer has two of its own,
-    and the layer k before the last has d ** k times the learning rate (timm's `param_groups_layer_decay`). Layers are
-    the stem, each block, and the classifier.
+    1-D parameters and biases do not decay, so there are two groups; with `decay` `all` every parameter decays. With
+    `layer_decay` d each layer has two of its own, and the layer k before the last has d ** k times
+    the learning rate (timm's `param_groups_layer_decay`). Layers are the stem, each block, and the classifier.
 
     Returns:
         The groups by name, sorted.
@@ -41,7 +41,8 @@ def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, 
     last = max(layers.values())
     members: dict[str, list[str]] = defaultdict(list)
     for name, parameter in network.named_parameters():
-        kind = "plain" if parameter.ndim <= 1 or name.endswith(".bias") else "decay"
+        is_plain = options.decay == "matrices" and (parameter.ndim <= 1 or name.endswith(".bias"))
+        kind = "plain" if is_plain else "decay"
         members[kind if not last else f"layer{layers[name]:02d}_{kind}"].append(name)
     return {
         group: ParameterGroup(
@@ -67,7 +68,7 @@ def _place(name: str) -> tuple[int, int]:
     """Stage and block of a parameter; the stem sorts first, the classifier last."""
     match = _BLOCK.match(name)
     if match is None:
-        return (-1, 0) if name.startswith("patch_embed.") else (_AFTER, 0)
+        return (-1, 0) if name.removeprefix("backbone.").startswith("patch_embed.") else (_AFTER, 0)
     return int(match[1]), int(match[2] or 0)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pipeline.common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.accuracy import Evaluation
     from pipeline.evaluate.measure import evaluate
     from pipeline.evaluate.report import Report
+    from pipeline.tasks.classification.accuracy import Evaluation
 
 __all__ = ["Evaluation", "Report", "evaluate"]
 

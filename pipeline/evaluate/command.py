@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.cli import print_error
 from pipeline.common.errors import InputError
+from pipeline.tasks.registry import DEFAULT
 
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
@@ -87,10 +89,13 @@ def main(
     output = None if output is None else Path(os.path.expanduser(output))
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"--output {output}: there is no such folder")
-    from pipeline.evaluate.measure import evaluate
     from pipeline.weights.load import load_model
 
     loaded = load_model(model, entry)
+    if loaded.card.task != DEFAULT:
+        return _measure_scores(model, loaded, shards, split, data_name, name, precision, workers, output, no_log)
+    from pipeline.evaluate.measure import evaluate
+
     report, matched, manifest = evaluate(
         loaded, shards, split, data_name=data_name, subset=subset, precision=precision, workers=workers
     )
@@ -102,12 +107,43 @@ def main(
         print(f"  everything         {output}")
     if no_log or loaded.card.mlflow_run_id is None:
         return 0
+    from pipeline.evaluate.log import log_report
+
+    return _log(model, loaded, lambda: log_report(loaded, report, matched, manifest, name or manifest.stem))
+
+
+def _measure_scores(
+    model: str,
+    loaded: "LoadedModel",
+    shards: str,
+    split: str,
+    data_name: str | None,
+    name: str | None,
+    precision: str,
+    workers: int,
+    output: Path | None,
+    no_log: bool,
+) -> int:
+    """Measure a model of another task than classification, print its scores and log them; return the exit status."""
+    from pipeline.evaluate.log import log_scores
+    from pipeline.evaluate.scores import evaluate_scores
+
+    report, manifest = evaluate_scores(loaded, shards, split, data_name=data_name, precision=precision, workers=workers)
+    print("\n".join(report.lines(f"{loaded.card.name} on {manifest.stem}", loaded.card.of_task.scores)))
+    if output is not None:
+        output.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"  everything         {output}")
+    if no_log or loaded.card.mlflow_run_id is None:
+        return 0
+    return _log(model, loaded, lambda: log_scores(loaded, report, manifest, name or manifest.stem))
+
+
+def _log(model: str, loaded: "LoadedModel", log: Callable[[], str]) -> int:
+    """Log a result in MLflow, and print where or why not; return the exit status."""
     from pipeline.tracking.client import describe_failure
 
     try:
-        from pipeline.evaluate.log import log_report
-
-        run = log_report(loaded, report, matched, manifest, name or manifest.stem)
+        run = log()
     except Exception as error:
         refusal = f"MLflow at {loaded.tracking_uri} does not take it"
         print_error(f"the result is not added to MLflow: {describe_failure(error, refusal)}")

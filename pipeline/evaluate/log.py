@@ -4,6 +4,7 @@ import csv
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pipeline.tracking.client import mlflow_session, refuse_deleted_run
 if TYPE_CHECKING:
     from pipeline.evaluate.classes import ClassMap
     from pipeline.evaluate.report import Report
+    from pipeline.evaluate.scores import ScoreReport
     from pipeline.weights.load import LoadedModel
     from sharding import Manifest
 
@@ -26,6 +28,26 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
     Raises:
         Exception: any error of MLflow.
     """
+    return _log(model, report.scalars(), manifest, name, lambda folder: write_files(folder, report, matched))
+
+
+def log_scores(model: "LoadedModel", report: "ScoreReport", manifest: "Manifest", name: str) -> str:
+    """Log metrics `eval/NAME/...` and artifacts `evaluation/NAME/` of any task; return the run's id.
+
+    Raises:
+        Exception: any error of MLflow.
+    """
+
+    def write(folder: Path) -> None:
+        text = json.dumps(report.as_json(), indent=1, ensure_ascii=False)
+        (folder / "report.json").write_text(text, encoding="utf-8")
+
+    return _log(model, report.scalars(), manifest, name, write)
+
+
+def _log(
+    model: "LoadedModel", scalars: dict[str, float], manifest: "Manifest", name: str, write: Callable[[Path], None]
+) -> str:
     run_id = model.card.mlflow_run_id
     assert run_id is not None
     with mlflow_session(model.tracking_uri) as client, tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
@@ -35,11 +57,10 @@ def log_report(model: "LoadedModel", report: "Report", matched: "ClassMap", mani
         now = int(1000 * time.time())
         dataset = {"dataset_name": name, "dataset_digest": manifest.digest[:32]}
         metrics = [
-            Metric(f"eval/{name}/{key}", value, now, model.card.step, **dataset)
-            for key, value in report.scalars().items()
+            Metric(f"eval/{name}/{key}", value, now, model.card.step, **dataset) for key, value in scalars.items()
         ]
         client.log_batch(run_id, metrics=metrics)
-        write_files(Path(folder), report, matched)
+        write(Path(folder))
         client.log_artifacts(run_id, folder, f"evaluation/{name}")
     return run_id
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from pipeline.config.checks import check_ranges
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.config.serialise import flatten, to_dict
-from pipeline.data.device import Normalise
 from pipeline.data.loader import build_evaluation_loader
-from pipeline.evaluate.accuracy import COUNTS, Evaluation, count_batch
 from pipeline.evaluate.classes import ClassMap, match_classes
 from pipeline.evaluate.progress import with_progress
 from pipeline.evaluate.report import Report
+from pipeline.tasks.classification.accuracy import COUNTS, Evaluation, count_batch
+from pipeline.tasks.normalise import Normalise
 from sharding import load_manifest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.console import LINE_EVERY_S, format_remaining
 
 if TYPE_CHECKING:
-    from pipeline.data.batch import Batch
+    from pipeline.tasks.batch import Batch
 
 
 def with_progress(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":

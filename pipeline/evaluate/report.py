@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.accuracy import Evaluation
+from pipeline.tasks.classification.accuracy import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

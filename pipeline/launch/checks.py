@@ -16,6 +16,7 @@ from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
 from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def check_training(config: TrainConfig, world_size: int, member: str | None) -> 
 
     try:
         check_config(config, world_size)
+        find_task(config.task).check(config)
         if config.augment.rand_augment is not None:
             RandAugment.parse(config.augment.rand_augment)
     except ConfigError as error:
@@ -159,7 +161,7 @@ def check_weights(config: TrainConfig) -> None:
             raise LaunchError("--train.initialise-entry is an entry of --train.initialise-from, which is not given")
         return
     if source.startswith("models:/"):
-        _check_registered(source, config.model.name)
+        _check_registered(source, find_task(config.task).backbone(config.model.name), config.model.name)
     elif not Path(source).exists():
         raise NotHereError(
             f"--train.initialise-from {source} does not exist: give a run directory, a models:/ URI, or a file "
@@ -168,11 +170,11 @@ def check_weights(config: TrainConfig) -> None:
     else:
         from pipeline.weights.load import check_initial
 
-        check_initial(config.model, source, config.initialise_entry)
+        check_initial(config.model, find_task(config.task), source, config.initialise_entry)
 
 
-def _check_registered(uri: str, model_name: str) -> None:
-    """Check that the registry has a model version, and that it is of the network that is trained."""
+def _check_registered(uri: str, backbone: str, model_name: str) -> None:
+    """Check that the registry has a model version, and that it is of the network that is trained, or its backbone."""
     from pipeline.tracking.client import TrackingError, fetch_model_file
     from pipeline.weights.card import CARD_NAME, ModelCardError, load_model_card
 
@@ -181,7 +183,7 @@ def _check_registered(uri: str, model_name: str) -> None:
         card = load_model_card(file.parent) if file is not None else None
     except (TrackingError, ModelCardError) as error:
         raise LaunchError(f"--train.initialise-from {uri}: {error}") from error
-    if card is not None and card.name != model_name:
+    if card is not None and card.name != backbone:
         raise LaunchError(f"--train.initialise-from {uri}: weights of {card.name}, and this run trains {model_name}")
 
 
@@ -202,6 +204,12 @@ def check_shards(config: TrainConfig) -> Dataset:
     )
     _check_cache(data.shards, train, data.cache_gb)
     _check_cache(data.validation_location, validation, data.cache_gb)
+    for manifest in (train, validation):
+        if manifest.task != config.task:
+            raise LaunchError(
+                f"{manifest.stem} was packed for {manifest.task}, and this training is a {config.task}: name "
+                f"other shards, or take a recipe of {manifest.task}"
+            )
     train_classes, validation_classes = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
     if train_classes != validation_classes:
         differing = sorted(set(train_classes) ^ set(validation_classes))[:3]

@@ -144,10 +144,25 @@ def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
         shards = str(Path(own_data.folder).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
     if not options.sweep:
-        return (PlannedRun(run_dir=run_dir, config=with_absolute_paths(config)),)
+        return (PlannedRun(run_dir=run_dir, config=with_absolute_paths(_with_start(config, options.recipe, run_dir))),)
     members = build_members(options.sweep, config)
     return tuple(
         PlannedRun(run_dir=run_dir / member.name, config=with_absolute_paths(member.config)) for member in members
+    )
+
+
+def _with_start(config: TrainConfig, recipe: str, run_dir: Path) -> TrainConfig:
+    """Name the weights that the recipe starts from, where the registry has them; a run that has begun keeps its own."""
+    from pipeline.run.config import read_config
+    from pipeline.run.files import CONFIG_NAME
+    from pipeline.tracking.client import find_version
+
+    uri = RECIPES[recipe].starts_from
+    if uri is None or config.initialise_from is not None:
+        return config
+    begun = (run_dir / CONFIG_NAME).exists()
+    return dataclasses.replace(
+        config, initialise_from=read_config(run_dir).train.initialise_from if begun else find_version(uri)
     )
 
 

@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     MIX = 7
     SUBSTITUTE = 8
     FAITHFUL = 9
+    SEGMENT = 10
+    DISTORT = 11
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from jobs import Resources
-from pipeline.recipes import digits, imagenet
+from pipeline.recipes import ade20k, digits, imagenet, scenes
 from pipeline.recipes.recipe import ClusterChoice, OwnData, Recipe
 
 __all__ = ["RECIPES", "ClusterChoice", "OwnData", "Recipe", "RecipeName"]
@@ -12,10 +12,20 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         train=digits.demo, resources=Resources(tasks_per_node=2), cluster="local", own_data=digits.HANDWRITTEN_DIGITS
     ),
+    "demo_segmentation": Recipe(
+        train=scenes.demo_segmentation,
+        resources=Resources(tasks_per_node=2),
+        cluster="local",
+        starts_from="models:/transxnet_n@champion",
+        own_data=scenes.SCENES_OF_DIGITS,
+    ),
     "tiny": Recipe(train=imagenet.tiny, published=imagenet.TINY),
     "small": Recipe(train=imagenet.small, published=imagenet.SMALL),
     "base": Recipe(train=imagenet.base, published=imagenet.BASE),
     "base_384": Recipe(train=imagenet.base_384, published=imagenet.BASE_384),
+    "ade20k_tiny": Recipe(train=ade20k.ade20k_tiny),
+    "ade20k_small": Recipe(train=ade20k.ade20k_small),
+    "ade20k_base": Recipe(train=ade20k.ade20k_base),
 }
 
 if TYPE_CHECKING:

@@ -1,12 +1,9 @@
 """The demo: a small training on the 1,797 handwritten digits of scikit-learn, and the packing of its shards."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from pipeline.config.schema import (
     AugmentConfig,
-    ConfigError,
     DataConfig,
     MixConfig,
     ModelConfig,
@@ -14,6 +11,7 @@ from pipeline.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from pipeline.recipes import own_data
 from pipeline.recipes.recipe import OwnData
 
 FOLDER = "runs/digits"
@@ -74,7 +72,7 @@ def write_class_folders(folder: Path) -> None:
 
 def are_packed(output: Path) -> bool:
     """Whether `output` holds the shards of both splits."""
-    return all((output / f"{NAME}-{split}.json").exists() for split in ("train", "validation"))
+    return own_data.are_packed(output, NAME)
 
 
 def prepare_digits(output: Path) -> None:
@@ -83,23 +81,7 @@ def prepare_digits(output: Path) -> None:
     Raises:
         ConfigError: the folder holds something else, which would get a second data set beside it.
     """
-    from sharding.build import BuildOptions, build
-
-    if are_packed(output):
-        return
-    foreign = sorted(path.name for path in output.glob("[!._]*") if not path.name.startswith(f"{NAME}-"))
-    if foreign:
-        raise ConfigError(
-            f"the digits are not packed into {output}, which holds {foreign[0]}: move it elsewhere, or give its folder "
-            "with --train.data.shards"
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folders = Path(tempfile.mkdtemp(dir=output.parent, prefix=".digits-"))
-    try:
-        write_class_folders(folders)
-        build(BuildOptions(source=str(folders), output=str(output), name=NAME, workers=1))
-    finally:
-        shutil.rmtree(folders, ignore_errors=True)
+    own_data.pack_once(output, NAME, "the digits", write_class_folders)
 
 
 HANDWRITTEN_DIGITS = OwnData(

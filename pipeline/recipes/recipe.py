@@ -44,5 +44,7 @@ class Recipe:
     """Cluster of a launch by default."""
     published: Published | None = None
     """Published result that the recipe aims at."""
+    starts_from: str | None = None
+    """Registered weights that a new run starts from where the registry has them and the user names none."""
     own_data: OwnData | None = None
     """Data that the recipe makes itself; None: the user packs the data with `sharding.build`."""

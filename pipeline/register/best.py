@@ -69,20 +69,19 @@ def _write_weights(run_dir: Path, card: ModelCard, folder: Path) -> bool:
     import torch
     from safetensors.torch import save_file
 
-    import transxnet
     from pipeline.checkpoint.state import averaged_state
     from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError
 
     try:
         checkpoint = CheckpointStore(run_dir).read(card.step)
         with torch.device("meta"):
-            network = transxnet.build(card.name, num_classes=card.num_classes, image_size=card.image_size)
+            network = card.of_task.build(card.name, num_classes=card.num_classes, image_size=card.image_size)
         state = averaged_state(checkpoint, {name: value.shape for name, value in network.state_dict().items()})
     except (DamagedCheckpointError, ValueError) as error:
         logger.warning("the best checkpoint (step %d) is not registered: %s", card.step, error)
         return False
     folder.mkdir(mode=0o700, exist_ok=True)
     with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(transxnet.to_upstream(state), temporary)
+        save_file(card.of_task.to_published(state), temporary)
     save_model_card(card, folder)
     return True

@@ -45,7 +45,6 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
         TrackingError: an export fails or differs from PyTorch, or the server does not accept it.
         ModelCardError: the run exported no weights, or has no MLflow run.
     """
-    import transxnet
     from pipeline.weights.load import load_model
 
     folder = Path(run_dir).resolve()
@@ -55,8 +54,8 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     if run_id is None:
         raise ModelCardError(f"{run_dir} has no MLflow run: python -m pipeline.status --sync {run_dir}")
     # Triton kernels cannot be exported: take the operators in plain PyTorch.
-    network = transxnet.build(
-        card.name, num_classes=card.num_classes, image_size=card.image_size, drop_path_rate=0.0, backend="reference"
+    network = card.of_task.build(
+        card.name, num_classes=card.num_classes, image_size=card.image_size, backend="reference"
     )
     network.load_state_dict(loaded.network.state_dict())
     network.eval()

@@ -5,14 +5,15 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig
+from pipeline.tasks.served import Column
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
 
@@ -35,6 +36,7 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
     from mlflow.models import Model
 
     assert card.mlflow_run_id is not None
+    served = card.of_task.served
     run = client.get_run(card.mlflow_run_id)
     logged = client.create_logged_model(
         run.info.experiment_id,
@@ -42,7 +44,7 @@ def log_model(client: "MlflowClient", run_dir: Path, weights: Path, card: ModelC
         source_run_id=card.mlflow_run_id,
         params={"image_size": str(card.image_size), "num_classes": str(card.num_classes)},
         tags={"step": str(card.step), "weights": "exported"},
-        model_type="image-classification",
+        model_type=served.model_type,
     )
     client.log_outputs(card.mlflow_run_id, models=[LoggedModelOutput(logged.model_id, step=card.step)])
     metrics = evaluation_metrics(run_dir, card.step, logged.model_id)
@@ -70,17 +72,18 @@ def save_model(folder: Path, weights: Path, card: ModelCard, model: "Model") -> 
     """
     import mlflow.pyfunc
 
+    served = card.of_task.served
     card_file = folder / CARD_NAME
     card_file.write_text(json.dumps(card.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
     with _quiet():
         mlflow.pyfunc.save_model(
             folder / "model",
-            python_model=str(PROJECT_ROOT / "pipeline" / "serve.py"),
-            code_paths=[str(PROJECT_ROOT / "transxnet"), str(PROJECT_ROOT / "sharding")],
+            python_model=str(served.program),
+            code_paths=[str(PROJECT_ROOT / "transxnet"), str(PROJECT_ROOT / "sharding"), *map(str, served.code)],
             artifacts={"card": str(card_file), "weights": str(weights / WEIGHTS_NAME)},
-            signature=signature(),
+            signature=signature(served.columns),
             input_example=input_example(card.image_size),
-            pip_requirements=requirements(),
+            pip_requirements=requirements(served.packages),
             mlflow_model=model,
         )
     return folder / "model"
@@ -100,8 +103,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def signature() -> "ModelSignature":
-    """Return the model's signature: class, WordNet id, probability and top five of each image.
+def signature(columns: Mapping[str, Column]) -> "ModelSignature":
+    """Return the model's signature: the columns of its answer, which its task names.
 
     It says nothing of the input. With an input schema MLflow makes a table of whatever it is given: it refuses arrays,
     paths and images of Pillow, and its server drops the letters of base64 that it does not know.
@@ -110,15 +113,12 @@ def signature() -> "ModelSignature":
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array, Object, Property
 
-    guess = {"class_name": DataType.string, "wnid": DataType.string, "probability": DataType.double}
-    return ModelSignature(
-        outputs=Schema(
-            [
-                *(ColSpec(kind, name=name) for name, kind in guess.items()),
-                ColSpec(Array(Object([Property(name, kind) for name, kind in guess.items()])), name="top5"),
-            ]
-        ),
-    )
+    def type_of(column: Column) -> Any:
+        if isinstance(column, str):
+            return DataType[column]
+        return Array(Object([Property(name, DataType[kind]) for name, kind in column.items()]))
+
+    return ModelSignature(outputs=Schema([ColSpec(type_of(column), name=name) for name, column in columns.items()]))
 
 
 def input_example(image_size: int) -> "pd.DataFrame":
@@ -134,9 +134,9 @@ def input_example(image_size: int) -> "pd.DataFrame":
     return pd.DataFrame({"image": [file.getvalue()]})
 
 
-def requirements() -> list[str]:
+def requirements(more: tuple[str, ...] = ()) -> list[str]:
     """Return the packages that loading needs, at the versions installed here (without a build's local suffix)."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *more)]
 
 
 def _percent(value: float | None) -> str:
@@ -145,11 +145,12 @@ def _percent(value: float | None) -> str:
 
 def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -> str:
     """Return the text of a version's page in the registry: results, origin, and how to load the model `name`."""
+    served = card.of_task.served
     average = "moving average" if config.train_fields["ema_decay"] else "as trained"
     rows = {
         **{score.label: _percent(card.scores.get(score.name)) for score in card.of_task.scores.shares},
         "validation images": f"{card.validation_samples:,}",
-        "input": f"{card.image_size} px, centre crop {card.preprocessing.evaluation_crop}",
+        "input": served.describe_input(card.image_size, card.preprocessing),
         "classes": f"{card.num_classes:,}",
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
         "weights": f"{average} at the step of the best {card.of_task.scores.primary.label}",
@@ -161,7 +162,7 @@ def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -
     }
     # MLflow's page shows the columns of a table without a gap.
     table = "\n".join(f"| {label}&emsp; | {value} |" for label, value in rows.items())
-    return f"""{name}, an image classifier.
+    return f"""{name}, {served.kind}.
 
 | model&emsp; | {card.name} |
 |---|---|
@@ -174,11 +175,15 @@ import mlflow
 
 mlflow.set_tracking_uri("{mask_secrets(tracking_uri)}")  # or MLFLOW_TRACKING_URI
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-model.predict([open("photo.jpg", "rb").read()])  # {card.of_task.answer}
+model.predict([open("photo.jpg", "rb").read()])  # {served.answer}
 network = model.unwrap_python_model().network  # the torch.nn.Module
+{_builder(card, name) if served.has_builder else ""}```
+"""
 
+
+def _builder(card: ModelCard, name: str) -> str:
+    return f"""
 import transxnet  # the same network where this project is installed
 
 network = transxnet.{card.name}(pretrained="models:/{name}@champion")
-```
 """

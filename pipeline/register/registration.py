@@ -195,7 +195,7 @@ def _verify(model_uri: str, candidate: _Candidate) -> "Verification | None":
 
     card = candidate.card
     try:
-        digest, images = sample_images(*candidate.config.validation_split)
+        digest, images = sample_images(*candidate.config.validation_split, task=card.of_task)
     except (ShardingError, OSError) as error:
         _warn_not_verified(card, one_line(error))
         return None
@@ -219,7 +219,7 @@ def _ensure_registered_model(client: "MlflowClient", candidate: _Candidate) -> N
 
     try:
         client.create_registered_model(
-            candidate.name, description=f"TransXNet image classifiers ({candidate.card.name})."
+            candidate.name, description=f"TransXNet {candidate.card.of_task.served.kinds} ({candidate.card.name})."
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -235,7 +235,9 @@ def _create_version(
     name, card = candidate.name, candidate.card
     tags = {**version_tags(card), WEIGHTS_TAG: candidate.sha256, champion.STATE_TAG: champion.OPEN}
     if verification is not None:
-        tags["verified"] = f"top-1 {verification.top1:.4f} on {verification.samples} images in a clean process"
+        tags["verified"] = (
+            f"{_label(card)} {verification.share:.4f} on {verification.samples} images in a clean process"
+        )
     version = client.create_model_version(
         name,
         f"models:/{model_id}",
@@ -245,6 +247,11 @@ def _create_version(
         model_id=model_id,
     )
     return str(version.version)
+
+
+def _label(card: ModelCard) -> str:
+    """Return the name of the score that the model was verified by."""
+    return card.of_task.scores.label(card.of_task.served.score)
 
 
 def _aliases(client: "MlflowClient", name: str, number: str) -> tuple[str, ...]:

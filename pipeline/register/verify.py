@@ -1,4 +1,4 @@
-"""Verifies a model before it becomes a version: loaded in a clean process, it must reach its recorded top-1."""
+"""Verifies a model before it becomes a version: loaded in a clean process, it must reach its recorded score."""
 
 import json
 import math
@@ -8,9 +8,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.processes import PROJECT_ROOT, environment_without_rank, preemption_blocked
 from pipeline.common.secrets import mask_secrets
+from pipeline.tasks import Task, find_task
 from pipeline.tracking.client import TrackingError, bound_requests
 from pipeline.weights.card import ModelCard
 
@@ -24,14 +26,14 @@ class Verification:
     """The accuracy that a model reached in a clean process."""
 
     samples: int
-    """Number of images that were classified."""
-    top1: float
-    """Share of correct first guesses, in [0, 1]."""
+    """Number of images that were answered."""
+    share: float
+    """Mean share of the truth that the answers have right, in [0, 1]: of a classifier its top-1."""
 
 
 def sample_images(
-    location: str, split: str, name: str | None = None, *, count: int = SAMPLE
-) -> tuple[str, list[tuple[bytes, str]]]:
+    location: str, split: str, name: str | None = None, *, count: int = SAMPLE, task: Task | None = None
+) -> tuple[str, list[tuple[bytes, Any]]]:
     """Read images spread evenly over a split.
 
     Args:
@@ -39,9 +41,11 @@ def sample_images(
         split: name of the split.
         name: name of the data set, where the folder holds several.
         count: largest number of images.
+        task: decides what the truth is; None: what the split was packed for.
 
     Returns:
-        The digest of the split's manifest, and (encoded image, WordNet id) of each image.
+        The digest of the split's manifest, and (encoded image, truth) of each image: the id of its class, or what
+        else the task compares answers with.
 
     Raises:
         sharding.ShardingError: the shards are missing or incomplete.
@@ -51,66 +55,74 @@ def sample_images(
     from sharding.storage import Folder
 
     manifest = load_manifest(location, split, name)
-    rows = load_index(location, manifest).select(["shard", "offset", "size", "label"]).to_pylist()
-    count = min(count, len(rows))
-    chosen = [rows[(2 * k + 1) * len(rows) // (2 * count)] for k in range(count)]
+    task = task or find_task(manifest.task)
+    index = load_index(location, manifest)
+    count = min(count, len(index))
+    chosen = index.take([(2 * k + 1) * len(index) // (2 * count) for k in range(count)]).to_pylist()
     folder = Folder.open(location)
     images = []
     for row in chosen:
         with folder.open_input(manifest.shards[row["shard"]].name) as shard:
-            shard.seek(row["offset"])
-            images.append((shard.read(row["size"]), manifest.classes[row["label"]].wnid))
+
+            def read(offset: int, size: int, shard: Any = shard) -> bytes:
+                shard.seek(offset)
+                return shard.read(size)
+
+            images.append((read(row["offset"], row["size"]), task.truth(row, manifest, read)))
     return manifest.digest, images
 
 
-def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tuple[bytes, str]]) -> Verification:
-    """Load the model in a clean process and compare its top-1 on the images with the card's.
+def verify(model_uri: str, tracking_uri: str, card: ModelCard, images: list[tuple[bytes, Any]]) -> Verification:
+    """Load the model in a clean process and compare its answers on the images with the card's score.
 
-    The process cannot use the `transxnet` of this checkout: the model must bring its own. The top-1 may differ by
-    `tolerance`.
+    The process cannot use the `transxnet` of this checkout: the model must bring its own. The share of right
+    answers may differ from the score by `tolerance`.
 
     Args:
         model_uri: `models:/` URI of the logged model.
         tracking_uri: MLflow server that holds the model.
         card: the model's card.
-        images: (encoded image, WordNet id) of each image.
+        images: (encoded image, truth) of each image, as `sample_images` gives them.
 
     Raises:
         TrackingError: the model does not load, uses this checkout's code, or is not as good as recorded.
     """
+    served = card.of_task.served
+    expected = card.scores.get(served.score)
     with tempfile.TemporaryDirectory(prefix="register-") as name:
         folder = Path(name)
-        labels = {}
-        for k, (content, wnid) in enumerate(images):
+        truths = {}
+        for k, (content, truth) in enumerate(images):
             (folder / f"{k:06d}.img").write_bytes(content)
-            labels[f"{k:06d}.img"] = wnid
-        guesses = _classify(model_uri, tracking_uri, folder)
-    correct = sum(guesses[file] == wnid for file, wnid in labels.items())
-    result = Verification(samples=len(images), top1=correct / len(images))
-    if card.metric is not None and abs(result.top1 - card.metric.value) > tolerance(card, len(images)):
+            truths[f"{k:06d}.img"] = truth
+        answers = _classify(model_uri, tracking_uri, folder, served.compared)
+    right = sum(served.agreement(answers[file], truth) for file, truth in truths.items())
+    result = Verification(samples=len(images), share=right / len(images))
+    if expected is not None and abs(result.share - expected) > tolerance(card, len(images)):
         raise TrackingError(
-            f"{card.name}: loaded in a clean process the model gets {correct} of {len(images)} validation images "
-            f"right, but its recorded top-1 is {card.metric.value:.4f}: it was not registered"
+            f"{card.name}: loaded in a clean process the model gets {right:g} of {len(images)} validation images "
+            f"right, but its recorded {card.of_task.scores.label(served.score)} is {expected:.4f}: it was not "
+            "registered"
         )
     return result
 
 
 def tolerance(card: ModelCard, samples: int) -> float:
-    """Return how far the top-1 of a sample may be from the recorded one.
+    """Return how far the share of right answers of a sample may be from the recorded score.
 
     Four standard deviations of a sample drawn without replacement, plus one image or 0.01, whichever is larger. A
     sample that is the whole split has no deviation.
     """
     total = max(card.validation_samples, samples)
-    top1 = card.metric.value if card.metric else 0.0
+    share = card.scores.get(card.of_task.served.score, 0.0)
     # Near 0 and 1 the estimate of the spread vanishes: add one correct and one wrong guess, as Wilson does.
-    smoothed = (top1 * total + 1) / (total + 2)
+    smoothed = (share * total + 1) / (total + 2)
     finite_population = (total - samples) / max(total - 1, 1)
     return 4 * math.sqrt(smoothed * (1 - smoothed) / samples * finite_population) + max(1 / samples, 0.01)
 
 
-def _classify(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]:
-    """Run `clean_process.py` without this checkout on its path; return the WordNet id of each file's first guess."""
+def _classify(model_uri: str, tracking_uri: str, folder: Path, column: str) -> dict[str, str]:
+    """Run `clean_process.py` without this checkout on its path; return a column of its answers by file."""
     script = Path(__file__).with_name("clean_process.py")
     paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     environment = {
@@ -120,7 +132,7 @@ def _classify(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, str]
         "PYTHONPATH": os.pathsep.join(entry for entry in paths if Path(entry).resolve() != PROJECT_ROOT),
     }
     # -P: Python does not search the script's own folder for modules.
-    command = [sys.executable, "-P", str(script), model_uri, str(folder)]
+    command = [sys.executable, "-P", str(script), model_uri, str(folder), column]
     with preemption_blocked():  # a preemption sends its signal to every process of the job
         process = subprocess.Popen(
             command,

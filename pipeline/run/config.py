@@ -130,7 +130,7 @@ class RunConfig:
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """Published result that the training aims at (`result`, `top1`), and its `differences`; empty if there is none.
+        """Published result that the training aims at (`result`, score), and its `differences`; empty if there is none.
 
         Written by `pipeline.recipes.published.describe_aim`.
         """

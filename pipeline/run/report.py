@@ -124,7 +124,7 @@ def markdown(
 import mlflow
 
 {server}model = mlflow.pyfunc.load_model("{uri}")
-model.predict([open("photo.jpg", "rb").read()])  # {config.task.answer}
+model.predict([open("photo.jpg", "rb").read()])  # {config.task.served.answer}
 ```
 """
     )

@@ -96,6 +96,10 @@ class Scores:
         """The scores that are shares in [0, 1]."""
         return tuple(score for score in self.entries if score.is_share)
 
+    def label(self, name: str) -> str:
+        """Return the name of a score in texts."""
+        return next(score.label for score in self.entries if score.name == name)
+
     def record(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return what a step's record gets of an evaluation: each score under its key."""
         return {f"{PREFIX}{score.name}": values[score.name] for score in self.entries}

@@ -275,3 +275,21 @@ def check_model_uri(uri: str) -> None:
             f"{mask_secrets(registry)} does not give it ({one_line(error)}); "
             "MLFLOW_TRACKING_URI says where the registry is"
         ) from error
+
+
+def find_version(uri: str) -> str | None:
+    """Return the `models:/NAME/NUMBER` URI of the version that an alias points to; None if the registry has none.
+
+    Args:
+        uri: `models:/NAME@ALIAS`.
+    """
+    store = resolve_tracking_uri(Path.cwd())
+    database = local_database(store)
+    if database is not None and not database.exists():
+        return None
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    try:
+        with mlflow_session(store, timeout_s=20, retries=1) as client:
+            return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
+    except Exception:  # MLflow raises many types, and each means that there is nothing to start from
+        return None

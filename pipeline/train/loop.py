@@ -19,12 +19,10 @@ from pipeline.common.errors import TrainingError
 from pipeline.config.checks import check
 from pipeline.config.serialise import digest
 from pipeline.data.audit import open_audit
-from pipeline.data.device import DeviceTransform
 from pipeline.data.loader import StepBatches, TrainLoader, build_train_loader
 from pipeline.engine.distributed import World, broadcast_from_main, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
-from pipeline.evaluate.accuracy import Evaluation, is_far_below_chance
 from pipeline.order.draws import step_seed
 from pipeline.run.config import read_config
 from pipeline.run.lost import describe_lost_checkpoints
@@ -84,7 +82,7 @@ class Training:
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
-        self.transform = DeviceTransform(config.augment, config.mix, self.num_classes, config.seed)
+        self.transform = self.task.device_transform(config, self.num_classes)
         self.evaluate = Evaluator(config, world, self.num_classes)
         self.saver = Saver(
             store,
@@ -203,16 +201,16 @@ class Training:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Evaluate the averaged weights; returns what the step's record gets."""
         began = time.monotonic()
-        result = self.evaluate(self.ema)
+        scores = self.evaluate(self.ema)
         self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
-        self.recorder.log(f"step {step}: {self.task.scores.describe(result.scores())}")
-        if isinstance(result, Evaluation) and is_far_below_chance(result, self.num_classes):
+        self.recorder.log(f"step {step}: {self.task.scores.describe(scores)}")
+        if self.evaluate.suspicion is not None:
+            data = self.config.data
             self.recorder.warn(
-                f"TOP-1 {result.top1:.4f} IS FAR BELOW CHANCE ({1 / self.num_classes:.4f}): the labels of "
-                f"{self.config.data.validation_split} and {self.config.data.train_split} hardly mean the same classes; "
-                "compare the samples of both, and stop this run"
+                f"{self.evaluate.suspicion}: the labels of {data.validation_split} and {data.train_split} hardly "
+                "mean the same classes; compare the samples of both, and stop this run"
             )
-        return self.task.scores.record(result.scores())
+        return self.task.scores.record(scores)
 
     def _skipped(self) -> set[int]:
         """The batches that are left out, as rank 0 reads them."""

@@ -1,7 +1,5 @@
 """The network of a training, and the weights that a new run starts from."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -9,6 +7,7 @@ from torch import nn
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.engine.distributed import World, broadcast_from_main
+from pipeline.tasks import find_task
 from pipeline.weights.load import initialise
 
 
@@ -18,19 +17,10 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
     Raises:
         TrainingError: there is no such network.
     """
-    import transxnet
-
-    settings: dict[str, Any] = {
-        "num_classes": num_classes,
-        "image_size": config.model.image_size,
-        "backend": config.model.backend,
-    }
-    if config.model.drop_path_rate is not None:
-        settings["drop_path_rate"] = config.model.drop_path_rate
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            return transxnet.build(config.model.name, **settings)
+            return find_task(config.task).network(config, num_classes)
         except ValueError as error:
             raise TrainingError(f"--train.model: {error}") from error
 
@@ -53,7 +43,7 @@ def initialise_on_all_ranks(model: nn.Module, config: TrainConfig, world: World)
     loaded, problem = "", None
     if world.is_main:
         try:
-            loaded = initialise(model, config.initialise_from, config.initialise_entry)
+            loaded = initialise(model, config.initialise_from, config.initialise_entry, task=find_task(config.task))
         except ConfigError as error:
             problem = str(error)
     problem = broadcast_from_main(problem)

@@ -26,6 +26,8 @@ class Schedule:
     """Learning rate of the first step."""
     min_lr: float
     """Learning rate of the cooldown."""
+    warmup_ratio: float | None = None
+    """Factor of the first step in a warm-up that multiplies the running cosine (mmcv's); None: timm's warm-up."""
     epoch_steps: float | None = None
     """Steps of an epoch, within which the rate stays that of its beginning; None: the rate changes at every step."""
 
@@ -34,11 +36,22 @@ class Schedule:
         at: float = completed_steps
         if self.epoch_steps is not None:
             at = math.floor(completed_steps / self.epoch_steps) * self.epoch_steps
+        if self.warmup_ratio is not None:
+            return self._cosine(at) * self._factor(at)
         if at < self.warmup_steps:
             return self.warmup_lr + at * (self.lr - self.warmup_lr) / self.warmup_steps
+        return self._cosine(at)
+
+    def _cosine(self, at: float) -> float:
         if at < self.cosine_steps:
             return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * at / self.cosine_steps))
         return self.min_lr
+
+    def _factor(self, at: float) -> float:
+        """Factor of mmcv's linear warm-up: from `warmup_ratio` to 1."""
+        if at >= self.warmup_steps or self.warmup_ratio is None:
+            return 1.0
+        return 1 - (1 - at / self.warmup_steps) * (1 - self.warmup_ratio)
 
 
 def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
@@ -57,6 +70,8 @@ def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
     warmup_steps: float = round(min(plan.warmup_epochs, config.epochs) * per_epoch)
     if plan.per == "epoch":
         cosine_steps, warmup_steps = config.epochs * per_epoch, min(plan.warmup_epochs, config.epochs) * per_epoch
+    if plan.warmup_steps is not None:
+        warmup_steps = plan.warmup_steps
     return Schedule(
         total_steps=total,
         cosine_steps=cosine_steps,
@@ -64,6 +79,7 @@ def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
         lr=config.optimizer.lr,
         warmup_lr=plan.warmup_lr,
         min_lr=plan.min_lr,
+        warmup_ratio=None if plan.warmup_steps is None else plan.warmup_ratio,
         epoch_steps=per_epoch if plan.per == "epoch" else None,
     )
 

@@ -33,6 +33,10 @@ class Preprocessing:
     """Per-channel deviation that is divided by, of pixels in [0, 1]."""
     interpolation: str = "bicubic"
     """Resampling of the resize."""
+    scale: tuple[int, int] | None = None
+    """Longest and shortest side that an image is resized to fit into, where it is not cropped."""
+    divisor: int | None = None
+    """Number whose multiples the sides are then stretched to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +113,9 @@ class ModelCard:
         try:
             fields = dict(content)
             preprocessing = dict(fields.pop("preprocessing"))
-            for statistic in ("mean", "std"):
-                preprocessing[statistic] = tuple(preprocessing[statistic])
+            for statistic in ("mean", "std", "scale"):
+                if preprocessing.get(statistic) is not None:
+                    preprocessing[statistic] = tuple(preprocessing[statistic])
             scores = find_task(fields.get("task", DEFAULT)).scores
             values = {score.name: fields.pop(score.name, None) for score in scores}
             fields["scores"] = {name: value for name, value in values.items() if value is not None}

@@ -12,7 +12,7 @@ from pipeline.engine.distributed import World
 from pipeline.engine.ema import Ema
 from pipeline.run.config import read_config
 from pipeline.run.files import read_metrics
-from pipeline.tasks import was_evaluated
+from pipeline.tasks import find_task, was_evaluated
 from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
 
@@ -27,15 +27,13 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         world: this rank's place.
         epoch: maps a step to the passes over the training split until then.
     """
-    import transxnet
-
     state = ema.full_state()
     if not world.is_main:
         return
     folder = run_dir / EXPORT_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / CARD_NAME).unlink(missing_ok=True)
-    published = transxnet.to_upstream(state)
+    published = find_task(config.task).to_published(state)
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in published.items()}
     with replacing(folder / WEIGHTS_NAME, durable=True) as temporary:
         save_file(weights, temporary)
@@ -51,9 +49,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         num_classes=len(train.classes),
         image_size=config.model.image_size,
         classes=tuple((entry.wnid, entry.name) for entry in train.classes),
-        preprocessing=Preprocessing(
-            evaluation_crop=config.augment.evaluation_crop, mean=config.augment.mean, std=config.augment.std
-        ),
+        preprocessing=Preprocessing(mean=config.augment.mean, std=config.augment.std, **task.preprocessing(config)),
         step=manifest["step"],
         epoch=epoch(manifest["step"]),
         task=task.name,

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.config.schema import AugmentConfig, ConfigError, ModelConfig
+from pipeline.tasks import DEFAULT, Task, find_task
 from pipeline.tracking.client import TrackingError, mlflow_session, resolve_tracking_uri
 from pipeline.tracking.state import load_state, tracking_uri_of
 from pipeline.weights.card import (
@@ -85,6 +86,8 @@ def _build(path: Path, card: ModelCard | None, tracking_uri: str, entry: str | N
     """Build the network of a weights file; without a card the weights' shapes say which."""
     import transxnet
 
+    if card is not None and card.task != DEFAULT:
+        return _build_other(path, card, tracking_uri)
     try:
         weights = transxnet.open_weights(path, entry)
         config = transxnet.config_of_weights(weights.state)
@@ -108,6 +111,22 @@ def _build(path: Path, card: ModelCard | None, tracking_uri: str, entry: str | N
     return LoadedModel(network.eval(), card, tracking_uri, "; ".join([*weights.describe(), *notes]))
 
 
+def _build_other(path: Path, card: ModelCard, tracking_uri: str) -> LoadedModel:
+    """Build the network of another task than classification, which its card describes.
+
+    Raises:
+        ModelCardError: the file holds other weights.
+    """
+    from safetensors.torch import load_file
+
+    network = card.of_task.build(card.name, num_classes=card.num_classes, image_size=card.image_size)
+    try:
+        network.load_state_dict(card.of_task.from_published(load_file(path)))
+    except Exception as error:  # a damaged file may raise any exception in its reader
+        raise ModelCardError(f"{path} cannot be used: {one_line(error)}") from error
+    return LoadedModel(network.eval(), card, tracking_uri, "")
+
+
 def guess_card(config: "TransXNetConfig") -> ModelCard:
     """Return the card that the shapes of weights without one imply; the class names stay empty."""
     settings = AugmentConfig()
@@ -124,32 +143,32 @@ def guess_card(config: "TransXNetConfig") -> ModelCard:
     )
 
 
-def initialise(model: nn.Module, source: str, entry: str | None = None) -> str:
+def initialise(model: nn.Module, source: str, entry: str | None = None, *, task: Task | None = None) -> str:
     """Load weights into a new model; return a line on which weights were loaded and which were not.
 
     Args:
-        model: a TransXNet.
+        model: a network of the task.
         source: a source that `transxnet.find_weights` accepts.
         entry: the entry of the file to take; by default averaged weights if there are some.
+        task: what the network learns; None: classification.
 
     Raises:
         ConfigError: the weights do not exist, or belong to another network.
     """
-    import transxnet
-
     path, weights = _open(source, entry)
     try:
-        notes = transxnet.load_weights(model, weights.state)
+        notes = (task or find_task(DEFAULT)).initialise(model, weights.state)
     except ValueError as error:
         raise _refusal(source, f"{path} cannot be used: {error}") from error
     return "; ".join([f"weights of {path}", *weights.describe(), *notes])
 
 
-def check_initial(config: ModelConfig, source: str, entry: str | None = None) -> str:
+def check_initial(config: ModelConfig, task: Task, source: str, entry: str | None = None) -> str:
     """Check at the launch that a new run can start from weights; return the line that `initialise` will log.
 
     Args:
         config: the network that is trained.
+        task: what it learns.
         source: a run directory or a file.
         entry: the entry of the file to take; by default averaged weights if there are some.
 
@@ -163,10 +182,11 @@ def check_initial(config: ModelConfig, source: str, entry: str | None = None) ->
     path, weights = _open(source, entry)
     try:
         found = transxnet.config_of_weights(weights.state)
-        if found.name != config.name:
+        backbone = task.backbone(config.name)
+        if found.name != backbone:
             raise _refusal(source, f"weights of {found.name}, and this run trains {config.name}")
         with torch.device("meta"):
-            network = transxnet.build(config.name, num_classes=found.num_classes, image_size=config.image_size)
+            network = transxnet.build(backbone, num_classes=found.num_classes, image_size=config.image_size)
         _, notes = transxnet.fit_weights(network, weights.state)
     except ConfigError:
         raise

@@ -13,10 +13,10 @@ from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, MixConfig
-from pipeline.data.batch import Batch
-from pipeline.data.device import DeviceTransform
-from pipeline.data.mixup import draw_mixing
 from pipeline.order.samples import mixing_groups
+from pipeline.tasks.batch import Batch
+from pipeline.tasks.classification.device import DeviceTransform
+from pipeline.tasks.classification.mixup import draw_mixing
 
 SIDE, BATCH, BATCHES, COLOUR, CLASSES = 224, 128, 32, 100, 10
 GLOBAL_BATCH, STEPS = 1024, 2000

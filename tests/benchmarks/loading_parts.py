@@ -26,6 +26,7 @@ from pipeline.augment.randaugment import RandAugment
 from pipeline.augment.transforms import TrainAugment
 from pipeline.data.index import cache_folder, open_index
 from pipeline.data.reader import ReaderSpec, SampleReader
+from pipeline.tasks.layout import Layout, Slot
 from sharding import load_manifest
 from sharding.build import BuildOptions, build
 from tests.benchmarks.loading import RECIPE, timms_dataset, timms_loader
@@ -85,14 +86,16 @@ def main() -> None:
             spent[name] = {}
         dataset = timms_dataset(options.images)
         timms_loader(dataset, 0, use_prefetcher=True)
-        pixels, labels = np.empty((CHUNK, 224, 224, 3), np.uint8), np.empty(CHUNK, np.int64)
+        slot = Slot.allocate(CHUNK, Layout(pixels=(224, 224, 3), labels=(), dtype="int64"))
+        slot.epochs[:] = 0
         timm = []
         for _ in range(options.passes):
             for first in range(0, images, CHUNK):
                 rows = np.arange(first, first + CHUNK) * (len(dataset) // images)
+                slot.rows[:] = rows
                 for name, reader in readers.items():
                     with timed(spent[name]):
-                        reader.fill(rows, np.zeros_like(rows), pixels, labels)
+                        reader.fill(slot)
                 for row in rows.tolist():
                     random.seed(row), np.random.seed(row), torch.manual_seed(row)
                     started = time.process_time()

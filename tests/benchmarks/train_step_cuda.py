@@ -11,8 +11,9 @@ import transxnet
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.cuda_graphs import Graphed
 from pipeline.engine.flat import FlatModel
-from pipeline.engine.loss import LossModel
+from pipeline.engine.loss_model import LossModel
 from pipeline.engine.optimizer import parameter_groups
+from pipeline.tasks import find_task
 
 
 def print_steps(name: str, options: argparse.Namespace, bound: float) -> None:
@@ -56,7 +57,7 @@ def build_step(name: str, backend: str, how: str, batch: int, size: int) -> Call
     targets = torch.softmax(torch.randn(batch, 1000, device="cuda"), dim=1)
     if how == "compile":
         model.compile()
-    loss_of = LossModel(model)
+    loss_of = LossModel(model, find_task("classification").losses)
     if how == "graph":
         loss_of = Graphed(loss_of)
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 import transxnet
 from pipeline.config.schema import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from pipeline.config.serialise import digest, to_dict
-from pipeline.evaluate.accuracy import Evaluation, evaluate_batches
 from pipeline.recipes.digits import prepare_digits
 from pipeline.register.verify import sample_images
+from pipeline.tasks.classification.accuracy import Evaluation, evaluate_batches
 from pipeline.tracking.client import local_database, open_client, resolve_tracking_uri
 from pipeline.weights.card import ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest

@@ -46,6 +46,6 @@ def test_every_number_has_a_range():
         for name, value in flatten(to_dict(TrainConfig(steps=1, micro_batch_size=1, eval_every_steps=1))).items()
         if not isinstance(value, bool | str | None)
     }
-    optional = {"model.drop_path_rate", "optimizer.clip_grad_norm"}
+    optional = {"model.drop_path_rate", "optimizer.clip_grad_norm", "schedule.warmup_steps"}
     # The ZeRO stage is checked against its list of values.
     assert {name for _, _, names in RANGES for name in names} == (numbers | optional) - {"zero_stage"}

@@ -18,6 +18,17 @@ def test_recipes_are_valid_and_survive_serialisation(recipe: str):
     assert "python -m pipeline.launch" in RECIPES[recipe].train.__doc__
 
 
+def test_a_run_from_before_tasks_had_names_is_the_same_training():
+    fields = to_dict(TrainConfig())
+    for name in ("task", "segmentation"):
+        del fields[name]
+    del fields["optimizer"]["decay"]
+    for name in ("warmup_steps", "warmup_ratio"):
+        del fields["schedule"][name]
+    assert from_dict(fields) == TrainConfig()
+    assert difference(from_dict(fields), TrainConfig()) == []
+
+
 def test_only_what_changes_the_result_is_compared():
     config = TrainConfig()
     free = replace(config, zero_stage=3, save_every_steps=7, data=replace(config.data, workers=9))

@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.data.audit import AuditWriter, read_audit
-from pipeline.data.batch import Batch
 from pipeline.data.loader import build_train_loader
+from pipeline.tasks.batch import Batch
 from tests.pipeline.data.reading import SAMPLES
 from tests.support.small_shards import config
 

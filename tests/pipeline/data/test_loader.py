@@ -8,8 +8,8 @@ import resource
 import pytest
 import torch
 
-from pipeline.data.device import DeviceTransform
 from pipeline.data.loader import build_train_loader
+from pipeline.tasks.classification.device import DeviceTransform
 from tests.pipeline.data.reading import SAMPLES, evaluation_loader, read
 from tests.support.small_shards import CLASSES, config
 

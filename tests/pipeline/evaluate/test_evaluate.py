@@ -14,11 +14,16 @@ import transxnet
 from pipeline.common.cli import exit_status
 from pipeline.config.schema import ConfigError
 from pipeline.evaluate import progress as evaluate_progress
-from pipeline.evaluate.accuracy import Evaluation, count_batch, evaluate_batches, is_far_below_chance
 from pipeline.evaluate.classes import imagenet_classes, match_classes
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import Measurement, evaluate
 from pipeline.recipes.digits import write_class_folders
+from pipeline.tasks.classification.accuracy import (
+    Evaluation,
+    count_batch,
+    evaluate_batches,
+    is_far_below_chance,
+)
 from pipeline.tracking.client import resolve_tracking_uri
 from pipeline.weights.load import load_model
 from sharding import load_manifest

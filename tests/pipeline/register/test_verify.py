@@ -70,7 +70,7 @@ def test_a_model_that_uses_the_checkouts_transxnet_is_refused(tmp_path, monkeypa
 def test_a_model_with_its_own_transxnet_is_accepted_beside_the_checkout(tmp_path, monkeypatch):
     offer_checkout(tmp_path / "offered", monkeypatch, "path")
     model = save(tmp_path, code_paths=[str(PROJECT_ROOT / "transxnet")])
-    assert verify(model, new_store(tmp_path), CARD, [(b"image", "n")]).top1 == 1
+    assert verify(model, new_store(tmp_path), CARD, [(b"image", "n")]).share == 1
 
 
 def test_the_tolerance_detects_a_wrong_preprocessing():

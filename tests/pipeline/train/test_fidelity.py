@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.device import DeviceTransform
-from pipeline.data.mixup import Mixing, mix
 from pipeline.engine.ema import Ema
 from pipeline.engine.fragments import LocalWeight
-from pipeline.engine.loss import soft_cross_entropy
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
+from pipeline.tasks.classification.device import DeviceTransform
+from pipeline.tasks.classification.losses import soft_cross_entropy
+from pipeline.tasks.classification.mixup import Mixing, mix
 from pipeline.train.schedule import build_schedule
 from tests.support import fidelity
 

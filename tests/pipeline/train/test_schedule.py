@@ -70,3 +70,11 @@ def test_an_epochs_end_is_evaluated_once_and_the_last_step_always():
     assert due == [4, 7, 10, 11]
     config = replace(config, eval_every_steps=5)
     assert [step for step in range(1, 12) if evaluation_is_due(config, step, 11, 100)] == [5, 10, 11]
+
+
+def test_the_warm_up_of_the_dense_recipes_multiplies_the_cosine_as_mmcvs():
+    schedule = build_schedule(RECIPES["ade20k_tiny"].train(), 20_210)
+    assert schedule.total_steps == 80_000
+    expected = {0: 2e-05, 1: 2.018e-05, 500: 0.000109989398, 999: 0.000199743127, 1000: 0.000199922904}
+    expected |= {2000: 0.000199691733, 40_000: 0.000100000001, 79_990: 9.71062826e-12, 79_999: 2.07710629e-12}
+    assert {step: schedule.lr_at(step) for step in expected} == pytest.approx(expected, rel=1e-8)

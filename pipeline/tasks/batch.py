@@ -1,9 +1,7 @@
-"""The plain types of the loader: a request names the samples of a micro-batch, and a batch holds them."""
+"""A micro-batch as the loader gives it and a task takes it."""
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -16,7 +14,7 @@ class Batch:
 
     Attributes:
         images: uint8 [N, 3, H, W], RGB, with the strides of channels last.
-        labels: int64 [N], class of each sample.
+        labels: targets of the samples: int64 [N], the class of each; or uint8 [N, H, W], its label map.
         indices: int64 [N], row of each sample in the index.
         epochs: int64 [N], epoch in which each sample is read.
         substitutes: int64 [N], row that was read in place of a damaged sample, or -1.
@@ -31,24 +29,5 @@ class Batch:
     epochs: Tensor
     substitutes: Tensor
     groups: Tensor
-    step: int
-    micro_step: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """The samples that a micro-batch will hold.
-
-    Attributes:
-        rows: int64 [N], row of each sample in the index.
-        epochs: int64 [N], epoch in which each sample is read.
-        groups: int64 [N], mixing group of each sample.
-        step: as in `Batch`.
-        micro_step: as in `Batch`.
-    """
-
-    rows: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    groups: NDArray[np.int64]
     step: int
     micro_step: int

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, MixConfig
-from pipeline.data.batch import Batch
-from pipeline.data.mixup import draw_mixing, mix, upload
 from pipeline.order import draws
+from pipeline.tasks.batch import Batch
+from pipeline.tasks.classification.mixup import draw_mixing, mix, upload
+from pipeline.tasks.normalise import Normalise
 
 _ATTEMPTS = 10
 """Rectangles that are drawn until one fits into the image, as in timm's `RandomErasing`."""
@@ -28,33 +29,6 @@ _ERASED_AREA = (0.02, 1 / 3)
 """Range of the erased share of the image, as in timm's `RandomErasing`."""
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 """Range of the logarithm of the erased rectangle's aspect ratio, as in timm's `RandomErasing`."""
-
-
-class Normalise:
-    """Normalises pixels to float32: subtracts the mean and divides by the standard deviation of each channel."""
-
-    def __init__(self, config: AugmentConfig) -> None:
-        """Take mean and standard deviation from `config`."""
-        self._mean, self._std = config.mean, config.std
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """Normalise a batch.
-
-        Args:
-            images: [N, 3, H, W] with values from 0 to 255, uint8 or float32, on any device.
-            device: device of the result.
-
-        Returns:
-            float32 [N, 3, H, W], contiguous.
-        """
-        if device not in self._constants:
-            mean = torch.tensor(self._mean, device=device).view(1, 3, 1, 1) * 255
-            scale = 1 / (torch.tensor(self._std, device=device).view(1, 3, 1, 1) * 255)
-            self._constants[device] = (-mean * scale, scale)
-        shift, scale = self._constants[device]
-        images = images.to(device, non_blocking=True)
-        return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
 
 
 def draw_flips(

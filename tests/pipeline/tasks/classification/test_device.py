@@ -9,10 +9,11 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, MixConfig
-from pipeline.data.batch import Batch
-from pipeline.data.device import DeviceTransform, Normalise, draw_erasing, draw_flips
-from pipeline.data.mixup import draw_mixing
 from pipeline.order.samples import mixing_groups
+from pipeline.tasks.batch import Batch
+from pipeline.tasks.classification.device import DeviceTransform, draw_erasing, draw_flips
+from pipeline.tasks.classification.mixup import draw_mixing
+from pipeline.tasks.normalise import Normalise
 from tests.benchmarks.fidelity import noise_shares, our_batches, steps_of_one_kind, upstream_batches
 
 SIZE, CLASSES = 32, 7

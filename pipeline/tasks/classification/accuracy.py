@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.common.errors import InputError
+from pipeline.config.schema import AugmentConfig
+from pipeline.tasks.batch import Batch
+from pipeline.tasks.normalise import Normalise
 
 COUNTS = ("correct1", "correct5", "samples", "loss_sum")
 """Elements of a counts tensor, float64 `[4]`: correct first guesses, labels among the first five guesses, images, and
@@ -112,6 +115,47 @@ def count_batch(logits: Tensor, labels: Tensor) -> Tensor:
     loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
     samples = torch.tensor(float(len(labels)), dtype=torch.float64, device=logits.device)
     return torch.stack([(ranks < 1).sum().double(), (ranks < 5).sum().double(), samples, loss])
+
+
+class AccuracyEvaluator:
+    """Evaluates a network on batches (`pipeline.tasks.task.Evaluator`)."""
+
+    def __init__(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> None:
+        """Begin with no sample counted."""
+        self._normalise, self._num_classes, self._device = Normalise(augment), num_classes, device
+        self._counts = torch.zeros(len(COUNTS), dtype=torch.float64, device=device)
+
+    def add(self, network: Callable[[Tensor], Tensor], batch: Batch) -> None:
+        """Count the correct guesses of a batch.
+
+        Raises:
+            InputError: the network has no output for a label.
+        """
+        labels = batch.labels.to(self._device, non_blocking=True)
+        if len(batch.labels) and int(batch.labels.max()) >= self._num_classes:
+            raise InputError(
+                f"the validation split has label {int(batch.labels.max())}, the model {self._num_classes} classes"
+            )
+        self._counts += count_batch(network(self._normalise(batch.images, self._device)), labels)
+
+    def sums(self) -> list[float]:
+        """Return the counts of this rank (see `COUNTS`)."""
+        return self._counts.tolist()
+
+    def scores(self, sums: list[float]) -> dict[str, float]:
+        """Divide the counts of all ranks."""
+        return Evaluation.from_counts(torch.tensor(sums, dtype=torch.float64)).scores()
+
+    def suspicion(self, sums: list[float]) -> str | None:
+        """Return that the accuracy is far below chance, if it is."""
+        evaluation = Evaluation.from_counts(torch.tensor(sums, dtype=torch.float64))
+        if not is_far_below_chance(evaluation, self._num_classes):
+            return None
+        return f"TOP-1 {evaluation.top1:.4f} IS FAR BELOW CHANCE ({1 / self._num_classes:.4f})"
+
+    def classes(self, sums: list[float]) -> dict[str, list[float]]:
+        """Return nothing: the counts are not kept by class."""
+        return {}
 
 
 @torch.no_grad()
