@@ -20,7 +20,7 @@ def boxes_of(objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
 def without_small(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return which boxes [G, 4] have at least one pixel on each side and a part within an image of (height, width)."""
     height, width = size
-    inner = np.minimum(boxes[:, 2:], np.float32([width, height])) - np.maximum(boxes[:, :2], 0)
+    inner = np.minimum(boxes[:, 2:], np.array([width, height], np.float32)) - np.maximum(boxes[:, :2], 0)
     sides = boxes[:, 2:] - boxes[:, :2]
     return (sides >= 1).all(axis=1) & (inner > 0).all(axis=1)
 
@@ -31,8 +31,8 @@ def resize_boxes(boxes: NDArray[np.float32], size: tuple[int, int], resized: tup
     The two axes are scaled differently, because the sides of the resized image are rounded to whole pixels.
     """
     height, width = resized
-    scale = np.float32([width / size[1], height / size[0]] * 2)
-    return np.clip(boxes * scale, 0, np.float32([width, height] * 2))
+    scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
+    return np.clip(boxes * scale, 0, np.array([width, height] * 2, np.float32))
 
 
 def flip_boxes(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
