@@ -118,7 +118,7 @@ def write_scenes(folder: Path) -> None:
 
     photographs = [np.asarray(image) for image in load_sample_images().images]
     ink, labels = load_digits(return_X_y=True)
-    digits = (ink.reshape(-1, 8, 8) / 16).astype(np.float32)
+    digits, labels = (np.asarray(ink).reshape(-1, 8, 8) / 16).astype(np.float32), np.asarray(labels, np.int64)
     is_held_out = np.arange(len(labels)) % HELD_OUT_EVERY == 0
     first = 0
     for split, count in SCENES.items():

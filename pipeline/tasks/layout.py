@@ -53,7 +53,8 @@ class Slot:
         return cls(
             np.empty((samples, *layout.pixels), np.uint8),
             np.empty((samples, *layout.labels), layout.dtype),
-            *(np.empty(samples, np.int64) for _ in range(2)),
+            np.empty(samples, np.int64),
+            np.empty(samples, np.int64),
             np.zeros((samples, 4), np.int64),
         )
 

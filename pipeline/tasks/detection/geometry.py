@@ -22,7 +22,7 @@ def without_small(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
     height, width = size
     inner = np.minimum(boxes[:, 2:], np.array([width, height], np.float32)) - np.maximum(boxes[:, :2], 0)
     sides = boxes[:, 2:] - boxes[:, :2]
-    return (sides >= 1).all(axis=1) & (inner > 0).all(axis=1)
+    return np.logical_and((sides >= 1).all(axis=1), (inner > 0).all(axis=1))
 
 
 def resize_boxes(boxes: NDArray[np.float32], size: tuple[int, int], resized: tuple[int, int]) -> NDArray[np.float32]:

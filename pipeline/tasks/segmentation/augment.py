@@ -65,7 +65,8 @@ class TrainCrops:
         """Write a crop and its classes; what lies beside a smaller image is `PADDING`."""
         options, side = self._options, self._options.crop_size
         pixels, labels = read_sample(encoded, target, self._class_of)
-        size = geometry.draw_size(*labels.shape, options.scale, options.scale_ratio, drawn[0])
+        height, width = labels.shape
+        size = geometry.draw_size(height, width, options.scale, options.scale_ratio, drawn[0])
         pixels, labels = resize(pixels, labels, size)
         crops = drawn[2 : 2 + geometry.CROP_DRAWS]
         top, left = geometry.draw_crop(labels, side, options.cat_max_ratio, crops, IGNORED)
@@ -104,8 +105,9 @@ class WholeImages:
 
 def evaluation_pixels(pixels: Pixels, scale: tuple[int, int], divisor: int) -> Pixels:
     """Resize an image as it is evaluated and served: to fit into `scale`, then stretched to multiples of `divisor`."""
-    size = geometry.fit(*pixels.shape[:2], scale)
-    for height, width in (size, geometry.stretched(*size, divisor)):
+    height, width = pixels.shape[:2]
+    fitting = geometry.fit(height, width, scale)
+    for height, width in (fitting, geometry.stretched(*fitting, divisor)):
         if pixels.shape[:2] != (height, width):
             pixels = as_pixels(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR))
     return pixels

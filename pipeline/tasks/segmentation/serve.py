@@ -56,7 +56,7 @@ class ImageSegmenter:
         Raises:
             RefusedInput: an input is no image; the message names its position.
         """
-        from serve import RefusedInput, as_list, open_image  # pyright: ignore[reportMissingImports]
+        from serve import RefusedInput, as_list, open_image  # pyright: ignore[reportAttributeAccessIssue]
 
         rows = []
         for position, source in enumerate(as_list(model_input)):
