@@ -13,7 +13,7 @@ from sharding.images import ImagePolicy, pack_image
 from sharding.index import IndexOptions, index
 from sharding.verify import VerifyOptions, verify
 from tests.sharding.synthetic import tar_bytes
-from tests.torture import damaged_files, jpeg, mutants, odd_files
+from tests.support.torture import damaged_files, jpeg, mutants, odd_files
 
 SIDE = 70
 CONFIG = AugmentConfig()

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.checkpoint.rank_file import RankWriter
 from pipeline.checkpoint.state import load_state, state_summary, state_tensors
 from pipeline.checkpoint.store import Checkpoint, CheckpointStore
-from pipeline.checkpoint.writer import RankWriter
 from pipeline.engine.distributed import broadcast_from_main, gather_objects, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine

@@ -1,5 +1,6 @@
 """Samples that are damaged, and the samples that replace them (`--train.data.on-damage replace`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,32 @@ class Replacement:
     row: int
     substitute: int
     reason: str
+
+
+def replace(row: int, epoch: int, seed: int, num_samples: int, read: Callable[[int], None], name: str) -> int:
+    """Read another sample in place of a damaged one; return the row of the substitute.
+
+    The substitute depends on (seed, epoch, row) alone, so every rank and worker chooses the same one.
+
+    Args:
+        row: row of the damaged sample in the index.
+        epoch: epoch in which the sample is read.
+        seed: seed of the training.
+        num_samples: size of the split.
+        read: reads the sample of a row into the place of the damaged one.
+        name: the damaged sample as messages name it.
+
+    Raises:
+        DamagedSampleError: all candidates are damaged as well.
+    """
+    last: DamagedSampleError | None = None
+    for candidate in draw_substitutes(seed, epoch, row, num_samples).tolist():
+        try:
+            read(candidate)
+            return candidate
+        except DamagedSampleError as error:
+            last = error
+    raise DamagedSampleError(f"{name} is damaged, as are all {SUBSTITUTES} substitutes drawn for it; the last: {last}")
 
 
 def draw_substitutes(seed: int, epoch: int, row: int, num_samples: int) -> NDArray[np.int64]:

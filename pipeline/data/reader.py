@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.augment.decode import DecodeError
 from pipeline.common.errors import PipelineError
 from pipeline.config.schema import AugmentConfig, SegmentationConfig
+from pipeline.data import damaged_samples
 from pipeline.data.cache import RemoteShards, ShardCache
-from pipeline.data.damaged_samples import SUBSTITUTES, DamagedSampleError, Replacement, draw_substitutes
+from pipeline.data.damaged_samples import DamagedSampleError, Replacement
 from pipeline.data.index import SampleIndex
 from pipeline.tasks import DEFAULT, find_task
 from pipeline.tasks.layout import Layout, Slot
@@ -124,7 +125,7 @@ class SampleReader:
             except DamagedSampleError as error:
                 if self._spec.on_damage == "stop":
                     raise DamagedSampleError(f"{error}; {self._remedy()}") from error
-                substitute = self._substitute(place.row, int(slot.epochs[i]), drawn[i], slot, i)
+                substitute = self._replace(place.row, int(slot.epochs[i]), drawn[i], slot, i)
                 replaced.append(Replacement(place.row, substitute, str(error)))
             except Exception as error:
                 raise LoaderError(
@@ -156,20 +157,15 @@ class SampleReader:
         target = self._index.targets[place.row]
         return place._replace(offset=int(target["offset"]), size=int(target["size"]), xxh64=int(target["xxh64"]))
 
-    def _substitute(self, row: int, epoch: int, drawn: Any, slot: Slot, position: int) -> int:
-        """Read another sample in place of the damaged `row`; return the row of the substitute.
+    def _replace(self, row: int, epoch: int, drawn: Any, slot: Slot, position: int) -> int:
+        """Read another sample in place of the damaged `row`; return the row of the substitute."""
 
-        The substitute depends on (seed, epoch, row) alone, so every rank and worker chooses the same one.
-        """
-        last: DamagedSampleError | None = None
-        for place in self._locate(draw_substitutes(self._spec.seed, epoch, row, len(self._index.rows))):
-            try:
-                self._fill_one(place, drawn, slot, position)
-                return place.row
-            except DamagedSampleError as error:
-                last = error
-        raise DamagedSampleError(
-            f"{self._describe(row)} is damaged, as are all {SUBSTITUTES} substitutes drawn for it; the last: {last}"
+        def read(candidate: int) -> None:
+            [place] = self._locate(np.array([candidate]))
+            self._fill_one(place, drawn, slot, position)
+
+        return damaged_samples.replace(
+            row, epoch, self._spec.seed, len(self._index.rows), read, name=self._describe(row)
         )
 
     def _read(self, place: _Place, what: str = "") -> bytes:

@@ -15,7 +15,7 @@ from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
-from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
 

@@ -13,7 +13,7 @@ from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.code_state import keep_changes
 from pipeline.run.files import LOGS
-from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 from pipeline.train.job_task import TrainTask
 from pipeline.weights.card import is_exported

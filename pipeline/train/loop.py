@@ -25,7 +25,7 @@ from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 from pipeline.order.draws import step_seed
 from pipeline.run.config import read_config
-from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.kernels import check_kernels

@@ -15,7 +15,7 @@ from sharding.verify import VerifyOptions, verify
 from tests.sharding import synthetic
 from tests.sharding.builds import pack, run_build
 from tests.sharding.synthetic import encode, photograph, train_images, validation_images, write_class_folders
-from tests.torture import scene, wide_png
+from tests.support.torture import scene, wide_png
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>" + b" " * 2000

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.checkpoint.rank_file import RankWriter
 from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError, step_name
-from pipeline.checkpoint.writer import RankWriter
 from tests.support.ranks import forks
 
 

@@ -12,7 +12,7 @@ from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.plan import build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.run.config import read_config
-from pipeline.run.lost import describe_lost_checkpoints
+from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.status.sync import sync_run
 from pipeline.tracking.client import open_client
 from pipeline.tracking.state import load_state
