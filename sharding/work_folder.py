@@ -68,7 +68,13 @@ def lock_work_folder(output: Folder, stem: str, task_index: int, task_count: int
             _remove_temporary_shards(folder, stem)
         with contextlib.suppress(OSError):
             fcntl.flock(shared, fcntl.LOCK_SH)
-        yield
+        try:
+            yield
+        except BaseException:
+            # A worker that is ended within a shard leaves its temporary file.
+            if _flock(shared, fcntl.LOCK_EX):
+                _remove_temporary_shards(folder, stem)
+            raise
 
 
 def _remove_temporary_shards(folder: Folder, stem: str) -> None:

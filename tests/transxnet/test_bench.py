@@ -19,16 +19,16 @@ def test_multiplications_are_those_of_the_published_models(name: str, gmac: floa
     assert count_gmac(transxnet.build(name, backend="reference"), 224) == pytest.approx(gmac, abs=0.0005)
 
 
-def test_the_command_prints_a_line_a_network_and_writes_json(tmp_path: Path):
+def test_the_command_prints_a_line_for_a_network_and_writes_json(tmp_path: Path):
     path = tmp_path / "bench.json"
-    command = ["--variants", "n", "--sizes", "32", "48", "--batch", "2", "--rounds", "1", "--device", "cpu"]
+    command = ["--variants", "n", "--sizes", "32", "--batch", "2", "--rounds", "1", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "transxnet.bench", *command, "--json", str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[2:]] == [["transxnet_n", "32"], ["transxnet_n", "48"]]
-    first, second = json.loads(path.read_text())
+    assert [line.split()[:2] for line in lines[2:]] == [["transxnet_n", "32"]]
+    [first] = json.loads(path.read_text())
     assert first["parameters"] > 1e6
-    assert second["gmac"] > first["gmac"] > 0
+    assert first["gmac"] > 0
     assert first["memory_bytes"] > 0

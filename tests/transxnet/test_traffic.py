@@ -20,8 +20,8 @@ class Bounds:
     saved: float
 
 
-ONE_BLOCK_EACH = Bounds(28.1, 812, 12.2, 445, 0.52)
-TINY = Bounds(107.0, 3600, 44.8, 1920, 0.50)
+ONE_BLOCK_EACH = Bounds(28.3, 880, 12.0, 445, 0.52)
+TINY = Bounds(107.7, 3700, 43.9, 1920, 0.50)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def build() -> dense.MaskRCNN:
     return network.double()
 
 
+@pytest.mark.slow
 @reference.needs_reference
 def test_outputs_detections_and_masks_are_upstreams():
     expected = reference.recorded("dense_mask_rcnn_t_256x320", double=True)["evaluation"]
