@@ -282,6 +282,9 @@ def find_version(uri: str) -> str | None:
 
     Args:
         uri: `models:/NAME@ALIAS`.
+
+    Raises:
+        TrackingError: the registry does not answer, so that nobody knows whether it has the version.
     """
     store = resolve_tracking_uri(Path.cwd())
     database = local_database(store)
@@ -291,5 +294,10 @@ def find_version(uri: str) -> str | None:
     try:
         with mlflow_session(store, timeout_s=20, retries=1) as client:
             return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
-    except Exception:  # MLflow raises many types, and each means that there is nothing to start from
-        return None
+    except Exception as error:  # MLflow raises many types; two codes mean that the model or the alias does not exist
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise TrackingError(
+            f"{mask_secrets(store)} does not say whether it has {uri} ({one_line(error)}); "
+            "MLFLOW_TRACKING_URI says where the registry is"
+        ) from error

@@ -12,10 +12,11 @@ from pipeline.launch.options import parse
 from pipeline.launch.plan import build_plan
 from pipeline.status.sync import sync_run
 from pipeline.tracking.address import resolve_tracking_uri
-from pipeline.tracking.client import TrackingError, describe_failure, open_client
+from pipeline.tracking.client import TrackingError, describe_failure, find_version, open_client
 from pipeline.tracking.state import load_state
 from tests.pipeline.tracking.runs import new_run
 from tests.support import REPOSITORY
+from tests.support.ranks import free_port
 from tests.support.tracking_runs import append_records, new_store, write_checkpoint
 
 
@@ -103,3 +104,17 @@ def test_an_error_of_this_machine_is_not_worded_as_the_servers(tmp_path: Path, u
     with pytest.raises(TrackingError, match=r"^an error of this machine, not of the server \(IsADirectoryError: "):
         sync_run(run_dir)
     assert describe_failure(ConnectionError("refused"), "MLflow does not answer") == "MLflow does not answer: refused"
+
+
+def test_a_registry_without_the_version_differs_from_one_that_does_not_answer(uri: str, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client, start = open_client(uri), "models:/transxnet_n@champion"
+    assert find_version(start) is None
+    client.create_registered_model("transxnet_n")
+    assert find_version(start) is None
+    client.create_model_version("transxnet_n", "/nowhere")
+    client.set_registered_model_alias("transxnet_n", "champion", "1")
+    assert find_version(start) == "models:/transxnet_n/1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(TrackingError, match="does not say whether it has models:/transxnet_n@champion"):
+        find_version(start)
