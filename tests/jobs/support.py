@@ -43,6 +43,11 @@ def starts(folder: Path, rank: int = 0) -> list[list[int]]:
     return [[int(word) for word in line.split()] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps that rank 0 of the counting task did, in order, over all starts."""
+    return [int(line) for line in (folder / "steps").read_text().splitlines()]
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float = 90) -> None:
     """Wait until the condition is true; fail after the time-out."""
     deadline = time.monotonic() + timeout_s

@@ -71,7 +71,8 @@ class AbortingOutput(io.StringIO):
 class Count:
     """Counts to `end`, one step every `pause_s` seconds; saves every `save_every` steps and when asked to stop.
 
-    Each rank writes one line for each start to a file in `folder`: first step, pid, restarts, port. At `raise_at`
+    Each rank writes one line for each start to a file in `folder`: first step, pid, restarts, port. Rank 0 writes one
+    line for each step that it does to the file `steps`. At `raise_at`
     (rank, step), that rank raises an error; at `kill_at` (rank, step), it kills itself, only in the first attempt if
     `once`. With `stuck`, a stopped task saves the step from which it started.
 
@@ -148,6 +149,9 @@ class Count:
                 return Outcome.INTERRUPTED
             if step % self.save_every == 0:
                 self.save(step, rank)
+            if rank == 0:
+                with (self.folder / "steps").open("a") as file:
+                    file.write(f"{step}\n")
             time.sleep(self.pause_s)
         self._hold("export", rank, restarts)
         self.save(self.end, rank)

@@ -12,7 +12,7 @@ import pytest
 import jobs
 from jobs import attempt_log
 from jobs.submission import Submission
-from tests.jobs.support import REPOSITORY, is_alive, starts, wait_until
+from tests.jobs.support import REPOSITORY, is_alive, starts, steps, wait_until
 from tests.jobs.tasks import Count
 from tests.slurm.cluster import Cluster
 from tests.slurm.config import NODES
@@ -75,8 +75,8 @@ def test_preemption_with_grace_loses_no_step(request, tmp_path, kind):
     wait_for_start(tmp_path)
     preempt(cluster)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    rows = assert_resumed(tmp_path)
-    assert rows[1][0] > 0
+    assert assert_resumed(tmp_path)[1][0] > 0
+    assert steps(tmp_path) == list(range(END))
     assert outcomes(tmp_path) == ["requeued", "finished"]
 
 
@@ -91,13 +91,12 @@ def test_preemption_without_grace_loses_at_most_one_interval(slurm, tmp_path):
 
 
 def test_time_limit_saves_and_resumes(slurm, tmp_path):
-    # One minute is the shortest limit of Slurm. Slurm checks limits every 30 s and may signal up to a minute early, so
-    # that a task of 33 s is interrupted at least once.
+    # One minute is the shortest limit of Slurm. Slurm checks limits every 30 s and may signal up to a minute early: a
+    # task of 33 s is interrupted at least once, perhaps before its first step.
     submission = submit(tmp_path, resources={"timeout_min": 1, "signal_delay_s": 50}, pause_s=0.1, end=330)
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    rows = starts(tmp_path)
-    assert len(rows) > 1
-    assert rows[1][0] > 0
+    assert len(starts(tmp_path)) > 1
+    assert steps(tmp_path) == list(range(330))
     assert "failed" not in outcomes(tmp_path)
 
 
