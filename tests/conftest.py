@@ -48,6 +48,12 @@ LONGEST = (
 )
 """Paths of the tests that start first, because they take longest."""
 
+LEFT_OUT = {
+    "slow": "minutes long: run with -m slow",
+    "thorough": "like a test that is run, but longer: run with -m thorough, as CI does",
+}
+"""Marks of tests that run only where `-m` names the mark, and why they are left out elsewhere."""
+
 
 class ByFile(LoadScopeScheduling):
     """Keeps the tests of a file, or of a group of files, in one worker, where their fixtures are made once."""
@@ -69,15 +75,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip `slow` tests unless `-m` names them."""
+    """Put the longest files first, and skip `slow` and `thorough` tests unless `-m` names their mark."""
     items.sort(
         key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
     )
-    if "slow" in (config.option.markexpr or ""):
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="minutes long: run with -m slow"))
+    for mark, reason in LEFT_OUT.items():
+        if mark in (config.option.markexpr or ""):
+            continue
+        for item in items:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(900)
+
+EXAMPLES = REPOSITORY / "tests" / "examples"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Workplace:
         output, _ = process.communicate(timeout=1000)
         assert process.returncode == status, output + self.logs()
         return output
+
+    def run_file(self, path: Path, *arguments: str) -> str:
+        """What a script prints to its standard output."""
+        command = [sys.executable, path, *arguments]
+        return subprocess.check_output(command, cwd=self.folder, env=self.environment(), text=True, timeout=300)
 
     def kill_after(self, step: int, run: str, *flags: str) -> None:
         """Launch a training and kill all its processes with SIGKILL after `step` steps."""
@@ -86,9 +95,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("work"))
 
 
-SHORT_DEMO = ("--recipe", "demo", "--train.steps", "48", "--train.save-every-steps", "10")
-"""The demo with a quarter of its steps, which reaches a top-1 of 0.90."""
-KILLED_AT = 12
+SHORT_STEPS = 24
+SHORT_DEMO = ("--recipe", "demo", "--train.steps", str(SHORT_STEPS), "--train.save-every-steps", "5")
+"""The demo with a seventh of its steps, which reaches a top-1 of 0.77."""
+KILLED_AT = 7
 """Step after which the demo is killed."""
 
 
@@ -96,14 +106,14 @@ KILLED_AT = 12
 def demo(workplace: Workplace) -> str:
     """Output of the demo's second launch; the first was killed shortly after a checkpoint."""
     workplace.kill_after(KILLED_AT, "demo", *SHORT_DEMO)
-    assert workplace.records("demo")[-1]["step"] < 48
+    assert workplace.records("demo")[-1]["step"] < SHORT_STEPS
     return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))
 
 
 def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
     run = workplace.folder / "demo"
     card = json.loads((run / "export" / "model.json").read_text())
-    assert card["top1"] >= 0.85
+    assert card["top1"] >= 0.65
     assert card["validation_samples"] == 360
     records = workplace.records("demo")
     assert [r["step"] for r in records] == list(range(1, len(records) + 1))
@@ -123,6 +133,16 @@ def test_both_attempts_are_one_mlflow_run_with_each_step_once(workplace: Workpla
     assert run.info.status == "FINISHED"
     history = sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss"))
     assert history == [(r["step"], r["loss"]) for r in workplace.records("demo")]
+
+
+def test_the_example_classifies_with_the_registered_model(workplace: Workplace, demo: str):
+    image = workplace.folder / "digit.png"
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(image)
+    *classes, parameters = workplace.run_file(EXAMPLES / "classify.py", str(image)).splitlines()
+    probabilities = [float(line.split()[1]) for line in classes]
+    assert len(probabilities) == 5
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert parameters == "1,031,886 parameters"
 
 
 @pytest.mark.slow

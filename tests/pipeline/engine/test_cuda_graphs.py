@@ -205,7 +205,9 @@ VARIANTS = [(1, "fp16")]
 OTHERS = [(stage, precision) for precision in ("fp32", "bf16", "fp16") for stage in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("variants", [VARIANTS, pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variants", [pytest.param(VARIANTS, marks=pytest.mark.thorough), pytest.param(OTHERS, marks=pytest.mark.slow)]
+)
 def test_a_step_is_the_same_with_graphs_and_without(variants: list[tuple[int, str]], tmp_path: Path):
     for ways in run_ranks(all_ways, 2, variants, str(tmp_path)):
         for (stage, precision), found in ways.items():

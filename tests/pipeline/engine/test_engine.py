@@ -219,6 +219,7 @@ def recompute_all(world: World, folder: str) -> dict[int, list[Any]]:
     return results
 
 
+@pytest.mark.thorough
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path):
     for stage, (kept, recomputed) in run_ranks(recompute_all, WORLD, str(tmp_path))[0].items():
         assert recomputed[0] == kept[0], stage

@@ -144,6 +144,7 @@ def test_a_damaged_best_checkpoint_is_skipped(home, registered, tmp_path, caplog
     assert "the best checkpoint (step 20) is not registered" in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_registered_model_loads_elsewhere_in_three_ways_with_the_recorded_top1(home, digits, registered, tmp_path):
     card, version = registered
     images = validation_images(digits, 100)
@@ -283,6 +284,7 @@ def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, dig
     }
 
 
+@pytest.mark.thorough
 def test_a_registration_that_succeeds_sends_all_that_the_server_missed(tmp_path, digits, monkeypatch):
     # The clean process that verifies the model runs in another folder.
     monkeypatch.chdir(tmp_path)

@@ -59,7 +59,7 @@ def offer_checkout(folder: Path, monkeypatch, how: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-@pytest.mark.parametrize("how", ["link", "path"])
+@pytest.mark.parametrize("how", ["link", pytest.param("path", marks=pytest.mark.thorough)])
 def test_a_model_that_uses_the_checkouts_transxnet_is_refused(tmp_path, monkeypatch, how):
     offer_checkout(tmp_path / "offered", monkeypatch, how)
     model = save(tmp_path, code_paths=[])
@@ -67,6 +67,7 @@ def test_a_model_that_uses_the_checkouts_transxnet_is_refused(tmp_path, monkeypa
         verify(model, new_store(tmp_path), CARD, [(b"image", "n")])
 
 
+@pytest.mark.thorough
 def test_a_model_with_its_own_transxnet_is_accepted_beside_the_checkout(tmp_path, monkeypatch):
     offer_checkout(tmp_path / "offered", monkeypatch, "path")
     model = save(tmp_path, code_paths=[str(PROJECT_ROOT / "transxnet")])

@@ -78,6 +78,7 @@ def test_what_was_deleted_is_restored_by_the_command_that_is_named(tmp_path: Pat
     sync_run(run_dir)
 
 
+@pytest.mark.thorough
 def test_a_user_without_a_name_and_a_home_is_left_out(tmp_path: Path, uri: str):
     """In a container that runs under a number of its own, no file knows that user."""
     run_dir, _ = new_run(tmp_path, uri)

@@ -47,6 +47,7 @@ def test_losses_do_not_change():
     assert {key: value.item() for key, value in losses.items()} == pytest.approx(LOSSES, rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_a_step_is_a_function_of_the_draws_alone():
     torch.manual_seed(5)
     network = dense.mask_rcnn("n", 3, image_size=32, drop_path_rate=0.0).train()
@@ -75,6 +76,7 @@ def test_images_without_objects_train_and_have_no_box_and_mask_loss():
     assert not unused
 
 
+@pytest.mark.thorough
 def test_a_thousand_objects_of_one_pixel_train():
     torch.manual_seed(0)
     network = dense.mask_rcnn("n", 3, image_size=32).train()
