@@ -29,7 +29,8 @@ def stage_bias(table: Tensor, queries: int, keys: int) -> Tensor:
     It is `[1, heads, queries, keys]`; or with more than `FEW_KEYS` keys, if the table is for another image size,
     `[1, heads, rows, keys]`, whose rows are interpolated where they are used. It is always a new tensor.
     """
-    if table.shape[2:] == (queries, keys):
+    # An export for any size has symbols here; comparing them would leave out the table's own size.
+    if isinstance(queries, int) and table.shape[2:] == (queries, keys):
         return table.clone()
     bias = resize_bicubic(table, 3, keys)
     write_out = keys <= FEW_KEYS or torch.compiler.is_compiling()

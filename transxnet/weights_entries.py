@@ -32,6 +32,8 @@ class Weights:
     """Name of the entry that was taken, such as `state_dict_ema`; empty if the file holds nothing else."""
     notes: tuple[str, ...] = ()
     """A line for each part of the file that was left out."""
+    outside: tuple[str, ...] = ()
+    """First part of the names of what lies beside the network in its entry, such as `neck` and `decode_head`."""
 
     def describe(self) -> list[str]:
         """Return the lines that say what was taken and what was left out."""
@@ -79,7 +81,7 @@ def choose_weights(content: Any, entry: str | None = None) -> Weights:
     outside = sorted({key.partition(".")[0] for key in chosen.tensors if not key.startswith(chosen.prefix)})
     if outside:
         notes.append(f"{', '.join(outside[:5])} left out")
-    return Weights(_under_own_names(state), entry, tuple(notes))
+    return Weights(_under_own_names(state), entry, tuple(notes), tuple(outside))
 
 
 def _entries(content: Any, path: tuple[str, ...] = ()) -> Iterator[_Entry]:

@@ -8,51 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.cli import print_error
 from pipeline.common.errors import InputError
-from pipeline.tasks.registry import DEFAULT
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.classes import ClassMap
-    from pipeline.evaluate.report import Report
     from pipeline.weights.load import LoadedModel
-    from sharding import Manifest
-
-
-LISTED = 5
-"""Number of weakest classes, and of most frequent mistakes, that are printed."""
-
-
-def format_summary(report: "Report", matched: "ClassMap", model: "LoadedModel", manifest: "Manifest") -> list[str]:
-    """Return the result in a few lines."""
-    among = "" if len(matched.outputs) == model.card.num_classes else f" among {len(matched.outputs)} classes"
-    lines = [
-        f"{model.card.name} on {manifest.stem}, {report.samples:,} images{among}",
-        *([f"  weights            {model.origin}"] if model.origin else []),
-        f"  top-1              {100 * report.top1:.2f} %",
-        f"  top-5              {100 * report.top5:.2f} %",
-        f"  per class          {100 * report.mean_class_accuracy:.2f} % on average",
-        f"  calibration error  {100 * report.calibration_error:.2f} %",
-        f"  loss               {report.loss:.4f}",
-        f"  throughput         {report.images_per_s:,.0f} images/s, loading included",
-    ]
-    accuracy = report.class_accuracy
-    weakest = sorted((k for k in range(len(accuracy)) if accuracy[k] < 1), key=lambda k: accuracy[k])[:LISTED]
-    if weakest:
-        entries = [f"{_short_name(matched, k)} {100 * accuracy[k]:.0f} %" for k in weakest]
-        lines.append("  weakest classes    " + ", ".join(entries))
-    mistakes = report.confusions(LISTED)
-    if mistakes:
-        entries = [
-            f"{_short_name(matched, label)} for {_short_name(matched, guess)} ({count})"
-            for label, guess, count in mistakes
-        ]
-        lines.append("  mistaken most      " + ", ".join(entries))
-    return lines
-
-
-def _short_name(matched: "ClassMap", index: int) -> str:
-    """Return the first of a class's names, or its WordNet id where it has none."""
-    wnid, name = matched.classes[index]
-    return name.split(",")[0] or wnid
 
 
 def main(
@@ -70,7 +28,7 @@ def main(
     output: Path | None = None,
     no_log: bool = False,
 ) -> int:
-    """Measure top-1, top-5, per-class accuracy, confusion, calibration and throughput.
+    """Measure the scores of a model's task, overall and for each class, and the throughput.
 
     Args:
         model: A run directory, a models:/ URI, or a file of weights (.safetensors, .pth, .pt, .bin, .ckpt).
@@ -92,50 +50,20 @@ def main(
     from pipeline.weights.load import load_model
 
     loaded = load_model(model, entry)
-    if loaded.card.task != DEFAULT:
-        return _measure_scores(model, loaded, shards, split, data_name, name, precision, workers, output, no_log)
     from pipeline.evaluate.measure import evaluate
 
-    report, matched, manifest = evaluate(
+    report, manifest = evaluate(
         loaded, shards, split, data_name=data_name, subset=subset, precision=precision, workers=workers
     )
-    print("\n".join(format_summary(report, matched, loaded, manifest)))
-    if output is not None:
-        output.write_text(
-            json.dumps(report.as_json(matched.classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        print(f"  everything         {output}")
-    if no_log or loaded.card.mlflow_run_id is None:
-        return 0
-    from pipeline.evaluate.log import log_report
-
-    return _log(model, loaded, lambda: log_report(loaded, report, matched, manifest, name or manifest.stem))
-
-
-def _measure_scores(
-    model: str,
-    loaded: "LoadedModel",
-    shards: str,
-    split: str,
-    data_name: str | None,
-    name: str | None,
-    precision: str,
-    workers: int,
-    output: Path | None,
-    no_log: bool,
-) -> int:
-    """Measure a model of another task than classification, print its scores and log them; return the exit status."""
-    from pipeline.evaluate.log import log_scores
-    from pipeline.evaluate.scores import evaluate_scores
-
-    report, manifest = evaluate_scores(loaded, shards, split, data_name=data_name, precision=precision, workers=workers)
-    print("\n".join(report.lines(f"{loaded.card.name} on {manifest.stem}", loaded.card.of_task.scores)))
+    print("\n".join(report.lines(f"{loaded.card.name} on {manifest.stem}", loaded.origin)))
     if output is not None:
         output.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"  everything         {output}")
     if no_log or loaded.card.mlflow_run_id is None:
         return 0
-    return _log(model, loaded, lambda: log_scores(loaded, report, manifest, name or manifest.stem))
+    from pipeline.evaluate.log import log_report
+
+    return _log(model, loaded, lambda: log_report(loaded, report, manifest, name or manifest.stem))
 
 
 def _log(model: str, loaded: "LoadedModel", log: Callable[[], str]) -> int:

@@ -13,12 +13,12 @@ from pipeline.config.schema import (
 from pipeline.recipes.published import Published
 
 PAPER = "reported by Lou et al., arXiv 2310.19380"
-TINY = Published(result=f"TransXNet-T, 81.6 % top-1 on ImageNet-1K at 224 px, {PAPER}", top1=0.816)
-SMALL = Published(result=f"TransXNet-S, 83.8 % top-1 on ImageNet-1K at 224 px, {PAPER}", top1=0.838)
-BASE = Published(result=f"TransXNet-B, 84.6 % top-1 on ImageNet-1K at 224 px, {PAPER}", top1=0.846)
+TINY = Published(result=f"TransXNet-T, 81.6 % top-1 on ImageNet-1K at 224 px, {PAPER}", value=0.816)
+SMALL = Published(result=f"TransXNet-S, 83.8 % top-1 on ImageNet-1K at 224 px, {PAPER}", value=0.838)
+BASE = Published(result=f"TransXNet-B, 84.6 % top-1 on ImageNet-1K at 224 px, {PAPER}", value=0.846)
 BASE_384 = Published(
     result=f"TransXNet-B, 85.5 % top-1 on ImageNet-1K at 384 px, {PAPER}",
-    top1=0.855,
+    value=0.855,
     unpublished="the values of the fine-tuning at 384 px are the field's usual ones: the paper publishes none",
 )
 

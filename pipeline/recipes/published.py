@@ -19,8 +19,8 @@ class Published:
 
     result: str
     """The result in words, with its source."""
-    top1: float
-    """The accuracy, in [0, 1]."""
+    value: float
+    """The primary metric of the recipe's task, in [0, 1]."""
     unpublished: str | None = None
     """What the source leaves open, so that the recipe cannot be compared with it; None: it gives all values."""
 
@@ -28,7 +28,7 @@ class Published:
 def describe_aim(
     published: Published, recipe: TrainConfig, config: TrainConfig, world_size: int, *, on_gpus: bool
 ) -> dict[str, Any]:
-    """Return what `config.json` and the MLflow run say on the published result: `result`, `top1`, `differences`.
+    """Return what `config.json` and the MLflow run say on the published result: `result`, `value`, `differences`.
 
     Args:
         published: the result that the recipe aims at.
@@ -43,7 +43,7 @@ def describe_aim(
         differences = list(_compare(config, world_size, on_gpus))
     return {
         "result": published.result,
-        "top1": published.top1,
+        "value": published.value,
         "differences": [*differences, *_changed(recipe, config)],
     }
 

@@ -1,5 +1,6 @@
 """The demo of a segmentation: scenes of handwritten digits over photographs, and the packing of their shards."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SIDE = 32
+SIDE = 64
 """Side of the scenes in pixels."""
-SCENES = {"train": 960, "validation": 120}
+CELL = 32
+"""Side of the squares of a scene, each of which holds at most one digit."""
+SCENES = {"train": 1600, "validation": 120}
 """Number of scenes of each split; a digit is in the scenes of one split only."""
-DIGITS = (1, 2)
-"""Smallest and largest number of digits in a scene."""
-DIGIT_SIDE = (18, 26)
+OCCUPIED = 0.85
+"""Probability that a square holds a digit."""
+DIGIT_SIDE = (22, 32)
 """Smallest and largest side of a digit in pixels; the originals have 8."""
 DIMMED = 0.35
 """Factor of the photographs' brightness: pale digits stand out from a pale sky."""
-INK = 0.4
+INK = 0.3
 """Share of the darkest ink from which a pixel belongs to its digit."""
 FOLDER = "runs/scenes"
 """Folder of the shards, relative to the current directory."""
@@ -69,7 +72,7 @@ def demo_segmentation() -> TrainConfig:
 def draw_scene(
     photographs: "list[NDArray[np.uint8]]", digits: "NDArray[np.float32]", labels: "NDArray[np.int64]", number: int
 ) -> "tuple[NDArray[np.uint8], NDArray[np.uint8]]":
-    """Paste digits at random sizes, places and colours over a crop of a photograph.
+    """Paste digits at random sizes, places and colours over a crop of a photograph, at most one in each square.
 
     Args:
         photographs: uint8 [H, W, 3] each.
@@ -91,19 +94,19 @@ def draw_scene(
         return low + int(next(uniform) * (high - low))
 
     photograph = photographs[integer(0, len(photographs))]
-    top, left = (integer(0, length - 4 * SIDE) for length in photograph.shape[:2])
+    top, left = (integer(0, length - 2 * SIDE) for length in photograph.shape[:2])
     pixels: Any = cv2.resize(
-        photograph[top : top + 4 * SIDE, left : left + 4 * SIDE], (SIDE, SIDE), interpolation=cv2.INTER_AREA
+        photograph[top : top + 2 * SIDE, left : left + 2 * SIDE], (SIDE, SIDE), interpolation=cv2.INTER_AREA
     )
     pixels = cv2.convertScaleAbs(pixels, alpha=DIMMED)
     values = np.zeros((SIDE, SIDE), np.uint8)
-    for _ in range(integer(DIGITS[0], DIGITS[1] + 1)):
+    for top, left in itertools.product(range(0, SIDE, CELL), repeat=2):
+        if next(uniform) >= OCCUPIED:
+            continue
         which, side = integer(0, len(digits)), integer(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1)
-        ink: Any = cv2.resize(digits[which], (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        y, x = integer(0, SIDE - side + 1), integer(0, SIDE - side + 1)
+        y, x = (corner + integer(0, CELL - side + 1) for corner in (top, left))
         colour = np.array([integer(190, 256) for _ in range(3)], np.float32)
-        if values[y : y + side, x : x + side].any():
-            continue  # digits do not cover each other
+        ink: Any = cv2.resize(digits[which], (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
         part = pixels[y : y + side, x : x + side]
         part[:] = (part * (1 - ink[..., None]) + colour * ink[..., None]).round().astype(np.uint8)
         values[y : y + side, x : x + side][ink >= INK] = 1 + int(labels[which])

@@ -11,7 +11,7 @@ from pipeline.common.errors import one_line
 from pipeline.register.best import best_weights
 from pipeline.tracking.client import TrackingError, mlflow_session
 from pipeline.tracking.state import load_state, tracking_uri_of
-from pipeline.weights.card import WEIGHTS_NAME, ModelCardError
+from pipeline.weights.card import WEIGHTS_NAME, ModelCard, ModelCardError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "torch_export"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 FOLDER = "exports"
-BATCHES = (1, 3)
-"""Batch sizes that an export is compared at; it is traced with another."""
+Shape = tuple[int, int, int]
+"""Batch, height and width of an input."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit."""
 ONNX_PACKAGES = "onnx onnxscript onnxruntime"
@@ -32,7 +32,8 @@ ONNX_PACKAGES = "onnx onnxscript onnxruntime"
 def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     """Export the weights that a run registers and log the files as artifacts of its MLflow run, in `exports/`.
 
-    Input: normalised float32 images `[N, 3, S, S]`, named `images`; output: logits `[N, num_classes]`; any N.
+    Input: normalised float32 images `[N, 3, H, W]`, named `images`, with any N, and H and W the card's `image_size` or,
+    where the task's networks take others, any multiples of `Served.input_multiple`. Output: the network's logits.
 
     Args:
         run_dir: directory of a run that has ended.
@@ -59,12 +60,13 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     )
     network.load_state_dict(loaded.network.state_dict())
     network.eval()
+    traced, compared = _shapes(card)
     artifacts = []
     with tempfile.TemporaryDirectory(prefix="exports-") as name:
         for target in formats:
             path = Path(name) / FILES[target]
             try:
-                _check(target, network, _EXPORTERS[target](network, card.image_size, path), card.image_size)
+                _check(target, network, _EXPORTERS[target](network, traced, path), compared)
             except (TrackingError, ModelCardError):
                 raise
             except Exception as error:
@@ -75,31 +77,41 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     return artifacts
 
 
-def _check(target: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", size: int) -> None:
-    """Compare an export with PyTorch at several batch sizes."""
+def _shapes(card: ModelCard) -> tuple[tuple[Shape, bool], list[Shape]]:
+    """Return the shape that an export is traced with and whether its sides may change, and those it is compared at."""
+    multiple, size = card.of_task.served.input_multiple, card.image_size
+    if multiple is None:
+        return ((2, size, size), False), [(1, size, size), (3, size, size)]
+    # No two of batch, height and width are equal, which the tracing would take for a rule.
+    sides = [multiple * count for count in (2, 3, 4, 5)]
+    return ((2, sides[1], sides[2]), True), [(1, size, size), (3, sides[0], sides[3])]
+
+
+def _check(target: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", shapes: Iterable[Shape]) -> None:
+    """Compare an export with PyTorch at several shapes."""
     import torch
 
-    for batch in BATCHES:
-        images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+    for batch, height, width in shapes:
+        images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
         with torch.inference_mode():
             expected = network(images)
         difference = ((run(images) - expected).abs().max() / expected.abs().max()).item()
         if not difference <= TOLERANCE:
             raise TrackingError(
-                f"the {target} export differs from PyTorch by {difference:.1e} at batch {batch}; "
-                f"{TOLERANCE:.0e} is allowed"
+                f"the {target} export differs from PyTorch by {difference:.1e} at a batch of {batch} of {height} x "
+                f"{width} px; {TOLERANCE:.0e} is allowed"
             )
 
 
-def _torch_export(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Tensor]":
+def _torch_export(network: "nn.Module", traced: tuple[Shape, bool], path: Path) -> "Callable[[Tensor], Tensor]":
     import torch
 
-    program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: _any_batch()},))
+    program = torch.export.export(network, (_example(traced[0]),), dynamic_shapes=(_dynamic(traced[1]),))
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
 
-def _onnx(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Tensor]":
+def _onnx(network: "nn.Module", traced: tuple[Shape, bool], path: Path) -> "Callable[[Tensor], Tensor]":
     import torch
 
     try:
@@ -110,11 +122,11 @@ def _onnx(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Te
     with _without_batch_in_groups(network):
         torch.onnx.export(
             network,
-            (torch.zeros(2, 3, size, size),),
+            (_example(traced[0]),),
             path,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: _any_batch()},),
+            dynamic_shapes=(_dynamic(traced[1]),),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -123,10 +135,17 @@ def _onnx(network: "nn.Module", size: int, path: Path) -> "Callable[[Tensor], Te
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _any_batch() -> object:
+def _example(shape: Shape) -> "Tensor":
     import torch
 
-    return torch.export.Dim.DYNAMIC
+    return torch.zeros(shape[0], 3, shape[1], shape[2])
+
+
+def _dynamic(any_sides: bool) -> dict[int, object]:
+    """Return the dimensions of an input that are not fixed."""
+    import torch
+
+    return dict.fromkeys((0, 2, 3) if any_sides else (0,), torch.export.Dim.DYNAMIC)
 
 
 @contextlib.contextmanager
@@ -156,7 +175,7 @@ def _dynamic_conv_by_patches(module: "DynamicConv", x: "Tensor") -> "Tensor":
     return mixed.view(n, c, h, w) + bias[:, :, None, None]
 
 
-_EXPORTERS: "dict[Format, Callable[[nn.Module, int, Path], Callable[[Tensor], Tensor]]]" = {
+_EXPORTERS: "dict[Format, Callable[[nn.Module, tuple[Shape, bool], Path], Callable[[Tensor], Tensor]]]" = {
     "onnx": _onnx,
     "torch_export": _torch_export,
 }

@@ -1,5 +1,6 @@
 """The report of a run in `RUN_DIR/report/`: a Markdown page, and a picture of its curves and its time."""
 
+import math
 import os
 import statistics
 import time
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.atomic import write_text
+from pipeline.common.atomic import read_json, write_json, write_text
 from pipeline.common.console import duration
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
@@ -23,6 +24,10 @@ POINTS = 2000
 """Greatest number of points of a curve, approximately."""
 SMOOTH = 50
 """Number of windows whose means are the smoothed loss."""
+CLASSES_NAME = "classes.json"
+"""What the last evaluation has measured of each class, for tasks that measure classes."""
+LISTED = 40
+"""Greatest number of classes on the page: those with the lowest values."""
 _UNITS = ((3600, "hours"), (60, "minutes"))
 _COLOURS = {
     "finished": "tab:green",
@@ -61,6 +66,39 @@ def write_report(run_dir: Path) -> Path:
     if records:
         draw(folder / PICTURE_NAME, run_dir, status, records)
     return folder
+
+
+def write_evaluation(run_dir: Path, step: int, names: list[str], classes: Mapping[str, list[float]]) -> None:
+    """Keep what an evaluation has measured of each class for the report; nothing if it measures none.
+
+    Args:
+        run_dir: of the run.
+        step: finished steps.
+        names: name of each class.
+        classes: values of each class, by their name in texts; NaN for a class that does not occur.
+    """
+    folder = run_dir / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if classes:
+        values = {key: [None if math.isnan(value) else value for value in row] for key, row in classes.items()}
+        write_json(folder / CLASSES_NAME, {"step": step, "names": names, "values": values})
+
+
+def _describe_classes(run_dir: Path) -> str:
+    """Return what the last evaluation has measured of each class, the lowest first; empty if nothing."""
+    content = read_json(run_dir / FOLDER / CLASSES_NAME)
+    if content is None:
+        return ""
+    names, values = content["names"], content["values"]
+    first = next(iter(values.values()))
+    order = sorted((k for k in range(len(names)) if first[k] is not None), key=lambda k: first[k])[:LISTED]
+    width = max((len(names[k]) for k in order), default=0)
+    lines = [f"{'':{width}}  " + "  ".join(f"{key:>9}" for key in values)]
+    for k in order:
+        cells = ("-" if row[k] is None else f"{100 * row[k]:.2f} %" for row in values.values())
+        lines.append(f"{names[k]:{width}}  " + "  ".join(f"{cell:>9}" for cell in cells))
+    title = f"Classes at step {content['step']:,}, the weakest first (all of them: `{CLASSES_NAME}`):"
+    return "\n".join([title, "", "```text", *lines, "```", "", ""])
 
 
 def markdown(
@@ -112,7 +150,7 @@ def markdown(
 |---|---|
 {table}
 
-{went}{picture}| batch | {config.global_batch_size:,} images |
+{went}{picture}{_describe_classes(status.run_dir)}| batch | {config.global_batch_size:,} images |
 |---|---|
 {settings}
 
@@ -167,7 +205,7 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
     axes["rate"].set_ylim(bottom=0)
     titles = {
         "loss": "Loss",
-        "scores": "Accuracy of the averaged weights, %",
+        "scores": "Scores of the averaged weights, %",
         "lr": "Learning rate",
         "rate": "Images/s",
     }

@@ -25,6 +25,7 @@ class Served:
         score: score of the card that the share of right answers is compared with.
         agreement: share of a truth that an answer in that column has right, in [0, 1].
         describe_input: the preparation of an image in words, given the card's `image_size` and `preprocessing`.
+        input_multiple: number whose multiples the sides of a network's input may be; None: `image_size` alone.
         has_builder: whether `transxnet.NAME(pretrained=…)` builds the network.
     """
 
@@ -39,6 +40,7 @@ class Served:
     describe_input: Callable[[int, Any], str]
     code: tuple[Path, ...] = ()
     packages: tuple[str, ...] = ()
+    input_multiple: int | None = None
     has_builder: bool = True
 
     @property

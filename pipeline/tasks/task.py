@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config.schema import AugmentConfig, TrainConfig
@@ -46,6 +47,80 @@ class Evaluator(Protocol):
         """Return what is measured of each class, by its name in texts, given the sums over all ranks; NaN: nothing."""
         ...
 
+    def draw(self, folder: Path, names: list[str]) -> None:
+        """Write pictures of a few of this rank's samples, with truth and answer, into a folder.
+
+        Args:
+            folder: exists.
+            names: name of each class.
+        """
+        ...
+
+
+class Described(Protocol):
+    """The model that is measured; `pipeline.weights.card.ModelCard` is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the network."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that it tells apart."""
+        ...
+
+    @property
+    def classes(self) -> tuple[tuple[str, str], ...]:
+        """(Id, readable name) of each class."""
+        ...
+
+
+class Report(Protocol):
+    """The result of a measurement."""
+
+    @property
+    def samples(self) -> int:
+        """Number of images."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Return every single number by its name in MLflow and in JSON."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all results as plain values."""
+        ...
+
+    def lines(self, title: str, origin: str) -> list[str]:
+        """Return the result in lines.
+
+        Args:
+            title: model and data in words.
+            origin: which weights were taken, in words; empty if the file holds no others.
+        """
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json`, tables and pictures into a folder."""
+        ...
+
+
+class Measurement(Protocol):
+    """One pass of a model over a split."""
+
+    def add(self, network: nn.Module, batch: Batch) -> None:
+        """Measure a batch."""
+        ...
+
+    def result(self, seconds: float) -> Report:
+        """Return the result of all batches; `seconds` is the time that the pass took.
+
+        Raises:
+            InputError: nothing was measured.
+        """
+        ...
+
 
 class Task(Protocol):
     """What is learned, as a plug-in: everything outside `pipeline.tasks` knows a task by this protocol alone."""
@@ -73,6 +148,11 @@ class Task(Protocol):
     @property
     def reads_target(self) -> bool:
         """Whether the target of a sample is a member of the shard of its own, and not a label in the index."""
+        ...
+
+    @property
+    def other_heads(self) -> frozenset[str]:
+        """Parts of the published files of other tasks' networks, which no training of the task starts from."""
         ...
 
     def check(self, config: TrainConfig) -> None:
@@ -126,6 +206,23 @@ class Task(Protocol):
 
     def evaluator(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> Evaluator:
         """Build what evaluates a network in evaluation mode."""
+        ...
+
+    def measurement(
+        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
+    ) -> Measurement:
+        """Build what measures a model in detail.
+
+        Args:
+            model: the model.
+            manifest: of the split.
+            augment: mean and deviation of the pixels.
+            device: device of the network.
+            subset: whether only the split's own classes compete.
+
+        Raises:
+            ConfigError: the split's classes are not the model's, or no part of them can compete.
+        """
         ...
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:

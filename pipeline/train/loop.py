@@ -83,7 +83,7 @@ class Training:
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
         self.transform = self.task.device_transform(config, self.num_classes)
-        self.evaluate = Evaluator(config, world, self.num_classes)
+        self.evaluate = Evaluator(config, world, run_dir, [entry.name for entry in manifest.classes])
         self.saver = Saver(
             store,
             self.engine,
@@ -201,9 +201,11 @@ class Training:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Evaluate the averaged weights; returns what the step's record gets."""
         began = time.monotonic()
-        scores = self.evaluate(self.ema)
+        scores = self.evaluate(self.ema, step)
         self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
         self.recorder.log(f"step {step}: {self.task.scores.describe(scores)}")
+        if self.evaluate.unwritten is not None:
+            self.recorder.warn(f"the report lacks the classes and pictures of step {step}: {self.evaluate.unwritten}")
         if self.evaluate.suspicion is not None:
             data = self.config.data
             self.recorder.warn(

@@ -1,6 +1,7 @@
 """The scores of the averaged weights during a training."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,9 @@ from pipeline.data.loader import build_evaluation_loader
 from pipeline.engine.distributed import World, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import DTYPES
+from pipeline.run import report
 from pipeline.tasks import find_task
+from pipeline.tasks.task import Evaluator as TaskEvaluator
 from pipeline.train.model import build_model
 
 
@@ -18,17 +21,27 @@ class Evaluator:
 
     Attributes:
         suspicion: what made the labels of the split suspicious in the last evaluation; None: nothing.
+        unwritten: why rank 0 could not write the last evaluation for the report; None: it could.
     """
 
-    def __init__(self, config: TrainConfig, world: World, num_classes: int) -> None:
-        """Build a second network, which gets the averaged weights at each evaluation."""
-        self._config, self._world, self._num_classes = config, world, num_classes
+    def __init__(self, config: TrainConfig, world: World, run_dir: Path, names: list[str]) -> None:
+        """Build a second network, which gets the averaged weights at each evaluation.
+
+        Args:
+            config: the training.
+            world: this process among the ranks.
+            run_dir: of the run, whose report gets what rank 0 measures of each class, and its pictures.
+            names: name of each class.
+        """
+        self._config, self._world, self._num_classes = config, world, len(names)
+        self._run_dir, self._names = run_dir, names
         self.suspicion: str | None = None
-        self._model = build_model(config, num_classes).to(world.device).eval()
+        self.unwritten: OSError | None = None
+        self._model = build_model(config, len(names)).to(world.device).eval()
 
     @torch.no_grad()
-    def __call__(self, ema: Ema) -> dict[str, float]:
-        """Return the scores of the average by name. Collective."""
+    def __call__(self, ema: Ema, step: int) -> dict[str, float]:
+        """Return the scores of the average after a step by name. Collective."""
         self._model.load_state_dict(ema.full_state())
         config, device = self._config, self._world.device
         evaluator = find_task(config.task).evaluator(config.augment, self._num_classes, device)
@@ -50,4 +63,14 @@ class Evaluator:
                 evaluator.add(self._model, batch)
         sums = sum_over_ranks(evaluator.sums())
         self.suspicion = evaluator.suspicion(sums)
+        self.unwritten = self._write(evaluator, sums, step) if self._world.is_main else None
         return evaluator.scores(sums)
+
+    def _write(self, evaluator: TaskEvaluator, sums: list[float], step: int) -> OSError | None:
+        """Write classes and pictures for the report; a full disk does not end the training."""
+        try:
+            report.write_evaluation(self._run_dir, step, self._names, evaluator.classes(sums))
+            evaluator.draw(self._run_dir / report.FOLDER, self._names)
+        except OSError as error:
+            return error
+        return None

@@ -156,8 +156,10 @@ def initialise(model: nn.Module, source: str, entry: str | None = None, *, task:
         ConfigError: the weights do not exist, or belong to another network.
     """
     path, weights = _open(source, entry)
+    task = task or find_task(DEFAULT)
+    _refuse_other_heads(source, task, weights)
     try:
-        notes = (task or find_task(DEFAULT)).initialise(model, weights.state)
+        notes = task.initialise(model, weights.state)
     except ValueError as error:
         raise _refusal(source, f"{path} cannot be used: {error}") from error
     return "; ".join([f"weights of {path}", *weights.describe(), *notes])
@@ -180,6 +182,7 @@ def check_initial(config: ModelConfig, task: Task, source: str, entry: str | Non
     import transxnet
 
     path, weights = _open(source, entry)
+    _refuse_other_heads(source, task, weights)
     try:
         found = transxnet.config_of_weights(weights.state)
         backbone = task.backbone(config.name)
@@ -210,6 +213,21 @@ def _open(source: str, entry: str | None) -> "tuple[Path, Weights]":
         return path, transxnet.open_weights(path, entry)
     except (ValueError, TrackingError) as error:
         raise _refusal(source, str(error)) from error
+
+
+def _refuse_other_heads(source: str, task: Task, weights: "Weights") -> None:
+    """Refuse a published file of another dense network than the task's.
+
+    Raises:
+        ConfigError: the message names its head, and what the task starts from.
+    """
+    heads = [part for part in weights.outside if part in task.other_heads]
+    if heads:
+        raise _refusal(
+            source,
+            f"it holds a network of another task, with {' and '.join(heads)}: a {task.name} starts from the weights of "
+            "a classifier, or from those of its own network",
+        )
 
 
 def _refusal(source: str, reason: str) -> ConfigError:

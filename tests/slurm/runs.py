@@ -1,4 +1,4 @@
-"""A training of the demo's model on the rehearsal cluster, launched with the user's command."""
+"""A training of a demo's model on the rehearsal cluster, launched with the user's command."""
 
 import hashlib
 import json
@@ -31,15 +31,16 @@ def preempt(cluster: Cluster) -> None:
 class Run:
     """One run, on two nodes unless told otherwise."""
 
-    def __init__(self, cwd: Path, name: str, *flags: str, checkout: Path = REPOSITORY) -> None:
+    def __init__(self, cwd: Path, name: str, *flags: str, checkout: Path = REPOSITORY, recipe: str = "demo") -> None:
         self.cwd = cwd
         self.checkout = checkout
+        self.recipe = recipe
         self.path = cwd / name
         self.flags = flags
         self.process: subprocess.Popen[str] | None = None
 
     def launch(self, *flags: str) -> "Run":
-        command = [sys.executable, "-m", "pipeline.launch", "--recipe", "demo", "--cluster", "slurm"]
+        command = [sys.executable, "-m", "pipeline.launch", "--recipe", self.recipe, "--cluster", "slurm"]
         command += ["--nodes", "2", "--tasks-per-node", "1", "--partition", "low", "--run-dir", str(self.path)]
         command += ["--train.steps", str(STEPS), "--train.save-every-steps", str(SAVE_EVERY), *self.flags, *flags]
         self.process = subprocess.Popen(

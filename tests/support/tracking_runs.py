@@ -57,7 +57,11 @@ def config_json(run_dir: Path, config: TrainConfig, tracking_uri: str | None) ->
         "tracking_uri": tracking_uri,
         "resources": {"nodes": 1},
         "command": "python -m pipeline.launch --recipe demo",
-        "published": {"result": "81.6 % top-1", "top1": 0.816, "differences": ["bf16 instead of fp16", "another seed"]},
+        "published": {
+            "result": "81.6 % top-1",
+            "value": 0.816,
+            "differences": ["bf16 instead of fp16", "another seed"],
+        },
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(content))

@@ -17,6 +17,10 @@ from transxnet.dense.weights import WeightsSource
 __all__ = ["SemanticFPN", "SemanticHead", "resize_logits", "semantic_fpn"]
 
 STRIDES = (4, 8, 16, 32)
+HIDDEN = 128
+NANO_CHANNELS, NANO_HIDDEN = 64, 32
+"""Channels of the pyramid and of the head's sum on the nano backbone, which is this package's own: with upstream's
+widths they would be four times as large as that backbone."""
 
 
 class ConvNormReLU(nn.Module):
@@ -45,7 +49,7 @@ class SemanticHead(nn.Module):
         dropout: rate at which whole channels of the sum are dropped in training.
     """
 
-    def __init__(self, num_classes: int, channels: int = CHANNELS, hidden: int = 128, dropout: float = 0.1) -> None:
+    def __init__(self, num_classes: int, channels: int = CHANNELS, hidden: int = HIDDEN, dropout: float = 0.1) -> None:
         super().__init__()
         self.scales = nn.ModuleList()
         for stride in STRIDES:
@@ -77,11 +81,19 @@ class SemanticFPN(nn.Module):
     The BatchNorms are plain `nn.BatchNorm2d`; upstream trains the head's and the backbone's as SyncBatchNorm.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        dropout: float = 0.1,
+        *,
+        channels: int = CHANNELS,
+        hidden: int = HIDDEN,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.neck = FeaturePyramid(backbone.config.dims)
-        self.head = SemanticHead(num_classes, dropout=dropout)
+        self.neck = FeaturePyramid(backbone.config.dims, channels)
+        self.head = SemanticHead(num_classes, channels, hidden, dropout)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Return logits, or with labels the losses.
@@ -121,7 +133,7 @@ def semantic_fpn(
     """Build Semantic FPN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
     Args:
-        variant: of the backbone.
+        variant: of the backbone; `n` has a pyramid of 64 channels and a head of 32, the others 256 and 128.
         num_classes: number of classes; ADE20K has 150.
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         dropout: rate at which channels are dropped before the last convolution in training.
@@ -138,4 +150,5 @@ def semantic_fpn(
     backbone = build_backbone(
         variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend, pretrained=pretrained
     )
-    return SemanticFPN(backbone, num_classes, dropout)
+    channels, hidden = (NANO_CHANNELS, NANO_HIDDEN) if variant == "n" else (CHANNELS, HIDDEN)
+    return SemanticFPN(backbone, num_classes, dropout, channels=channels, hidden=hidden)

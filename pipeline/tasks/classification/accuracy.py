@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
@@ -156,6 +157,9 @@ class AccuracyEvaluator:
     def classes(self, sums: list[float]) -> dict[str, list[float]]:
         """Return nothing: the counts are not kept by class."""
         return {}
+
+    def draw(self, folder: Path, names: list[str]) -> None:
+        """Draw nothing."""
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Evaluator
+from pipeline.tasks.task import Described, Evaluator, Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,7 @@ class Classification:
     )
     evaluation_batch = 128
     reads_target = False
+    other_heads = frozenset[str]()
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a network that classifies no images."""
@@ -121,6 +122,15 @@ class Classification:
         from pipeline.tasks.classification.accuracy import AccuracyEvaluator
 
         return AccuracyEvaluator(augment, num_classes, device)
+
+    def measurement(
+        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
+    ) -> Measurement:
+        """Accuracy, confusion and calibration, among the model's classes or the split's."""
+        from pipeline.tasks.classification.classes import match_classes
+        from pipeline.tasks.classification.measure import ClassifierMeasurement
+
+        return ClassifierMeasurement(match_classes(model, manifest, subset=subset), augment, device)
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
         """A TransXNet without drop path."""

@@ -1,5 +1,6 @@
 """Mean intersection over union, exactly: int64 counts of pixels, summed over batches and ranks, divided at the end."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ from pipeline.common.errors import InputError
 from pipeline.config.schema import AugmentConfig
 from pipeline.tasks.batch import Batch
 from pipeline.tasks.normalise import Normalise
+from pipeline.tasks.segmentation.picture import Shown, draw
+
+SHOWN = 6
+"""Number of images that are drawn."""
 
 
 def count_pixels(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -68,6 +73,7 @@ class ConfusionEvaluator:
     def __init__(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> None:
         """Begin with no pixel counted."""
         self._normalise, self._num_classes, self._device = Normalise(augment), num_classes, device
+        self._shown: list[Shown] = []
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, network: nn.Module, batch: Batch) -> None:
@@ -76,6 +82,15 @@ class ConfusionEvaluator:
         images = self._normalise(batch.images, self._device)
         predicted = predict(network, images, (labels.shape[1], labels.shape[2]))
         self.confusion += count_pixels(predicted, labels, self._num_classes)
+        for position in range(min(len(labels), SHOWN - len(self._shown))):
+            self._shown.append(
+                Shown(
+                    # The loader reuses the memory of a batch.
+                    batch.images[position].permute(1, 2, 0).to("cpu", copy=True).numpy(),
+                    batch.labels[position].to("cpu", copy=True).numpy(),
+                    predicted[position].to("cpu", torch.uint8).numpy(),
+                )
+            )
 
     def sums(self) -> list[float]:
         """Return the counts of this rank; float64 holds them exactly below 2^53 pixels."""
@@ -93,6 +108,10 @@ class ConfusionEvaluator:
         """Return intersection over union and accuracy of each class."""
         iou, accuracy = class_scores(self._counts(sums))
         return {"IoU": iou.tolist(), "accuracy": accuracy.tolist()}
+
+    def draw(self, folder: Path, names: list[str]) -> None:
+        """Draw this rank's first images beside truth and prediction into `samples.png`."""
+        draw(folder / "samples.png", self._shown, names)
 
     def _counts(self, sums: list[float]) -> Tensor:
         return torch.tensor(sums, dtype=torch.float64).long().view(self._num_classes, self._num_classes)

@@ -11,7 +11,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Evaluator
+from pipeline.tasks.task import Described, Evaluator, Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,10 +68,12 @@ class Segmentation:
         describe_input=_describe_input,
         code=(PROJECT_ROOT / "pipeline" / "serve.py",),
         packages=("opencv-python-headless",),
+        input_multiple=32,
         has_builder=False,
     )
     evaluation_batch = 1
     reads_target = True
+    other_heads = frozenset({"bbox_head", "rpn_head", "roi_head"})
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a network that does not segment, and mixing, which has no meaning for label maps."""
@@ -152,6 +154,19 @@ class Segmentation:
         from pipeline.tasks.segmentation.evaluation import ConfusionEvaluator
 
         return ConfusionEvaluator(augment, num_classes, device)
+
+    def measurement(
+        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
+    ) -> Measurement:
+        """Scores, intersection over union and accuracy of each class, and a picture."""
+        from pipeline.tasks.report import ScoreMeasurement
+
+        if subset:
+            raise ConfigError("--subset is for classifiers: every class of a segmentation competes for a pixel")
+        evaluator = self.evaluator(augment, model.num_classes, device)
+        return ScoreMeasurement(
+            self.scores, evaluator, model, manifest.stem, [entry.name for entry in manifest.classes]
+        )
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
         """Semantic FPN without drop path."""

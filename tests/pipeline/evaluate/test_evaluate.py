@@ -12,11 +12,10 @@ import torch
 
 import transxnet
 from pipeline.common.cli import exit_status
-from pipeline.config.schema import ConfigError
+from pipeline.config.schema import AugmentConfig, ConfigError
 from pipeline.evaluate import progress as evaluate_progress
-from pipeline.evaluate.classes import imagenet_classes, match_classes
 from pipeline.evaluate.command import main
-from pipeline.evaluate.measure import Measurement, evaluate
+from pipeline.evaluate.measure import evaluate
 from pipeline.recipes.digits import write_class_folders
 from pipeline.tasks.classification.accuracy import (
     Evaluation,
@@ -24,6 +23,8 @@ from pipeline.tasks.classification.accuracy import (
     evaluate_batches,
     is_far_below_chance,
 )
+from pipeline.tasks.classification.classes import ClassMap, imagenet_classes, match_classes
+from pipeline.tasks.classification.measure import ClassifierMeasurement
 from pipeline.tracking.client import resolve_tracking_uri
 from pipeline.weights.load import load_model
 from sharding import load_manifest
@@ -92,10 +93,11 @@ def test_labels_beyond_the_model_are_refused():
 
 
 def test_calibration_and_confusion_by_hand():
-    measured = Measurement(2, "cpu")
+    matched = ClassMap([0, 1], [0, 1], [("0", "zero"), ("1", "one")], 2)
+    measured = ClassifierMeasurement(matched, AugmentConfig(), "cpu")
     # Ten answers at 90 % confidence, eight of them right: off by 0.1.
     logits = torch.log(torch.tensor([[0.9, 0.1]])).repeat(10, 1)
-    measured.add(logits, torch.tensor([0] * 8 + [1] * 2))
+    measured.count(logits, torch.tensor([0] * 8 + [1] * 2))
     report = measured.result(seconds=2.0)
     assert report.calibration_error == pytest.approx(0.1, abs=1e-6)
     assert report.confusion.tolist() == [[8, 0], [2, 0]]

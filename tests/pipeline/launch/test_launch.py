@@ -178,7 +178,7 @@ def test_the_configuration_says_which_result_the_recipe_aims_at_and_what_differs
     every_step = "the learning rate changes every step instead of every epoch"
     tiny = aim("--recipe", "tiny", *cluster)
     assert "81.6 % top-1" in tiny["result"]
-    assert tiny["top1"] == 0.816
+    assert tiny["value"] == 0.816
     assert tiny["differences"] == ["bf16 instead of fp16", every_step, drawn, always]
     as_upstream = ["--train.precision", "fp16", "--train.schedule.per", "epoch", "--train.augment.mode", "faithful"]
     assert aim("--recipe", "small", *cluster, *as_upstream)["differences"] == [always]

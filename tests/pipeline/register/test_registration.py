@@ -268,7 +268,7 @@ def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, dig
         ("runs/first/export/model.safetensors", last),
         ("models:/transxnet_n@champion", card),
     ]:
-        report, _, _ = evaluate(load_model(source), str(digits), workers=0)
+        report, _ = evaluate(load_model(source), str(digits), workers=0)
         assert report.scores() == expected.scores | {"loss": report.loss}
         assert report.samples == card.validation_samples
     assert main("models:/transxnet_n@latest", shards=str(digits), workers=0, output=home / "out.json") == 0

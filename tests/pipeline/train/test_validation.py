@@ -24,7 +24,8 @@ def evaluate(world: World, folder: str, cache: str) -> dict[str, float]:
         LocalWeight(name=name, start=0, shape=weight.shape, values=weight.detach().flatten())
         for name, weight in model.named_parameters()
     ]
-    return Evaluator(settings, world, CLASSES)(Ema(weights, model, 0.9, partitioned=False))
+    names = [str(number) for number in range(CLASSES)]
+    return Evaluator(settings, world, Path(cache), names)(Ema(weights, model, 0.9, partitioned=False), 1)
 
 
 @pytest.mark.slow

@@ -111,3 +111,21 @@ def test_a_flipped_byte_in_a_label_map_is_found_and_named(tmp_path):
     tar.write_bytes(content)
     with pytest.raises(DamagedSampleError, match=f"the target of sample {row['key']} .* was changed"):
         crops(replace(training(shards, tmp_path / "cache"), global_batch_size=13))
+
+
+def test_a_sample_whose_label_map_is_damaged_is_replaced_where_the_user_asked_for_it(tmp_path, caplog):
+    pack_masks(tmp_path)
+    shards = tmp_path / "shards"
+    config = replace(training(shards, tmp_path / "cache"), global_batch_size=13)
+    sound = crops(config)
+    manifest = load_manifest(str(shards), "train")
+    row = load_index(str(shards), manifest).to_pylist()[3]
+    tar = shards / manifest.shards[row["shard"]].name
+    content = bytearray(tar.read_bytes())
+    content[row["target_offset"] + row["target_size"] // 2] ^= 1
+    tar.write_bytes(content)
+    replacing = replace(config, data=replace(config.data, on_damage="replace"))
+    replaced = crops(replacing)
+    assert {place[2] for place in sound if replaced[place] != sound[place]} == {3}
+    assert any(f"the target of sample {row['key']}" in record.getMessage() for record in caplog.records)
+    assert crops(replace(replacing, data=replace(replacing.data, workers=2)), world_size=1) == replaced

@@ -7,31 +7,20 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.checks import check
-from pipeline.config.schema import DataConfig, MixConfig, ModelConfig, SegmentationConfig, TrainConfig
+from pipeline.config.schema import SegmentationConfig
 from pipeline.run import directory
 from pipeline.run.files import read_metrics
 from tests.support.attempts import FINISHED, RunningAttempt
 from tests.support.label_maps import pack_masks
+from tests.support.segmentations import training
 
 STEPS = 6
 
 
 def prepare(run_dir: Path, shards: Path, cache: Path, ranks: int, **fields: int) -> Path:
-    config = TrainConfig(
-        task="segmentation",
-        steps=STEPS,
-        global_batch_size=4,
-        micro_batch_size=2,
-        precision="fp32",
-        batch_norm="local",
-        save_every_steps=2,
-        eval_every_steps=3,
-        model=ModelConfig(name="semantic_fpn_n", image_size=32),
-        mix=MixConfig(mixup=0.0, cutmix=0.0),
-        segmentation=SegmentationConfig(crop_size=32, scale=(64, 32)),
-        data=DataConfig(shards=str(shards), workers=0, lanes=2, cache_dir=str(cache)),
-        **fields,
-    )
+    """Write the run directory of a training on a number of ranks."""
+    settings = {"steps": STEPS, "save_every_steps": 2, "eval_every_steps": 3, **fields}
+    config = training(shards, cache, segmentation=SegmentationConfig(crop_size=32, scale=(64, 32)), **settings)
     directory.prepare(run_dir, check(config, ranks), {"total_steps": STEPS})
     return run_dir
 
@@ -74,3 +63,29 @@ def test_losses_do_not_depend_on_the_zero_stage(tmp_path):
         losses[stage] = [record["loss"] for record in read_metrics(run_dir)]
     assert len(losses[0]) == STEPS
     assert losses[3] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_segmentation_goes_on_with_2_and_4_ranks_as_it_would_have_alone(tmp_path):
+    """A micro-batch has the same two crops in all cases, so only the order of sums differs."""
+    pack_masks(tmp_path)
+    shards, cache = tmp_path / "shards", tmp_path / "cache"
+    batch = {"global_batch_size": 8, "micro_batch_size": 2}
+    alone = prepare(tmp_path / "alone", shards, cache, 1, **batch)
+    with RunningAttempt(alone, ranks=1) as attempt:
+        assert attempt.wait() == [FINISHED], attempt.output()
+    elastic = prepare(tmp_path / "elastic", shards, cache, 1, **batch)
+    for ranks, until in ((1, 3), (2, 5)):
+        with RunningAttempt(elastic, ranks=ranks) as attempt:
+            assert attempt.until_step(until), attempt.output()
+            attempt.kill()
+    with RunningAttempt(elastic, ranks=4) as attempt:
+        assert attempt.wait() == [FINISHED] * 4, attempt.output()
+    records = read_metrics(elastic)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert {record["attempt"] for record in records} == {1, 2, 3}
+    assert [record["loss"] for record in records] == pytest.approx(
+        [record["loss"] for record in read_metrics(alone)], rel=1e-4
+    )
+    assert (elastic / "report/samples.png").exists()
+    assert json.loads((elastic / "report/classes.json").read_text())["step"] == STEPS

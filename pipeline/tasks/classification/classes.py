@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import ConfigError
-from pipeline.weights.card import ModelCard
+from pipeline.tasks.task import Described
 
 if TYPE_CHECKING:
     from sharding import Manifest
@@ -21,9 +21,16 @@ class ClassMap:
     """For each label of the split, the position of its class in `outputs`."""
     classes: list[tuple[str, str]]
     """(WordNet id, name) of each class in `outputs`."""
+    num_outputs: int
+    """Number of outputs of the model."""
+
+    def short_name(self, position: int) -> str:
+        """Return the first of a class's names, or its WordNet id where it has none; `position` is in `outputs`."""
+        wnid, name = self.classes[position]
+        return name.split(",")[0] or wnid
 
 
-def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> ClassMap:
+def match_classes(card: Described, manifest: "Manifest", *, subset: bool) -> ClassMap:
     """Match the classes of a split with those of a model.
 
     Classes are matched by WordNet id. Where the split's class names are numbers, as ImageNet-V2's are, they number the
@@ -31,7 +38,7 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
     ImageNet's; else they must have as many classes as the split, in the same order.
 
     Args:
-        card: the model's card.
+        card: the model.
         manifest: the split's manifest.
         subset: let only the split's classes compete, as ImageNet-A and -R are scored; otherwise all of the model's do.
 
@@ -48,7 +55,7 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
                 "they cannot be matched; give a model with its model.json"
             )
         names = [(entry.wnid, entry.name) for entry in manifest.classes]
-        return ClassMap(list(range(card.num_classes)), list(range(card.num_classes)), names)
+        return ClassMap(list(range(card.num_classes)), list(range(card.num_classes)), names, card.num_classes)
     are_numbers = all(name.isdecimal() and int(name) < len(model_ids) for name in split_ids)
     if are_numbers and not set(model_ids) & set(split_ids):
         split_ids = [model_ids[int(name)] for name in split_ids]
@@ -62,10 +69,10 @@ def match_classes(card: ModelCard, manifest: "Manifest", *, subset: bool) -> Cla
     outputs = sorted(output_of[wnid] for wnid in split_ids) if subset else list(range(len(model_ids)))
     position_of = {output: position for position, output in enumerate(outputs)}
     labels = [position_of[output_of[wnid]] for wnid in split_ids]
-    return ClassMap(outputs, labels, [classes[output] for output in outputs])
+    return ClassMap(outputs, labels, [classes[output] for output in outputs], card.num_classes)
 
 
-def _imagenet_names(card: ModelCard, split_ids: list[str]) -> tuple[tuple[str, str], ...]:
+def _imagenet_names(card: Described, split_ids: list[str]) -> tuple[tuple[str, str], ...]:
     """Return (WordNet id, name) of ImageNet's classes, if weights without class names are of them; else nothing."""
     if card.num_classes != len(imagenet_classes()):
         return ()

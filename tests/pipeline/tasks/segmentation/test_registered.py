@@ -1,0 +1,105 @@
+"""A registered segmentation: verified, served over HTTP, exported for images of any size."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.evaluate.command import main
+from pipeline.register.formats import export
+from pipeline.register.registration import RegisteredVersion, register
+from pipeline.register.verify import sample_images
+from pipeline.tracking.client import open_client, resolve_tracking_uri
+from pipeline.tracking.state import load_state
+from tests.support.label_maps import NAMES, pack_masks
+from tests.support.segmentations import TASK, finished_segmentation
+from tests.support.tracking_runs import new_store
+from tests.support.tracking_servers import answers, free_port, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    pack_masks(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def version(home) -> RegisteredVersion:
+    finished_segmentation(home / "runs/fpn", home / "shards", new_store(home))
+    return register(home / "runs/fpn")
+
+
+def test_the_version_is_champion_by_its_miou_and_gets_an_evaluation_with_pictures(home, version, monkeypatch, capsys):
+    assert version.uri == "models:/semantic_fpn_n@champion"
+    assert version.metric is not None
+    assert version.metric.name == "miou"
+    uri = resolve_tracking_uri(home)
+    client = open_client(uri)
+    stored = client.get_model_version("semantic_fpn_n", version.version)
+    assert (stored.tags["metric"], float(stored.tags["metric_value"])) == ("miou", version.metric.value)
+    assert "images in a clean process" in stored.tags["verified"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert main(version.uri, shards=str(home / "shards"), workers=0) == 0
+    assert f"mIoU               {100 * version.metric.value:.2f} %" in capsys.readouterr().out
+    run_id = load_state(home / "runs/fpn").run_id
+    assert client.get_run(run_id).data.metrics["eval/small-validation/miou"] == version.metric.value
+    listed = {Path(item.path).name for item in client.list_artifacts(run_id, "evaluation/small-validation")}
+    assert listed == {"classes.csv", "report.json", "samples.png"}
+
+
+def test_the_served_model_answers_over_http_with_a_label_map(home, version, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", version.uri, "--env-manager", "local"]
+    uri = resolve_tracking_uri(home)
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # `mlflow models serve` looks for uvicorn beside the interpreter.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path, env=env, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"), 120)
+        assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        images = sample_images(str(home / "shards"), "validation")[1]
+        shares = []
+        for content, truth in images:
+            text = base64.b64encode(content).decode()
+            [answer] = post(f"http://127.0.0.1:{port}/invocations", {"inputs": [text]})["predictions"]
+            labels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))))
+            assert labels.shape == truth.shape == (answer["height"], answer["width"])
+            assert sum(entry["share"] for entry in answer["classes"]) == pytest.approx(1)
+            assert {entry["class_name"] for entry in answer["classes"]} <= set(NAMES.values())
+            shares.append(TASK.served.agreement(answer["label_map"], truth))
+        assert len(shares) == 5
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(f"http://127.0.0.1:{port}/invocations", {"inputs": ["bm8gaW1hZ2U="]})
+        assert refused.value.code == 400
+        assert "input 0 is not an image" in json.loads(refused.value.read())["message"]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def post(url: str, body: dict) -> dict:
+    """Send a request and return the answer."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.loads(response.read())
+
+
+def test_exports_take_images_of_any_size_and_are_kept_with_the_run(home, version):
+    made = export(home / "runs/fpn", ["torch_export", "onnx"])
+    client = open_client(resolve_tracking_uri(home))
+    listed = {item.path for item in client.list_artifacts(load_state(home / "runs/fpn").run_id, "exports")}
+    assert listed == set(made) == {"exports/model.pt2", "exports/model.onnx"}
