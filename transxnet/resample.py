@@ -161,6 +161,10 @@ class _ResizeFunction(torch.autograd.Function):
 
 def adaptive_mean(x: Tensor, size: int) -> Tensor:
     """Return `F.adaptive_avg_pool2d(x, size)`, `[N, C, size, size]` of `[N, C, H, W]`."""
+    if torch.compiler.is_exporting() and not all(isinstance(length, int) for length in x.shape[-2:]):
+        # ONNX has no such pooling of maps whose size is open; its converter would keep the windows of the example.
+        rows, columns = (_mean_weights(size, length).to(x.device, x.dtype) for length in x.shape[-2:])
+        return rows @ x @ columns.mT
     if x.device.type == "cpu" or torch.compiler.is_compiling():
         return F.adaptive_avg_pool2d(x, size)
     return _AdaptiveMeanFunction.apply(x, size)
@@ -178,12 +182,17 @@ def adaptive_mean_gradient(grad: Tensor, height: int, width: int) -> Tensor:
 def _mean_matrix(size: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix `[size, length]` whose product with a column of values is their means over `size` windows."""
     with torch.inference_mode(False), torch.no_grad():
-        windows = torch.arange(size, device="cpu")[:, None]
-        pixels = torch.arange(length, device="cpu")
-        first = windows * length // size
-        last = -(-(windows + 1) * length // size)
-        inside = (pixels >= first) & (pixels < last)
-        return (inside / (last - first)).to(device, dtype)
+        return _mean_weights(size, length).to(device, dtype)
+
+
+def _mean_weights(size: int, length: int) -> Tensor:
+    """Return the matrix of `_mean_matrix`, fp32 on the CPU."""
+    windows = torch.arange(size, device="cpu")[:, None]
+    pixels = torch.arange(length, device="cpu")
+    first = windows * length // size
+    last = -(-(windows + 1) * length // size)
+    inside = (pixels >= first) & (pixels < last)
+    return inside / (last - first)
 
 
 class _AdaptiveMeanFunction(torch.autograd.Function):

@@ -183,7 +183,7 @@ def _check_registered(uri: str, backbone: str, model_name: str) -> None:
         card = load_model_card(file.parent) if file is not None else None
     except (TrackingError, ModelCardError) as error:
         raise LaunchError(f"--train.initialise-from {uri}: {error}") from error
-    if card is not None and card.name != backbone:
+    if card is not None and card.name not in (backbone, model_name):
         raise LaunchError(f"--train.initialise-from {uri}: weights of {card.name}, and this run trains {model_name}")
 
 

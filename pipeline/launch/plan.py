@@ -143,27 +143,36 @@ def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
     if own_data is not None and own_data.is_used_by(config):
         shards = str(Path(own_data.folder).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
-    if not options.sweep:
-        return (PlannedRun(run_dir=run_dir, config=with_absolute_paths(_with_start(config, options.recipe, run_dir))),)
-    members = build_members(options.sweep, config)
+    if options.sweep:
+        runs = {run_dir / member.name: member.config for member in build_members(options.sweep, config)}
+    else:
+        runs = {run_dir: config}
     return tuple(
-        PlannedRun(run_dir=run_dir / member.name, config=with_absolute_paths(member.config)) for member in members
+        PlannedRun(run_dir=path, config=with_absolute_paths(_with_start(given, options.recipe, path)))
+        for path, given in runs.items()
     )
 
 
 def _with_start(config: TrainConfig, recipe: str, run_dir: Path) -> TrainConfig:
-    """Name the weights that the recipe starts from, where the registry has them; a run that has begun keeps its own."""
+    """Name the version of the registered weights that a run starts from, by its number: an alias may move.
+
+    Without such weights of the user's, those of the recipe are taken where the registry has them. A run that has begun
+    keeps its own.
+    """
     from pipeline.run.config import read_config
     from pipeline.run.files import CONFIG_NAME
     from pipeline.tracking.client import find_version
 
-    uri = RECIPES[recipe].starts_from
-    if uri is None or config.initialise_from is not None:
+    given = config.initialise_from
+    uri = RECIPES[recipe].starts_from if given is None else given
+    if uri is None or not (uri.startswith("models:/") and "@" in uri):
         return config
-    begun = (run_dir / CONFIG_NAME).exists()
-    return dataclasses.replace(
-        config, initialise_from=read_config(run_dir).train.initialise_from if begun else find_version(uri)
-    )
+    if (run_dir / CONFIG_NAME).exists():
+        begun = read_config(run_dir).train.initialise_from
+        is_same = given is None or (begun or "").startswith(f"{uri.partition('@')[0]}/")
+        return dataclasses.replace(config, initialise_from=begun) if is_same else config
+    # What the user asked for and the registry lacks is refused by the checks that follow.
+    return dataclasses.replace(config, initialise_from=find_version(uri) or given)
 
 
 def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:

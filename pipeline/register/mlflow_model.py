@@ -154,6 +154,7 @@ def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -
         "classes": f"{card.num_classes:,}",
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
         "weights": f"{average} at the step of the best {card.of_task.scores.primary.label}",
+        **({"began from": mask_secrets(config.initialised_from)} if config.initialised_from else {}),
         "precision": config.train_fields["precision"],
         "run": card.mlflow_run_id or "unknown",
         "code": card.git_commit or "unknown",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.atomic import file_sha256, write_json
 from pipeline.common.errors import PipelineError, one_line
+from pipeline.common.secrets import mask_secrets
 from pipeline.register import champion
 from pipeline.register.best import best_weights
 from pipeline.register.names import check_alias, check_name
@@ -234,6 +235,8 @@ def _create_version(
 
     name, card = candidate.name, candidate.card
     tags = {**version_tags(card), WEIGHTS_TAG: candidate.sha256, champion.STATE_TAG: champion.OPEN}
+    if candidate.config.initialised_from is not None:
+        tags["initialised_from"] = mask_secrets(candidate.config.initialised_from)
     if verification is not None:
         tags["verified"] = (
             f"{_label(card)} {verification.share:.4f} on {verification.samples} images in a clean process"

@@ -123,6 +123,11 @@ class RunConfig:
         return _text(self.content, "experiment_name")
 
     @property
+    def initialised_from(self) -> str | None:
+        """Weights that the training began from: a path or a `models:/NAME/NUMBER` URI; None: none."""
+        return self.train_fields.get("initialise_from")
+
+    @property
     def sweep(self) -> Path | None:
         """Folder of the sweep that the run belongs to."""
         folder = _text(self.content, "sweep")

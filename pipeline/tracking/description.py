@@ -17,7 +17,7 @@ from pipeline.tracking.state import TrackingState
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, LoggedModelInput
 
 
 CONFIGURATION = "configuration"
@@ -27,10 +27,10 @@ EXTERNAL_TAG = "mlflow.model.isExternal"
 
 
 def log_description(client: "MlflowClient", run_id: str, run_dir: Path, config: RunConfig) -> None:
-    """Log the data sets, the configuration, the environment and the uncommitted changes of the code."""
-    inputs = dataset_inputs(config)
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
+    """Log the data sets, the model it began from, the configuration, the environment and the code's changes."""
+    inputs, models = dataset_inputs(config), model_inputs(client, config)
+    if inputs or models:
+        client.log_inputs(run_id, datasets=inputs, models=models)
     client.log_text(run_id, mask_secrets(json.dumps(config.content, indent=1)), f"{CONFIGURATION}/config.json")
     client.log_text(run_id, json.dumps(environment(), indent=1), f"{CONFIGURATION}/environment.json")
     patch = run_dir / CHANGES_NAME
@@ -74,6 +74,22 @@ def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
         )
         inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
     return inputs
+
+
+def model_inputs(client: "MlflowClient", config: RunConfig) -> "list[LoggedModelInput]":
+    """Return the logged model behind the registered version that the run began from, if it did and it still exists."""
+    from mlflow.entities import LoggedModelInput
+    from mlflow.exceptions import MlflowException
+
+    source = config.initialised_from
+    if source is None or not source.startswith("models:/"):
+        return []
+    name, _, number = source.removeprefix("models:/").partition("/")
+    try:
+        model_id = client.get_model_version(name, number).model_id
+    except MlflowException:
+        return []
+    return [LoggedModelInput(model_id)] if model_id else []
 
 
 def environment() -> dict[str, Any]:

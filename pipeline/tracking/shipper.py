@@ -214,6 +214,7 @@ class Shipper:
             "config_digest": self.config.digest or "",
             "run_dir": str(self.run_dir),
             "model": self.config.model_name,
+            "initialised_from": self.config.initialised_from or "",
             "published_result": self.config.published.get("result", ""),
             "published_differences": "; ".join(self.config.published.get("differences", [])),
         }

@@ -42,9 +42,9 @@ def network(num_classes: int, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def finished_segmentation(run_dir: Path, shards: Path, tracking_uri: str | None) -> ModelCard:
+def finished_segmentation(run_dir: Path, shards: Path, tracking_uri: str | None, **fields: object) -> ModelCard:
     """Write a run that has trained, evaluated and exported, without an MLflow run; return its model card."""
-    config = training(shards)
+    config = training(shards, **fields)
     content = config_json(run_dir, config, tracking_uri)
     validation = load_manifest(str(shards), "validation")
     model = network(len(validation.classes))

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.schema import ModelConfig
 from pipeline.evaluate.command import main
+from pipeline.launch.checks import check_weights
+from pipeline.launch.options import LaunchError, parse
+from pipeline.launch.plan import build_plan
 from pipeline.register.formats import export
 from pipeline.register.registration import RegisteredVersion, register
 from pipeline.register.verify import sample_images
@@ -22,7 +27,7 @@ from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.state import load_state
 from tests.support.label_maps import NAMES, pack_masks
 from tests.support.segmentations import TASK, finished_segmentation
-from tests.support.tracking_runs import new_store
+from tests.support.tracking_runs import finished_run, new_store
 from tests.support.tracking_servers import answers, free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -57,6 +62,36 @@ def test_the_version_is_champion_by_its_miou_and_gets_an_evaluation_with_picture
     assert client.get_run(run_id).data.metrics["eval/small-validation/miou"] == version.metric.value
     listed = {Path(item.path).name for item in client.list_artifacts(run_id, "evaluation/small-validation")}
     assert listed == {"classes.csv", "report.json", "samples.png"}
+
+
+def test_a_segmentation_begins_from_the_champion_of_the_classifiers_by_its_number(
+    home, version, tmp_path, digits, monkeypatch
+):
+    uri = resolve_tracking_uri(home)
+    finished_run(home / "runs/digits", digits, uri)
+    assert register(home / "runs/digits").uri == "models:/transxnet_n@champion"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    for flags in ([], ["--train.initialise-from", "models:/transxnet_n@champion"]):
+        plan = build_plan(parse(["--recipe", "demo_segmentation", "--run-dir", str(tmp_path / "run"), *flags]))
+        assert plan.runs[0].config.initialise_from == "models:/transxnet_n/1"
+    # Its own network has such a backbone too; that of another variant has not.
+    check_weights(replace(plan.runs[0].config, initialise_from=f"models:/semantic_fpn_n/{version.version}"))
+    with pytest.raises(LaunchError, match="weights of transxnet_n, and this run trains semantic_fpn_t"):
+        check_weights(replace(plan.runs[0].config, model=ModelConfig(name="semantic_fpn_t")))
+    # The run, its page and its version say where the weights came from.
+    began = home / "runs/began"
+    finished_segmentation(began, home / "shards", uri, initialise_from="models:/transxnet_n/1")
+    register(began)
+    client = open_client(uri)
+    run = client.get_run(load_state(began).run_id)
+    assert run.data.tags["initialised_from"] == "models:/transxnet_n/1"
+    assert [entry.model_id for entry in run.inputs.model_inputs] == [
+        client.get_model_version("transxnet_n", "1").model_id
+    ]
+    stored = client.get_model_version("semantic_fpn_n", "2")
+    assert stored.tags["initialised_from"] == "models:/transxnet_n/1"
+    assert "| began from&emsp; | models:/transxnet_n/1 |" in stored.description
 
 
 def test_the_served_model_answers_over_http_with_a_label_map(home, version, tmp_path):
