@@ -50,21 +50,21 @@ def demo_segmentation() -> TrainConfig:
     """
     return TrainConfig(
         task="segmentation",
-        epochs=8,
-        global_batch_size=16,
+        epochs=5,
+        global_batch_size=32,
         precision="fp32",
-        ema_decay=0.97,
+        ema_decay=0.95,
         save_every_steps=100,
-        eval_every_steps=240,
+        eval_every_steps=125,
         log_every_steps=25,
-        model=ModelConfig(name="semantic_fpn_n", image_size=SIDE),
+        model=ModelConfig(name="semantic_fpn_n", image_size=SIDE, drop_path_rate=0.0),
         data=DataConfig(shards=FOLDER, workers=0, lanes=4),
         augment=AugmentConfig(horizontal_flip=0.0),
         mix=MixConfig(mixup=0.0, cutmix=0.0),
         segmentation=SegmentationConfig(
-            crop_size=SIDE, scale=(SIDE, SIDE), scale_ratio=(1.0, 1.3), cat_max_ratio=1.0, photometric_distortion=False
+            crop_size=SIDE, scale=(SIDE, SIDE), scale_ratio=(1.0, 1.0), cat_max_ratio=1.0, photometric_distortion=False
         ),
-        optimizer=OptimizerConfig(lr=1.5e-3),
+        optimizer=OptimizerConfig(lr=2e-3),
         schedule=ScheduleConfig(warmup_epochs=0.5, cooldown_epochs=0.5),
     )
 
