@@ -153,6 +153,20 @@ def test_the_whole_demo_recognises_digits(workplace: Workplace):
 
 
 @pytest.mark.slow
+def test_the_segmentation_demo_begins_from_the_demos_champion(workplace: Workplace, demo: str):
+    run = workplace.folder / "scenes"
+    output = workplace.run("pipeline.launch", "--recipe", "demo_segmentation", "--run-dir", str(run))
+    card = json.loads((run / "export" / "model.json").read_text())
+    assert (card["task"], card["metric"]) == ("segmentation", "miou")
+    assert card["miou"] >= 0.7
+    assert json.loads((run / "config.json").read_text())["train"]["initialise_from"] == "models:/transxnet_n/1"
+    assert "models:/semantic_fpn_n/1 (@latest, @champion)" in output
+    for words in (str(run), "mlflow ui", "pipeline.evaluate", "load_model"):
+        assert words in output
+    assert (run / "report" / "samples.png").exists()
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_has_the_weights_of_the_uninterrupted_run(workplace: Workplace, demo: str):
     assert {r["attempt"] for r in workplace.records("demo")} == {1, 2}
     workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "whole"))

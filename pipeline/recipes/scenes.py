@@ -31,9 +31,9 @@ SCENES = {"train": 1600, "validation": 120}
 """Number of scenes of each split; a digit is in the scenes of one split only."""
 OCCUPIED = 0.85
 """Probability that a square holds a digit."""
-DIGIT_SIDE = (22, 32)
+DIGIT_SIDE = (26, 32)
 """Smallest and largest side of a digit in pixels; the originals have 8."""
-DIMMED = 0.35
+DIMMED = 0.25
 """Factor of the photographs' brightness: pale digits stand out from a pale sky."""
 INK = 0.3
 """Share of the darkest ink from which a pixel belongs to its digit."""
@@ -50,12 +50,12 @@ def demo_segmentation() -> TrainConfig:
     """
     return TrainConfig(
         task="segmentation",
-        epochs=5,
-        global_batch_size=32,
+        epochs=3.5,
+        global_batch_size=16,
         precision="fp32",
         ema_decay=0.95,
         save_every_steps=100,
-        eval_every_steps=125,
+        eval_every_steps=190,
         log_every_steps=25,
         model=ModelConfig(name="semantic_fpn_n", image_size=SIDE, drop_path_rate=0.0),
         data=DataConfig(shards=FOLDER, workers=0, lanes=4),
@@ -64,8 +64,8 @@ def demo_segmentation() -> TrainConfig:
         segmentation=SegmentationConfig(
             crop_size=SIDE, scale=(SIDE, SIDE), scale_ratio=(1.0, 1.0), cat_max_ratio=1.0, photometric_distortion=False
         ),
-        optimizer=OptimizerConfig(lr=2e-3),
-        schedule=ScheduleConfig(warmup_epochs=0.5, cooldown_epochs=0.5),
+        optimizer=OptimizerConfig(lr=4e-3, layer_decay=0.6),
+        schedule=ScheduleConfig(warmup_epochs=0.2, cooldown_epochs=0.3),
     )
 
 
