@@ -68,10 +68,11 @@ class Backbone(nn.Module):
         """Return the four stage maps without norms, in the shapes of `forward_features`.
 
         Raises:
-            ValueError: images are not `[N, 3, H, W]`.
+            ValueError: images are not `[N, C, H, W]` with the channels of the stem, 3 unless it was replaced.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, 3, H, W]")
+        channels = self.patch_embed.conv.in_channels
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ValueError(f"images have shape {tuple(images.shape)}, TransXNet takes [N, {channels}, H, W]")
         kernels = use_triton(self.config.backend, images)
         if images.device.type == "cpu" and not kernels:
             images = images.contiguous(memory_format=torch.channels_last)

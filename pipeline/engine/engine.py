@@ -21,11 +21,11 @@ from pipeline.engine.deepspeed_imports import defer_compiler, import_deepspeed
 from pipeline.engine.distributed import World
 from pipeline.engine.flat import FlatModel
 from pipeline.engine.fragments import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
-from pipeline.engine.gradient_checkpointing import recompute_in_backward
 from pipeline.engine.loss_model import LossModel
 from pipeline.engine.loss_scaler import DeepSpeedScaler, LossScaler, NoScaler, TorchScaler
 from pipeline.engine.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pipeline.tasks import find_task
+from transxnet.recompute import recompute_in_backward
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

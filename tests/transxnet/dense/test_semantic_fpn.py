@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import transxnet
-from pipeline.engine.gradient_checkpointing import recompute_in_backward
 from tests.transxnet.dense import reference
 from tests.transxnet.dense.names import filled, names_digest
 from tests.transxnet.fixtures import images
 from transxnet import dense
 from transxnet.dense.losses import pixel_cross_entropy
+from transxnet.recompute import recompute_in_backward
 
 # The number of parameters, and the sha256 of the sorted lines "key shape" with upstream's names (`names_digest`). When
 # recorded, T, S and B equalled the authors' lists.

@@ -12,16 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+__all__ = ["keep_for_backward", "recompute_in_backward"]
+
 
 def recompute_in_backward(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
     """Have every module of `kinds` in `network` computed again in the backward; returns the number of these modules.
 
     Random draws (drop path) are repeated. Modules keep their names, parameters and hooks.
     """
+    keep_for_backward(network, kinds)
     modules = [module for module in network.modules() if isinstance(module, kinds)]
     for module in modules:
         module.forward = partial(_checkpointed, module, module.forward)
     return len(modules)
+
+
+def keep_for_backward(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Undo `recompute_in_backward`: every module of `kinds` keeps what its backward needs."""
+    for module in network.modules():
+        if isinstance(module, kinds):
+            vars(module).pop("forward", None)
 
 
 def _checkpointed(module: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

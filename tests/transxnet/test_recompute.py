@@ -6,8 +6,8 @@ import torch
 import transxnet
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.flat import FlatModel
-from pipeline.engine.gradient_checkpointing import recompute_in_backward
 from pipeline.engine.optimizer import parameter_groups
+from transxnet.recompute import recompute_in_backward
 
 
 def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
