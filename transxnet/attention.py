@@ -2,11 +2,12 @@
 
 Source: TransXNet, arXiv 2310.19380, section 3 (OSRA). With many keys (images above 256 px) the probabilities would be
 the largest tensors of the network: 2 GB an image at 800 x 1344. So there they are computed for a chunk of the queries
-at a time, and computed again in the backward, which keeps the queries, keys and values alone. The position bias is not
-written out either: each chunk interpolates its own rows.
+at a time, and computed again in the backward, which keeps the queries, keys and values alone. Only a small attention
+keeps its probabilities. The position bias is not written out either: each chunk interpolates its own rows.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ FEW_KEYS = 64
 CHUNK = {"cpu": 2**19}
 """Number of logits of a chunk: on a CPU they stay in the cache."""
 CHUNK_ELSEWHERE = 2**24
+KEPT = 2**21
+"""Up to this number of logits an attention keeps its probabilities, 8 MB in fp32, instead of computing them again."""
 
 
 def stage_bias(table: Tensor, queries: int, keys: int) -> Tensor:
@@ -68,6 +71,7 @@ class _Chunks:
         size = CHUNK.get(q.device.type, CHUNK_ELSEWHERE)
         self.length = max(1, size // (per_query * BLOCK)) * BLOCK
         self.samples = max(1, size // (per_query * min(self.length, self.number)))
+        self.keeps = len(q) * per_query * self.number <= KEPT
         written_out = bias.shape[2] == self.number
         self.taps = None if written_out else cubic_taps(bias.shape[2], self.number, self.bias.dtype, bias.device)
 
@@ -92,48 +96,64 @@ class _Chunks:
         else:
             out[:, span] += own
 
-    def probabilities(self, group: slice, span: slice, bias: Tensor) -> Tensor:
-        """Return the probabilities `[samples, heads, queries, M]`, in fp32 at least; `bias` is that of `span`."""
-        logits = self.queries[group, :, span] @ self.keys[group]
-        return torch.softmax(torch.add(bias, logits, alpha=self.scale), dim=-1)
+    def all_probabilities(self) -> Iterator[Tensor]:
+        """Yield the probabilities `[samples, heads, queries, M]` of each span's groups, in fp32 at least."""
+        for span in self.spans():
+            bias = self.own_bias(span)
+            for group in self.groups():
+                logits = self.queries[group, :, span] @ self.keys[group]
+                yield torch.softmax(torch.add(bias, logits, alpha=self.scale), dim=-1)
+
+
+def _empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor shaped like `x` `[N, C, H, W]`, channels-last if `x` is."""
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
 class _BoundedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(q, kv, bias)
+        kept = []
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         with without_autocast(q):
             chunks = _Chunks(q, kv, bias)
             by_head = out.flatten(2).unflatten(1, (bias.shape[1], -1))
-            for span in chunks.spans():
-                own_bias = chunks.own_bias(span)
-                for group in chunks.groups():
-                    p = chunks.probabilities(group, span, own_bias).to(q.dtype)
-                    by_head[group, :, :, span] = (p @ chunks.values[group].mT).mT
+            probabilities = chunks.all_probabilities()
+            for span, group in itertools.product(chunks.spans(), chunks.groups()):
+                p = next(probabilities)
+                if chunks.keeps:
+                    kept.append(p)
+                by_head[group, :, :, span] = (p.to(q.dtype) @ chunks.values[group].mT).mT
+        ctx.save_for_backward(q, kv, bias, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, bias = ctx.saved_tensors
+        q, kv, bias, *kept = ctx.saved_tensors
         with without_autocast(q):
-            return _gradients(_Chunks(q, kv, bias), grad_outputs[0], q, kv, bias)
+            return _gradients(_Chunks(q, kv, bias), kept, grad_outputs[0], q, kv, bias)
 
 
-def _gradients(chunks: _Chunks, grad: Tensor, q: Tensor, kv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `q`, `kv` and `bias`; sums over chunks are in fp32 at least, in a fixed order."""
+def _gradients(
+    chunks: _Chunks, kept: Sequence[Tensor], grad: Tensor, q: Tensor, kv: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `q`, `kv` and `bias`; sums over chunks are in fp32 at least, in a fixed order.
+
+    `kept` has the probabilities of each chunk, or nothing.
+    """
     heads, dtype, sums = bias.shape[1], q.dtype, chunks.bias.dtype
-    dq = torch.empty(q.shape, dtype=dtype, device=q.device)
-    dkv = torch.zeros(kv.shape, dtype=sums, device=q.device)
+    dq, dkv = _empty_like(q, dtype), _empty_like(kv, sums).zero_()
     dbias = torch.zeros_like(chunks.bias)
     grads = grad.flatten(2).unflatten(1, (heads, -1)).mT
     dq_by_head = dq.flatten(2).unflatten(1, (heads, -1))
     dk, dv = dkv.flatten(2).unflatten(1, (2, heads, -1)).unbind(1)
+    probabilities = iter(kept or chunks.all_probabilities())
     for span in chunks.spans():
-        own_bias = chunks.own_bias(span)
-        own_dbias = torch.zeros_like(own_bias)
+        own_dbias = torch.zeros((heads, span.stop - span.start, kv.shape[2:].numel()), dtype=sums, device=q.device)
         for group in chunks.groups():
-            p = chunks.probabilities(group, span, own_bias)
+            p = next(probabilities)
             own_grad = grads[group, :, span]
             dv[group] += own_grad.mT @ p.to(dtype)
             dp = (own_grad @ chunks.values[group]).to(sums)

@@ -3,14 +3,15 @@
     python -m tests.benchmarks.attention [--model transxnet_t] [--size 512] [--batch 2] [--rounds 5]
 
 First it counts, on meta tensors, the bytes that autograd keeps for all attentions of the model at 800 x 1344 (batch 2)
-and at `--size`, each storage once. Then it times all attentions, forward and backward, in either form. The two take
-turns within one run.
+and at `--size`, each storage once. Then it times forward and backward in either form, by the clock and by the process's
+CPU time: all attentions, those of each stage, and the whole network. The two forms take turns within one run.
 """
 
 import argparse
 import contextlib
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -77,6 +78,27 @@ def attend(stages: list[list[Tensor]]) -> list[Tensor]:
     return found
 
 
+def compare(name: str, step: Callable[[], object], rounds: int) -> None:
+    """Print the seconds of `step` in both forms, which take turns, and the ratio of each round's pair."""
+    forms = {"at once": all_at_once, "bounded": contextlib.nullcontext}
+    times: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
+    for repeat in range(rounds + 1):
+        for form, enter in forms.items():
+            clock, cpu = time.perf_counter(), time.process_time()
+            with enter():
+                step()
+            if repeat:
+                times[form].append((time.perf_counter() - clock, time.process_time() - cpu))
+    for index, kind in enumerate(("clock", "CPU")):
+        before, after = ([pair[index] for pair in times[form]] for form in forms)
+        ratios = sorted(a / b for a, b in zip(before, after, strict=True))
+        print(
+            f"  {name:15s} {kind:5s}  fastest {min(before):6.3f} s at once, {min(after):6.3f} s bounded; at once / "
+            f"bounded: median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Count, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,21 +118,25 @@ def main() -> None:
         print(f"  {height} x {width}, batch {batch}: {before / 1e9:.2f} at once, {after / 1e9:.2f} in bounded memory")
 
     torch.manual_seed(0)
+    print(
+        f"{options.model}, batch {options.batch}, {options.size} px, "
+        f"{options.threads} threads, fp32, forward and backward"
+    )
     stages = inputs(options.model, options.size, options.size, options.batch, torch.float32)
-    forms = {"at once": all_at_once, "bounded": contextlib.nullcontext}
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for repeat in range(options.rounds + 1):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            with form():
-                torch.autograd.backward([out.square().mean() for out in attend(stages)])
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    print(f"{options.model}, batch {options.batch}, {options.size} px, {options.threads} threads, fp32, all attentions")
-    for name, seconds in times.items():
-        print(f"  {name:10s} fastest {min(seconds):6.3f} s   median {sorted(seconds)[len(seconds) // 2]:6.3f} s")
-    ratio = min(times["at once"]) / min(times["bounded"])
-    print(f"  ratio of the fastest rounds, at once / bounded: {ratio:.2f}")
+    compare(
+        "all attentions",
+        lambda: torch.autograd.backward([out.square().mean() for out in attend(stages)]),
+        options.rounds,
+    )
+    for stage, tensors in enumerate(stages, start=1):
+        compare(
+            f"  of stage {stage}",
+            lambda own=tensors: torch.autograd.backward([out.square().mean() for out in attend([own])]),
+            options.rounds,
+        )
+    network = transxnet.build(options.model, drop_path_rate=0.0, backend="reference").train()
+    images = torch.randn(options.batch, 3, options.size, options.size)
+    compare("whole network", lambda: network(images).square().mean().backward(), options.rounds)
 
 
 if __name__ == "__main__":
