@@ -1,6 +1,6 @@
-"""Bicubic resizing and adaptive means whose gradients are sums in a fixed order, on every device.
+"""Resizing and adaptive means whose gradients are sums in a fixed order, on every device.
 
-PyTorch's own gradients of both add with atomics on a GPU: two runs differ in their last bits, and
+PyTorch's own gradients of them add with atomics on a GPU: two runs differ in their last bits, and
 `torch.use_deterministic_algorithms(True)` makes them raise. Here a gradient is a product with a small matrix.
 """
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CubicTaps", "adaptive_mean", "adaptive_mean_gradient", "cubic_taps", "resize_bicubic"]
+__all__ = [
+    "CubicTaps", "adaptive_mean", "adaptive_mean_gradient", "cubic_taps", "resize_bicubic", "resize_bilinear",
+    "resize_bilinear_gradient",
+]  # fmt: skip
 
 TAPS = 4
 BLOCK = 64
@@ -204,3 +207,43 @@ class _AdaptiveMeanFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         return adaptive_mean_gradient(grad_outputs[0], *ctx.shape), None
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return `F.interpolate(x, size, mode="bilinear", align_corners=False)`, `[N, C, *size]` of `[N, C, H, W]`."""
+    if x.device.type == "cpu" or torch.compiler.is_compiling():
+        return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
+    return _BilinearFunction.apply(x, size)
+
+
+def resize_bilinear_gradient(grad: Tensor, height: int, width: int) -> Tensor:
+    """Return the gradient `[N, C, height, width]` of the map, given that of the resized map `[N, C, H', W']`."""
+    dtype = at_least_fp32(grad.dtype)
+    rows = _bilinear_matrix(height, grad.shape[2], dtype, grad.device)
+    columns = _bilinear_matrix(width, grad.shape[3], dtype, grad.device)
+    out = torch.empty((*grad.shape[:2], height, width), dtype=grad.dtype, device=grad.device)
+    with without_autocast(grad):
+        # One sample at a time: logits of a segmentation in fp32 are the largest tensors of its network.
+        for own, sample in zip(out, grad, strict=True):
+            own.copy_(rows.mT @ (sample.to(dtype) @ columns))
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _bilinear_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix `[size_out, size_in]` whose product with a column of values is the column resized."""
+    with torch.inference_mode(False), torch.no_grad():
+        columns = torch.eye(size_in, dtype=dtype, device="cpu")[None, :, :, None]
+        resized = F.interpolate(columns, size=(size_out, 1), mode="bilinear", align_corners=False)
+        return resized[0, :, :, 0].mT.contiguous().to(device)
+
+
+class _BilinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.shape = x.shape[-2:]
+        return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return resize_bilinear_gradient(grad_outputs[0], *ctx.shape), None

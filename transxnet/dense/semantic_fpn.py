@@ -13,6 +13,7 @@ from transxnet.dense.build import build_backbone
 from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.losses import pixel_cross_entropy
 from transxnet.dense.weights import WeightsSource
+from transxnet.resample import resize_bilinear
 
 __all__ = ["SemanticFPN", "SemanticHead", "resize_logits", "semantic_fpn"]
 
@@ -117,7 +118,7 @@ def resize_logits(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return maps `[N, C, h, w]` resized bilinearly to `[N, C, *size]`, as upstream (`align_corners=False`)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
-    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+    return resize_bilinear(logits, (size[0], size[1]))
 
 
 def semantic_fpn(

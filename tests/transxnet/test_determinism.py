@@ -1,0 +1,81 @@
+"""Every network computes the same bits twice, and PyTorch's deterministic mode has nothing to refuse."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import transxnet
+from tests.transxnet.dense.scenes import BOXES, LABELS, SIZES, batch
+from tests.transxnet.fixtures import images
+from transxnet import dense
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
+    "transxnet": (
+        lambda: transxnet.transxnet_n(num_classes=3, image_size=32, backend="reference"),
+        lambda network: network(images(2, 300, 420)).sum(),
+    ),
+    "semantic_fpn": (
+        lambda: dense.semantic_fpn("n", 3, image_size=32, backend="reference"),
+        lambda network: network(images(2, 61, 90), torch.arange(2 * 61 * 90).view(2, 61, 90) % 3)["loss_ce"],
+    ),
+    "retinanet": (
+        lambda: dense.retinanet("n", 3, image_size=32, backend="reference"),
+        lambda network: sum(network(batch(), SIZES, BOXES, LABELS).values()),
+    ),
+}
+"""Networks, and a loss of each. Mask R-CNN, whose losses are drawn, has its test in `dense/test_mask_rcnn.py`."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_deterministic_algorithms_raise_nowhere_on_a_cpu_and_give_the_same_bits(name: str):
+    build, loss = NETWORKS[name]
+    found = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            torch.manual_seed(0)
+            network = build().train()
+            loss(network).backward()
+            found.append([p.grad for p in network.parameters() if p.grad is not None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(found[0]) > 100
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+
+
+NONDETERMINISTIC = (
+    "adaptive_avg_pool", "adaptive_max_pool", "avg_pool3d", "upsample_linear", "upsample_bilinear", "upsample_bicubic",
+    "upsample_trilinear", "grid_sampler", "reflection_pad", "replication_pad", "scatter", "index_add", "index_put",
+    "index_copy", "embedding", "cumsum", "median", "bincount", "histc", "kthvalue", "nll_loss2d",
+    "fractional_max_pool", "max_unpool", "ctc_loss", "put",
+)  # fmt: skip
+"""Parts of the names of operators whose CUDA kernels `torch.use_deterministic_algorithms` lists as nondeterministic."""
+FORWARDS = {"_adaptive_avg_pool2d", "upsample_bilinear2d"}
+"""Of those, operators whose gradient alone is nondeterministic."""
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("transxnet", ((203, 90), (300, 420))), ("semantic_fpn", ((50, 90),))]
+)  # fmt: skip
+def test_no_operator_of_a_gpu_is_documented_as_nondeterministic(name: str, sizes: tuple[tuple[int, int], ...]):
+    """The operators are recorded on meta tensors, which take the same path as CUDA's."""
+    used: set[str] = set()
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            used.add(func._schema.name.removeprefix("aten::"))
+            return func(*args, **(kwargs or {}))
+
+    build, _ = NETWORKS[name]
+    with torch.device("meta"):
+        network = build().train()
+        for size in sizes:
+            labels = () if name == "transxnet" else (torch.zeros(2, *size, dtype=torch.int64),)
+            with Recording():
+                out = network(torch.randn(2, 3, *size), *labels)
+                (out["loss_ce"] if labels else out.sum()).backward()
+    assert len(used) > 40
+    assert not {operator for operator in used - FORWARDS if any(part in operator for part in NONDETERMINISTIC)}
