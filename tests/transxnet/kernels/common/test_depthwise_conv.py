@@ -21,6 +21,9 @@ from transxnet.kernels.common.depthwise_conv import (
         pytest.param((1, 2, 40, 33), 3, FP32, marks=slow_on_cpu),
         pytest.param((2, 76, 13, 9), 7, FP32, marks=slow_on_cpu),
         pytest.param((1, 336, 7, 7), 7, LOW, marks=slow_on_cpu),
+        pytest.param((2, 3, 13, 21), 7, LOW, marks=slow_on_cpu, id="13x21"),
+        pytest.param((1, 3, 25, 42), 5, FP32, marks=slow_on_cpu, id="25x42"),
+        pytest.param((1, 2, 64, 64), 7, LOW, marks=slow_on_cpu, id="64x64"),
     ],
 )
 def test_depthwise_conv_matches_the_reference(shape, kernel, dtype):

@@ -23,6 +23,9 @@ from transxnet.kernels.common.linear import gelu_norm_linear, gelu_norm_linear_r
         pytest.param((2, 336, 7, 7), 42, LOW, True, marks=slow_on_cpu),
         pytest.param((5, 76, 13, 9), 300, FP32, True, marks=slow_on_cpu),
         pytest.param((600, 2, 3, 5), 3, FP32, True, marks=slow_on_cpu),
+        pytest.param((2, 19, 13, 21), 35, LOW, True, marks=slow_on_cpu, id="13x21"),
+        pytest.param((1, 19, 25, 42), 35, FP32, True, marks=slow_on_cpu, id="25x42"),
+        pytest.param((1, 19, 64, 64), 35, LOW, True, marks=slow_on_cpu, id="64x64"),
     ],
 )
 def test_gelu_norm_linear_matches_the_reference(shape, outputs, dtype, training):

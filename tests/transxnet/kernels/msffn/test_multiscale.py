@@ -26,6 +26,9 @@ from transxnet.kernels.residual import scaled_residual, scaled_residual_referenc
         pytest.param((1, 4, 40, 33), 2, FP32, True, marks=slow_on_cpu),
         pytest.param((2, 11, 13, 9), 2, LOW, True, marks=slow_on_cpu),
         pytest.param((2, 38, 7, 7), 4, FP32, True, marks=slow_on_cpu),
+        pytest.param((2, 4, 13, 21), 2, LOW, True, marks=slow_on_cpu, id="13x21"),
+        pytest.param((1, 3, 25, 42), 2, FP32, True, marks=slow_on_cpu, id="25x42"),
+        pytest.param((1, 2, 64, 64), 2, LOW, True, marks=slow_on_cpu, id="64x64"),
     ],
 )
 def test_ms_ffn_and_residual_match_the_reference(shape, ratio, dtype, training):
