@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.distributed import World, gather_objects
 from pipeline.engine.engine import DTYPES
@@ -17,13 +19,14 @@ def check_kernels(config: TrainConfig, world: World, run_dir: Path, recorder: Re
 
     Ranks that computed an operator differently would wait for each other's statistics. The first rank of each node
     prints a line for each such operator. Rank 0 writes the table of its node to
-    `submitit/kernels_report_ATTEMPT.json`, which MLflow gets. On CPUs, and with the reference backend, nothing is done.
+    `submitit/kernels_report_ATTEMPT.json`, which MLflow gets. Where the network does not use the kernels (on CPUs, on
+    GPUs of compute capability below 8.0, with the reference backend) nothing is done.
     """
-    if world.device.type != "cuda" or config.model.backend == "reference":
-        return
-    from transxnet.backend import leave_to_pytorch, left_to_pytorch
+    from transxnet.backend import leave_to_pytorch, left_to_pytorch, use_triton
     from transxnet.check import check_kernels as check_on_this_rank
 
+    if not use_triton(config.model.backend, torch.empty(0, dtype=DTYPES[config.precision], device=world.device)):
+        return
     verdicts = check_on_this_rank(world.device, DTYPES[config.precision])
     own = left_to_pytorch()
     everywhere = {operator for rank in cast("list[list[str]]", gather_objects(sorted(own))) for operator in rank}

@@ -87,7 +87,7 @@ class _Counting(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _kernels_counted(traffic: Traffic) -> Iterator[None]:
+def kernels_counted(traffic: Traffic) -> Iterator[None]:
     """Count the launches of kernels instead of running them."""
     from triton.runtime.jit import JITFunction
 
@@ -133,7 +133,7 @@ def count_step(
                 module.float()
         images = torch.empty(batch, 3, size, size, dtype=dtype)
         traffic = Traffic()
-        with _kernels_counted(traffic), _Counting(traffic):
+        with kernels_counted(traffic), _Counting(traffic):
             with _saved_counted(traffic, model):
                 out = model.train()(images).float().sum()
             traffic.forward_launches = sum(traffic.launches.values())

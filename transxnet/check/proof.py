@@ -15,7 +15,7 @@ from transxnet.backend import leave_to_pytorch, left_to_pytorch
 from transxnet.check.operators import OPERATORS, Operator, Shape
 from transxnet.config import Backend
 
-__all__ = ["Verdict", "prove"]
+__all__ = ["OperatorRun", "Verdict", "prove"]
 
 ALLOWED = 2.0
 """A kernel's largest error, as a multiple of PyTorch's own."""
@@ -54,7 +54,12 @@ class Verdict:
 
 
 def prove(
-    device: torch.device, dtype: torch.dtype, operators: Sequence[Operator] = OPERATORS, *, timed: bool | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    operators: Sequence[Operator] = OPERATORS,
+    *,
+    timed: bool | None = None,
+    report: Callable[[Verdict], None] | None = None,
 ) -> list[Verdict]:
     """Compare and time the operators, and leave to PyTorch those whose kernels fail, raise or are slower.
 
@@ -66,6 +71,7 @@ def prove(
         dtype: the precision of the run, fp32, bf16 or fp16.
         operators: those to compare; all others are trusted as they were.
         timed: whether to time them; by default on a GPU, and not in triton's interpreter.
+        report: called with each verdict when it is found.
 
     Returns:
         A verdict for each operator.
@@ -82,6 +88,8 @@ def prove(
             verdict = _verdict(operator, device, dtype, timed=timed)
             failed |= {operator.name} if verdict.problem else set()
             verdicts.append(verdict)
+            if report is not None:
+                report(verdict)
     leave_to_pytorch(failed)
     return verdicts
 
@@ -91,7 +99,7 @@ def _verdict(operator: Operator, device: torch.device, dtype: torch.dtype, *, ti
     pytorch_error, problem = 0.0, ""
     try:
         exact, plain, kernels = (
-            _Run(operator, operator.awkward, backend, device, dtype, exact=exact) for backend, exact in RUNS
+            OperatorRun(operator, operator.awkward, backend, device, dtype, exact=exact) for backend, exact in RUNS
         )
         wanted = exact.results()
         pytorch_error = _largest_error(plain.results(), wanted)
@@ -101,7 +109,9 @@ def _verdict(operator: Operator, device: torch.device, dtype: torch.dtype, *, ti
         if not error <= allowed:
             problem = f"its error is {error:.1e}, {allowed:.1e} is allowed"
         elif timed:
-            pair = [_Run(operator, operator.typical, backend, device, dtype, exact=False) for backend, _ in RUNS[1:]]
+            pair = [
+                OperatorRun(operator, operator.typical, backend, device, dtype, exact=False) for backend, _ in RUNS[1:]
+            ]
             pytorch_ms, kernel_ms = _alternate([run.step for run in pair], device)
             if kernel_ms > pytorch_ms:
                 problem = f"it takes {kernel_ms:.2f} ms, PyTorch {pytorch_ms:.2f} ms"
@@ -117,7 +127,7 @@ def _verdict(operator: Operator, device: torch.device, dtype: torch.dtype, *, ti
     )
 
 
-class _Run:
+class OperatorRun:
     """An operator's network on one backend, with inputs and weights that depend on the shape alone."""
 
     def __init__(

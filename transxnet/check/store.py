@@ -65,9 +65,11 @@ def _check_once(device: torch.device, dtype: torch.dtype) -> tuple[Verdict, ...]
             fcntl.flock(lock, fcntl.LOCK_EX)
             verdicts = _read(path)
             if verdicts is None:
+                print(f"comparing the kernels with PyTorch; the verdicts are kept in {path}", flush=True)
                 verdicts = prove(device, dtype)
                 _write(path, verdicts)
-    except OSError:
+    except OSError as problem:
+        print(f"comparing the kernels with PyTorch; {path} cannot be written: {problem.strerror}", flush=True)
         verdicts = prove(device, dtype)
     leave_to_pytorch(already | {verdict.operator for verdict in verdicts if verdict.problem})
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -18,6 +18,7 @@ def test_no_password_of_a_uri_reaches_a_run(tmp_path):
     (run_dir / "config.json").write_text(json.dumps(config))
     (run_dir / "submitit").mkdir()
     (run_dir / "submitit/7_report_0.json").write_text('{"hosts": {"n1": 2}, "NCCL_TOKEN": "pa55"}')
+    (run_dir / "submitit/kernels_report_1.json").write_text('{"left_to_pytorch": []}')
     shipper = Shipper(run_dir)
     shipper.begin({"attempt": "1"})
     shipper.ship(0)
@@ -27,5 +28,6 @@ def test_no_password_of_a_uri_reaches_a_run(tmp_path):
     assert run.data.params["data.shards"].startswith("https://me:***@host/shards")
     assert "pa55" not in str(run.to_dictionary())
     files = [path for path in (tmp_path / "runs/mlartifacts").rglob("*") if path.is_file()]
-    assert {"config.json", "environment.json", "7_report_0.json", "report.md"} <= {path.name for path in files}
+    reports = {"7_report_0.json", "kernels_report_1.json", "report.md"}
+    assert {"config.json", "environment.json"} | reports <= {path.name for path in files}
     assert not [path for path in files if b"pa55" in path.read_bytes()]
