@@ -1,4 +1,4 @@
-"""The command `python -m pipeline.status [RUN_DIR] [--watch] [--sync]`: how runs stand."""
+"""The command `python -m pipeline.status [RUN_DIR] [--watch] [--sync] [--export FORMAT]`: how runs stand."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.cli import print_error
 from pipeline.common.errors import PipelineError
+from pipeline.status.export import Export, Format, open_export
 from pipeline.status.show import format_run, format_table
 from pipeline.status.sync import sync_run, unsent_runs
 
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 5.0
 
 
-def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = False, runs: Path = Path("runs")) -> int:
+def main(
+    run_dir: Path | None = None,
+    /,
+    *,
+    watch: bool = False,
+    sync: bool = False,
+    export: Format | None = None,
+    runs: Path = Path("runs"),
+) -> int:
     """Show how a run stands, or all runs.
 
     Args:
         run_dir: Directory of a run, or a folder of runs; by default that of --runs.
         watch: Look again every five seconds until no run will go on by itself.
         sync: Send MLflow what it missed while its server did not answer.
+        export: Write the metrics into the run directory, as csv, parquet or tensorboard; with --watch again and again.
         runs: Folder that holds the runs.
     """
     runs = Path(os.path.expanduser(runs))
@@ -34,7 +44,7 @@ def main(run_dir: Path | None = None, /, *, watch: bool = False, sync: bool = Fa
         return _sync(run_dir, runs)
     # A watch is meant to end by Ctrl-C.
     with contextlib.suppress(KeyboardInterrupt):
-        _show(run_dir, runs, watch)
+        _show(run_dir, runs, watch, export)
     return 0
 
 
@@ -58,11 +68,12 @@ def _select_runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | N
     return runs, folder
 
 
-def _show(run_dir: Path | None, root: Path, watch: bool) -> None:
-    """Print how the runs stand; with `watch` again and again until no run will go on by itself."""
+def _show(run_dir: Path | None, root: Path, watch: bool, export: Format | None) -> None:
+    """Print how the runs stand, and export them; with `watch` again and again until no run will go on by itself."""
     from pipeline.status.jobs import OVER, Jobs
 
     jobs, looks_without_job = Jobs(), 0
+    exports: dict[Path, Export] = {}
     while True:
         runs, folder = _select_runs(run_dir, root)
         statuses, problems = _read_statuses(runs, is_one=folder is None)
@@ -70,6 +81,8 @@ def _show(run_dir: Path | None, root: Path, watch: bool) -> None:
         text = [*_format(statuses, folder, jobs), *problems]
         if watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")  # clear the screen
+        if export is not None:
+            text += _export(runs, export, exports)
         print("\n".join(text), flush=True)
         if not watch or all(status.state in OVER for status in statuses):
             return
@@ -78,6 +91,15 @@ def _show(run_dir: Path | None, root: Path, watch: bool) -> None:
         if looks_without_job == 2:
             return
         time.sleep(WATCH_EVERY_S)
+
+
+def _export(runs: list[Path], kind: Format, exports: dict[Path, Export]) -> list[str]:
+    """Bring the exports of the runs up to date; return a line for each that wrote something."""
+    for run in runs:
+        if run not in exports:
+            exports[run] = open_export(run, kind)
+    written = [exports[run].update() for run in runs]
+    return [f"exported  {path}" for path in written if path is not None]
 
 
 def _read_statuses(runs: list[Path], *, is_one: bool) -> "tuple[list[RunStatus], list[str]]":
