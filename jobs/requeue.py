@@ -16,7 +16,7 @@ PATIENCE_S = 300.0
 REQUEUE_S = 60.0
 """Time limit of `scontrol requeue` in seconds."""
 TRIES = 5
-"""How often to try a requeue that Slurm refuses."""
+"""How often to repeat a requeue that Slurm refuses."""
 _ENDED = {"CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 
@@ -69,16 +69,23 @@ def ask_slurm(job_id: str, restarts: int) -> Decision:
     Raises:
         JobError: Slurm does not answer within `PATIENCE_S`.
     """
+    return _ask_slurm(job_id, restarts)[0]
+
+
+def _ask_slurm(job_id: str, restarts: int) -> tuple[Decision, SlurmJob | None]:
+    """As `ask_slurm`, with the answer of Slurm that led to the decision."""
     deadline = time.monotonic() + PATIENCE_S
     pause_s = 0.5
     while True:
+        job = None
         try:
-            decision = _decision_of(slurm_job(job_id), restarts)
+            job = slurm_job(job_id)
+            decision = _decision_of(job, restarts)
             problem = "" if decision else "its state is not final"
         except SlurmError as error:
             decision, problem = None, str(error)
         if decision is not None:
-            return decision
+            return decision, job
         if time.monotonic() + pause_s > deadline:
             raise JobError(f"the job has saved, but Slurm does not say whether it was cancelled: {problem}")
         time.sleep(pause_s)
@@ -100,7 +107,10 @@ def _decision_of(job: SlurmJob | None, restarts: int) -> Decision | None:
 def requeue_on_slurm(job_id: str, restarts: int) -> Decision:
     """Requeue a job, unless a user cancels it, or Slurm requeues it, before that.
 
-    `scontrol requeue` would revive a cancelled job, so Slurm is asked immediately before each try.
+    A plain `scontrol requeue` would revive a job that is cancelled after the question. Therefore a running job is
+    requeued as `incomplete`: the controller then passes over a job that has been cancelled by that moment, without a
+    word, and is asked once more. A job at its time limit is complete already, and is requeued plainly. A Slurm that
+    does not know the word takes it for the name of another job, refuses that one, and requeues this one.
 
     Returns:
         REQUEUE, or what Slurm has answered instead.
@@ -108,15 +118,18 @@ def requeue_on_slurm(job_id: str, restarts: int) -> Decision:
     Raises:
         JobError: Slurm refuses, or does not answer.
     """
-    for attempt in range(1, TRIES + 1):
-        decision = ask_slurm(job_id, restarts)
+    problem = ""
+    for attempt in range(TRIES + 1):
+        decision, job = _ask_slurm(job_id, restarts)
+        if decision is Decision.ALREADY_REQUEUED and attempt > 0:
+            return Decision.REQUEUE
         if decision is not Decision.REQUEUE:
             return decision
+        time.sleep(attempt)
+        is_running = job is not None and job.state == "RUNNING"
         try:
-            ask("scontrol", "requeue", job_id, timeout_s=REQUEUE_S)
-            break
+            ask("scontrol", "requeue", *(["incomplete"] if is_running else []), job_id, timeout_s=REQUEUE_S)
+            problem = "it leaves it as it is"
         except SlurmError as error:
-            if attempt == TRIES:
-                raise JobError(f"the job has saved, but Slurm does not requeue it: {error}") from None
-            time.sleep(attempt)
-    return Decision.REQUEUE
+            problem = str(error)
+    raise JobError(f"the job has saved, but Slurm does not requeue it: {problem}")

@@ -63,6 +63,23 @@ echo $1 >> {log}
     assert log.read_text().split() == ["show", "requeue", "show"]
 
 
+def test_a_job_at_its_time_limit_is_requeued_plainly_and_a_refusal_is_repeated(tmp_path, monkeypatch):
+    log = tmp_path / "asked"
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"""#!/bin/sh
+[ $1 = requeue ] && {{ echo "$@" >> {log}; exit 0; }}
+[ $(wc -l < {log}) = 2 ] && echo JobState=COMPLETING Restarts=2 && exit
+echo JobState=COMPLETING Reason=TimeLimit Restarts=1
+"""
+    )
+    program.chmod(0o700)
+    log.touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert requeue_on_slurm("7", 1) is Decision.REQUEUE
+    assert log.read_text().splitlines() == ["requeue 7"] * 2
+
+
 def test_job_with_a_failed_rank_is_not_requeued(fake_command, tmp_path):
     fake_command("scontrol", "JobState=RUNNING Restarts=1")
     write_rank_error(tmp_path, 1, HEAD + "ValueError: wrong")
