@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from jobs.environment import FIRST_PORT, PORTS, Place, following_ports, free_port_from
 from jobs.errors import JobError
+from jobs.interfaces import is_loopback
 
 RETRY_S = 0.2
 PORTS_TRIED = 8
@@ -37,15 +38,17 @@ Location = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """What the rendezvous has settled, the same on every rank.
+    """What the rendezvous has settled.
 
     Attributes:
         locations: the location of each rank, in order of the ranks.
         master_port: a port that was free on rank 0's node at the rendezvous.
+        address: address of this rank's node in the network in which the ranks have met; "" for a single rank.
     """
 
     locations: list[Location]
     master_port: int
+    address: str = ""
 
 
 def rendezvous(place: Place, timeout_s: float) -> Meeting:
@@ -68,6 +71,7 @@ def rendezvous(place: Place, timeout_s: float) -> Meeting:
 def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
     """Rank 0: collect the locations of the other ranks, and send all of them to each."""
     locations = {0: (node_name(), place.gpu)}
+    addresses: list[str] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(place))
         peers = []
@@ -84,16 +88,19 @@ def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
                 if job_id == place.job_id:
                     peer.sendall(json.dumps(place.job_id).encode() + b"\n")
                     locations[int(rank)] = (str(host), str(gpu))
+                    addresses.append(peer.getsockname()[0])
                     peers.append(peer)
         answer = {
             "missing": sorted(set(range(place.world_size)) - set(locations)),
             "locations": [locations.get(rank) for rank in range(place.world_size)],
             "master_port": free_port_from(place.master_port),
+            # The ranks of this node may have come by the loopback interface, and the others not.
+            "address": min(addresses, key=is_loopback, default=""),
         }
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode() + b"\n")
-    return _check_answer(answer, place, timeout_s)
+    return _check_answer(answer, place, timeout_s, answer["address"])
 
 
 def _listen(place: Place) -> socket.socket:
@@ -119,6 +126,7 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
                     socket.create_connection((place.master_addr, port), timeout=left) as peer,
                     peer.makefile("rb") as lines,
                 ):
+                    own = peer.getsockname()[0]
                     peer.settimeout(min(HELLO_S, left))
                     peer.sendall(message)
                     if json.loads(_line(lines)) != place.job_id:
@@ -129,7 +137,7 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
             except (OSError, ValueError) as error:
                 last = error
                 continue
-            return _check_answer(answer, place, timeout_s)
+            return _check_answer(answer, place, timeout_s, answer["address"] if is_loopback(own) else own)
         time.sleep(RETRY_S)
     raise JobError(
         f"rank {place.rank} on {node_name()} did not reach rank 0 at {_address(place)} within {timeout_s:.0f} s "
@@ -137,15 +145,16 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
     )
 
 
-def _check_answer(answer: dict, place: Place, timeout_s: float) -> Meeting:
-    """What rank 0's answer has settled, or JobError where it names missing ranks."""
+def _check_answer(answer: dict, place: Place, timeout_s: float, address: str) -> Meeting:
+    """What rank 0's answer has settled, with this node's address, or JobError where it names missing ranks."""
     if answer["missing"]:
         ranks = ", ".join(str(rank) for rank in answer["missing"])
         raise JobError(
             f"rank {ranks} did not reach rank 0 at {_address(place)} within {timeout_s:.0f} s; see its own log for "
             "the reason, if it has started at all"
         )
-    return Meeting(locations=[(host, gpu) for host, gpu in answer["locations"]], master_port=answer["master_port"])
+    locations = [(host, gpu) for host, gpu in answer["locations"]]
+    return Meeting(locations=locations, master_port=answer["master_port"], address=address)
 
 
 def _address(place: Place) -> str:

@@ -44,9 +44,8 @@ def rendezvous_of(place, ranks, timeout_s):
 def test_all_ranks_learn_host_and_gpu_of_each_rank(place, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert (
-        rendezvous_of(place, [2, 0, 1], 20) == [Meeting(locations=[("n1", "3")] * 3, master_port=place.master_port)] * 3
-    )
+    expected = Meeting(locations=[("n1", "3")] * 3, master_port=place.master_port, address="127.0.0.1")
+    assert rendezvous_of(place, [2, 0, 1], 20) == [expected] * 3
 
 
 def test_every_other_rank_names_the_missing_one_within_the_time_out(place):
