@@ -11,6 +11,7 @@ from jobs.environment import Place, find_place
 from jobs.errors import JobError
 from jobs.failure import is_peer_loss
 from jobs.folder_lock import share_lock
+from jobs.interfaces import export_interface
 from jobs.job_report import collect_report, write_report
 from jobs.log import log
 from jobs.notice import export_notices, find_notices
@@ -127,7 +128,7 @@ class Job:
 
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
         if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
-            self._append_event("end", place, outcome="cancelled", reason="while the attempt ended")
+            self._end(task, place, "cancelled", Outcome.CANCELLED, "while the attempt ended")
 
     def _end(self, task: Task, place: Place, logged: str, outcome: Outcome, reason: str = "") -> None:
         """Write the end to the attempt log, and then tell the task, which may take long over it."""
@@ -148,10 +149,13 @@ class Job:
 def meet(place: Place, timeout_s: float) -> tuple[Place, list[Location]]:
     """Meet the other ranks; return the place with the port on which they have agreed, and the location of each rank.
 
+    Gloo and NCCL are led to the network in which the ranks have met.
+
     Raises:
         JobError: a rank is missing.
     """
     meeting = rendezvous(place, timeout_s)
+    export_interface(meeting.address)
     place = replace(place, master_port=meeting.master_port)
     place.export()
     return place, meeting.locations

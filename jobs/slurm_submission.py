@@ -1,13 +1,19 @@
 """A job that was submitted to Slurm."""
 
+import contextlib
 import time
 from pathlib import Path
 
+from jobs import attempt_log
 from jobs.attempt_log import last_outcome
 from jobs.failure import tail
 from jobs.slurm import ask, slurm_job
 from jobs.submission import FINAL_STATES, Submission, Update
 
+_GOES_ON = ("", "requeued", "lost", "peer lost")
+"""Outcomes in the attempt log after which a job goes on, unless it is cancelled."""
+_FORGOTTEN = {"finished": "COMPLETED", "cancelled": "CANCELLED", "requeued": "CANCELLED", "": "UNKNOWN"}
+"""State of a job that Slurm has forgotten, by the last outcome in its attempt log: only a cancel ends a pending job."""
 REQUEUE_S = 30.0
 """A job that Slurm requeues may show PREEMPTED or NODE_FAIL for some seconds before it is PENDING again."""
 
@@ -22,14 +28,25 @@ class SlurmSubmission(Submission):
         self._transient_since: float | None = None
 
     def update(self) -> Update:
-        """Ask Slurm. When Slurm has forgotten the job, derive the state from the attempt log."""
+        """Ask Slurm. When Slurm has forgotten the job, derive the state from the attempt log.
+
+        A cancel of which no rank could tell, since the job was pending or its ranks were killed, is added to that log.
+        """
         job = slurm_job(self.job_id)
         if job is not None:
+            if job.state == "CANCELLED" and last_outcome(self.folder, self.job_id) in _GOES_ON:
+                self._log_cancel(job.restarts)
             return Update(state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes)
-        known = {"finished": "COMPLETED", "cancelled": "CANCELLED", "": "UNKNOWN"}
         return Update(
-            state=known.get(last_outcome(self.folder, self.job_id), "FAILED"), reason="Slurm has forgotten the job"
+            state=_FORGOTTEN.get(last_outcome(self.folder, self.job_id), "FAILED"), reason="Slurm has forgotten the job"
         )
+
+    def _log_cancel(self, restarts: int) -> None:
+        # The folder may be another user's, or gone.
+        with contextlib.suppress(OSError):
+            attempt_log.append(
+                self.folder, "end", job_id=self.job_id, restarts=restarts, outcome="cancelled", reason="Slurm"
+            )
 
     def is_over(self, update: Update) -> bool:
         """Whether Slurm will not start the job again. A requeued job that is held counts as over."""

@@ -59,6 +59,10 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
         outcome = submission.wait(poll_s=1.0, on_update=lambda update: progress.show("", update))
     if outcome is Outcome.FINISHED:
         return conclude(run_dir)
+    if outcome is not Outcome.DETACHED:
+        from pipeline.tracking.settle import settle_after_end
+
+        settle_after_end(run_dir)
     print(describe_end(run_dir, outcome))
     if outcome is Outcome.FAILED:
         print(f"error: {submission.failure()}", file=sys.stderr)

@@ -71,7 +71,7 @@ def _train_as_array(plan: Plan, runs: list[PlannedRun], total_steps: dict[Path, 
     for run, submission, outcome in zip(runs, submissions, outcomes, strict=True):
         if outcome is Outcome.FAILED:
             print(f"error: {run.run_dir.name}: {submission.failure()}", file=sys.stderr)
-    _report_unstarted([run for run, outcome in zip(runs, outcomes, strict=True) if outcome is not Outcome.FINISHED])
+    _report_ended([run for run, outcome in zip(runs, outcomes, strict=True) if outcome is not Outcome.FINISHED])
     return _conclude(plan)
 
 
@@ -96,18 +96,21 @@ def _train_in_turn(plan: Plan, runs: list[PlannedRun], total_steps: dict[Path, i
             outcome = submission.wait(poll_s=1.0, on_update=lambda update, shown=progress: shown.show("", update))
         if outcome is Outcome.FAILED:
             print(f"error: {run.run_dir.name}: {submission.failure()}", file=sys.stderr)
+            _report_ended([run])
         if outcome is Outcome.INTERRUPTED:
-            _report_unstarted(runs[number:])
+            _report_ended(runs[number:])
             return
 
 
-def _report_unstarted(runs: Sequence[PlannedRun]) -> None:
-    """Tell MLflow of runs that ended before their training started: the sweep's parent run waits for all of them."""
+def _report_ended(runs: Sequence[PlannedRun]) -> None:
+    """Tell MLflow of runs that ended before they could tell it: the sweep's parent run waits for all of them."""
     from pipeline.status.sync import sync_run
+    from pipeline.tracking.settle import settle_after_end
     from pipeline.tracking.state import load_state
 
     for run in runs:
         if load_state(run.run_dir) is not None:
+            settle_after_end(run.run_dir)
             continue
         try:
             sync_run(run.run_dir)

@@ -11,7 +11,7 @@ from pipeline.common.cli import print_error
 from pipeline.common.errors import PipelineError
 from pipeline.status.export import Export, Format, open_export
 from pipeline.status.show import format_run, format_table
-from pipeline.status.sync import sync_run, unsent_runs
+from pipeline.status.sync import settle_ended, sync_run, unsent_runs
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
@@ -78,6 +78,10 @@ def _show(run_dir: Path | None, root: Path, watch: bool, export: Format | None) 
         runs, folder = _select_runs(run_dir, root)
         statuses, problems = _read_statuses(runs, is_one=folder is None)
         jobs.refresh()
+        statuses = [jobs.complete(status) for status in statuses]
+        for status in statuses:
+            if status.state in OVER:
+                settle_ended(status.run_dir)
         text = [*_format(statuses, folder, jobs), *problems]
         if watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")  # clear the screen

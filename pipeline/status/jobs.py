@@ -1,5 +1,6 @@
 """Asks the cluster how the jobs of runs stand, and whether a run will go on by itself."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs import JobError, Submission, attach, is_running_locally
@@ -10,13 +11,25 @@ OVER = ("finished", "failed", "cancelled")
 """States of a run that will not go on by itself."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What the cluster says of a run's job."""
+
+    description: str | None = None
+    """As the queue shows it; None for a local job or a cluster without answer."""
+    has_ended: bool = False
+    """Whether there is no job that may still go on."""
+    state: str = ""
+    """Slurm's state of the job, or empty."""
+
+
 class Jobs:
     """The jobs of runs. It remembers each job between looks, because some ends show only in that a state lasts."""
 
     def __init__(self) -> None:
         self._submissions: dict[Path, Submission | None] = {}
         self._is_silent = False
-        self._looked: dict[Path, tuple[str | None, bool]] = {}
+        self._looked: dict[Path, _Look] = {}
 
     def refresh(self) -> None:
         """Forget the cluster's answers, so that it is asked again."""
@@ -25,7 +38,7 @@ class Jobs:
 
     def describe(self, run_dir: Path) -> str | None:
         """Describe the run's job as the cluster's queue shows it; None for a local job or a cluster without answer."""
-        return self._look(run_dir)[0]
+        return self._look(run_dir).description
 
     def is_over(self, status: RunStatus) -> bool:
         """Return whether the run will not go on by itself."""
@@ -33,26 +46,39 @@ class Jobs:
 
     def has_ended(self, run_dir: Path) -> bool:
         """Return whether the run has no job that may still go on; False if the cluster does not answer."""
-        return self._look(run_dir)[1]
+        return self._look(run_dir).has_ended
 
-    def _look(self, run_dir: Path) -> tuple[str | None, bool]:
-        """Return the description of the run's job and whether it has ended, as of this look."""
+    def complete(self, status: RunStatus) -> RunStatus:
+        """Return the status with what the run's own files cannot tell: that its job was cancelled, or never started."""
+        if status.state in (*OVER, "running"):
+            return status
+        look = self._look(status.run_dir)
+        if look.has_ended and look.state == "CANCELLED":
+            return replace(status, state="cancelled")
+        if look.has_ended and look.state and status.state == "submitted":
+            return replace(status, state="failed")
+        return status
+
+    def _look(self, run_dir: Path) -> _Look:
+        """Return what the cluster says of the run's job, as of this look."""
         if run_dir not in self._looked:
             self._looked[run_dir] = self._ask(run_dir)
         return self._looked[run_dir]
 
-    def _ask(self, run_dir: Path) -> tuple[str | None, bool]:
+    def _ask(self, run_dir: Path) -> _Look:
         folder = run_dir / LOGS
         if run_dir not in self._submissions:
             self._submissions[run_dir] = attach(folder)
         submission = self._submissions[run_dir]
         if submission is None:
-            return None, not is_running_locally(folder)
+            return _Look(has_ended=not is_running_locally(folder))
         if self._is_silent:
-            return None, False
+            return _Look()
         try:
             update = submission.update()
         except JobError as error:
             self._is_silent = True
-            return f"{submission.job_id}, but {error}", False
-        return f"{submission.job_id} {update}", submission.is_over(update)
+            return _Look(description=f"{submission.job_id}, but {error}")
+        return _Look(
+            description=f"{submission.job_id} {update}", has_ended=submission.is_over(update), state=update.state
+        )

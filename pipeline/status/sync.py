@@ -24,8 +24,21 @@ def sync_run(run_dir: Path) -> str:
 
 
 def unsent_runs(runs: list[Path]) -> list[Path]:
-    """Return the runs that MLflow has not taken everything of."""
-    from pipeline.tracking.settle import is_settled
+    """Return the runs that MLflow has not taken everything of, or whose end it may not know."""
+    from pipeline.tracking.settle import is_settled, may_go_on
     from pipeline.tracking.state import load_state
 
-    return [run for run in runs if not is_settled(load_state(run))]
+    states = {run: load_state(run) for run in runs}
+    return [run for run, state in states.items() if state is None or not is_settled(state) or may_go_on(state.status)]
+
+
+def settle_ended(run_dir: Path) -> None:
+    """Tell MLflow that a run has ended, if nobody could before; a server that does not answer is asked only once."""
+    from pipeline.tracking.state import load_state
+
+    state = load_state(run_dir)
+    if state is None or state.run_id is None or state.status not in ("RUNNING", "SCHEDULED"):
+        return
+    from pipeline.tracking.settle import settle_after_end
+
+    settle_after_end(run_dir, timeout_s=5, retries=0)

@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.run.files import durable_step
 from pipeline.run.report import write_report
-from pipeline.run.status import run_state
+from pipeline.run.status import State, run_state
 from pipeline.tracking.client import TrackingError, describe_failure, mlflow_session
-from pipeline.tracking.shipper import EVERYTHING, Shipper
+from pipeline.tracking.shipper import END_STATUSES, EVERYTHING, Shipper
 from pipeline.tracking.state import TrackingState, load_state, shipping_lock
 
 logger = logging.getLogger(__name__)
@@ -23,14 +23,19 @@ def is_settled(state: TrackingState | None) -> bool:
     return state is not None and state.sent_status == state.status and state.behind_since is None
 
 
-def settle(run_dir: Path, has_no_job: Callable[[], bool] = lambda: False) -> tuple[TrackingState, int] | None:
+def settle(
+    run_dir: Path, has_no_job: Callable[[], bool] = lambda: False, *, timeout_s: int = 20, retries: int = 1
+) -> tuple[TrackingState, int] | None:
     """Send what MLflow lacks of a run; do nothing while the run is being trained, since it sends by itself.
 
     Steps after the newest checkpoint are sent only if the training has finished: a resumed run computes them again.
 
     Args:
         run_dir: the run's folder.
-        has_no_job: whether the job of a run that never started has ended.
+        has_no_job: whether no job will start the run, or go on with it. Then a run that waits for its next attempt, or
+            never started, is KILLED.
+        timeout_s: how long the server may take for an answer.
+        retries: how often a request that fails is repeated.
 
     Returns:
         The state afterwards, and the last step that the server had before; None if nothing was done.
@@ -44,13 +49,11 @@ def settle(run_dir: Path, has_no_job: Callable[[], bool] = lambda: False) -> tup
             return None
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
-        run = run_state(run_dir)
-        never_started = run == "submitted" and has_no_job()
-        if shipper.state.status == "RUNNING" and (never_started or run not in ("running", "submitted")):
-            # The tracking worker was killed together with the training, or never started: it recorded no end.
-            shipper.end({"finished": "FINISHED", "failed": "FAILED"}.get(run, "KILLED"))
+        end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job)
+        if end is not None:
+            shipper.end(end)
         try:
-            with mlflow_session(shipper.uri, timeout_s=20, retries=1):
+            with mlflow_session(shipper.uri, timeout_s=timeout_s, retries=retries):
                 shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
                 shipper.send_status()
                 write_report(run_dir)
@@ -63,11 +66,50 @@ def settle(run_dir: Path, has_no_job: Callable[[], bool] = lambda: False) -> tup
     return shipper.state, before
 
 
+def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> str | None:
+    """Return the status of a run that has ended, where no attempt recorded it; None: it goes on, or has its status.
+
+    The tracking worker may have been killed together with the training, or never have started. The job may have been
+    cancelled while it waited for its next attempt.
+
+    Args:
+        run: state of the run, from its files.
+        status: status that the run has, or should have, in MLflow.
+        has_no_job: as for `settle`.
+    """
+    if not may_go_on(status):
+        return None
+    # After an attempt that was interrupted its worker may have been killed before it sent that (RUNNING).
+    waits = run == "submitted" or (run == "interrupted" and status == "SCHEDULED")
+    if run == "running" or (waits and not has_no_job()):
+        return None
+    return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "KILLED")
+
+
+def settle_after_end(run_dir: Path, *, timeout_s: int = 20, retries: int = 1) -> None:
+    """Tell MLflow that a run has ended whose job will not go on, if no attempt could tell it; log why if that fails.
+
+    A run that MLflow does not know is not made known for it.
+    """
+    state = load_state(run_dir)
+    if state is None or state.run_id is None or not may_go_on(state.status):
+        return
+    try:
+        settle(run_dir, lambda: True, timeout_s=timeout_s, retries=retries)
+    except (PipelineError, OSError) as error:
+        logger.warning("%s; send the rest with: python -m pipeline.status --sync %s", error, run_dir)
+
+
+def may_go_on(status: str) -> bool:
+    """Whether a run with this status in MLflow is trained, or waits for its next attempt."""
+    return status not in END_STATUSES
+
+
 def settle_after_contact(run_dir: Path) -> None:
     """Settle a run whose server has just answered, unless it lacks nothing; log why if that fails."""
     state = load_state(run_dir)
     # A run that still counts as running there may have been ended before it could tell its end.
-    if state is not None and is_settled(state) and state.status != "RUNNING":
+    if state is not None and is_settled(state) and not may_go_on(state.status):
         return
     try:
         settle(run_dir)

@@ -33,6 +33,7 @@ class Attempt:
         self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
         self._recorder: Recorder | None = None
+        self._closed_as: str | None = None
         self.is_main = False
         """Whether this is rank 0; known once the ranks have joined."""
 
@@ -85,15 +86,20 @@ class Attempt:
     def close(self, outcome: str) -> None:
         """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status.
 
-        A no-op on ranks other than 0, and the second time.
+        A no-op on ranks other than 0. An interrupted attempt may be closed again, as cancelled: a user has cancelled
+        the job before it was requeued.
         """
         status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
         if self._recorder is not None:
             self._recorder.end(outcome)
-            self._recorder = None
         if self._tracker is not None:
             self._tracker.close(status.get(outcome))
             self._tracker = None
+        elif self._closed_as == "interrupted":
+            from pipeline.tracking.settle import settle_after_contact
+
+            settle_after_contact(self._run_dir)
+        self._closed_as = outcome
 
 
 def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:

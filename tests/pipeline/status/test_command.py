@@ -15,9 +15,12 @@ from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
 from pipeline.status.command import main
 from pipeline.status.show import format_run, format_table
-from pipeline.tracking.state import TrackingState, save_state
+from pipeline.tracking.client import open_client
+from pipeline.tracking.shipper import Shipper
+from pipeline.tracking.state import TrackingState, load_state, save_state
+from tests.pipeline.tracking.runs import new_run
 from tests.support import REPOSITORY
-from tests.support.tracking_runs import START, append_event, append_records
+from tests.support.tracking_runs import START, append_event, append_records, new_store
 
 
 def json_train(run_dir: Path) -> dict:
@@ -75,6 +78,67 @@ def test_a_run_that_cannot_be_synced_does_not_stop_the_next(run_dir, monkeypatch
     assert main(run_dir.parent, sync=True) == 1
     said = capsys.readouterr().err
     assert said.count("is tracked in MLflow at http://127.0.0.1:9: set MLFLOW_TRACKING_URI") == 2
+
+
+@pytest.fixture
+def slurm_says(tmp_path, monkeypatch):
+    """A function that lets `scontrol show job` answer with fields of a job, or without any that it does not know it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin/nowhere")
+
+    def answer(fields: str) -> None:
+        said = f"echo {fields}" if fields else "echo Invalid job id specified >&2; exit 1"
+        (programs / "scontrol").write_text(f"#!/bin/sh\n{said}\n")
+        (programs / "scontrol").chmod(0o700)
+
+    return answer
+
+
+def test_a_job_that_was_cancelled_while_it_waited_is_cancelled_here_and_in_mlflow(tmp_path, slurm_says, capsys):
+    uri = new_store(tmp_path)
+    run_dir, _ = new_run(tmp_path, uri)
+    (run_dir / "submitit").mkdir()
+    submission = {"cluster": "slurm", "job_id": "7", "world_size": 1, "folder": f"{run_dir}/submitit"}
+    (run_dir / "submitit/submission.json").write_text(json.dumps(submission))
+    slurm_says("JobState=PENDING Restarts=0")
+    main(run_dir)
+    assert "  state      submitted\n" in capsys.readouterr().out
+    slurm_says("JobState=CANCELLED Restarts=0")
+    main(run_dir)
+    assert "  state      cancelled\n" in capsys.readouterr().out
+    assert load_state(run_dir) is None, "a run that never started was made known to MLflow"
+    # Slurm forgets the job.
+    slurm_says("")
+    main(run_dir)
+    assert "  state      cancelled\n" in capsys.readouterr().out
+    # The run is launched again, interrupted, and its job is requeued and cancelled before it starts.
+    (run_dir / "submitit/submission.json").write_text(json.dumps(submission | {"job_id": "8"}))
+    shipper = Shipper(run_dir)
+    shipper.begin({})
+    shipper.ship(-1)
+    shipper.end("SCHEDULED")
+    shipper.send_status()
+    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+    append_event(run_dir, "end", 1, 1, outcome="interrupted")
+    slurm_says("JobState=PENDING Restarts=1")
+    main(run_dir)
+    assert "  state      interrupted\n" in capsys.readouterr().out
+    assert status_in_mlflow(uri, shipper) == "SCHEDULED"
+    slurm_says("JobState=CANCELLED Restarts=1")
+    main(run_dir)
+    assert "  state      cancelled\n" in capsys.readouterr().out
+    assert status_in_mlflow(uri, shipper) == "KILLED"
+    # Without a look at it meanwhile, `--sync` finds it.
+    shipper.end("SCHEDULED")
+    shipper.send_status()
+    main(tmp_path, sync=True)
+    assert "status KILLED" in capsys.readouterr().out
+    assert status_in_mlflow(uri, shipper) == "KILLED"
+
+
+def status_in_mlflow(uri: str, shipper: Shipper) -> str:
+    return open_client(uri).get_run(shipper.state.run_id).info.status
 
 
 def test_a_closed_pipe_is_no_error(run_dir):
