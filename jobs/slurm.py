@@ -55,18 +55,24 @@ def check_script(script: str) -> None:
     ask("sbatch", "--test-only", stdin=script)
 
 
-def choose_cluster(wanted: str) -> tuple[Cluster, str]:
+_NO_CLUSTER = ("configuration source", "exit status")
+"""Words of the error where sinfo is installed and no cluster is configured, and where it ends without an error."""
+
+
+def choose_cluster(wanted: str, *, falls_back: bool = True) -> tuple[Cluster, str]:
     """Choose the cluster for "auto", and check that a named one is there.
 
     Args:
         wanted: "auto" (Slurm where `sinfo` answers, else this machine), "slurm", "local" or "debug".
+        falls_back: whether "auto" takes this machine although it belongs to a Slurm cluster that does not answer now.
+            Then it is most likely a login node.
 
     Returns:
         The cluster, and a human-readable reason.
 
     Raises:
         JobError: the name is unknown.
-        SlurmError: "slurm" was asked for, and Slurm does not answer.
+        SlurmError: "slurm" was asked for, and Slurm does not answer; or "auto", and this machine may not be taken.
     """
     if wanted == "local":
         return "local", "processes on this machine"
@@ -81,6 +87,12 @@ def choose_cluster(wanted: str) -> tuple[Cluster, str]:
     except JobError as error:
         if wanted == "slurm":
             raise SlurmError(f"--cluster slurm: {error}; use --cluster local to run on this machine") from None
+        is_silent = shutil.which("sinfo") is not None and not any(words in str(error) for words in _NO_CLUSTER)
+        if is_silent and not falls_back:
+            raise SlurmError(
+                f"--cluster auto: this machine belongs to a Slurm cluster that does not answer ({error}); try again "
+                "later, or use --cluster local to run on this machine"
+            ) from None
         return "local", f"processes on this machine, because {error}"
     return "slurm", f"sinfo answers, partitions {', '.join(sorted(set(partitions)))}"
 

@@ -54,7 +54,8 @@ class LaunchOptions:
     recipe: RecipeName = DEFAULT_RECIPE
     """which training; everything below --train. starts from its values"""
     cluster: ClusterChoice = "auto"
-    """where: auto takes SLURM when sinfo answers, else this machine; the demo stays here unless told"""
+    """where: auto takes SLURM when sinfo answers, else this machine, unless it belongs to a cluster that is down; the
+    demo stays here unless told"""
     resources: Annotated[Resources, tyro.conf.arg(name="")] = field(default_factory=Resources)
     run_dir: str | None = None
     """folder of the run, on a disk that all nodes see; given again, the run is resumed; by default runs/RECIPE-TIME"""

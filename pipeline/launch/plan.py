@@ -111,7 +111,8 @@ def build_plan(options: LaunchOptions) -> Plan:
 
     checks.check_registered_name(options.registered_name)
     try:
-        cluster, why = choose_cluster(options.cluster)
+        # What is meant for a cluster must not start on its login node because Slurm is away for a moment.
+        cluster, why = choose_cluster(options.cluster, falls_back=RECIPES[options.recipe].cluster != "auto")
     except SlurmError as error:
         if not options.dry_run or options.cluster == "auto":
             raise

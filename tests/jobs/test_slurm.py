@@ -30,6 +30,15 @@ def test_a_slurm_command_that_hangs_is_given_up_after_the_time_limit(fake_comman
         jobs.choose_cluster("slurm")
 
 
+def test_a_login_node_whose_controller_is_down_is_not_taken_for_a_machine_without_slurm(fake_command):
+    fake_command("sinfo", error="slurm_load_partitions: Unable to contact slurm controller (connect failure)", status=1)
+    assert jobs.choose_cluster("auto")[0] == "local"
+    with pytest.raises(jobs.JobError, match=r"Unable to contact.*use --cluster local to run on this machine"):
+        jobs.choose_cluster("auto", falls_back=False)
+    fake_command("sinfo", error="sinfo: fatal: Could not establish a configuration source", status=1)
+    assert jobs.choose_cluster("auto", falls_back=False)[0] == "local"
+
+
 def test_error_for_an_unknown_cluster_lists_the_known_ones(fake_command):
     with pytest.raises(jobs.JobError, match="there are: auto, slurm, local, debug"):
         jobs.choose_cluster("slrum")
