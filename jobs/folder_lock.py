@@ -6,14 +6,19 @@ import time
 from pathlib import Path
 
 from jobs.errors import JobError
+from jobs.log import log
 
 LOCK_FILE = "alive.lock"
 WAIT_S = 60.0
 """Seconds a launch waits for the processes of a previous one to end."""
+ANNOUNCED_S = 1.0
+"""Seconds after which the wait is announced; a command that reads the status holds the lock for a moment too."""
 
 
 def lock_folder(folder: Path, wait_s: float = WAIT_S) -> int:
     """Lock the folder for one local job, after waiting for the processes of a previous job to end.
+
+    A wait is announced soon, with the launch that holds the lock.
 
     Args:
         folder: folder of the job; it must exist.
@@ -26,19 +31,26 @@ def lock_folder(folder: Path, wait_s: float = WAIT_S) -> int:
         JobError: processes of another launch still run in the folder.
     """
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + wait_s
+    began, is_announced = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+            if waited >= wait_s:
                 os.close(descriptor)
                 raise JobError(
-                    f"processes of a previous launch still run in {folder}; wait until they end, stop them, "
-                    "or choose another --run-dir"
+                    f"the processes of another launch ({holder}) still run in {folder}; wait until they end, stop "
+                    "them, or choose another --run-dir"
                 ) from None
+            if waited >= ANNOUNCED_S and not is_announced:
+                is_announced = True
+                log(f"another launch ({holder}) works in {folder}: waiting up to {wait_s:.0f} s for its end")
             time.sleep(0.2)
 
 

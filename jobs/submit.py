@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jobs.errors import JobError, SlurmError
+from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
 from jobs.job import Job
 from jobs.log import log
@@ -58,6 +59,11 @@ def submit(
 
     resources.check()
     if cluster == "slurm":
+        if is_running_locally(folder):
+            raise JobError(
+                f"processes of a launch on this machine still run in {folder}; wait until they end, stop them, or "
+                "choose another --run-dir"
+            )
         resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
     # Two jobs that write the same checkpoints would destroy them.

@@ -145,6 +145,19 @@ def test_ranks_of_a_killed_launcher_save_and_end_before_a_second_launch_starts(t
     assert starts(tmp_path)[-1][0] > 0, "the ranks of the killed launcher did not save before they ended"
 
 
+def test_second_launch_says_at_once_whom_it_waits_for_and_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    launcher = launch(tmp_path)
+    monkeypatch.setattr("jobs.folder_lock.lock_folder.__defaults__", (1.5,))
+    with pytest.raises(jobs.JobError) as refused:
+        submit(tmp_path)
+    holder = f"another launch (process {launcher.pid} on {os.uname().nodename})"
+    assert capsys.readouterr().out == f"{holder} works in {tmp_path}/jobs: waiting up to 2 s for its end\n"
+    assert str(refused.value).startswith(f"the processes of {holder} still run in {tmp_path}/jobs; wait until they end")
+    assert "\n" not in str(refused.value)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=60)
+
+
 def test_ranks_of_a_killed_controller_end(tmp_path):
     submission = submit(tmp_path, end=1000)
     wait_until(lambda: all_started(tmp_path))

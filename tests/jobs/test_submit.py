@@ -1,6 +1,12 @@
-"""What a dry run shows."""
+"""What a dry run shows, and what is refused before a job is queued."""
+
+import os
+
+import pytest
 
 import jobs
+from jobs.folder_lock import lock_folder
+from tests.jobs.tasks import Count
 
 
 def test_dry_run_shows_the_script_without_slurm(fake_command, tmp_path):
@@ -52,3 +58,12 @@ def test_container_mounts_the_run_and_the_code(tmp_path, monkeypatch):
 def test_dry_run_on_the_local_cluster_describes_the_processes(tmp_path):
     text = jobs.dry_run(cluster="local", folder=tmp_path / "run", resources=jobs.Resources(nodes=4), name="demo")
     assert text.startswith("4 processes on this machine stand for 4 nodes of 1")
+
+
+def test_a_job_is_not_queued_into_a_folder_in_which_a_local_job_runs(tmp_path):
+    held = lock_folder(tmp_path)
+    try:
+        with pytest.raises(jobs.JobError, match=f"processes of a launch on this machine still run in {tmp_path}"):
+            jobs.submit(Count(folder=tmp_path), cluster="slurm", folder=tmp_path, resources=jobs.Resources(), name="x")
+    finally:
+        os.close(held)
