@@ -35,6 +35,8 @@ class Progress:
         self._last_line_time, self._last_line_step = 0.0, -1
         self._first: tuple[float, int] | None = None
         """Time and step from which the rate is measured."""
+        self._attempts: list[int | None] = []
+        """Attempts of the newest records, of which it is measured."""
 
     def show(self, name: str, update: Update) -> None:
         """Print what is new of a run: the state of its job, an evaluation, MLflow's backlog, and the steps of all.
@@ -81,8 +83,11 @@ class Progress:
             records: newest record of each run that has one.
         """
         step, now = sum(int(record["step"]) for record in records), time.monotonic()
-        if self._first is None or step < self._first[1]:
-            self._first = (now, step)
+        attempts = [record.get("attempt") for record in records]
+        if self._first is None or step < self._first[1] or attempts != self._attempts:
+            # The time in the queue, and that of a start, is none of the steps.
+            self._first, self._attempts = (now, step), attempts
+            self._restart_bar(step)
         facts = self._facts(records)
         if sys.stderr.isatty():
             self._show_bar(step, facts)
@@ -105,6 +110,12 @@ class Progress:
             self._bar.write(line)
         else:
             print(line, flush=True)
+
+    def _restart_bar(self, step: int) -> None:
+        """Let the bar measure its rate from now on."""
+        if self._bar is not None:
+            self._bar.reset(self._total)
+            self._bar.initial = self._bar.n = step
 
     def _show_bar(self, step: int, facts: dict[str, str]) -> None:
         from tqdm import tqdm

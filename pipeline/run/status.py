@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pipeline.common.atomic import read_json
 from pipeline.run.config import read_config
 from pipeline.run.files import (
+    ATTEMPTS_NAME,
     CONFIG_NAME,
     LOCK_NAME,
     LOGS,
@@ -52,6 +53,8 @@ class RunStatus:
     model: str
     state: State
     attempts: list[AttemptSpan]
+    is_starting: bool
+    """Whether an attempt has started its processes and not yet begun: it is none of `attempts`."""
     step: int
     total_steps: int | None
     loss: float | None
@@ -92,7 +95,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     records = read_timed_metrics(run_dir)
     last = records[-1] if records else {}
     state, attempts = run_state(run_dir), read_attempts(run_dir, records)
-    if state == "running" and attempts:
+    is_starting = state == "running" and not _has_begun(run_dir)
+    if state == "running" and attempts and not is_starting:
         attempts[-1] = _until(attempts[-1], now)
     step, total = int(last.get("step", 0)), config.total_steps
     rate = _rate(records)
@@ -106,13 +110,14 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         model=config.model_name,
         state=state,
         attempts=attempts,
+        is_starting=is_starting,
         step=step,
         total_steps=total,
         loss=last.get("loss"),
         metric=next((metric for metric in metrics if metric is not None), None),
         metric_label=scores.primary.label,
         images_per_s=None if rate is None else rate * config.global_batch_size,
-        remaining_s=(total - step) / rate if rate and total and state == "running" else None,
+        remaining_s=(total - step) / rate if rate and total and state == "running" and not is_starting else None,
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
         spent=run_spent(read_events(run_dir), records),
@@ -170,6 +175,15 @@ def run_state(run_dir: Path) -> State:
         return "killed"
     known: dict[str, State] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
     return known.get(str(last.get("outcome")), "interrupted")
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether the attempt that holds the run's lock has written its first event, which it does after it took the lock.
+
+    Both times are of the disk's clock, which need not agree with that of a node.
+    """
+    events = run_dir / ATTEMPTS_NAME
+    return events.exists() and events.stat().st_mtime >= (run_dir / LOCK_NAME).stat().st_mtime
 
 
 def _is_locked(path: Path) -> bool:

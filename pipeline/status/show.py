@@ -94,11 +94,13 @@ def _step(status: "RunStatus") -> str:
 
 
 def _attempt(status: "RunStatus") -> str:
+    starting = "the next one is starting" if status.is_starting else ""
     if not status.attempts:
-        return "none has started"
+        return "the first one is starting" if starting else "none has started"
     last = status.attempts[-1]
     ranks = f" on {last.world_size} ranks" if last.world_size else ""
-    return f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
+    text = f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
+    return f"{text}; {starting}" if starting else text
 
 
 def _tracking(status: "RunStatus", now: float) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 
 import pytest
@@ -38,6 +39,27 @@ def test_state_of_a_run_from_submission_to_its_end(run_dir):
     assert status.attempts[0].ended - status.attempts[0].started == 22
     assert status.checkpoint_step == 20
     assert status.remaining_s is None
+
+
+def test_a_restart_is_not_counted_to_the_previous_attempt(run_dir):
+    append_event(run_dir, "start", 1, 0, step=0, world_size=4)
+    append_records(run_dir, range(1, 21))
+    append_event(run_dir, "end", 1, 22, outcome="interrupted")
+    with open(run_dir / ".lock", "w", encoding="utf-8") as lock:
+        # The second attempt has built nothing yet.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        later = time.time() + 1
+        os.utime(run_dir / ".lock", (later, later))
+        status = read_status(run_dir, now=START + 2000)
+        assert status.state == "running"
+        assert status.remaining_s is None
+        assert "  attempt    1 on 4 ranks, from step 0, 0:22; the next one is starting" in format_run(status, START)
+        append_event(run_dir, "start", 2, 2000, step=20, world_size=4)
+        os.utime(run_dir / "attempts.jsonl", (later, later))
+        assert read_status(run_dir, now=START + 2010).attempts[-1].ended == START + 2010
+        append_records(run_dir, range(21, 31), attempt=2, start=START + 2000)
+        # A hundred steps in all, one a second.
+        assert read_status(run_dir, now=START + 2030).remaining_s == pytest.approx(70)
 
 
 def test_a_failed_run_is_failed_while_its_processes_still_end(run_dir):
