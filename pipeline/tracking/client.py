@@ -17,7 +17,7 @@ from pipeline.tracking.address import check_interpreter, local_database, registr
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
+    from mlflow.entities import Experiment, Run
 
     from pipeline.run.config import RunConfig
 
@@ -195,8 +195,8 @@ def _restore(uri: str, kind: str, flag: str, identifier: str) -> str:
     return f"MLFLOW_TRACKING_URI={mask_secrets(uri)} mlflow {kind} restore {flag} {identifier}"
 
 
-def refuse_deleted_run(client: "MlflowClient", uri: str, run_id: str) -> None:
-    """Refuse a run that was deleted on the server, alone or with its experiment.
+def refuse_deleted_run(client: "MlflowClient", uri: str, run_id: str) -> "Run":
+    """Return a run of the server; refuse one that was deleted there, alone or with its experiment.
 
     Raises:
         TrackingError: the message has the command that restores it.
@@ -217,6 +217,7 @@ def refuse_deleted_run(client: "MlflowClient", uri: str, run_id: str) -> None:
         raise TrackingError(
             f"MLflow run {run_id} was deleted: restore it ({_restore(uri, 'runs', '--run-id', run_id)})"
         )
+    return run
 
 
 def describe_failure(error: Exception, refusal: str = "") -> str:

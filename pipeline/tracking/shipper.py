@@ -6,6 +6,7 @@ the time of the training, so that MLflow stores a metric once although it is sen
 
 import contextlib
 import getpass
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from pipeline.tasks import was_evaluated
 from pipeline.tracking.client import experiment_id, open_client, refuse_deleted_run
 from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
 from pipeline.tracking.metrics import record_metrics
-from pipeline.tracking.state import TrackingState, load_state, new_key, save_state, tracking_uri_of
+from pipeline.tracking.state import TrackingState, copied, load_state, new_key, save_state, tracking_uri_of
 from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_create_run, parent_run_id, update_parent_status
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ MAX_VALUE = 5000
 """Number of characters that are kept of a parameter or tag."""
 LISTED_TAGS = {"world_size": "world_sizes", "job_id": "job_ids"}
 """Tag of an attempt, and the tag that lists its values of all attempts in order."""
+SENDER_TAG = "sender"
+"""Tag with the token of the attempt that sent last."""
 _LINKS = {"copied_from": "(copy)", "begun_again_from": "(begun again)"}
 """What the name of an MLflow run says of the run that it comes from."""
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 EVERYTHING = 2**62
 """A step greater than that of any record: all records may be sent."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,6 +95,7 @@ class Shipper:
             if values:
                 tags = {**tags, plural: ", ".join(values)}
         self.state.tags, self.state.status = tags, "RUNNING"
+        self.state.senders.append(new_key())
         self.state.began_at = self.state.began_at or time.time()
         self.state.sent_status = self.state.ended_at = None
         self.save()
@@ -123,7 +128,7 @@ class Shipper:
         if self.state.run_id is None:
             self._create_run()
         elif not self._is_known:
-            refuse_deleted_run(self.client, self.uri, self._run_id)
+            self._check_run()
         self._is_known = True
         if not self.state.described:
             self._describe()
@@ -177,6 +182,20 @@ class Shipper:
     def _run_id(self) -> str:
         assert self.state.run_id is not None
         return self.state.run_id
+
+    def _check_run(self) -> None:
+        """Check the run on the server; leave it if a copy of this folder, as on another host, has continued it."""
+        tags = refuse_deleted_run(self.client, self.uri, self._run_id).data.tags
+        sender = tags.get(SENDER_TAG)
+        if sender is None or sender in self.state.senders:
+            return
+        other = tags.get("run_dir", "a copy of this folder")
+        logger.warning(
+            "MLflow run %s was continued by %s: %s gets an MLflow run of its own, linked to it",
+            *(self._run_id, other, self.run_dir),
+        )
+        self.state, self._offset = copied(self.state), 0
+        self._create_run()
 
     def _create_run(self) -> None:
         """Find the run by its key, or create it."""
@@ -236,8 +255,12 @@ class Shipper:
         """Send the tags of the attempt that begins, and the status RUNNING."""
         from mlflow.entities import RunTag
 
-        tags = [RunTag(name, mask_secrets(value)[:MAX_VALUE]) for name, value in self.state.tags.items()]
+        sent = {**self.state.tags, "run_dir": str(self.run_dir)}
+        if self.state.senders:
+            sent[SENDER_TAG] = self.state.senders[-1]
+        tags = [RunTag(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sent.items()]
         self.client.log_batch(self._run_id, tags=tags)
+        del self.state.senders[:-1]
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()

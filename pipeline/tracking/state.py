@@ -64,6 +64,8 @@ class TrackingState:
     """Run directory that this state was written in."""
     inode: int = 0
     """Inode of that folder: a copy has another one, a folder that was renamed the same."""
+    senders: list[str] = field(default_factory=list)
+    """Tokens of this folder's attempts, from the last one that the server has; of another folder's it has another."""
     links: dict[str, str] = field(default_factory=dict)
     """Tags that name the MLflow run that this one comes from: `copied_from`, `begun_again_from`."""
 
@@ -80,8 +82,11 @@ def load_state(run_dir: Path) -> TrackingState | None:
     two trainings would else write one MLflow run.
     """
     state = _read_state(run_dir)
-    if state is None or not _is_copy(run_dir, state):
-        return state
+    return copied(state) if state is not None and _is_copy(run_dir, state) else state
+
+
+def copied(state: TrackingState) -> TrackingState:
+    """Return the state of a copy of a run with this state: nothing was sent of it yet."""
     return dataclasses.replace(
         state,
         key=new_key(),
@@ -99,7 +104,11 @@ def load_state(run_dir: Path) -> TrackingState | None:
 
 
 def original_of(run_dir: Path) -> Path | None:
-    """Return the run directory that this one is a copy of; None if it is none, was moved, or the original is gone."""
+    """Return the run directory that this one is a copy of; None if it is none, was moved, or the original is gone.
+
+    An original on another host is not seen. Then the folder that goes on first keeps the MLflow run, and the other
+    one finds out when it sends (`Shipper.ship`).
+    """
     state = _read_state(run_dir)
     return Path(state.folder) if state is not None and _is_copy(run_dir, state) else None
 

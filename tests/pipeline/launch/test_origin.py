@@ -15,6 +15,7 @@ from pipeline.run.config import read_config
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.status.sync import sync_run
 from pipeline.tracking.client import open_client
+from pipeline.tracking.shipper import Shipper
 from pipeline.tracking.state import load_state
 from tests.pipeline.tracking.runs import history, new_run
 from tests.support.small_shards import pack
@@ -93,6 +94,44 @@ def test_a_launch_begins_again_where_every_checkpoint_is_damaged(tmp_path: Path,
     assert (tmp_path / "run/former-1/checkpoints/step_00000006").is_dir()
     prepare("--begin-again")
     assert "begins again" not in capsys.readouterr().out
+
+
+def test_of_two_copies_that_do_not_see_each_other_the_second_to_go_on_gets_a_run_of_its_own(tmp_path: Path, caplog):
+    uri = new_store(tmp_path)
+    here, there = trained(tmp_path, uri), tmp_path / "there"
+    attempt(here, range(7, 9))
+    first = load_state(here).run_id
+    shutil.copytree(here, there)
+    # As on another host, whose folder has no original there.
+    forget_inode(there)
+    assert load_state(there).run_id == first
+    attempt(there, range(9, 11))
+    assert load_state(there).run_id == first
+    caplog.clear()
+    attempt(here, range(9, 12))
+    second = load_state(here).run_id
+    assert f"MLflow run {first} was continued by {there}: {here} gets an MLflow run of its own" in caplog.text
+    client = open_client(uri)
+    assert client.get_run(second).data.tags["copied_from"] == first
+    assert (history(uri, first), history(uri, second)) == (list(range(1, 11)), list(range(1, 12)))
+    # Both go on where they are, also after an attempt of which the server heard nothing.
+    Shipper(there).begin({})
+    attempt(there, range(11, 13))
+    attempt(here, range(12, 13))
+    assert (load_state(there).run_id, load_state(here).run_id) == (first, second)
+
+
+def attempt(run_dir: Path, steps: range) -> None:
+    """Do steps in an attempt of its own, and send them."""
+    shipper = Shipper(run_dir)
+    shipper.begin({})
+    append_records(run_dir, steps)
+    shipper.ship(steps[-1])
+
+
+def forget_inode(run_dir: Path) -> None:
+    path = run_dir / "mlflow.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inode": 0}))
 
 
 def test_a_copied_run_gets_an_mlflow_run_of_its_own_and_a_moved_one_keeps_its(tmp_path: Path):
