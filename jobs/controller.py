@@ -21,7 +21,7 @@ from jobs.results import ended_well, remove_result
 from jobs.stop_flag import STOP_SIGNALS, stop_signals_blocked
 
 POLL_S = 0.1
-PEERS_S = 10.0
+PEERS_S = float(os.environ.get("LOCAL_JOBS_PEERS_S") or 10.0)
 """Seconds the other ranks get to end by themselves after one rank has failed."""
 STOP_S = 120.0
 """Seconds the ranks get to save after the controller has asked them to stop."""

@@ -72,9 +72,10 @@ class Count:
     """Counts to `end`, one step every `pause_s` seconds; saves every `save_every` steps and when asked to stop.
 
     Each rank writes one line for each start to a file in `folder`: first step, pid, restarts, port. Rank 0 writes one
-    line for each step that it does to the file `steps`. At `raise_at`
-    (rank, step), that rank raises an error; at `kill_at` (rank, step), it kills itself, only in the first attempt if
-    `once`. With `stuck`, a stopped task saves the step from which it started.
+    line for each step that it does to the file `steps`. A later attempt ends after `then` steps of its own, if that is
+    given: the first one may then go on until something stops it. At `raise_at` (rank, step), that rank raises an error;
+    at `kill_at` (rank, step), it kills itself, only in the first attempt if `once`. With `stuck`, a stopped task saves
+    the step from which it started.
 
     `ended` takes `ended_s` seconds. At `hold` ("import", "begin" or "export"), each rank writes a file of that name and
     its number, and waits `hold_s` seconds, only in the first attempt: before it connects to the others, before the
@@ -84,6 +85,7 @@ class Count:
 
     folder: Path
     end: int = 5
+    then: int | None = None
     pause_s: float = 0.05
     save_every: int = 10
     raise_at: tuple[int, int] | None = None
@@ -132,13 +134,14 @@ class Count:
         self._hold("import", rank, restarts)
         group = Group()
         first = self.saved()
+        end = self.end if self.then is None or restarts == 0 else first + self.then
         with (self.folder / f"rank{rank}").open("a") as file:
             file.write(f"{first} {os.getpid()} {restarts} {os.environ['MASTER_PORT']}\n")
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
         (self.folder / f"place{rank}").write_text(f"{os.environ['LOCAL_RANK']} {devices}\n")
         print(f"rank {rank} starts at {first}", flush=True)
         self._hold("begin", rank, restarts)
-        for step in range(first, self.end):
+        for step in range(first, end):
             if self.raise_at == (rank, step):
                 raise ValueError(f"step {step} cannot be done")
             if self.kill_at == (rank, step) and not (self.once and restarts):
@@ -154,6 +157,6 @@ class Count:
                     file.write(f"{step}\n")
             time.sleep(self.pause_s)
         self._hold("export", rank, restarts)
-        self.save(self.end, rank)
+        self.save(end, rank)
         group.any(False)
         return Outcome.FINISHED

@@ -32,13 +32,15 @@ def ends(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("crash", "ended_s"),
     [
-        # The controller gives the peers of a failed rank ten seconds.
-        pytest.param("late", 12, marks=pytest.mark.thorough),
+        # The controller gives the peers of a failed rank ten seconds, here one.
+        ("late", 3),
         pytest.param("late", 30, marks=pytest.mark.slow),
         pytest.param("atexit", 30, marks=pytest.mark.slow),
     ],
 )
-def test_rank_that_aborts_after_its_end_does_not_end_rank_0(tmp_path, crash, ended_s):
+def test_rank_that_aborts_after_its_end_does_not_end_rank_0(tmp_path, crash, ended_s, monkeypatch):
+    if ended_s == 3:
+        monkeypatch.setenv("LOCAL_JOBS_PEERS_S", "1")
     submission = submit(tmp_path, crash=crash, ended_s=ended_s)
     assert submission.wait(0.05) is jobs.Outcome.FINISHED
     assert ends(tmp_path) == ["FINISHED"]
@@ -81,33 +83,34 @@ def test_job_that_is_stopped_before_its_controller_has_started_starts_no_rank(tm
     assert submission.failure() == ""
 
 
-@pytest.mark.parametrize(
-    ("changes", "point", "outcome", "told"),
-    [
-        ({"hold": "import"}, "import1", jobs.Outcome.INTERRUPTED, "CANCELLED"),
-        ({"hold": "begin"}, "begin1", jobs.Outcome.INTERRUPTED, "CANCELLED"),
-        ({"end": 10_000}, "rank1", jobs.Outcome.INTERRUPTED, "CANCELLED"),
-        ({"hold": "export"}, "export1", jobs.Outcome.FINISHED, "FINISHED"),
-        ({"ended_s": 1.0}, "ending", jobs.Outcome.FINISHED, "FINISHED"),
-    ],
-)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=["stopped", "announced"])
-def test_stop_request_at_each_point(tmp_path, changes, point, outcome, told, number):
-    submission = submit(tmp_path, **changes)
+POINTS = {
+    "import1": {"hold": "import"},
+    "begin1": {"hold": "begin"},
+    "rank1": {"end": 10_000, "then": 5},
+    "export1": {"hold": "export"},
+    "ending": {"ended_s": 1.0},
+}
+"""What the task does at each point, by the name of the file that it writes there."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_stop_request_at_each_point(tmp_path, point):
+    submission = submit(tmp_path, **POINTS[point])
     wait_until((tmp_path / point).exists)
-    if number == signal.SIGTERM:
-        submission.cancel()
-        assert submission.wait(0.05) is outcome
-        assert ends(tmp_path) == [told]
-        assert len(starts(tmp_path)) == 1
-        return
+    submission.cancel()
+    is_done = point in ("export1", "ending")
+    assert submission.wait(0.05) is (jobs.Outcome.FINISHED if is_done else jobs.Outcome.INTERRUPTED)
+    assert ends(tmp_path) == ["FINISHED" if is_done else "CANCELLED"]
+    assert len(starts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "point", ["begin1", *(pytest.param(point, marks=pytest.mark.slow) for point in POINTS if point != "begin1")]
+)
+def test_announced_end_at_each_point(tmp_path, point):
+    submission = submit(tmp_path, **POINTS[point])
+    wait_until((tmp_path / point).exists)
     # As before a time limit: the controller signals all ranks, and the job goes on in a second attempt.
-    os.kill(submission._process.pid, number)  # pyright: ignore[reportAttributeAccessIssue]
-    if changes.get("end"):
-        wait_until(lambda: len(starts(tmp_path)) == 2)
-        submission.cancel()
-        assert submission.wait(0.05) is outcome
-        assert ends(tmp_path) == ["INTERRUPTED", "CANCELLED"]
-    else:
-        assert submission.wait(0.05) is jobs.Outcome.FINISHED
-        assert ends(tmp_path) == (["FINISHED"] if told == "FINISHED" else ["INTERRUPTED", "FINISHED"])
+    os.kill(submission._process.pid, signal.SIGUSR2)  # pyright: ignore[reportAttributeAccessIssue]
+    assert submission.wait(0.05) is jobs.Outcome.FINISHED
+    assert ends(tmp_path) == (["FINISHED"] if point in ("export1", "ending") else ["INTERRUPTED", "FINISHED"])

@@ -30,7 +30,10 @@ def _program(name: str) -> str:
 
 
 def _free_ports(count: int) -> int:
-    for first in range(FIRST_PORT, LAST_PORT, count):
+    firsts = range(FIRST_PORT, LAST_PORT, count)
+    # Two clusters that start at the same time must not choose the same ports.
+    start = os.getpid() % len(firsts)
+    for first in (*firsts[start:], *firsts[:start]):
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):

@@ -104,5 +104,9 @@ class Run:
         """Assert that losses and weights equal the other run's bit for bit, and that the model is registered."""
         assert self.losses() == other.losses()
         assert self.weights() == other.weights()
+        self.assert_registered()
+
+    def assert_registered(self) -> None:
+        """Assert that the model is registered, and that MLflow knows the end."""
         assert (self.path / "registered.json").exists()
         assert self.mlflow()["sent_status"] == "FINISHED"

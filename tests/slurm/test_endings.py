@@ -5,10 +5,10 @@ Slurm leaves the processes of a cancelled job 5 s (`kill_wait_s`), and those of 
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from jobs.environment import master_port
 from jobs.rendezvous import rendezvous_ports
 from tests.jobs.support import PLACE, REPOSITORY, starts, wait_until
 from tests.jobs.tasks import Count
-from tests.slurm.cluster import Cluster
+from tests.slurm.support import assert_over, preempt
 
 pytestmark = pytest.mark.slurm
 
@@ -43,10 +43,6 @@ def told(folder: Path) -> list[str]:
 def outcomes(folder: Path, job_id: str) -> list[str]:
     """The outcomes in the attempt log, oldest first."""
     return [event.outcome for event in attempt_log.read(folder / "jobs", job_id) if event.event == "end"]
-
-
-def preempt(cluster: Cluster) -> None:
-    cluster.run("sbatch", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
 def slow_python(folder: Path, rank: str) -> Path:
@@ -111,22 +107,35 @@ def test_stop_request_while_the_job_starts(slurm, tmp_path, at, event):
     else:
         submission.cancel()
         assert submission.wait(0.2) is jobs.Outcome.CANCELLED
-        time.sleep(3)
-        assert submission.update().state == "CANCELLED"
+        assert_over(slurm, submission, "CANCELLED")
         assert "FINISHED" not in told(tmp_path)
 
 
-def test_cancel_while_rank_0_ends_its_attempt_is_not_undone(slurm, tmp_path):
-    # The job has decided to requeue itself, and a user cancels it before it does.
-    submission = submit(tmp_path, end=NEVER, ended_s=3)
+@pytest.mark.parametrize("moment", ["last", pytest.param("ending", marks=pytest.mark.slow)])
+def test_cancel_while_rank_0_ends_its_attempt_is_not_undone(slurm, tmp_path, monkeypatch, moment):
+    # The job has decided to requeue itself, and a user cancels it before it does; at the last moment, after its last
+    # question to Slurm.
+    if moment == "last":
+        program = tmp_path / "scontrol"
+        program.write_text(
+            f"""#!/bin/sh
+[ "$1" = requeue ] && for last; do :; done && scancel "$last" && echo "$@" >> {tmp_path}/requeues
+exec {shutil.which("scontrol")} "$@"
+"""
+        )
+        program.chmod(0o700)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    submission = submit(tmp_path, end=NEVER, ended_s=0 if moment == "last" else 3)
     wait_until(lambda: starts(tmp_path, 1))
     slurm.run("scancel", "--signal=USR1", submission.job_id)
     wait_until((tmp_path / "ending").exists)
-    submission.cancel()
+    if moment == "ending":
+        submission.cancel()
     assert submission.wait(0.2) is jobs.Outcome.CANCELLED
-    time.sleep(3)
-    assert submission.update().state == "CANCELLED"
+    assert_over(slurm, submission, "CANCELLED")
     assert outcomes(tmp_path, submission.job_id) == ["requeued", "cancelled"]
+    assert told(tmp_path) == ["INTERRUPTED", "CANCELLED"]
+    assert (tmp_path / "requeues").exists() is (moment == "last")
 
 
 @pytest.mark.parametrize("event", ["cancelled", pytest.param("preempted", marks=pytest.mark.slow)])
@@ -141,6 +150,33 @@ def test_stop_request_after_the_last_step_leaves_the_work_finished(slurm, tmp_pa
     assert submission.wait(0.2) is jobs.Outcome.FINISHED
     assert outcomes(tmp_path, submission.job_id) == ["finished"]
     assert told(tmp_path) == ["FINISHED"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "at", "outcome", "logged"),
+    [
+        ({"hold": "export", "hold_s": 30}, "export1", jobs.Outcome.CANCELLED, ["cancelled"]),
+        ({"ended_s": 30}, "ending", jobs.Outcome.FINISHED, ["finished"]),
+        ({"ended_s": 30, "end": NEVER}, "ending", jobs.Outcome.CANCELLED, ["requeued", "cancelled"]),
+    ],
+    ids=["export", "end", "requeue"],
+)
+def test_ranks_that_slurm_kills_after_a_cancel_leave_the_job_as_its_work_was(
+    slurm, tmp_path, changes, at, outcome, logged
+):
+    # KillWait is over long before rank 0 has ended.
+    submission = submit(tmp_path, **changes)
+    if "requeued" in logged:
+        wait_until(lambda: starts(tmp_path, 1))
+        slurm.run("scancel", "--signal=USR1", submission.job_id)
+    wait_until((tmp_path / at).exists)
+    submission.cancel()
+    assert submission.wait(0.2) is outcome
+    assert_over(slurm, submission, "CANCELLED")
+    assert outcomes(tmp_path, submission.job_id) == logged
+    assert told(tmp_path) == []
+    assert len(starts(tmp_path)) == 1
 
 
 @pytest.mark.slow

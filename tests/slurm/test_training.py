@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.attempt_log import last_outcome
 from tests.slurm.cluster import Cluster, rank_process
 from tests.slurm.runs import REPOSITORY, SAVE_EVERY, STEPS, Run, preempt, wait_until
 
@@ -32,6 +33,20 @@ def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
     return run
 
 
+def test_preempted_run_goes_on_at_its_save_and_ends_registered(slurm, folder):
+    run = Run(folder, "preempted").launch()
+    run.wait_for_step(3)
+    preempt(slurm)
+    output = run.finish()
+    assert run.status == 0, output
+    first, second = run.events("start")
+    assert (first["step"], second["step"]) == (0, run.events("save")[0]["step"])
+    assert second["step"] >= 3
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    run.assert_registered()
+
+
+@pytest.mark.slow
 def test_preempted_run_with_a_killed_rank_equals_an_uninterrupted_one(slurm, folder, uninterrupted):
     run = Run(folder, "interrupted").launch()
     run.wait_for_step(3)
@@ -60,8 +75,7 @@ def test_run_that_is_stopped_while_it_registers_its_model_ends_registered(slurm,
         preempt(slurm)
     output = run.finish()
     assert run.status == 0, output
-    assert (run.path / "registered.json").exists()
-    assert run.mlflow()["sent_status"] == "FINISHED"
+    run.assert_registered()
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
 
 
@@ -80,9 +94,16 @@ def test_preemption_without_grace_loses_at_most_one_interval(slurm, folder, unin
 
 
 @pytest.mark.slow
-def test_cancelled_run_is_killed_in_mlflow_and_resumes_when_launched_again(slurm, folder, uninterrupted):
-    run = Run(folder, "cancelled").launch()
+@pytest.mark.parametrize("at", ["step", "requeue", "pending"])
+def test_cancelled_run_is_killed_in_mlflow_and_resumes_when_launched_again(slurm, folder, uninterrupted, at):
+    run = Run(folder, f"cancelled-{at}").launch()
     run.wait_for_step(3)
+    if at != "step":
+        slurm.run("scancel", "--signal=USR1", run.job_id)
+        # MLflow is being told that the run waits for its next attempt, or was told.
+        wait_until(lambda: last_outcome(run.path / "submitit", run.job_id) == "requeued")
+    if at == "pending":
+        wait_until(lambda: "PENDING" in slurm.run("squeue", "-h", "-j", run.job_id, "-o", "%T"))
     slurm.run("scancel", run.job_id)
     output = run.finish()
     assert run.status != 0
