@@ -105,7 +105,7 @@ def test_stop_request_at_each_point(tmp_path, point):
 
 
 @pytest.mark.parametrize(
-    "point", ["begin1", *(pytest.param(point, marks=pytest.mark.slow) for point in POINTS if point != "begin1")]
+    "point", ["begin1", *(pytest.param(point, marks=pytest.mark.thorough) for point in POINTS if point != "begin1")]
 )
 def test_announced_end_at_each_point(tmp_path, point):
     submission = submit(tmp_path, **POINTS[point])

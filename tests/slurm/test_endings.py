@@ -111,7 +111,7 @@ def test_stop_request_while_the_job_starts(slurm, tmp_path, at, event):
         assert "FINISHED" not in told(tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["last", pytest.param("ending", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moment", ["last", pytest.param("ending", marks=pytest.mark.thorough)])
 def test_cancel_while_rank_0_ends_its_attempt_is_not_undone(slurm, tmp_path, monkeypatch, moment):
     # The job has decided to requeue itself, and a user cancels it before it does; at the last moment, after its last
     # question to Slurm.
