@@ -14,6 +14,7 @@ import pytest
 
 import jobs
 from jobs import attempt_log
+from jobs.folder_lock import lock_folder
 from jobs.submission import Submission
 from tests.jobs.support import REPOSITORY, is_alive, starts, wait_until
 from tests.jobs.tasks import Count
@@ -146,16 +147,17 @@ def test_ranks_of_a_killed_launcher_save_and_end_before_a_second_launch_starts(t
 
 
 def test_second_launch_says_at_once_whom_it_waits_for_and_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
-    launcher = launch(tmp_path)
+    folder = tmp_path / "jobs"
+    folder.mkdir(mode=0o700)
+    held = lock_folder(folder)
     monkeypatch.setattr("jobs.folder_lock.lock_folder.__defaults__", (1.5,))
     with pytest.raises(jobs.JobError) as refused:
         submit(tmp_path)
-    holder = f"another launch (process {launcher.pid} on {os.uname().nodename})"
-    assert capsys.readouterr().out == f"{holder} works in {tmp_path}/jobs: waiting up to 2 s for its end\n"
-    assert str(refused.value).startswith(f"the processes of {holder} still run in {tmp_path}/jobs; wait until they end")
+    os.close(held)
+    holder = f"another launch (process {os.getpid()} on {os.uname().nodename})"
+    assert capsys.readouterr().out == f"{holder} works in {folder}: waiting up to 2 s for its end\n"
+    assert str(refused.value).startswith(f"the processes of {holder} still run in {folder}; wait until they end")
     assert "\n" not in str(refused.value)
-    launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=60)
 
 
 def test_ranks_of_a_killed_controller_end(tmp_path):
