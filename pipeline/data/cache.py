@@ -221,10 +221,23 @@ class ShardCache:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel releases it when the process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold an exclusive lock on a file; the kernel releases it when the process dies.
+
+    Raises:
+        CacheError: the file cannot be made, or its file system has no locks.
+    """
+    hint = "choose a local folder with --train.data.cache-dir"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CacheError(f"{path} cannot be made ({error.strerror}): make room, or {hint}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise CacheError(
+                f"{path.parent} cannot be a cache: its files cannot be locked ({error}); {hint}"
+            ) from error
         yield
     finally:
         os.close(descriptor)

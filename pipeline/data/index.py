@@ -194,8 +194,9 @@ def _write(location: str, manifest: "Manifest", folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():
+            reason = error.strerror or f"the disk is full or a quota is reached: {error}"  # numpy gives only a text
             raise CacheFolderError(
-                f"the index of {location} could not be written to {folder.parent} ({error.strerror or error}); "
+                f"the index of {location} could not be written to {folder.parent} ({reason}); "
                 "make room or choose another folder with --train.data.cache-dir"
             ) from error
 

@@ -1,5 +1,6 @@
 """Files are published complete or not at all."""
 
+import errno
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sharding import OutputError
 from sharding.pool import prepare_workers
 from tests.sharding.builds import check_only_final_files, digests, flags, pack, run_build
 
@@ -80,3 +82,23 @@ def test_a_full_disk_keeps_the_finished_shards(
     pack(source, larger)
     assert digests(larger) == reference
     assert (larger / tars[0]).stat().st_ino == kept
+
+
+def test_a_quota_that_is_reached_is_named_and_the_next_build_completes(
+    source: str, reference: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writev, written = os.writev, [0]
+
+    def limited(descriptor: int, buffers: list[memoryview]) -> int:
+        written[0] += sum(map(len, buffers))
+        if written[0] > 2_500_000:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return writev(descriptor, buffers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", limited)
+        with pytest.raises(OutputError, match=r"could not be written: Disk quota exceeded. No part .* Free some space"):
+            pack(source, tmp_path)
+    check_only_final_files(tmp_path, reference)
+    pack(source, tmp_path)
+    assert digests(tmp_path) == reference

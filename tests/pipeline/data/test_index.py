@@ -1,5 +1,6 @@
 """A node's copy of an index is written once, mapped by all processes, and small."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.index import cache_folder, open_index
+from pipeline.data.cache import CacheError
+from pipeline.data.index import CacheFolderError, cache_folder, open_index
 from sharding import load_manifest
 from sharding.index_table import INDEX_SCHEMA, index_digest
 from sharding.manifest import ClassInfo, Manifest, ManifestError, ShardInfo, write_manifest
@@ -49,7 +51,8 @@ def synthetic(folder: Path, samples: int, shards: int) -> None:
 
 OPEN = """
 import sys
-from pipeline.data.index import cache_folder, open_index
+from pipeline.data.cache import CacheError
+from pipeline.data.index import CacheFolderError, cache_folder, open_index
 from sharding import load_manifest
 index = open_index(sys.argv[1], load_manifest(sys.argv[1], "train"), cache_folder(sys.argv[2]))
 print(len(index.rows), *index.keys([0, 99]))
@@ -70,6 +73,34 @@ def test_a_damaged_index_is_an_error_with_its_name(tmp_path):
     (tmp_path / "synthetic-train.parquet").write_bytes(b"no parquet")
     with pytest.raises(ManifestError, match=r"synthetic-train.parquet cannot be read: .*sharding.index --shards"):
         open_index(str(tmp_path), manifest, cache_folder(str(tmp_path / "cache")))
+
+
+def test_a_full_disk_under_the_index_is_named(tmp_path):
+    synthetic(tmp_path, 100_000, 7)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        with pytest.raises(
+            CacheFolderError, match=r"written to .*/disk \(the disk is full or .*--train.data.cache-dir"
+        ):
+            open_index(str(tmp_path), load_manifest(str(tmp_path), "train"), cache_folder(str(disk)))
+        assert [path.name for path in disk.iterdir()] == [".index.lock"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_cache_on_a_file_system_without_locks_is_refused_with_its_folder(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    synthetic(tmp_path, 100, 7)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(
+        CacheError, match=r"/cache cannot be a cache: .*Operation not supported.*--train.data.cache-dir"
+    ):
+        open_index(str(tmp_path), load_manifest(str(tmp_path), "train"), cache_folder(str(tmp_path / "cache")))
 
 
 def test_the_index_of_imagenet_takes_less_than_64_megabytes_a_node(tmp_path):
