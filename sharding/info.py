@@ -38,6 +38,15 @@ def info_content(folder: Folder, published: Sequence[SplitInfo]) -> bytes:
     return (json.dumps(_with_foreign_fields(folder, splits), indent=1) + "\n").encode()
 
 
+def described_stems(folder: Folder) -> set[str]:
+    """NAME-SPLIT of each split that the present `_info.json` describes; none if there is no such file."""
+    try:
+        splits: dict[str, dict[str, Any]] = json.loads(folder.read(INFO_FILE))["splits"]
+        return {str(entry["filenames"][0]).rpartition("-")[0] for entry in splits.values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()
+
+
 def _with_foreign_fields(folder: Folder, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     try:
         present = json.loads(folder.read(INFO_FILE))

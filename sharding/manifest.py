@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sharding.errors import ManifestError, MissingSplitError
 from sharding.index_table import FIRST_INDEX_SCHEMA, INDEX_SCHEMA, index_bytes, index_digest
-from sharding.info import INFO_FILE, SplitInfo, info_content
+from sharding.info import INFO_FILE, SplitInfo, described_stems, info_content
 from sharding.storage import Folder
 from sharding.work_folder import refuse_unfinished
 
@@ -205,11 +205,16 @@ def shards_of(folder: Folder, stem: str) -> list[str]:
 def find_manifests(folder: Folder) -> dict[tuple[str, str], Manifest]:
     """Load all manifests directly inside a folder, by (name, split); ignores other JSON files.
 
+    An object store may list a file only seconds after it was written, so the splits in `_info.json` are looked for too.
+
     Raises:
         ManifestError: a manifest is damaged.
     """
     found = {}
     names = set(folder.names())
+    if not folder.is_local:
+        described = {f"{stem}.json" for stem in described_stems(folder)}
+        names |= {file for file in described - names if folder.size(file) is not None}
     for name in sorted(names):
         stem = name.removesuffix(".json")
         if stem == name or "-" not in stem or name.startswith((".", "_")):
@@ -237,7 +242,7 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
     if name is not None and folder.size(f"{name}-{split}.json") is not None:
         file = f"{name}-{split}.json"
         return Manifest.from_json(folder.read(file).decode(), f"{location}/{file}")
-    if not folder.exists():
+    if not folder.exists() and folder.size(INFO_FILE) is None:
         raise ManifestError(
             f"no shards at {location!r}: there is no such folder. "
             f"Pack some with: python -m sharding.build --source IMAGENET --output {location} --split {split}"
@@ -318,7 +323,8 @@ def write_manifest(
     _write_info(folder, [*others, manifest], temporary_folder)
     folder.write(f"{manifest.stem}.json", manifest.to_json().encode(), temporary_folder=temporary_folder)
     # Another build may have published its split meanwhile, with an `_info.json` that lacks this split.
-    write_info(folder, temporary_folder=temporary_folder)
+    others = [entry for entry in find_manifests(folder).values() if entry.stem != manifest.stem]
+    _write_info(folder, [*others, manifest], temporary_folder)
 
 
 def write_info(folder: Folder, *, temporary_folder: Folder | None = None) -> None:

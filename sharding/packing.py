@@ -171,7 +171,14 @@ class Packing:
         """
         with contextlib.suppress(OSError):
             self.work_folder.remove(SETTINGS_FILE)
+            if not self.output.is_local:  # an object store removes what it lists, and may list a file late
+                for name in set(self._record_names()) - set(self.work_folder.names()):
+                    self.work_folder.remove(name)
         self.output.remove_folder(self.work_folder_name)
+
+    def _record_names(self) -> list[str]:
+        """File names of the records of all shards, in the work folder."""
+        return [ShardRecord.file_name(number) for number in range(self.plan.num_shards)]
 
     @property
     def work_folder_name(self) -> str:
@@ -218,9 +225,10 @@ class Packing:
         Raises:
             OutputError: see `publish`.
         """
-        records = set(self.work_folder.names())
+        listed = set(self.work_folder.names())
         try:
-            if all(ShardRecord.file_name(number) in records for number in range(self.plan.num_shards)):
+            # An object store may list a file only seconds after it was written.
+            if all(name in listed or self.work_folder.size(name) is not None for name in self._record_names()):
                 return self.publish()
         except (FileNotFoundError, OutputError):
             # Another task may have published and removed the work folder at the same time.
@@ -249,7 +257,7 @@ class Packing:
             record = ShardRecord.from_bytes(number, self.work_folder.read(ShardRecord.file_name(number)))
             if record is None or record.plan != self.plan_digest:
                 raise OutputError(f"the record of {self.shard_name(number)} is damaged. Give the same command again.")
-            if sizes.get(record.shard.name) != record.shard.bytes:
+            if record.shard.bytes not in (sizes.get(record.shard.name), self.output.size(record.shard.name)):
                 raise OutputError(
                     f"{record.shard.name} is missing or has changed since it was packed. Give the same command again."
                 )

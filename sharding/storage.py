@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol
 from pyarrow import fs
 
 from sharding.errors import OutputError, ShardingError
+from sharding.object_store import bounded
 
 _STREAM_BUFFER = 4 << 20  # bytes per ranged request
 _HASH_CHUNK = 4 << 20
@@ -44,7 +45,7 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise ShardingError(f"{location!r} cannot be opened as a folder: {error}") from error
-    return filesystem, path.rstrip("/")
+    return bounded(filesystem), path.rstrip("/")
 
 
 class Sink(Protocol):

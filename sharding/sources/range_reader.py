@@ -6,6 +6,7 @@ import os
 import threading
 from typing import Any
 
+from sharding.object_store import explained
 from sharding.storage import Folder
 
 _OPEN_FILES = 64
@@ -34,7 +35,8 @@ class RangeReader:
         """
         handle = self._handle(name)
         if not self.root.is_local:
-            return handle.read_at(size, offset)
+            with explained(f"{self.root.location}/{name}"):
+                return handle.read_at(size, offset)
         return _read_fully(handle, offset, size)
 
     def prefetch(self, name: str, offset: int, size: int) -> None:
@@ -57,7 +59,10 @@ class RangeReader:
                 return _read_fully(descriptor, 0, size + 1)
             finally:
                 os.close(descriptor)
-        with self.root.filesystem.open_input_stream(self.root.join(name)) as stream:
+        with (
+            explained(f"{self.root.location}/{name}"),
+            self.root.filesystem.open_input_stream(self.root.join(name)) as stream,
+        ):
             return stream.read()
 
     def _handle(self, name: str) -> Any:

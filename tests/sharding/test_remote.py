@@ -3,10 +3,8 @@
 import hashlib
 import multiprocessing
 import os
-import shutil
-import socket
-import subprocess
-import sys
+import pickle
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,37 +12,41 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from sharding import load_index, load_manifest, open_filesystem
+from sharding import load_index, load_manifest, object_store, open_filesystem
 from sharding.pool import prepare_workers
 from sharding.verify import VerifyOptions, verify
-from tests.sharding.builds import flags, pack, run_build, run_build_process
-from tests.sharding.synthetic import train_images, validation_images, write_archives, write_folders
+from tests.sharding.builds import digests, flags, pack, run_build, run_build_process
+from tests.sharding.synthetic import (
+    train_images,
+    validation_images,
+    write_archives,
+    write_class_folders,
+    write_folders,
+)
+from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """The query of a URI that leads to the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
-    program = shutil.which("moto_server", path=str(Path(sys.executable).parent))
-    assert program is not None
-    server = subprocess.Popen(
-        [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
+def server() -> Iterator[int]:
+    """Port of the server."""
+    with s3_server() as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
             patch.setenv(name, value)
-        while True:
-            assert server.poll() is None
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-    server.terminate()
-    server.wait()
+        yield port
+
+
+@pytest.fixture(scope="module")
+def endpoint(server: int) -> str:
+    """The query of a URI that leads to the server."""
+    return place(server)
+
+
+@pytest.fixture
+def proxy(server: int) -> Iterator[FaultyProxy]:
+    """A proxy before the server."""
+    proxy = FaultyProxy(server)
+    yield proxy
+    proxy.close()
 
 
 def names(uri: str) -> list[str]:
@@ -101,10 +103,75 @@ def test_a_remote_source_gives_the_same_bytes(write, endpoint: str, tmp_path: Pa
     assert load_index(str(tmp_path / "there"), load_manifest(str(tmp_path / "there"), "validation")).num_rows == 4
 
 
-@pytest.mark.slow  # the client tries for ten seconds and more
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A few images in class folders, and the SHA-256 of each file of a local build."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_class_folders(root / "source/train", {"cat": 3, "dog": 2})
+    pack(root / "source", root / "expected")
+    return root / "source", digests(root / "expected")
+
+
+def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_about_it(
+    proxy: FaultyProxy,
+    pictures: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    source, expected = pictures
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "for one hour")
+    uri = f"s3://late/shards?{place(proxy.port)}"
+    proxy.lag_seconds = 60.0
+    pack(source, uri)
+    assert load_manifest(uri, "train").num_samples == 5
+    monkeypatch.setattr(object_store, "FIRST_WORD_S", 0.2)
+    proxy.lag_seconds, proxy.list_seconds = 0.0, 0.5
+    assert objects(uri) == expected
+    assert "waiting for s3://late/shards since 0 s; a request is tried 7 times" in capsys.readouterr().err
+    assert proxy.tokens == {"for one hour"}
+
+
+@pytest.mark.slow  # the pauses between attempts are seconds
+def test_a_store_that_fails_every_third_request_gives_the_same_shards(
+    proxy: FaultyProxy, pictures: tuple[Path, dict[str, str]]
+):
+    source, expected = pictures
+    uri = f"s3://faulty/shards?{place(proxy.port)}"
+    proxy.fail_every = 3
+    pack(source, uri)
+    proxy.fail_every = 0
+    assert objects(uri) == expected
+
+
+def test_a_store_that_always_fails_is_a_one_line_error_after_the_last_attempt(
+    proxy: FaultyProxy, pictures: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    proxy.fail_every = 1
+    done = run_build(*flags(pictures[0], f"s3://down/x?{place(proxy.port)}"))
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: s3://down/x.* did not serve .* in 2 attempts .*is overloaded or down.*\n", done.stderr)
+    assert 2 <= proxy.requests <= 8
+
+
+def test_a_listing_may_take_longer_than_pyarrows_three_seconds(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch):
+    filesystem, path = open_filesystem(f"s3://slow/x?{place(proxy.port)}")
+    assert object_store.REQUEST_TIMEOUT_S >= 10
+    for copy in (filesystem, pickle.loads(pickle.dumps(filesystem))):
+        options = fs.S3FileSystem.__reduce__(copy)[1][0]
+        assert options["request_timeout"] == object_store.REQUEST_TIMEOUT_S
+        assert options["connect_timeout"] == object_store.CONNECT_TIMEOUT_S
+    monkeypatch.setattr(object_store, "REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    filesystem, path = open_filesystem(f"s3://slow/x?{place(proxy.port)}")
+    proxy.list_seconds = 2.5
+    with pytest.raises(OSError, match=r"in 1 attempts .*Timeout was reached.* Check endpoint_override and the network"):
+        filesystem.get_file_info(fs.FileSelector(path))
+
+
 def test_a_store_that_does_not_answer_is_a_one_line_error(source: str, monkeypatch: pytest.MonkeyPatch):
-    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    for name, value in {**KEYS, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
     nowhere = "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     done = run_build(*flags(source, nowhere))
     assert done.returncode == 1
