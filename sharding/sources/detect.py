@@ -200,7 +200,8 @@ def list_source(
         for name in forms.keys() - {*wanted, *unlabelled}:
             with contextlib.suppress(SourceError):  # packing that split reports the error and compares its labels
                 others.append(list_split(location, name, source_format, classes, image_member))
-    return align_labels(listings, sorted(others, key=lambda listing: listing.split))
+    shared = parquet.share_classes([*listings, *sorted(others, key=lambda listing: listing.split)])
+    return align_labels(shared[: len(listings)], shared[len(listings) :])
 
 
 def _known_classes(root: Folder, form: SourceFormat, given: str | None) -> ClassList | None:

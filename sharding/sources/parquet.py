@@ -6,10 +6,11 @@ a shard streams its row groups into a temporary file and reads the images from t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_./]|$)")
 # train-00000-of-00294.parquet, or train-00000-of-00294-1c3b2a.parquet
 _NUMBERED = re.compile(r"^(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?\.parquet$")
 _WNID = re.compile(r"(?:^|_)(n\d{8})(?:\.[A-Za-z]+$|_\d)")
+_IS_WNID = re.compile(r"^n\d{8}$")
 _SPOOL_IN_MEMORY = 64 << 20
 _ROWS_AT_ONCE = 32
 
@@ -219,6 +221,38 @@ def _classes(
     if len(shown) < count:
         raise SourceError(f"{root.location}: label {count - 1} has no name: the metadata names {len(shown)} classes")
     return ClassList(tuple(ClassInfo(id_of.get(label, shown[label]), shown[label]) for label in range(count)))
+
+
+def share_classes(listings: Sequence[Listing]) -> list[Listing]:
+    """Complete the classes that a split does not know by those of the other splits, label by label.
+
+    A split tells the WordNet id of a class by the names of its images, so not of a class without images; and without
+    the metadata of Hugging Face's library, a class is only its number.
+
+    Args:
+        listings: splits of one source; those in other forms, or with a class list, stay as they are.
+    """
+    found = [listing for listing in listings if listing.source_format == "parquet" and listing.classes_found]
+    return [
+        dataclasses.replace(
+            listing, classes=tuple(_best_known(label, entry, found) for label, entry in enumerate(listing.classes))
+        )
+        if any(listing is entry for entry in found)
+        else listing
+        for listing in listings
+    ]
+
+
+def _best_known(label: int, own: ClassInfo, listings: Sequence[Listing]) -> ClassInfo:
+    """A class as the split that knows its WordNet id describes it, or else one that knows its name."""
+    if _IS_WNID.match(own.wnid):
+        return own
+    is_number = own.wnid == str(label)
+    others = [listing.classes[label] for listing in listings if label < len(listing.classes)]
+    for other in others:
+        if _IS_WNID.match(other.wnid) and (is_number or own.name == other.name or other.name == other.wnid):
+            return ClassInfo(other.wnid, other.name if is_number else own.name)
+    return next((other for other in others if is_number and other.wnid != str(label)), own)
 
 
 def iter_rows(root: Folder, samples: Listing) -> Iterator[tuple[int, bytes]]:
