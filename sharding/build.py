@@ -62,7 +62,7 @@ class BuildOptions:
     workers: int | None = None
     """number of worker processes; by default one for each CPU this process may use"""
     image_member: str | None = None
-    """extension of the images in folders, where files of several lie side by side: jpg packs 1.jpg and not 1.png"""
+    """extension of the images in class folders, where several lie side by side: jpg packs 1.jpg and not 1.png"""
     dry_run: bool = False
     """show what would be packed and what is left out and why, with shards, bytes and time; write nothing"""
     task_index: int | None = None

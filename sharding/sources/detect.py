@@ -19,8 +19,10 @@ from sharding.sources.devkit import read_devkit
 from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
+from sharding.zip_folder import open_zip
 
-SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "masks", "folder"]
+SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "cityscapes", "voc", "masks", "folder"]
+_OF_CLASS_FOLDERS = ("kaggle", "tiny-imagenet", "folder")
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
@@ -129,7 +131,7 @@ def list_split(
         split: name of the split, such as `train` or `validation`.
         source_format: form of the source; None detects it.
         classes: list of the classes that gives the labels; None uses the classes of the source.
-        image_member: extension of the images in folders; None takes the usual ones.
+        image_member: extension of the images in class folders; None takes the usual ones.
 
     Raises:
         SourceError: the source has no such split, is damaged, or contradicts itself.
@@ -139,8 +141,11 @@ def list_split(
     known = _known_classes(root, form, classes)
     if image_member is None:
         extensions = class_folders.EXTENSIONS
-    elif form in ("ilsvrc", "parquet"):
-        raise SourceError(f"--image-member {image_member} is for images in folders; this source is held as {form}")
+    elif form not in _OF_CLASS_FOLDERS:
+        raise SourceError(
+            f"--image-member {image_member} is for images in class folders; the {split} split of {location} is held as "
+            f"{form}: leave it out"
+        )
     else:
         extensions = (f".{image_member.lower().lstrip('.')}",)
     readers: dict[SourceFormat, Callable[[Folder, str, ClassList | None], Listing]] = {

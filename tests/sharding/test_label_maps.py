@@ -94,6 +94,13 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, how, message):
         build(BuildOptions(source=str(source), output=str(tmp_path / "shards"), workers=1))
 
 
+def test_another_extension_is_refused_where_images_lie_beside_label_maps(tmp_path):
+    source = write_masks(tmp_path / "masks")
+    options = BuildOptions(source=str(source), output=str(tmp_path / "shards"), workers=1, image_member="png")
+    with pytest.raises(ShardingError, match=r"--image-member png is for images in class folders; .* held as masks"):
+        build(options)
+
+
 def test_ade20k_is_read_as_it_is_downloaded(tmp_path):
     root = write_masks(tmp_path / "ADEChallengeData2016", {"training": 3, "validation": 2})
     (root / "classes.json").unlink()
