@@ -36,14 +36,16 @@ class BuildOptions:
     """
 
     source: str = "imagenet"
-    """folder or URI of the images: ImageNet's archives, or class folders (CLASS/IMAGE or SPLIT/CLASS/IMAGE in it)"""
+    """folder, zip or URI: ImageNet's archives, class folders (SPLIT/CLASS/IMAGE), images with label maps"""
     output: str = "shards"
     """folder or URI for the shards"""
     split: str | None = None
     """train, validation, …; by default every split found in the source"""
     name: str = "imagenet1k"
     """prefix of all files"""
-    source_format: Literal["auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "masks", "folder"] = "auto"
+    source_format: Literal[
+        "auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "cityscapes", "voc", "masks", "folder"
+    ] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
     """list of the classes: lines "WNID NAME", CSV or JSON; gives the labels; by default the classes of the source"""

@@ -84,6 +84,7 @@ class Manifest:
         task: `classification`, where a sample has a label, or `segmentation`, where it has a label map (KEY.png).
         ignore_index: value of the pixels of a label map that belong to no class; None for a classification.
         class_values: value of the pixels of each class in a label map; empty for a classification.
+        ignored_values: values of further pixels that belong to no class.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Manifest:
     task: str = "classification"
     ignore_index: int | None = None
     class_values: tuple[int, ...] = ()
+    ignored_values: tuple[int, ...] = ()
 
     @property
     def class_of(self) -> bytes:
@@ -147,6 +149,7 @@ class Manifest:
             "task": self.task,
             "ignore_index": self.ignore_index,
             "class_values": list(self.class_values),
+            **({"ignored_values": list(self.ignored_values)} if self.ignored_values else {}),
         }
 
     @classmethod
@@ -178,6 +181,7 @@ class Manifest:
                 task=content.get("task", "classification"),
                 ignore_index=content.get("ignore_index"),
                 class_values=tuple(content.get("class_values", ())),
+                ignored_values=tuple(content.get("ignored_values", ())),
             )
             digest = content["digest"]
         except ManifestError:

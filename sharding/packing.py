@@ -298,7 +298,12 @@ class Packing:
         maps = self.listing.label_maps
         if maps is None:
             return {}
-        return {"task": "segmentation", "ignore_index": maps.ignore_index, "class_values": maps.class_values}
+        return {
+            "task": "segmentation",
+            "ignore_index": maps.ignore_index,
+            "class_values": maps.class_values,
+            "ignored_values": maps.ignored_values,
+        }
 
     def _check_counts(self, index: pa.Table, skipped: int) -> None:
         """Check before publishing that the shards hold each listed sample exactly once.

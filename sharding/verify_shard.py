@@ -47,7 +47,7 @@ class VerifyJob:
 def _label_maps(manifest: Manifest) -> LabelMaps | None:
     if manifest.ignore_index is None:
         return None
-    return LabelMaps(manifest.class_values, manifest.ignore_index)
+    return LabelMaps(manifest.class_values, manifest.ignore_index, manifest.ignored_values)
 
 
 def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:

@@ -221,7 +221,7 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
 
 
 def _label_map(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
-    """Read and check the label map of a sample; None where there are none.
+    """Read and check the label map of a sample, and return what is packed; None where there are none.
 
     Raises:
         ImageError: it is no label map of this image.
@@ -237,10 +237,9 @@ def _label_map(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
     if len(data) != job.samples.target_sizes[index]:
         raise SourceError(f"{name} has changed since the source was listed. Give the same command again.")
     try:
-        job.label_maps.check(data, packed.width, packed.height)
+        return job.label_maps.pack(data, packed.width, packed.height)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
-    return data
 
 
 def _bytes_after_image(key: str, fields: str, name: str, packed: PackedImage, extension: bytes, target: bytes) -> bytes:

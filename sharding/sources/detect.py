@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from pyarrow import fs
 
 from sharding.errors import SourceError
+from sharding.sources import cityscapes, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc
 from sharding.sources import folder as class_folders
-from sharding.sources import ilsvrc, kaggle, label_maps, parquet, tiny_imagenet
 from sharding.sources.class_files import find_class_list
 from sharding.sources.classes import ClassList
 from sharding.sources.devkit import read_devkit
@@ -27,19 +27,21 @@ SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
 def open_source(location: str) -> Folder:
-    """Open the folder of a source; for the path of one of its archives, open the folder that contains the archive.
+    """Open the folder of a source, or a zip archive as one; for an archive of ImageNet, the folder that contains it.
 
     Raises:
-        SourceError: the source does not exist, or is a file that is none of ImageNet's archives.
+        SourceError: the source does not exist, is a damaged zip archive, or another file that is no archive.
     """
     root = Folder.open(location)
     kind = root.filesystem.get_file_info(root.path).type
     if kind == fs.FileType.File:
         root, name = Folder.of_file(location)
+        if name.lower().endswith(".zip"):
+            return open_zip(location)
         if name not in ilsvrc.ARCHIVES.values() and not name.endswith(".parquet"):
             raise SourceError(
                 f"the source {location!r} is a file that is none of ImageNet's archives "
-                f"({', '.join(ilsvrc.ARCHIVES.values())}). Give the folder that holds the images."
+                f"({', '.join(ilsvrc.ARCHIVES.values())}) and no zip. Give the folder that holds the images."
             )
     elif kind != fs.FileType.Directory:
         raise SourceError(f"the source {location!r} does not exist. Give the folder that holds ImageNet with --source.")
@@ -59,6 +61,8 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
         "tiny-imagenet": tiny_imagenet.find_splits,
         "parquet": parquet.find_splits,
         "ade20k": label_maps.find_ade20k_splits,
+        "cityscapes": cityscapes.find_splits,
+        "voc": voc.find_splits,
         "masks": label_maps.find_mask_splits,
         "folder": class_folders.find_splits,
     }
@@ -154,6 +158,8 @@ def list_split(
         "tiny-imagenet": partial(tiny_imagenet.list_tiny_imagenet, extensions=extensions),
         "parquet": parquet.list_parquet,
         "ade20k": label_maps.list_ade20k,
+        "cityscapes": cityscapes.list_cityscapes,
+        "voc": voc.list_voc,
         "masks": label_maps.list_masks,
         "folder": partial(class_folders.list_folder, extensions=extensions),
     }

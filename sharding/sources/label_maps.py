@@ -2,14 +2,18 @@
 
 `masks`: `ROOT/images/SPLIT/NAME.jpg`, `ROOT/masks/SPLIT/NAME.png` and `ROOT/classes.json`, which maps the value of the
 pixels of each class to its name, such as `{"0": "background", "1": "cat"}`, and may have `"ignore_index"` (else 255).
+Where label maps are in colour, a class is `{"name": "cat", "color": [0, 128, 0]}`, and `"ignore_color"` may be given.
 `ade20k`: `ROOT/images/training/NAME.jpg`, `ROOT/annotations/training/NAME.png`, where 1 to 150 are the classes and 0 is
 none; their names are in `ROOT/objectInfo150.txt`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +31,13 @@ CLASSES = "classes.json"
 OBJECTS = "objectInfo150.txt"
 _IGNORED = 255
 _MOST = 254
+_FORM_OF_CLASSES = (
+    'Write {"0": "road", "1": "sky"}; or, for label maps in colour, {"0": {"name": "road", "color": [128, 64, 128]}}, '
+    'with the colour of pixels without a class as "ignore_color".'
+)
+
+Place = tuple[str, int]
+"""Path of a file in the source, and its size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +115,39 @@ def _read_classes(root: Folder) -> tuple[tuple[ClassInfo, ...], LabelMaps]:
     try:
         content = dict(json.loads(root.read(CLASSES)))
         ignored = int(content.pop("ignore_index", _IGNORED))
-        names = {int(value): str(name) for value, name in content.items()}
-    except (ValueError, TypeError) as error:
-        raise SourceError(f"{where} is no JSON object of values and names: {error}") from error
+        colours = {ignored: content.pop("ignore_color")} if "ignore_color" in content else {}
+        names: dict[int, str] = {}
+        for value, entry in content.items():
+            names[int(value)] = str(entry["name"] if isinstance(entry, dict) else entry)
+            if isinstance(entry, dict) and "color" in entry:
+                colours[int(value)] = entry["color"]
+        palette = tuple((value, _colour(colours[value])) for value in sorted(colours))
+    except (ValueError, TypeError, LookupError) as error:
+        raise SourceError(f"{where} is no JSON object of values and names: {error!r}. {_FORM_OF_CLASSES}") from error
     values = tuple(sorted(names))
     if not values or len(values) > _MOST or not 0 <= min(values) <= max(values) <= 255 or ignored in names:
         raise SourceError(
             f"{where} names {len(values)} classes with values {min(values, default=0)} to {max(values, default=0)}, "
             f"and {ignored} is ignored: 1 to {_MOST} classes with other values from 0 to 255 are possible"
         )
+    lacking = sorted(set(values) - set(colours)) if colours else []
+    if lacking or len({colour for _, colour in palette}) < len(palette):
+        what = f"class {lacking[0]} has no colour" if lacking else "two classes have the same colour"
+        raise SourceError(f"{where}: {what}. Give each class a colour of its own, or none to any.")
     classes = tuple(ClassInfo(str(value), names[value]) for value in values)
-    return classes, LabelMaps(values, ignored)
+    return classes, LabelMaps(values, ignored, colours=palette)
+
+
+def _colour(given: Any) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255 each.
+
+    Raises:
+        ValueError: it is no list of three such numbers.
+    """
+    red, green, blue = map(int, given)
+    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+        raise ValueError(f"the colour {given} is not red, green and blue from 0 to 255")
+    return red, green, blue
 
 
 def _list(root: Folder, split: str, form: _Form, classes: tuple[ClassInfo, ...], maps: LabelMaps) -> Listing:
@@ -123,21 +156,49 @@ def _list(root: Folder, split: str, form: _Form, classes: tuple[ClassInfo, ...],
         raise SourceError(f"{root.location} has no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}")
     images = _files(root, f"images/{splits[split]}", EXTENSIONS)
     masks = _files(root, f"{form.masks}/{splits[split]}", (".png",))
+    listing = pair_label_maps(form.name, split, images, masks, classes, maps)
+    if not maps.colours:
+        return listing
+    note = f"label maps in colour are packed as gray PNGs with the values of {CLASSES}"
+    return dataclasses.replace(listing, notes=(note,))
+
+
+def pair_label_maps(
+    source_format: str,
+    split: str,
+    images: Mapping[str, Place],
+    masks: Mapping[str, Place],
+    classes: tuple[ClassInfo, ...],
+    maps: LabelMaps,
+) -> Listing:
+    """List images with the label maps of the same stems.
+
+    Args:
+        source_format: name of the form of the source.
+        split: name of the split.
+        images: place of each image by its stem, from which its key is made.
+        masks: place of each label map by its stem.
+        classes: the classes, in the order of `maps.class_values`.
+        maps: the values that the pixels of the label maps may have.
+
+    Raises:
+        SourceError: an image or a label map is alone.
+    """
     for lonely, there, what in ((images, masks, "no label map"), (masks, images, "no image")):
         alone = sorted(lonely.keys() - there.keys())
         if alone:
             more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
             raise SourceError(f"{lonely[alone[0]][0]} has {what} with the same stem{more}: add or remove files")
     stems = sorted(images)
-    names = [images[stem][0] for stem in stems]
+    names = pa.array([images[stem][0] for stem in stems], pa.string())
     return Listing(
-        source_format=form.name,
+        source_format=source_format,
         split=split,
         classes=classes,
-        files=pa.array(names, pa.string()),
+        files=names,
         file=np.arange(len(stems), dtype=np.int32),
-        names=pa.array(names, pa.string()),
-        keys=sample_keys(names, [""] * len(names)),
+        names=names,
+        keys=sample_keys([_named(images[stem][0], stem) for stem in stems], [""] * len(stems)),
         labels=np.zeros(len(stems), np.int32),
         offsets=np.zeros(len(stems), np.int64),
         sizes=np.array([images[stem][1] for stem in stems], np.int64),
@@ -147,9 +208,14 @@ def _list(root: Folder, split: str, form: _Form, classes: tuple[ClassInfo, ...],
     )
 
 
-def _files(root: Folder, folder: str, extensions: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+def _named(path: str, stem: str) -> str:
+    """The path of an image with another stem."""
+    return f"{path.rpartition('/')[0]}/{stem}.{path.rpartition('.')[2]}"
+
+
+def _files(root: Folder, folder: str, extensions: tuple[str, ...]) -> dict[str, Place]:
     """Path and size of each file of a folder by its stem; hidden files are left out."""
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, Place] = {}
     for info in root.folder(folder).list():
         name = info.base_name
         if info.type != fs.FileType.File or name.startswith(".") or not name.lower().endswith(extensions):

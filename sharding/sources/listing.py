@@ -33,7 +33,7 @@ class Listing:
     """Every image of one split. Columns have the length `[samples]` unless another shape is given.
 
     Attributes:
-        source_format: `ilsvrc`, `folder`, `kaggle`, `tiny-imagenet` or `parquet`.
+        source_format: one of `SOURCE_FORMATS` in `detect`.
         split: name of the split, such as `train` or `validation`.
         classes: label `i` means `classes[i]`; sorted by WordNet id.
         files: `[files]`; paths inside the source folder.
@@ -143,7 +143,10 @@ class Listing:
             digest.update(self.sizes[order].astype("<i8").tobytes())
         if self.target_sizes is not None and self.label_maps is not None:
             digest.update(self.target_sizes[order].astype("<i8").tobytes())
-            digest.update(repr((self.label_maps.class_values, self.label_maps.ignore_index)).encode())
+            maps = self.label_maps
+            digest.update(repr((maps.class_values, maps.ignore_index)).encode())
+            if maps.ignored_values or maps.colours:
+                digest.update(repr((maps.ignored_values, maps.colours)).encode())
         return digest.hexdigest()
 
 
