@@ -15,6 +15,9 @@ from sharding.mistaken_files import describe_file
 from sharding.storage import Folder
 
 _IGNORED_TOP = "__MACOSX"
+# The table of contents of an archive is in the memory of each worker, and so is a file while it is read.
+_MOST_FILES = 400_000
+_MOST_BYTES = 1 << 30
 
 
 def open_zip(location: str) -> Folder:
@@ -24,7 +27,7 @@ def open_zip(location: str) -> Folder:
         location: path or URI of the archive.
 
     Raises:
-        SourceError: the file is no zip archive, or is damaged.
+        SourceError: the file is no zip archive, is damaged, or has too many files.
     """
     handler = _ZipHandler(location)
     top = {path.partition("/")[0] for path in handler.sizes} - {_IGNORED_TOP}
@@ -48,6 +51,11 @@ class _ZipHandler(fs.FileSystemHandler):
         except (zipfile.BadZipFile, OSError) as error:
             what = describe_file(folder, name) or f"damaged or no zip archive: {error}. Fetch the file again."
             raise SourceError(f"{location} is {what}") from error
+        if len(self._zip.filelist) > _MOST_FILES:
+            raise SourceError(
+                f"{location} has {len(self._zip.filelist):,} files; up to {_MOST_FILES:,} are read in place. "
+                "Unpack it, and give the folder with --source."
+            )
         self.sizes = {entry.filename: entry.file_size for entry in self._zip.infolist() if not entry.is_dir()}
         self.children: dict[str, set[str]] = {"": set()}
         for path in self.sizes:
@@ -90,6 +98,8 @@ class _ZipHandler(fs.FileSystemHandler):
         return found
 
     def open_input_file(self, path: str) -> pa.NativeFile:
+        if self.sizes.get(path.strip("/"), 0) > _MOST_BYTES:
+            raise OSError(f"{self.location} holds {path.strip('/')}, which is too large to be read there: unpack it")
         try:
             data = self._zip.read(path.strip("/"))
         except KeyError as error:

@@ -124,3 +124,30 @@ def test_loaders_that_are_closed_leave_no_descriptors(shards, cache):
     before = psutil.Process().num_fds()
     once()
     assert psutil.Process().num_fds() == before
+
+
+READ_AT_384 = """
+import sys
+from pathlib import Path
+from pipeline.config.schema import ModelConfig
+from pipeline.data.loader import build_train_loader
+from tests.support.small_shards import config
+
+shards, cache = map(Path, sys.argv[1:])
+model = ModelConfig(name="transxnet_n", image_size=384)
+settings = config(shards, cache, model=model, micro_batch_size=24, data={"workers": 2})
+with build_train_loader(settings, world_size=1, rank=0, start_step=0, total_steps=3, device="cpu") as loader:
+    print([tuple(batch.images.shape) for batches in loader for batch in batches])
+"""
+
+
+@pytest.mark.slow  # starts a process of its own
+def test_a_small_dev_shm_does_not_limit_the_loader(shards, tmp_path):
+    """Containers have 64 MB there; the batches of this loader, 11 MB each, do without it."""
+    inner = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" -c "$1" "$2" "$3"'
+    command = ["unshare", "-m", "sh", "-c", inner, sys.executable, READ_AT_384, str(shards), str(tmp_path / "cache")]
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a mount namespace")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{[(24, 3, 384, 384)] * 3}\n"
