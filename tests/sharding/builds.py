@@ -62,6 +62,12 @@ def run_build_process(arguments: list[str], variables: dict[str, str]) -> None:
     sys.exit(build_main())
 
 
+def pack_process(source: str, output: str, variables: dict[str, str]) -> None:
+    """Build with additional environment variables, all in one process: the target of a forked process."""
+    os.environ.update(variables)
+    pack(source, output)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """The environment of this process without SLURM's variables."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | variables

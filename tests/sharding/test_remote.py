@@ -15,12 +15,12 @@ from pyarrow import fs
 from sharding import load_index, load_manifest, object_store, open_filesystem
 from sharding.pool import prepare_workers
 from sharding.verify import VerifyOptions, verify
-from tests.sharding.builds import digests, flags, pack, run_build, run_build_process
+from tests.sharding.builds import digests, flags, pack, pack_process, run_build
 from tests.sharding.synthetic import (
+    large_images,
     train_images,
     validation_images,
     write_archives,
-    write_class_folders,
     write_folders,
 )
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
@@ -71,14 +71,22 @@ def upload(folder: Path, uri: str) -> str:
     return uri
 
 
-def test_a_killed_build_publishes_no_manifest_and_resumes(
-    endpoint: str, source: str, reference: dict[str, str], tmp_path: Path
-):
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A few images in class folders, three shards, and the SHA-256 of each file of a local build."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_folders(root / "source", large_images(15), validation_images(1))
+    pack(root / "source", root / "expected")
+    return root / "source", digests(root / "expected")
+
+
+def test_a_killed_build_publishes_no_manifest_and_resumes(endpoint: str, pictures: tuple[Path, dict[str, str]]):
+    source, reference = pictures
     uri = f"s3://killed/shards?{endpoint}"
     prepare_workers("tests.sharding.builds")
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     context = multiprocessing.get_context("forkserver")
-    build = context.Process(target=run_build_process, args=(flags(source, uri), keys))
+    build = context.Process(target=pack_process, args=(str(source), uri, keys))
     build.start()
     while not any(name.endswith(".tar") for name in names(uri)):
         assert build.is_alive()
@@ -103,15 +111,6 @@ def test_a_remote_source_gives_the_same_bytes(write, endpoint: str, tmp_path: Pa
     assert load_index(str(tmp_path / "there"), load_manifest(str(tmp_path / "there"), "validation")).num_rows == 4
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A few images in class folders, and the SHA-256 of each file of a local build."""
-    root = tmp_path_factory.mktemp("pictures")
-    write_class_folders(root / "source/train", {"cat": 3, "dog": 2})
-    pack(root / "source", root / "expected")
-    return root / "source", digests(root / "expected")
-
-
 def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_about_it(
     proxy: FaultyProxy,
     pictures: tuple[Path, dict[str, str]],
@@ -123,7 +122,7 @@ def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_a
     uri = f"s3://late/shards?{place(proxy.port)}"
     proxy.lag_seconds = 60.0
     pack(source, uri)
-    assert load_manifest(uri, "train").num_samples == 5
+    assert load_manifest(uri, "train").num_samples == 15
     monkeypatch.setattr(object_store, "FIRST_WORD_S", 0.2)
     proxy.lag_seconds, proxy.list_seconds = 0.0, 0.5
     assert objects(uri) == expected

@@ -68,7 +68,7 @@ def test_processes_that_open_an_index_at_once_share_it(tmp_path):
 
 
 def test_a_damaged_index_is_an_error_with_its_name(tmp_path):
-    synthetic(tmp_path, 100_000, 7)
+    synthetic(tmp_path, 1_000, 7)
     manifest = load_manifest(str(tmp_path), "train")
     (tmp_path / "synthetic-train.parquet").write_bytes(b"no parquet")
     with pytest.raises(ManifestError, match=r"synthetic-train.parquet cannot be read: .*sharding.index --shards"):
@@ -76,7 +76,7 @@ def test_a_damaged_index_is_an_error_with_its_name(tmp_path):
 
 
 def test_a_full_disk_under_the_index_is_named(tmp_path):
-    synthetic(tmp_path, 100_000, 7)
+    synthetic(tmp_path, 60_000, 7)
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
