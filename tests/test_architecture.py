@@ -87,6 +87,7 @@ def test_the_top_level_is_the_fixed_one():
 COMMANDS = (
     "pipeline.launch",
     "pipeline.evaluate",
+    "pipeline.publish",
     "pipeline.register",
     "pipeline.status",
     "sharding.build",
@@ -117,7 +118,14 @@ HEAVY = {"torch", "deepspeed", "mlflow", "timm", "pyarrow", "numpy", "submitit"}
 
 @pytest.mark.parametrize(
     "module",
-    ["pipeline.launch", "pipeline.status", "pipeline.evaluate", "pipeline.register", "sharding.build"],
+    [
+        "pipeline.launch",
+        "pipeline.status",
+        "pipeline.evaluate",
+        "pipeline.register",
+        "pipeline.publish",
+        "sharding.build",
+    ],
 )
 def test_help_waits_for_nothing_heavy(module: str):
     command = [sys.executable, "-X", "importtime", "-m", module, "--help"]

@@ -3,7 +3,7 @@
 It follows the interface that timm documents for its own models: `forward_features`, `forward_head`,
 `forward_intermediates`, `get_classifier`, `reset_classifier`, `group_matcher`, `set_grad_checkpointing`,
 `no_weight_decay`, `feature_info` and default configurations with the authors' published weights. The network, its
-parameters' names and its logits are those of this package, so that an exported `model.safetensors` loads as it is.
+parameters' names and its logits are those of this package.
 
 This module alone imports timm; nothing else of the package needs it.
 """

@@ -16,6 +16,7 @@ from pipeline.run.config import RunConfig
 from pipeline.tasks.served import Column
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
+from pipeline.weights.rows import origin_rows, result_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,27 +140,17 @@ def requirements(more: tuple[str, ...] = ()) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *more)]
 
 
-def _percent(value: float | None) -> str:
-    return "not evaluated" if value is None else f"{100 * value:.2f} %"
-
-
 def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -> str:
     """Return the text of a version's page in the registry: results, origin, and how to load the model `name`."""
     served = card.of_task.served
     average = "moving average" if config.train_fields["ema_decay"] else "as trained"
     rows = {
-        **{score.label: _percent(card.scores.get(score.name)) for score in card.of_task.scores.shares},
-        "validation images": f"{card.validation_samples:,}",
-        "input": served.describe_input(card.image_size, card.preprocessing),
-        "classes": f"{card.num_classes:,}",
+        **result_rows(card),
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
         "weights": f"{average} at the step of the best {card.of_task.scores.primary.label}",
         **({"began from": mask_secrets(config.initialised_from)} if config.initialised_from else {}),
         "precision": config.train_fields["precision"],
-        "run": card.mlflow_run_id or "unknown",
-        "code": card.git_commit or "unknown",
-        "training data": (card.train_digest or "unknown")[:16],
-        "validation data": (card.validation_digest or "unknown")[:16],
+        **origin_rows(card),
     }
     # MLflow's page shows the columns of a table without a gap.
     table = "\n".join(f"| {label}&emsp; | {value} |" for label, value in rows.items())

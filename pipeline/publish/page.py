@@ -1,0 +1,83 @@
+"""The page of a published model: what it is, how good, from what, and how to load it."""
+
+from pathlib import Path
+
+from pipeline.common.secrets import mask_secrets
+from pipeline.run.config import RunConfig, read_config
+from pipeline.weights.card import ModelCard
+from pipeline.weights.rows import origin_rows, result_rows
+
+PAGE_NAME = "README.md"
+
+
+def write_page(folder: Path, card: ModelCard, name: str, run_dir: Path | None, license: str | None) -> None:
+    """Write `README.md` with the hub's header.
+
+    Args:
+        folder: folder of the files.
+        card: the model's card.
+        name: name of the model, such as `USER/NAME`.
+        run_dir: directory of the run, whose command is shown; None: unknown.
+        license: identifier of the weights' license; None leaves a field to fill in.
+    """
+    config = None if run_dir is None else read_config(run_dir)
+    (folder / PAGE_NAME).write_text(_page(card, name, config, license), encoding="utf-8")
+
+
+def _page(card: ModelCard, name: str, config: RunConfig | None, license: str | None) -> str:
+    rows = {
+        **result_rows(card),
+        "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs" if card.step else "unknown",
+        **origin_rows(card),
+    }
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
+    command = mask_secrets(config.command) if config is not None else ""
+    trained = f"\nTrained with\n\n```bash\n{command}\n```\n" if command else ""
+    # Within the header a comment is the field to fill in: the hub shows "other" until then.
+    terms = license or "other  # fill in: how others may use these weights"
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+license: {terms}
+tags:
+- image-classification
+- timm
+- transxnet
+---
+
+# {name}
+
+TransXNet ({card.name}), an image classifier. Paper: [arXiv 2310.19380](https://arxiv.org/abs/2310.19380).
+
+| model | {card.name} |
+|---|---|
+{table}
+{trained}
+## How to load it
+
+With timm (and the package `transxnet`, which adds the architecture):
+
+```python
+import timm
+import transxnet.timm
+
+model = timm.create_model("hf-hub:{name}", pretrained=True)  # or "local-dir:FOLDER"
+```
+
+In transformers:
+
+```python
+import transxnet.timm
+from transformers import TimmWrapperForImageClassification
+
+model = TimmWrapperForImageClassification.from_pretrained("{name}")  # or a folder
+```
+
+With `transxnet` alone:
+
+```python
+import transxnet
+
+model = transxnet.{card.name}(pretrained="model.safetensors")
+```
+"""
