@@ -34,7 +34,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_images_that_crash_the_decoder_are_skipped_and_listed(folders: Path, tmp_path: Path, workers: int):
     append(folders, 3, b"segmentation fault")
     append(folders, 7, b"heap corruption")
@@ -66,6 +66,7 @@ def test_a_worker_killed_for_its_memory_is_no_fault_of_the_image_but_names_it(fo
     assert "fewer --workers" in done.stderr
 
 
+@pytest.mark.thorough
 def test_index_and_verify_name_the_image_that_crashes_the_decoder(tmp_path: Path):
     members = [("a.jpg", noise(0, 50)), ("a.cls", b"0"), ("b.jpg", noise(1, 50)), ("b.cls", b"0")]
     (tmp_path / "x-train-0.tar").write_bytes(tar_bytes(members))

@@ -77,6 +77,7 @@ def test_a_build_with_workers_killed_thirty_times_resumes(source: str, reference
     assert digests(output) == reference
 
 
+@pytest.mark.thorough
 def test_a_build_killed_twenty_times_resumes(source: str, reference: dict[str, str], tmp_path: Path):
     """Builds without workers, each forked from a process that has imported everything, so that a kill costs little.
 

@@ -19,6 +19,7 @@ def test_multiplications_are_those_of_the_published_models(name: str, gmac: floa
     assert count_gmac(transxnet.build(name, backend="reference"), 224) == pytest.approx(gmac, abs=0.0005)
 
 
+@pytest.mark.thorough
 def test_the_command_prints_a_line_for_a_network_and_writes_json(tmp_path: Path):
     path = tmp_path / "bench.json"
     command = ["--variants", "n", "--sizes", "32", "--batch", "2", "--rounds", "1", "--device", "cpu"]

@@ -86,6 +86,7 @@ def _broken_package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
     return package
 
 
+@pytest.mark.thorough
 def test_an_operator_that_raises_or_gives_no_number_is_left_to_pytorch(tmp_path: Path):
     package = _broken_package(tmp_path, {name: FAULTS[name] for name in ("group_norm.py", "residual.py")})
     names = ("group_norm", "residual")

@@ -17,7 +17,7 @@ from transxnet.layers import Branch
     [
         ("transxnet_n", 32, 32),
         ("transxnet_n", 61, 37),
-        ("transxnet_t", 203, 250),
+        pytest.param("transxnet_t", 203, 250, marks=pytest.mark.thorough),
         pytest.param("transxnet_t", 160, 160, marks=pytest.mark.slow),
     ],
 )

@@ -152,6 +152,7 @@ def test_stop_request_at_each_phase_loses_nothing(tmp_path: Path, moment: Callab
     assert [record["step"] for record in read_metrics(run_dir)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.thorough
 def test_an_attempt_without_any_checkpoint_ends_and_keeps_the_records(tmp_path: Path):
     """A purge of scratch took the checkpoints; a requeued job has no launcher that would notice."""
     pack(tmp_path / "shards", (17, 12))

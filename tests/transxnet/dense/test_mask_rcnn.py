@@ -86,6 +86,7 @@ def test_a_thousand_objects_of_one_pixel_train():
     assert all(0 < value.item() < 100 for value in losses.values())
 
 
+@pytest.mark.thorough
 def test_detections_have_masks_in_original_pixels():
     network = filled(dense.mask_rcnn("n", 3, image_size=32)).eval()
     originals = [(32, 48), (100, 122)]

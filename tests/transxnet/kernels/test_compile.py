@@ -80,6 +80,7 @@ def _check(launches: Iterable[Launch], capability: int, subtests: pytest.Subtest
             assert usage.shared_bytes <= SHARED_LIMIT[capability], f"too much shared memory on sm_{capability}: {usage}"
 
 
+@pytest.mark.thorough
 def test_no_kernel_of_tiny_spills_registers(subtests: pytest.Subtests):
     launches = _hardest(_launches("transxnet_t"))
     assert len(launches) >= 37
