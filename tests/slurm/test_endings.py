@@ -125,7 +125,7 @@ exec {shutil.which("scontrol")} "$@"
         )
         program.chmod(0o700)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    submission = submit(tmp_path, end=NEVER, ended_s=0 if moment == "last" else 3)
+    submission = submit(tmp_path, end=NEVER, ended_s=0 if moment == "last" else 1.5)
     wait_until(lambda: starts(tmp_path, 1))
     slurm.run("scancel", "--signal=USR1", submission.job_id)
     wait_until((tmp_path / "ending").exists)

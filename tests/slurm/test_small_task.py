@@ -144,6 +144,8 @@ def test_job_that_lost_a_node_resumes_with_fewer_nodes(slurm, tmp_path):
     submission = submit(tmp_path, save_every=5)
     wait_until(lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text()) >= 5)
     slurm.kill_node("n3")
+    # Slurm itself would find that out after half a minute.
+    slurm.run("scontrol", "update", "NodeName=n3", "State=DOWN", "Reason=lost")
     wait_until(lambda: submission.update().state == "PENDING")
     # Slurm waits for the node to come back; the user launches again without it.
     submission.cancel()
