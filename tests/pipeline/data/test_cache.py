@@ -56,6 +56,18 @@ def test_the_cache_keeps_its_bound_and_evicts_the_least_recently_used(source, tm
     os.close(held)
 
 
+def test_a_clock_that_was_ahead_breaks_neither_bound_nor_content(source, tmp_path):
+    """Shards that were cached in the future look as if they were used last, until the clock comes there."""
+    cache = ShardCache(shards(source, tmp_path / "cache", 2 * SIZE + 10))
+    for name in ("0.tar", "1.tar"):
+        content(cache, name)
+    for path in (tmp_path / "cache").glob("shard-*"):
+        os.utime(path, (4e9, 4e9))
+    for name in ("2.tar", "3.tar", "0.tar", "2.tar"):
+        assert content(cache, name) == bytes([int(name[0])]) * SIZE
+        assert len(kept(tmp_path / "cache")) == 2
+
+
 def test_two_versions_of_a_split_share_the_bound_and_no_file(source, tmp_path):
     content(ShardCache(shards(source, tmp_path / "cache", 3 * SIZE)), "1.tar")
     (source / "1.tar").write_bytes(b"n" * SIZE)
