@@ -22,6 +22,15 @@ from sharding.storage import Folder
 from sharding.zip_folder import open_zip
 
 SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "cityscapes", "voc", "masks", "folder"]
+_CITYSCAPES = "Cityscapes, which needs leftImg8bit/{train,val} and gtFine/{train,val}"
+_VOC = "Pascal VOC, which needs JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt"
+# Folders that no class has as its name: the layout that they belong to, and all that it needs.
+_PARTS = {
+    "leftImg8bit": _CITYSCAPES,
+    "gtFine": _CITYSCAPES,
+    "JPEGImages": _VOC,
+    "SegmentationClass": _VOC,
+}
 _OF_CLASS_FOLDERS = ("kaggle", "tiny-imagenet", "folder")
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
@@ -73,6 +82,17 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
     return found
 
 
+def _refuse_part(root: Folder) -> None:
+    """Refuse a part of a layout with label maps: its folders would be packed as classes.
+
+    Raises:
+        SourceError: it is one; the message says what is lacking.
+    """
+    parts = [info.base_name for info in root.list() if info.base_name in _PARTS]
+    if parts:
+        raise SourceError(f"{root.location} holds {parts[0]} of {_PARTS[parts[0]]}. Add what is lacking.")
+
+
 def _refuse_saved_dataset(root: Folder) -> None:
     """Refuse a folder that Hugging Face's `save_to_disk` wrote: Arrow files, which differ between versions.
 
@@ -113,6 +133,7 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
             "no --source-format to detect the form."
         )
     if not found:
+        _refuse_part(root)
         raise SourceError(
             f"{location!r} holds no split that can be recognised: no {' or '.join(ilsvrc.ARCHIVES.values())}, no "
             "parquet files train-*.parquet, no folder train or val. "
@@ -142,6 +163,8 @@ def list_split(
     """
     root = open_source(location)
     form = find_splits(root, source_format).get(split, source_format or "folder")
+    if form == "folder":
+        _refuse_part(root)
     known = _known_classes(root, form, classes)
     if image_member is None:
         extensions = class_folders.EXTENSIONS

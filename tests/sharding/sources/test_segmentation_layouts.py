@@ -204,6 +204,16 @@ def test_what_is_missing_in_voc_is_refused_by_name(voc: Path):
         list_split(str(voc), "validation")
 
 
+@pytest.mark.parametrize("split", ["train", None])
+def test_a_part_of_a_layout_is_not_packed_as_classes(cityscapes: Path, voc: Path, split: str | None):
+    shutil.rmtree(cityscapes / "gtFine")
+    with pytest.raises(SourceError, match=r"holds leftImg8bit of Cityscapes, which needs .* gtFine/{train,val}"):
+        list_source(str(cityscapes), split)
+    shutil.rmtree(voc / "ImageSets")
+    with pytest.raises(SourceError, match=r"holds JPEGImages of Pascal VOC, which needs .*ImageSets/Segmentation"):
+        list_source(str(voc), split)
+
+
 def write_colours(root: Path, palette: dict[int, tuple[int, int, int]] = PALETTE) -> Path:
     """The data set in the form `masks` with label maps in colour."""
     write_masks(root)
