@@ -21,6 +21,7 @@ from tests.sharding.synthetic import (
     train_images,
     validation_images,
     write_archives,
+    write_class_folders,
     write_folders,
 )
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
@@ -111,20 +112,29 @@ def test_a_remote_source_gives_the_same_bytes(write, endpoint: str, tmp_path: Pa
     assert load_index(str(tmp_path / "there"), load_manifest(str(tmp_path / "there"), "validation")).num_rows == 4
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Five images in class folders, one shard, and the SHA-256 of each file of a local build."""
+    root = tmp_path_factory.mktemp("few")
+    write_class_folders(root / "source/train", {"cat": 3, "dog": 2})
+    pack(root / "source", root / "expected")
+    return root / "source", digests(root / "expected")
+
+
 def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_about_it(
     proxy: FaultyProxy,
-    pictures: tuple[Path, dict[str, str]],
+    few: tuple[Path, dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    source, expected = pictures
+    source, expected = few
     monkeypatch.setenv("AWS_SESSION_TOKEN", "for one hour")
     uri = f"s3://late/shards?{place(proxy.port)}"
     proxy.lag_seconds = 60.0
     pack(source, uri)
-    assert load_manifest(uri, "train").num_samples == 15
-    monkeypatch.setattr(object_store, "FIRST_WORD_S", 0.2)
-    proxy.lag_seconds, proxy.list_seconds = 0.0, 0.5
+    assert load_manifest(uri, "train").num_samples == 5
+    monkeypatch.setattr(object_store, "FIRST_WORD_S", 0.1)
+    proxy.lag_seconds, proxy.list_seconds = 0.0, 0.3
     assert objects(uri) == expected
     assert "waiting for s3://late/shards since 0 s; a request is tried 7 times" in capsys.readouterr().err
     assert proxy.tokens == {"for one hour"}
@@ -143,11 +153,11 @@ def test_a_store_that_fails_every_third_request_gives_the_same_shards(
 
 
 def test_a_store_that_always_fails_is_a_one_line_error_after_the_last_attempt(
-    proxy: FaultyProxy, pictures: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, few: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     proxy.fail_every = 1
-    done = run_build(*flags(pictures[0], f"s3://down/x?{place(proxy.port)}"))
+    done = run_build(*flags(few[0], f"s3://down/x?{place(proxy.port)}"))
     assert done.returncode == 1
     assert re.fullmatch(r"error: s3://down/x.* did not serve .* in 2 attempts .*is overloaded or down.*\n", done.stderr)
     assert 2 <= proxy.requests <= 8
