@@ -16,7 +16,7 @@ TASK = find_task("segmentation")
 STEPS = 30
 
 
-def training(shards: Path, cache: Path | None = None, **fields: object) -> TrainConfig:
+def training(shards: Path | str, cache: Path | None = None, **fields: object) -> TrainConfig:
     """Return a training of `semantic_fpn_n` on small images."""
     data = DataConfig(shards=str(shards), workers=0, lanes=2, cache_dir=None if cache is None else str(cache))
     settings = {

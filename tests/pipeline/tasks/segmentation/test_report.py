@@ -11,7 +11,9 @@ from PIL import Image
 from pipeline.config.schema import ConfigError
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import evaluate
-from pipeline.run.report import write_evaluation, write_report
+from pipeline.run.config import read_config
+from pipeline.run.files import read_timed_metrics
+from pipeline.run.report import markdown, write_evaluation
 from pipeline.run.status import read_status
 from pipeline.status.show import format_run
 from pipeline.tasks.segmentation.picture import UNLABELLED, Shown, draw, palette
@@ -72,13 +74,14 @@ def test_the_report_lists_the_weakest_classes_and_status_shows_the_metric(run_di
     write_evaluation(
         run_dir, 30, ["ground", "thing", "sky"], {"IoU": [0.5, 0.25, math.nan], "accuracy": [0.75, 0.5, 1]}
     )
-    text = (write_report(run_dir) / "report.md").read_text()
+    status = read_status(run_dir)
+    text = markdown(status, read_timed_metrics(run_dir), read_config(run_dir), {})
     listed = text.partition("Classes at step 30")[2].splitlines()
     assert [line.split() for line in listed[3:6]] == [
         ["IoU", "accuracy"], ["thing", "25.00", "%", "50.00", "%"], ["ground", "50.00", "%", "75.00", "%"]
     ]  # fmt: skip
     assert "| mIoU, aAcc, mAcc |" in text
-    shown = "\n".join(format_run(read_status(run_dir), START))
+    shown = "\n".join(format_run(status, START))
     assert "mIoU" in shown
     assert "semantic_fpn_n" in shown
 
