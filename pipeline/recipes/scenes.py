@@ -29,13 +29,13 @@ CELL = 32
 """Side of the squares of a scene, each of which holds at most one digit."""
 SCENES = {"train": 1600, "validation": 120}
 """Number of scenes of each split; a digit is in the scenes of one split only."""
-OCCUPIED = 0.85
+OCCUPIED = 0.9
 """Probability that a square holds a digit."""
-DIGIT_SIDE = (26, 32)
+DIGIT_SIDE = (28, 32)
 """Smallest and largest side of a digit in pixels; the originals have 8."""
 DIMMED = 0.25
 """Factor of the photographs' brightness: pale digits stand out from a pale sky."""
-INK = 0.3
+INK = 0.25
 """Share of the darkest ink from which a pixel belongs to its digit."""
 FOLDER = "runs/scenes"
 """Folder of the shards, relative to the current directory."""
