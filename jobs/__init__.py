@@ -8,9 +8,10 @@ from jobs.array import submit_array, wait_all
 from jobs.errors import JobError, SlurmError
 from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
+from jobs.job_report import describe_machine
 from jobs.leave import run_and_leave
 from jobs.notice import Notice, find_notices, notices_from_environment, too_short
-from jobs.partitions import fit_resources, node_groups, with_cores
+from jobs.partitions import NodeGroup, fit_resources, node_groups, with_cores
 from jobs.resources import Resources
 from jobs.slurm import Cluster, check_script, choose_cluster
 from jobs.snapshot import Code, take_snapshot
@@ -22,6 +23,7 @@ __all__ = [
     "Cluster",
     "Code",
     "JobError",
+    "NodeGroup",
     "Notice",
     "Outcome",
     "Resources",
@@ -34,6 +36,7 @@ __all__ = [
     "check_script",
     "choose_cluster",
     "describe_local",
+    "describe_machine",
     "dry_run",
     "find_notices",
     "fit_resources",

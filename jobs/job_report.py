@@ -49,6 +49,13 @@ def collect_report(
         "hosts": _by_host(locations),
         "notices": [vars(notice) for notice in notices],
         "code": code,
+        **describe_machine(folders),
+    }
+
+
+def describe_machine(folders: Sequence[Path]) -> dict[str, object]:
+    """Describe this machine without a heavy import: versions, cores, memory, GPUs, and the folders' file systems."""
+    return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -86,6 +86,7 @@ def test_the_top_level_is_the_fixed_one():
 
 COMMANDS = (
     "pipeline.launch",
+    "pipeline.doctor",
     "pipeline.evaluate",
     "pipeline.publish",
     "pipeline.register",
@@ -124,6 +125,7 @@ HEAVY = {"torch", "deepspeed", "mlflow", "timm", "pyarrow", "numpy", "submitit"}
         "pipeline.evaluate",
         "pipeline.register",
         "pipeline.publish",
+        "pipeline.doctor",
         "sharding.build",
     ],
 )

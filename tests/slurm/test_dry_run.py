@@ -25,3 +25,16 @@ def test_sbatch_checks_the_script_of_a_dry_run_and_ranks_get_cores_for_their_wor
     assert main([*flags, "--slurm", "licenses=none@nowhere"]) == 2
     assert "error: sbatch: " in capsys.readouterr().err
     assert slurm.run("squeue", "-h") == ""
+
+
+def test_the_doctor_shows_the_partitions_and_what_a_preemption_leaves(slurm, tmp_path, monkeypatch, capsys):
+    from pipeline.doctor.command import main as look
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert look() == 0
+    shown = capsys.readouterr().out
+    assert "partition low (default): 4 nodes of 4 cores" in shown
+    assert "partition low may be preempted, " in shown
+    assert "partition high may be preempted" not in shown
+    assert "python -m pipeline.launch --cluster slurm --nodes 4" in shown
