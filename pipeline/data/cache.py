@@ -30,6 +30,8 @@ _CHUNK_BYTES = 8 << 20
 """Bytes of one read from the remote file."""
 _ATTEMPTS = 6
 """Attempts in a row without progress after which a download fails."""
+_PATIENCE_S = 300
+"""Seconds without progress after which a failed attempt is the last: the other ranks wait ten minutes for a batch."""
 _FIRST_PAUSE_S = 0.2
 """Seconds before the first retry; the pause doubles with each further one."""
 _ROOM_PAUSE_S = 0.05
@@ -177,9 +179,9 @@ class ShardCache:
         """Download a shard into its part file; after a broken connection, continue where it broke.
 
         Raises:
-            CacheError: the remote file has another size than the manifest says, or `_ATTEMPTS` attempts failed.
+            CacheError: the remote file has another size than the manifest says, or attempts failed for long.
         """
-        done, failures = 0, 0
+        done, failures, progress = 0, 0, time.monotonic()
         with part.open("r+b", buffering=0) as file:
             while done < size:
                 try:
@@ -193,12 +195,12 @@ class ShardCache:
                             data = source.read_at(min(_CHUNK_BYTES, size - done), done)
                             file.write(data)
                             done += len(data)
-                            failures = 0
+                            failures, progress = 0, time.monotonic()
                 except OSError as error:
                     failures += 1
-                    if failures == _ATTEMPTS:
+                    if failures == _ATTEMPTS or time.monotonic() - progress > _PATIENCE_S:
                         raise CacheError(
-                            f"{self._location}/{name} could not be fetched in {_ATTEMPTS} attempts: {error}"
+                            f"{self._location}/{name} could not be fetched in {failures} attempts: {error}"
                         ) from error
                     logger.info(
                         "process %d: download of %s/%s broke at byte %d and continues there: %s",

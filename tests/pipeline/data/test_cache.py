@@ -102,6 +102,13 @@ Slow(shards(Path(sys.argv[1]), Path(sys.argv[2]), 4 * SIZE)).open("0.tar")
 """
 
 
+def test_a_download_without_progress_ends_before_the_other_ranks_give_up(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.data.cache._PATIENCE_S", 0.5)
+    (source / "1.tar").unlink()
+    with pytest.raises(CacheError, match=r"1\.tar could not be fetched in [1-5] attempts"):
+        ShardCache(shards(source, tmp_path / "cache", 2 * SIZE)).open("1.tar")
+
+
 def test_a_killed_download_leaves_no_shard_in_the_cache(source, tmp_path):
     folder = tmp_path / "cache"
     with subprocess.Popen(
