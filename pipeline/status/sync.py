@@ -37,7 +37,7 @@ def settle_ended(run_dir: Path) -> None:
     from pipeline.tracking.state import load_state
 
     state = load_state(run_dir)
-    if state is None or state.run_id is None or state.status not in ("RUNNING", "SCHEDULED"):
+    if state is None or state.status not in ("RUNNING", "SCHEDULED"):
         return
     from pipeline.tracking.settle import settle_after_end
 

@@ -89,10 +89,14 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> 
 def settle_after_end(run_dir: Path, *, timeout_s: int = 20, retries: int = 1) -> None:
     """Tell MLflow that a run has ended whose job will not go on, if no attempt could tell it; log why if that fails.
 
-    A run that MLflow does not know is not made known for it.
+    A run that never started is not made known to MLflow for it. Where the server did not answer the attempt, that has
+    logged how to send the rest.
     """
     state = load_state(run_dir)
-    if state is None or state.run_id is None or not may_go_on(state.status):
+    if state is None:
+        return
+    is_done = is_settled(state) or state.behind_since is not None
+    if is_done and not may_go_on(state.status):
         return
     try:
         settle(run_dir, lambda: True, timeout_s=timeout_s, retries=retries)
