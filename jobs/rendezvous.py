@@ -83,10 +83,12 @@ def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
                 break
             peer.settimeout(5)
             with contextlib.suppress(OSError, ValueError, TypeError):
-                # Any program may connect to the port; only a rank of this job knows the job's id.
-                rank, job_id, host, gpu = json.loads(_line(stack.enter_context(peer.makefile("rb"))))
-                if job_id == place.job_id:
-                    peer.sendall(json.dumps(place.job_id).encode() + b"\n")
+                # Any program may connect to the port; only a rank of this job knows the job's name.
+                rank, job, host, gpu = json.loads(_line(stack.enter_context(peer.makefile("rb"))))
+                if job != _job_name(place):
+                    peer.shutdown(socket.SHUT_RDWR)
+                else:
+                    peer.sendall(json.dumps(job).encode() + b"\n")
                     locations[int(rank)] = (str(host), str(gpu))
                     addresses.append(peer.getsockname()[0])
                     peers.append(peer)
@@ -103,6 +105,11 @@ def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
     return _check_answer(answer, place, timeout_s, answer["address"])
 
 
+def _job_name(place: Place) -> str:
+    """The job's id and folder: jobs of two clusters on one machine may have the same id, and so the same ports."""
+    return f"{place.job_id} in {os.environ.get('SUBMITIT_FOLDER', '')}"
+
+
 def _listen(place: Place) -> socket.socket:
     """Listen on the first port of the rendezvous that is free."""
     problem = ""
@@ -116,7 +123,7 @@ def _listen(place: Place) -> socket.socket:
 
 def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
     """Another rank: send its location to rank 0, and wait for the answer."""
-    message = json.dumps([place.rank, place.job_id, node_name(), place.gpu]).encode() + b"\n"
+    message = json.dumps([place.rank, _job_name(place), node_name(), place.gpu]).encode() + b"\n"
     last: Exception = TimeoutError("timed out")
     while time.monotonic() < deadline:
         for port in rendezvous_ports(place):
@@ -129,7 +136,7 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Meeting:
                     own = peer.getsockname()[0]
                     peer.settimeout(min(HELLO_S, left))
                     peer.sendall(message)
-                    if json.loads(_line(lines)) != place.job_id:
+                    if json.loads(_line(lines)) != _job_name(place):
                         raise ValueError(f"another job listens on port {port}")
                     # Rank 0 answers once all ranks have connected, or after its own time-out.
                     peer.settimeout(max(1.0, deadline - time.monotonic()) + 5)

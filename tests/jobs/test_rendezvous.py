@@ -1,7 +1,10 @@
 """The rendezvous of the ranks, in threads with real sockets."""
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +14,7 @@ import pytest
 from jobs.environment import Place, free_port
 from jobs.errors import JobError
 from jobs.rendezvous import Meeting, rendezvous, rendezvous_ports
+from tests.jobs.support import REPOSITORY
 
 
 @pytest.fixture
@@ -76,6 +80,37 @@ def test_connection_of_another_job_does_not_count_as_a_rank(place):
         pool.submit(connect)
         messages = rendezvous_of(place, [0, 2], 1)
     assert all(str(text).startswith("rank 1 did not reach") for text in messages)
+
+
+def test_ranks_of_a_job_with_the_same_id_in_another_cluster_are_told_apart(tmp_path):
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", MEET, str(rank)],
+                    env={**os.environ, "SUBMITIT_FOLDER": cluster, "SLURMD_NODENAME": f"{cluster}{rank}"},
+                    cwd=REPOSITORY,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            # The second rank of a job may come first, and find the other job's rank 0.
+            for cluster, rank in (("a", 0), ("b", 1), ("b", 0), ("a", 1))
+        ]
+        met = [process.communicate(timeout=60)[0] for process in processes]
+    assert met == ["a0 a1\n", "b0 b1\n", "b0 b1\n", "a0 a1\n"]
+
+
+MEET = """
+import sys, time
+from dataclasses import replace
+from jobs.rendezvous import rendezvous
+from tests.jobs.support import PLACE
+rank = int(sys.argv[1])
+time.sleep(0.3 * rank)
+meeting = rendezvous(replace(PLACE, rank=rank, master_addr="127.0.0.1"), 20)
+print(*[host for host, _ in meeting.locations])
+"""
 
 
 def test_single_rank_does_not_wait(place):
