@@ -62,7 +62,7 @@ def word_while_waiting(what: str) -> Iterator[None]:
         pause = waited = FIRST_WORD_S
         while not done.wait(pause):
             print_status(
-                f"waiting for {what} since {waited:.0f} s; a request is tried {attempts()} times, "
+                f"waited {waited:.0f} s for {what} so far; a request is tried {attempts()} times, "
                 f"{REQUEST_TIMEOUT_S} s each"
             )
             pause, waited = waited, 2 * waited

@@ -136,7 +136,7 @@ def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_a
     monkeypatch.setattr(object_store, "FIRST_WORD_S", 0.1)
     proxy.lag_seconds, proxy.list_seconds = 0.0, 0.3
     assert objects(uri) == expected
-    assert "waiting for s3://late/shards since 0 s; a request is tried 7 times" in capsys.readouterr().err
+    assert "waited 0 s for s3://late/shards so far; a request is tried 7 times" in capsys.readouterr().err
     assert proxy.tokens == {"for one hour"}
 
 
