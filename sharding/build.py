@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sharding.sources import Listing
 
 _LISTED_DIFFERENCES = 5
+_LISTED_FAULTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,18 @@ class BuildOptions:
     name: str = "imagenet1k"
     """prefix of all files"""
     source_format: Literal[
-        "auto", "ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "cityscapes", "voc", "masks", "folder"
+        "auto",
+        "ilsvrc",
+        "kaggle",
+        "tiny-imagenet",
+        "parquet",
+        "ade20k",
+        "cityscapes",
+        "voc",
+        "masks",
+        "coco",
+        "coco-json",
+        "folder",
     ] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
@@ -60,7 +72,9 @@ class BuildOptions:
     decode_check: bool = True
     """decode each image once to prove that it is complete"""
     on_bad: Literal["stop", "skip"] = "stop"
-    """on an unreadable image: stop the build, or skip the image and list it in the manifest"""
+    """on an unreadable image or a wrong annotation: stop the build, or skip it; the manifest lists or counts it"""
+    only_annotated: bool = False
+    """leave out images without objects (coco, coco-json), from which a training would learn nothing"""
     workers: int | None = None
     """number of worker processes; by default one for each CPU this process may use"""
     image_member: str | None = None
@@ -125,12 +139,31 @@ def build(options: BuildOptions, *, log: Log = no_log, own_process: bool = False
     form = None if options.source_format == "auto" else options.source_format
     # List all splits before packing the first: a fault in the last one should show now, not hours later.
     listings = list_source(options.source, options.split, form, options.classes, options.image_member)
+    listings = [_choose_annotated(options, listing) for listing in listings]
     if options.dry_run:
         for listing in listings:
             _show_split(options, listing, log)
         return []
     manifests = [_build_split(options, listing, log, own_process) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
+
+
+def _choose_annotated(options: BuildOptions, listing: Listing) -> Listing:
+    """Refuse wrong annotations unless they may be skipped, and leave out images without objects if so asked.
+
+    Raises:
+        ShardingError: annotations are wrong; the message lists the first.
+    """
+    from sharding.sources.coco import keep_annotated
+
+    if listing.faults and options.on_bad == "stop":
+        more = len(listing.faults) - _LISTED_FAULTS
+        shown = "\n  ".join(listing.faults[:_LISTED_FAULTS]) + (f"\n  and {more:,} more" if more > 0 else "")
+        raise ShardingError(
+            f"{len(listing.faults):,} wrong annotations in split {listing.split}:\n  {shown}\nMend them, or leave "
+            "them out with --on-bad skip."
+        )
+    return keep_annotated(listing) if options.only_annotated else listing
 
 
 def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process: bool) -> Manifest | None:
@@ -145,8 +178,9 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     from sharding.writer import pack_shard
 
     started = time.monotonic()
-    if listing.label_maps is not None and options.shorter_side is not None:
-        raise ShardingError("--shorter-side makes images smaller, but not their label maps: leave it out")
+    if options.shorter_side is not None and (listing.label_maps is not None or listing.documents is not None):
+        what = "label maps" if listing.documents is None else "boxes"
+        raise ShardingError(f"--shorter-side makes images smaller, but not their {what}: leave it out")
     output = Folder.open(options.output)
     output.create()
     listing = align_with_published(output, options.name, listing)
@@ -240,6 +274,8 @@ def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequenc
         "shorter_side": options.shorter_side,
         "quality": options.quality if options.shorter_side else None,
         "decode_check": options.decode_check,
+        **({"only_annotated": True} if options.only_annotated else {}),
+        **({"annotations_left_out": len(listing.faults)} if listing.faults else {}),
         # With parquet, row groups and their sizes decide the plan too; else the listing, the seed and the size do.
         **({} if listing.blocks is None else {"plan_sha256": plan.digest(keys)}),
     }
@@ -264,6 +300,10 @@ def _log_listing(listing: Listing, log: Log) -> None:
             log(f"  and {len(differences) - _LISTED_DIFFERENCES} more differences")
     for note in listing.notes:
         log(f"  {note}")
+    for fault in listing.faults[:_LISTED_FAULTS]:
+        log(f"  left out: {fault}")
+    if len(listing.faults) > _LISTED_FAULTS:
+        log(f"  and {len(listing.faults) - _LISTED_FAULTS:,} more wrong annotations")
 
 
 def _log_summary(manifest: Manifest, written: int, seconds: float, log: Log) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sharding.errors import SourceError
+from sharding.errors import ImageError, SourceError
 from sharding.manifest import ClassInfo
 
-__all__ = ["CocoImage", "CocoSet", "read_coco", "target_member"]
+__all__ = ["CocoImage", "CocoSet", "check_target", "read_coco", "target_member"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,32 @@ def target_member(coco: CocoSet, image: CocoImage) -> bytes:
         "objects": list(coco.objects.get(image.number, ())),
     }
     return json.dumps(content, separators=(",", ":")).encode()
+
+
+def check_target(content: bytes, width: int, height: int, num_classes: int | None = None) -> None:
+    """Check that KEY.json is that of an image, and its objects are of classes that there are.
+
+    Args:
+        content: of KEY.json.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        num_classes: number of classes; None does not check them.
+
+    Raises:
+        ImageError: it is not; the message says why.
+    """
+    try:
+        entries = json.loads(content)
+        size, labels = (entries["width"], entries["height"]), [found["category"] for found in entries["objects"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError(f"KEY.json holds no objects ({type(error).__name__}: {error})") from error
+    if size != (width, height):
+        raise ImageError(
+            f"the image has {width} x {height} pixels, its annotation says {size[0]} x {size[1]}: it is another "
+            "image, or was resized or turned after it was annotated"
+        )
+    if num_classes is not None and not all(0 <= label < num_classes for label in labels):
+        raise ImageError(f"KEY.json has objects of class {max(labels)}; there are {num_classes} classes")
 
 
 def _checked(

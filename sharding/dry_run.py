@@ -10,10 +10,9 @@ from sharding.images import ImagePolicy, pack_image
 from sharding.manifest import find_manifests, shards_of
 from sharding.plan import SAMPLE_OVERHEAD, Plan
 from sharding.sources.images import iter_images
-from sharding.sources.listing import Listing
+from sharding.sources.listing import Listing, select_samples
 from sharding.storage import Folder
 from sharding.work_folder import is_unfinished
-from sharding.writer import select_samples
 
 _TRIED_IMAGES = 64
 _TRIED_SECONDS = 5.0

@@ -81,9 +81,10 @@ class Manifest:
         settings: settings of the build, and the digest of the source's listing.
         odd: images that were converted or left out, or are unusual.
         index_sha256: digest of the content of the index, see `index_digest`.
-        task: `classification`, where a sample has a label, or `segmentation`, where it has a label map (KEY.png).
-        ignore_index: value of the pixels of a label map that belong to no class; None for a classification.
-        class_values: value of the pixels of each class in a label map; empty for a classification.
+        task: `classification`, where a sample has a label; `segmentation`, where it has a label map (KEY.png);
+            or `detection`, where KEY.json holds its objects.
+        ignore_index: value of the pixels of a label map that belong to no class; None where there are none.
+        class_values: value of the pixels of each class in a label map; empty where there are none.
         ignored_values: values of further pixels that belong to no class.
     """
 

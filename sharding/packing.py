@@ -34,10 +34,10 @@ from sharding.manifest import (
 from sharding.plan import Plan
 from sharding.shard_record import ShardRecord
 from sharding.sources.labels import class_ids
-from sharding.sources.listing import Listing
+from sharding.sources.listing import Listing, select_samples
 from sharding.storage import Folder
 from sharding.work_folder import SETTINGS_FILE, is_unfinished, work_folder
-from sharding.writer import ShardJob, select_samples
+from sharding.writer import ShardJob
 
 
 class Packing:
@@ -295,6 +295,8 @@ class Packing:
 
     def _task(self) -> dict[str, Any]:
         """The fields of the manifest that say what the targets are."""
+        if self.listing.documents is not None:
+            return {"task": "detection"}
         maps = self.listing.label_maps
         if maps is None:
             return {}

@@ -10,6 +10,7 @@ from typing import Any, Self
 import pyarrow as pa
 import xxhash
 
+from sharding.coco import check_target
 from sharding.errors import ImageError, ManifestError, SourceError
 from sharding.images import ImagePolicy, pack_image
 from sharding.index_table import INDEX_SCHEMA
@@ -116,6 +117,7 @@ def scan_shard(
     image_member: str | None = None,
     in_isolation: bool = False,
     label_maps: LabelMaps | None = None,
+    object_classes: int | None = None,
 ) -> Scan:
     """Read one shard.
 
@@ -126,6 +128,7 @@ def scan_shard(
         image_member: extension of the image; None takes the usual ones.
         in_isolation: whether each image is decoded in a process of its own, because a worker crashed in this shard.
         label_maps: values of the label maps; None where a sample has a label.
+        object_classes: number of classes of the objects in KEY.json; None where a sample has none.
 
     Raises:
         OSError: the file cannot be read at all.
@@ -156,7 +159,10 @@ def scan_shard(
             continue
         try:
             image = sample.image()
-            if label_maps is None:
+            if object_classes is not None:
+                labelled, target = Labelled(0, ()), sample.target("json")
+                check_target(sample.fields["json"], image.columns["width"], image.columns["height"], object_classes)
+            elif label_maps is None:
                 labelled = read_label(sample.key, sample.fields)
                 target = sample.target("cls" if "cls" in sample.fields else "json")
             else:

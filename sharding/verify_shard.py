@@ -66,6 +66,7 @@ def verify_shard(job: VerifyJob) -> tuple[int, list[Fault]]:
             image_member=image_member,
             in_isolation=job.isolated,
             label_maps=_label_maps(job.manifest),
+            object_classes=len(job.manifest.classes) if job.manifest.task == "detection" else None,
         )
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"

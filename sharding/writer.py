@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
+from sharding.coco import check_target
 from sharding.errors import ImageError, OutputError, SourceError
 from sharding.images import ImagePolicy, PackedImage, pack_image, resize_in_one_thread
 from sharding.index_table import INDEX_SCHEMA
@@ -134,12 +133,13 @@ class _ShardStream:
         self.rows: list[IndexRow] = []
         self.keys, self.names = job.samples.keys.to_pylist(), job.samples.names.to_pylist()
         self.labels, self.wnids = job.samples.labels.tolist(), job.wnids
+        self.has_objects = job.samples.documents is not None
         self._waiting: list[tuple[int, PackedImage, bytes | None]] = []
         self._waiting_bytes = 0
 
-    def append(self, index: int, packed: PackedImage, label_map: bytes | None) -> None:
-        self._waiting.append((index, packed, label_map))
-        self._waiting_bytes += len(packed.data) + len(label_map or b"")
+    def append(self, index: int, packed: PackedImage, target: bytes | None) -> None:
+        self._waiting.append((index, packed, target))
+        self._waiting_bytes += len(packed.data) + len(target or b"")
         if self._waiting_bytes >= _FLUSH_BYTES:
             self._flush()
 
@@ -150,18 +150,32 @@ class _ShardStream:
     def _flush(self) -> None:
         pieces: list[bytes] = []
         position = self.position
-        for index, packed, label_map in self._waiting:
+        for index, packed, target in self._waiting:
             key, label, data = self.keys[index], self.labels[index], packed.data
-            name, target = (b".cls", b"%d" % label) if label_map is None else (b".png", label_map)
-            fields = "" if label_map is not None else f'"label": {label}, "class": {_quote(self.wnids[index])}, '
-            tail = _bytes_after_image(key, fields, self.names[index], packed, name, target)
+            members = self._members_after_image(index, packed, target)
+            tail = _bytes_after_image(key.encode(), len(data), members)
             place = position + BLOCK + len(data) + len(padding(len(data))) + BLOCK
             image = (position + BLOCK, len(data), packed.width, packed.height, xxhash.xxh64_intdigest(data))
-            self.rows.append((key, label, *image, place, len(target), xxhash.xxh64_intdigest(target)))
+            content = members[0][1]
+            self.rows.append((key, label, *image, place, len(content), xxhash.xxh64_intdigest(content)))
             pieces += (header(key.encode() + b".jpg", len(data)), data, tail)
             position += BLOCK + len(data) + len(tail)
         self._write(pieces)
         self._waiting, self._waiting_bytes = [], 0
+
+    def _members_after_image(self, index: int, packed: PackedImage, target: bytes | None) -> list[tuple[bytes, bytes]]:
+        """Extension and content of the members after the image; the first one is the target."""
+        key, label, name = self.keys[index], self.labels[index], self.names[index].rpartition("/")[2]
+        if self.has_objects:
+            assert target is not None
+            return [(b".json", target)]
+        fields = "" if target is not None else f'"label": {label}, "class": {_quote(self.wnids[index])}, '
+        description = (
+            f'{{"key": {_quote(key)}, {fields}'
+            f'"filename": {_quote(name)}, "width": {packed.width}, "height": {packed.height}}}'
+        ).encode()
+        first = (b".cls", b"%d" % label) if target is None else (b".png", target)
+        return [first, (b".json", description)]
 
     def _write(self, pieces: list[bytes]) -> None:
         for piece in pieces:
@@ -195,7 +209,7 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
         bad: receives a message for each unreadable image that may not be skipped.
 
     Yields:
-        The position of the sample in the shard, the image to store, and its label map if there is one; nothing for an
+        The position of the sample in the shard, the image to store, and its target if that is a file; nothing for an
         unreadable image.
     """
 
@@ -208,7 +222,7 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
             note_place(index)
             try:
                 packed = pack(data, job.policy)
-                target = _label_map(job, index, packed)
+                target = _target(job, index, packed)
             except ImageError as error:
                 if job.skip_bad:
                     note(index, str(error), "skipped")
@@ -220,13 +234,17 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
             yield index, packed, target
 
 
-def _label_map(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
-    """Read and check the label map of a sample, and return what is packed; None where there are none.
+def _target(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
+    """Read and check the label map, or the objects, of a sample, and return what is packed; None where it has a label alone.
 
     Raises:
-        ImageError: it is no label map of this image.
+        ImageError: it is no target of this image.
         SourceError: it cannot be read, or has changed since the source was listed.
     """
+    if job.samples.documents is not None:
+        document = job.samples.documents[index].as_py()
+        check_target(document, packed.width, packed.height)
+        return document
     if job.label_maps is None or job.samples.targets is None or job.samples.target_sizes is None:
         return None
     name = job.samples.targets[index].as_py()
@@ -242,22 +260,11 @@ def _label_map(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
         raise ImageError(f"{name}: {error}") from error
 
 
-def _bytes_after_image(key: str, fields: str, name: str, packed: PackedImage, extension: bytes, target: bytes) -> bytes:
-    """What follows the bytes of an image in the tar: padding, the target (KEY.cls or KEY.png) and KEY.json."""
-    prefix, size = key.encode(), len(packed.data)
-    description = (
-        f'{{"key": {_quote(key)}, {fields}'
-        f'"filename": {_quote(name.rpartition("/")[2])}, "width": {packed.width}, "height": {packed.height}}}'
-    ).encode()
-    pieces = (
-        padding(size),
-        header(prefix + extension, len(target)),
-        target,
-        padding(len(target)),
-        header(prefix + b".json", len(description)),
-        description,
-        padding(len(description)),
-    )
+def _bytes_after_image(key: bytes, size: int, members: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """What follows the `size` bytes of an image in the tar: padding, and the other members of its sample."""
+    pieces = [padding(size)]
+    for extension, content in members:
+        pieces += (header(key + extension, len(content)), content, padding(len(content)))
     return b"".join(pieces)
 
 
@@ -274,24 +281,4 @@ def _unreadable_message(bad: list[str]) -> str:
     return (
         f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}:\n  {listed}\nLeave them out with --on-bad skip; or "
         "replace them and pack into another --output, since that changes the source."
-    )
-
-
-def select_samples(listing: Listing, samples: NDArray[np.int64]) -> Listing:
-    """Select the samples of one shard from a listing; the result has no classes and no notes."""
-    files, file = np.unique(listing.file[samples], return_inverse=True)
-    return Listing(
-        source_format=listing.source_format,
-        split=listing.split,
-        classes=(),
-        files=listing.files.take(pa.array(files)),
-        file=file.astype(np.int32),
-        names=listing.names.take(pa.array(samples)),
-        keys=listing.keys.take(pa.array(samples)),
-        labels=listing.labels[samples],
-        offsets=listing.offsets[samples],
-        sizes=listing.sizes[samples],
-        blocks=None if listing.blocks is None else listing.blocks[samples],
-        targets=None if listing.targets is None else listing.targets.take(pa.array(samples)),
-        target_sizes=None if listing.target_sizes is None else listing.target_sizes[samples],
     )

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from pyarrow import fs
 
 from sharding.errors import SourceError
-from sharding.sources import cityscapes, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc
+from sharding.sources import cityscapes, coco, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc
 from sharding.sources import folder as class_folders
 from sharding.sources.class_files import find_class_list
 from sharding.sources.classes import ClassList
@@ -21,7 +21,19 @@ from sharding.sources.listing import Listing
 from sharding.storage import Folder
 from sharding.zip_folder import open_zip
 
-SourceFormat = Literal["ilsvrc", "kaggle", "tiny-imagenet", "parquet", "ade20k", "cityscapes", "voc", "masks", "folder"]
+SourceFormat = Literal[
+    "ilsvrc",
+    "kaggle",
+    "tiny-imagenet",
+    "parquet",
+    "ade20k",
+    "cityscapes",
+    "voc",
+    "masks",
+    "coco",
+    "coco-json",
+    "folder",
+]
 _CITYSCAPES = "Cityscapes, which needs leftImg8bit/{train,val} and gtFine/{train,val}"
 _VOC = "Pascal VOC, which needs JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt"
 # Folders that no class has as its name: the layout that they belong to, and all that it needs.
@@ -73,6 +85,8 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
         "cityscapes": cityscapes.find_splits,
         "voc": voc.find_splits,
         "masks": label_maps.find_mask_splits,
+        "coco": coco.find_coco_splits,
+        "coco-json": coco.find_coco_json_splits,
         "folder": class_folders.find_splits,
     }
     found: dict[str, SourceFormat] = {}
@@ -184,6 +198,8 @@ def list_split(
         "cityscapes": cityscapes.list_cityscapes,
         "voc": voc.list_voc,
         "masks": label_maps.list_masks,
+        "coco": coco.list_coco,
+        "coco-json": coco.list_coco_json,
         "folder": partial(class_folders.list_folder, extensions=extensions),
     }
     listing = readers[form](root, split, known)

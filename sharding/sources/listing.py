@@ -47,6 +47,10 @@ class Listing:
         targets: path of the label map of each image in the source; None where a sample has a label alone.
         target_sizes: int64; size of each label map in bytes.
         label_maps: values that the pixels of the label maps may have.
+        documents: content of KEY.json of each image, with its objects; None where a sample has no objects.
+        has_objects: bool; whether each image has an object that is no crowd.
+        is_zip: whether images are members of a zip file, read in place.
+        faults: a line for each annotation or image that is wrong and was left out.
         classes_found: whether the classes are those found in this split, instead of a list of all classes.
         notes: notes for the user.
     """
@@ -65,6 +69,10 @@ class Listing:
     targets: pa.StringArray | None = None
     target_sizes: NDArray[np.int64] | None = None
     label_maps: LabelMaps | None = None
+    documents: pa.LargeBinaryArray | None = None
+    has_objects: NDArray[np.bool_] | None = None
+    is_zip: bool = False
+    faults: tuple[str, ...] = ()
     classes_found: bool = False
     notes: tuple[str, ...] = ()
 
@@ -74,7 +82,7 @@ class Listing:
     @property
     def in_archives(self) -> bool:
         """Whether images are ranges of larger files."""
-        return self.source_format == "ilsvrc"
+        return self.is_zip or self.source_format == "ilsvrc"
 
     def describe(self, sample: int) -> str:
         """Describe the place of an image in the source, for a message."""
@@ -147,7 +155,33 @@ class Listing:
             digest.update(repr((maps.class_values, maps.ignore_index)).encode())
             if maps.ignored_values or maps.colours:
                 digest.update(repr((maps.ignored_values, maps.colours)).encode())
+        if self.documents is not None:
+            for document in self.documents.take(pa.array(order)).to_pylist():
+                digest.update(hashlib.sha256(document).digest())
         return digest.hexdigest()
+
+
+def select_samples(listing: Listing, samples: NDArray[np.int64]) -> Listing:
+    """Select the samples of one shard from a listing; the result has no classes and no notes."""
+    files, file = np.unique(listing.file[samples], return_inverse=True)
+    return Listing(
+        source_format=listing.source_format,
+        split=listing.split,
+        classes=(),
+        files=listing.files.take(pa.array(files)),
+        file=file.astype(np.int32),
+        names=listing.names.take(pa.array(samples)),
+        keys=listing.keys.take(pa.array(samples)),
+        labels=listing.labels[samples],
+        offsets=listing.offsets[samples],
+        sizes=listing.sizes[samples],
+        blocks=None if listing.blocks is None else listing.blocks[samples],
+        targets=None if listing.targets is None else listing.targets.take(pa.array(samples)),
+        target_sizes=None if listing.target_sizes is None else listing.target_sizes[samples],
+        documents=None if listing.documents is None else listing.documents.take(pa.array(samples)),
+        has_objects=None if listing.has_objects is None else listing.has_objects[samples],
+        is_zip=listing.is_zip,
+    )
 
 
 def sample_keys(names: Sequence[str], class_folders: Sequence[str]) -> pa.StringArray:
