@@ -33,6 +33,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "segmentation.scale",
             "segmentation.scale_ratio",
             "segmentation.divisor",
+            "detection.scale",
+            "detection.target_kb",
+            "schedule.step_epochs",
         ),
     ),
     (

@@ -13,7 +13,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 LARGEST_MICRO_BATCH = 128
 """Micro-batch that is taken at most where none is given."""
-TaskName = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "segmentation", "detection"]
 ModelName = Literal[
     "transxnet_n",
     "transxnet_t",
@@ -23,6 +23,14 @@ ModelName = Literal[
     "semantic_fpn_t",
     "semantic_fpn_s",
     "semantic_fpn_b",
+    "retinanet_n",
+    "retinanet_t",
+    "retinanet_s",
+    "retinanet_b",
+    "mask_rcnn_n",
+    "mask_rcnn_t",
+    "mask_rcnn_s",
+    "mask_rcnn_b",
 ]
 
 
@@ -127,6 +135,16 @@ class SegmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionConfig:
+    """Sizes of a detection's images, whose flip, mean and deviation are those of `augment`."""
+
+    scale: tuple[int, int] = (1333, 800)
+    """Longest and shortest side that an image is resized to fit into, its ratio kept, for training and evaluation."""
+    target_kb: int = 4096
+    """Room for the boxes and masks of one training image in the loader's memory, in 1024 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """Mixup, cutmix and label smoothing of a batch, as in timm's `Mixup`."""
 
@@ -156,8 +174,9 @@ class OptimizerConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """Parameters that decay: all but biases and 1-D ones, as in timm, or all, as in the dense recipes."""
+    decay: Literal["matrices", "all", "not-norm"] = "matrices"
+    """Parameters that decay: all but biases and 1-D ones, as in timm; all; or all without `norm` in their name. The
+    last two are those of the dense recipes."""
     layer_decay: float = 1.0
     """Layer-wise decay of the learning rate, from the classifier down to the stem: 0.65 to 0.9 in fine-tuning."""
     clip_grad_norm: float | None = None
@@ -182,6 +201,8 @@ class ScheduleConfig:
     """Steps of a warm-up whose factor multiplies the running cosine, as in mmcv; None: `warmup_epochs` and timm's."""
     warmup_ratio: float = 0.1
     """With `warmup_steps`: factor of the first step."""
+    step_epochs: tuple[float, ...] = ()
+    """Epochs from whose end on the learning rate is a tenth of what it was, instead of the cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +210,7 @@ class TrainConfig:
     """One training, independent of where it runs. Steps are optimizer steps."""
 
     task: TaskName = "classification"
-    """What is learned: one label for each image, or one for each pixel."""
+    """What is learned: one label for each image, one for each pixel, or the objects in each image."""
     seed: int = 0
     """Seed of the weights, the sample order, the augmentation and the mixing."""
     epochs: float = 300.0
@@ -239,6 +260,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 

@@ -9,6 +9,7 @@ from pipeline.config.schema import (
     AugmentConfig,
     ConfigError,
     DataConfig,
+    DetectionConfig,
     MixConfig,
     ModelConfig,
     OptimizerConfig,
@@ -74,6 +75,7 @@ def from_dict(tree: dict[str, Any]) -> TrainConfig:
         "augment": AugmentConfig,
         "mix": MixConfig,
         "segmentation": SegmentationConfig,
+        "detection": DetectionConfig,
         "optimizer": OptimizerConfig,
         "schedule": ScheduleConfig,
     }

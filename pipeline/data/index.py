@@ -82,6 +82,12 @@ class SampleIndex:
         """Return the position in `shard_names` of the shard that holds each row: int64 [N] for int64 [N]."""
         return np.searchsorted(self.first_rows, rows, side="right") - 1
 
+    def aspects(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return width / height of the images at rows: float64 [N]; the split has targets beside its images."""
+        assert self.targets is not None
+        chosen = self.targets[rows]
+        return chosen["width"] / chosen["height"]
+
     def keys(self, rows: Iterable[int]) -> list[str]:
         """Return the keys of the samples at `rows`."""
         ends = np.load(Path(self.folder) / "key_ends.npy", mmap_mode="r")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.augment.jpeg import region as jpeg_region
-from pipeline.config.schema import AugmentConfig, DataConfig, SegmentationConfig, TrainConfig
+from pipeline.config.schema import AugmentConfig, DataConfig, DetectionConfig, SegmentationConfig, TrainConfig
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import ReaderSpec
 from pipeline.data.request import Request
@@ -152,13 +152,19 @@ def build_train_loader(
     split = open_split(data.shards, data.train_split, data)
     shard_samples = tuple(shard.samples for shard in split.manifest.shards)
     order = SampleOrder(shard_samples, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
-    needs = order.shards_by_need(start_step * global_batch_size, rank, world_size)
+    is_sorted = find_task(config.task).sorts_by_aspect
+    # A rank of a sorted step may read any sample of it.
+    place = (0, 1) if is_sorted else (rank, world_size)
+    needs = order.shards_by_need(start_step * global_batch_size, *place)
     needs = takewhile(lambda need: need[0] < total_steps * global_batch_size, needs)
     prefetcher = build_prefetcher(data, split, needs) if steps else None
     micro_batches = config.gradient_accumulation_steps(world_size)
     groups = mixing_groups(global_batch_size, config.mix.group_size, rank, world_size)
 
     def requests() -> Iterator[Request]:
+        if is_sorted:
+            yield from sorted_requests()
+            return
         for step, rows, epochs in order.batches(steps, global_batch_size, rank=rank, world_size=world_size):
             if prefetcher is not None:
                 prefetcher.advance((step + 1) * global_batch_size)
@@ -166,6 +172,18 @@ def build_train_loader(
                 # Micro-batches of one size hold the same samples on any number of ranks, so a BatchNorm sees the same.
                 part = slice(micro_step, None, micro_batches)
                 yield Request(rows[part].copy(), epochs[part].copy(), groups[part].copy(), step, micro_step)
+
+    def sorted_requests() -> Iterator[Request]:
+        # Sorting the whole batch of a step keeps it a function of the step alone, and mixes orientations at most once.
+        micro = config.micro_batch(world_size)
+        for step, rows, epochs in order.batches(steps, global_batch_size):
+            if prefetcher is not None:
+                prefetcher.advance((step + 1) * global_batch_size)
+            by_aspect = np.argsort(split.index.aspects(rows), kind="stable")
+            for micro_step in range(micro_batches):
+                first = (micro_step * world_size + rank) * micro
+                part = by_aspect[first : first + micro]
+                yield Request(rows[part], epochs[part], np.zeros(micro, np.int64), step, micro_step)
 
     spec = ReaderSpec(
         index_folder=split.index.folder,
@@ -177,6 +195,8 @@ def build_train_loader(
         on_damage=data.on_damage,
         task=config.task,
         segmentation=config.segmentation,
+        detection=config.detection,
+        model=config.model.name,
         class_of=split.manifest.class_of,
     )
     workers = data.workers if steps else 0
@@ -194,6 +214,8 @@ def build_evaluation_loader(
     device: torch.device | str,
     task: str = DEFAULT,
     segmentation: SegmentationConfig | None = None,
+    detection: DetectionConfig | None = None,
+    model: str = "",
 ) -> EvaluationLoader:
     """Open the validation split, and start to read ahead.
 
@@ -208,6 +230,8 @@ def build_evaluation_loader(
         device: device of the evaluation; batches for a GPU lie in page-locked memory.
         task: name of the task.
         segmentation: sizes of a segmentation.
+        detection: sizes of a detection.
+        model: name of the network.
 
     Raises:
         ManifestError: the split does not exist, or its index does not match its manifest.
@@ -241,6 +265,8 @@ def build_evaluation_loader(
         on_damage="stop",  # a replaced validation image would give another accuracy
         task=task,
         segmentation=segmentation or SegmentationConfig(),
+        detection=detection or DetectionConfig(),
+        model=model,
         class_of=split.manifest.class_of,
     )
     source = _open_source(data, spec, requests(), batch, data.workers, rank, device)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.augment.decode import DecodeError
 from pipeline.common.errors import PipelineError
-from pipeline.config.schema import AugmentConfig, SegmentationConfig
+from pipeline.config.schema import AugmentConfig, DetectionConfig, SegmentationConfig
 from pipeline.data import damaged_samples
 from pipeline.data.cache import RemoteShards, ShardCache
 from pipeline.data.damaged_samples import DamagedSampleError, Replacement
@@ -45,6 +45,8 @@ class ReaderSpec:
         on_damage: `stop` raises at a damaged sample; `replace` reads another sample in its place.
         task: name of the task that reads the samples.
         segmentation: crops and sizes of a segmentation.
+        detection: sizes of a detection.
+        model: name of the network that learns from the samples.
         class_of: class of each of the 256 values of a stored label map; empty where targets are labels.
     """
 
@@ -57,13 +59,15 @@ class ReaderSpec:
     on_damage: Literal["stop", "replace"]
     task: str = DEFAULT
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    model: str = ""
     class_of: bytes = b""
 
     @cached_property
     def layout(self) -> Layout:
         """How a sample lies in memory."""
         targets = SampleIndex.map(self.index_folder).targets
-        sizes = None if targets is None else structured_to_unstructured(targets[["height", "width"]])
+        sizes = None if targets is None else structured_to_unstructured(targets[["height", "width", "size"]])
         return find_task(self.task).layout(self, sizes)
 
 

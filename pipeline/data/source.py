@@ -124,7 +124,7 @@ class BatchSource:
         replaced = self._reader.fill(slot)
         pixels, labels = slot.arrays(len(request.rows), self._layout)
         images = _as_images(pixels)
-        return self._batch(request, images.pin_memory() if self._pinned else images, labels, replaced)
+        return self._batch(request, images.pin_memory() if self._pinned else images, labels, replaced, slot)
 
     def _from_pool(self, pool: WorkerPool) -> Batch:
         """Take the next batch from the workers."""
@@ -145,7 +145,7 @@ class BatchSource:
             images = _as_images(pixels.copy())
             images = images.pin_memory() if self._pinned else images
             self._free.append(index)
-        batch = self._batch(request, images, labels, replaced)
+        batch = self._batch(request, images, labels, replaced, slot)
         self._submit()
         return batch
 
@@ -175,7 +175,9 @@ class BatchSource:
         while self._copying and self._copying[0][0].query():
             self._free.extend(self._copying.popleft()[1])
 
-    def _batch(self, request: Request, images: Tensor, labels: NDArray[Any], replaced: list[Replacement]) -> Batch:
+    def _batch(
+        self, request: Request, images: Tensor, labels: NDArray[Any], replaced: list[Replacement], slot: Slot
+    ) -> Batch:
         """Build a batch, and count and log its replaced samples.
 
         Raises:
@@ -203,9 +205,11 @@ class BatchSource:
             groups=torch.from_numpy(request.groups),
             step=request.step,
             micro_step=request.micro_step,
+            sizes=torch.from_numpy(slot.sizes[: len(request.rows)].copy()) if self._layout.is_raw else None,
         )
 
 
 def _as_images(pixels: NDArray[np.uint8]) -> Tensor:
-    """View pixels uint8 [N, H, W, 3] as a tensor uint8 [N, 3, H, W] over the same memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    """View pixels uint8 [N, H, W, 3] as a tensor uint8 [N, 3, H, W] over the same memory; raw ones as they are."""
+    images = torch.from_numpy(pixels)
+    return images.permute(0, 3, 1, 2) if images.ndim == 4 else images

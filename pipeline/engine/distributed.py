@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,14 @@ def gather_objects(value: object) -> list[object]:
     box: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
+
+
+def join_on_main(values: list[Any]) -> list[Any]:
+    """The lists of all ranks joined in the order of ranks, on rank 0; empty elsewhere. Collective, through gloo."""
+    is_main = dist.get_rank() == 0
+    box: list[Any] | None = [None] * dist.get_world_size() if is_main else None
+    dist.gather_object(values, box, dst=0)
+    return [value for part in box or () for value in part]
 
 
 def silent_ranks(error: BaseException) -> list[int] | None:

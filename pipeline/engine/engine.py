@@ -197,12 +197,19 @@ def _prepare_network(deepspeed: ModuleType, model: nn.Module, config: TrainConfi
     return model
 
 
+def published_names(network: nn.Module, config: TrainConfig) -> dict[str, str]:
+    """The name of each parameter in the published files."""
+    own = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    state = find_task(config.task).to_published(network.state_dict(keep_vars=True))
+    return {own[id(tensor)]: name for name, tensor in state.items() if id(tensor) in own}
+
+
 def _flatten(network: nn.Module, config: TrainConfig) -> tuple[nn.Module, dict[str, ParameterGroup]]:
     """What DeepSpeed trains, and its parameter groups: one flat parameter a group, where the weights may be views.
 
     Stage 3 partitions each weight by itself, and a compiled network must own its weights.
     """
-    groups = parameter_groups(network, config.optimizer)
+    groups = parameter_groups(network, config.optimizer, published_names(network, config))
     if config.compile or config.zero_stage == 3:
         return network, groups
     flat = FlatModel(network, {name: list(group.names) for name, group in groups.items()})

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,20 @@ class ParameterGroup:
     """Factor of the training's learning rate."""
 
 
-def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, ParameterGroup]:
+def parameter_groups(
+    network: nn.Module, options: OptimizerConfig, published: Mapping[str, str] | None = None
+) -> dict[str, ParameterGroup]:
     """Divide the parameters of a TransXNet into groups; each parameter is in one.
 
-    1-D parameters and biases do not decay, so there are two groups; with `decay` `all` every parameter decays. With
+    1-D parameters and biases do not decay, so there are two groups; with `decay` `all` every parameter
+    decays, and with `not-norm` every one whose published name does not contain `norm`. With
     `layer_decay` d each layer has two of its own, and the layer k before the last has d ** k times
     the learning rate (timm's `param_groups_layer_decay`). Layers are the stem, each block, and the classifier.
+
+    Args:
+        network: the network.
+        options: what decays, and how much.
+        published: name of each parameter in the published files, which `not-norm` goes by.
 
     Returns:
         The groups by name, sorted.
@@ -41,7 +50,11 @@ def parameter_groups(network: nn.Module, options: OptimizerConfig) -> dict[str, 
     last = max(layers.values())
     members: dict[str, list[str]] = defaultdict(list)
     for name, parameter in network.named_parameters():
-        is_plain = options.decay == "matrices" and (parameter.ndim <= 1 or name.endswith(".bias"))
+        is_plain = {
+            "matrices": parameter.ndim <= 1 or name.endswith(".bias"),
+            "not-norm": "norm" in (published or {}).get(name, name),
+            "all": False,
+        }[options.decay]
         kind = "plain" if is_plain else "decay"
         members[kind if not last else f"layer{layers[name]:02d}_{kind}"].append(name)
     return {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config.checks import check_ranges
-from pipeline.config.schema import AugmentConfig, ConfigError, DataConfig, SegmentationConfig
+from pipeline.config.schema import AugmentConfig, ConfigError, DataConfig, DetectionConfig, SegmentationConfig
 from pipeline.config.serialise import flatten, to_dict
 from pipeline.data.loader import build_evaluation_loader
 from pipeline.evaluate.progress import with_progress
@@ -77,6 +77,8 @@ def evaluate(
             device=device,
             task=card.task,
             segmentation=options,
+            detection=DetectionConfig() if preprocessing.scale is None else DetectionConfig(scale=preprocessing.scale),
+            model=card.name,
         ) as loader,
     ):
         for batch in with_progress(loader, manifest.num_samples):

@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     FAITHFUL = 9
     SEGMENT = 10
     DISTORT = 11
+    DETECT = 12
+    SAMPLER = 13
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

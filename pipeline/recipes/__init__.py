@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from jobs import Resources
-from pipeline.recipes import ade20k, digits, imagenet, scenes
+from pipeline.recipes import ade20k, coco, digits, imagenet, object_scenes, scenes
 from pipeline.recipes.recipe import ClusterChoice, OwnData, Recipe
 
 __all__ = ["RECIPES", "ClusterChoice", "OwnData", "Recipe", "RecipeName"]
@@ -19,6 +19,13 @@ RECIPES: dict[str, Recipe] = {
         starts_from="models:/transxnet_n@champion",
         own_data=scenes.SCENES_OF_DIGITS,
     ),
+    "demo_detection": Recipe(
+        train=object_scenes.demo_detection,
+        resources=Resources(tasks_per_node=2),
+        cluster="local",
+        starts_from="models:/transxnet_n@champion",
+        own_data=object_scenes.OBJECTS_OF_SCENES,
+    ),
     "tiny": Recipe(train=imagenet.tiny, published=imagenet.TINY),
     "small": Recipe(train=imagenet.small, published=imagenet.SMALL),
     "base": Recipe(train=imagenet.base, published=imagenet.BASE),
@@ -26,6 +33,12 @@ RECIPES: dict[str, Recipe] = {
     "ade20k_tiny": Recipe(train=ade20k.ade20k_tiny),
     "ade20k_small": Recipe(train=ade20k.ade20k_small),
     "ade20k_base": Recipe(train=ade20k.ade20k_base),
+    "coco_retinanet_tiny": Recipe(train=coco.coco_retinanet_tiny),
+    "coco_retinanet_small": Recipe(train=coco.coco_retinanet_small),
+    "coco_retinanet_base": Recipe(train=coco.coco_retinanet_base),
+    "coco_mask_rcnn_tiny": Recipe(train=coco.coco_mask_rcnn_tiny),
+    "coco_mask_rcnn_small": Recipe(train=coco.coco_mask_rcnn_small),
+    "coco_mask_rcnn_base": Recipe(train=coco.coco_mask_rcnn_base),
 }
 
 if TYPE_CHECKING:

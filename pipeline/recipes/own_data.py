@@ -15,7 +15,11 @@ def are_packed(output: Path, name: str) -> bool:
 
 
 def pack_once(
-    output: Path, name: str, what: str, write: Callable[[Path], None], form: Literal["auto", "masks"] = "auto"
+    output: Path,
+    name: str,
+    what: str,
+    write: Callable[[Path], None],
+    form: Literal["auto", "masks", "coco-json"] = "auto",
 ) -> None:
     """Pack a recipe's own data into the folder `output` unless it holds them.
 

@@ -21,6 +21,8 @@ class Batch:
         groups: int64 [N], mixing group of each sample (`pipeline.order.samples.mixing_groups`).
         step: optimizer step that the batch belongs to; in an evaluation, number of the batch.
         micro_step: position among the micro-batches of the step.
+        sizes: int64 [N, 4], height and width of each image and bytes of its target, where images and labels are uint8
+            [N, bytes] because sizes differ; else None.
     """
 
     images: Tensor
@@ -31,3 +33,4 @@ class Batch:
     groups: Tensor
     step: int
     micro_step: int
+    sizes: Tensor | None = None

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import AugmentConfig, SegmentationConfig
+from pipeline.config.schema import AugmentConfig, DetectionConfig, SegmentationConfig
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class Layout:
         labels: shape of the target; (elements,) where each sample has a size of its own.
         dtype: of the target, `int64` or `uint8`.
         varies: whether each sample has a size of its own; a batch then holds one sample.
+        is_raw: whether each sample has a size of its own, and a batch holds the memory of its samples as it is.
     """
 
     pixels: tuple[int, ...]
     labels: tuple[int, ...]
     dtype: str
     varies: bool = False
+    is_raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Slot:
         labels: [N, *layout.labels], target of each sample.
         rows: int64 [N], row of each sample in the index.
         epochs: int64 [N], epoch in which each sample is read.
-        sizes: int64 [N, 4], where sizes vary: height and width of the pixels, and of the target.
+        sizes: int64 [N, 4], where sizes vary: height and width of the pixels, and of the target; where batches are raw,
+            height and width of the pixels, and bytes of the target.
     """
 
     pixels: NDArray[np.uint8]
@@ -63,7 +66,7 @@ class Slot:
         return Slot(self.pixels[chunk], self.labels[chunk], self.rows[chunk], self.epochs[chunk], self.sizes[chunk])
 
     def arrays(self, samples: int, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Return pixels [N, H, W, 3] and targets of the first samples, in the same memory."""
+        """Return pixels [N, H, W, 3] (raw: [N, bytes]) and targets of the first samples, in the same memory."""
         if not layout.varies:
             return self.pixels[:samples], self.labels[:samples]
         height, width, rows, columns = self.sizes[0].tolist()
@@ -84,6 +87,16 @@ class SampleSpec(Protocol):
     @property
     def segmentation(self) -> SegmentationConfig:
         """Crops and sizes of a segmentation."""
+        ...
+
+    @property
+    def detection(self) -> DetectionConfig:
+        """Sizes of a detection."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Name of the network."""
         ...
 
     @property

@@ -101,8 +101,8 @@ class Scores:
         return next(score.label for score in self.entries if score.name == name)
 
     def record(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return what a step's record gets of an evaluation: each score under its key."""
-        return {f"{PREFIX}{score.name}": values[score.name] for score in self.entries}
+        """Return what a step's record gets of an evaluation: each score that was measured under its key."""
+        return {f"{PREFIX}{score.name}": values[score.name] for score in self.entries if score.name in values}
 
     def of_record(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Return the scores that a record of `metrics.jsonl` holds, by name; empty if it was not evaluated."""

@@ -7,7 +7,7 @@ from pipeline.tasks.task import Task
 
 DEFAULT = "classification"
 """Task of what was stored before tasks had names."""
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "detection")
 """Names of the tasks; the package of each, below `pipeline.tasks`, has the task as `TASK`."""
 
 

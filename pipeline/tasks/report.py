@@ -66,6 +66,8 @@ class ScoreReport:
         """Return the result in lines: the scores, and a row for each class."""
         lines = [f"{title}, {self.samples:,} images", *([f"  {'weights':<18} {origin}"] if origin else [])]
         for score in self.scores.shares:
+            if score.name not in self.values:
+                continue
             lines.append(f"  {score.label:<18} {100 * self.values[score.name]:.2f} %")
         lines.append(f"  {'throughput':<18} {self.images_per_s:,.1f} images/s, loading included")
         if self.classes:

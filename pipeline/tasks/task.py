@@ -21,17 +21,25 @@ if TYPE_CHECKING:
 
 
 class Evaluator(Protocol):
-    """Sums over the batches of an evaluation, which can be summed over ranks as well."""
+    """Sums over the batches of an evaluation, which can be summed over ranks as well.
+
+    Where `is_gathered`, the "sums" are a list with an entry for each sample instead, and those of all ranks are joined.
+    """
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether the sums of ranks are lists that are joined on rank 0, and not numbers that are added."""
+        ...
 
     def add(self, network: nn.Module, batch: Batch) -> None:
         """Evaluate a batch; each sample is in one batch over all ranks."""
         ...
 
-    def sums(self) -> list[float]:
-        """Return this rank's sums, which float64 adds exactly over ranks."""
+    def sums(self) -> list[Any]:
+        """Return this rank's sums, which float64 adds exactly over ranks, or its list of entries."""
         ...
 
-    def scores(self, sums: list[float]) -> dict[str, float]:
+    def scores(self, sums: list[Any]) -> dict[str, float]:
         """Return the scores of the task by name, given the sums over all ranks.
 
         Raises:
@@ -39,11 +47,11 @@ class Evaluator(Protocol):
         """
         ...
 
-    def suspicion(self, sums: list[float]) -> str | None:
+    def suspicion(self, sums: list[Any]) -> str | None:
         """Return what makes the labels of the split suspicious, given the sums over all ranks; None: nothing."""
         ...
 
-    def classes(self, sums: list[float]) -> dict[str, list[float]]:
+    def classes(self, sums: list[Any]) -> dict[str, list[float]]:
         """Return what is measured of each class, by its name in texts, given the sums over all ranks; NaN: nothing."""
         ...
 
@@ -151,6 +159,11 @@ class Task(Protocol):
         ...
 
     @property
+    def sorts_by_aspect(self) -> bool:
+        """Whether the samples of a step are sorted by their aspect ratio, so that a micro-batch has one orientation."""
+        ...
+
+    @property
     def other_heads(self) -> frozenset[str]:
         """Parts of the published files of other tasks' networks, which no training of the task starts from."""
         ...
@@ -168,7 +181,8 @@ class Task(Protocol):
 
         Args:
             spec: how samples are read.
-            sizes: int32 [samples, 2], height and width of each image of the split, where the task reads targets.
+            sizes: int32 [samples, 3], height and width of each image of the split and bytes of its target, where the
+                task reads targets.
         """
         ...
 

@@ -28,6 +28,8 @@ class Schedule:
     """Learning rate of the cooldown."""
     warmup_ratio: float | None = None
     """Factor of the first step in a warm-up that multiplies the running cosine (mmcv's); None: timm's warm-up."""
+    milestones: tuple[float, ...] = ()
+    """Steps from which on the rate is a tenth of what it was; empty: the cosine."""
     epoch_steps: float | None = None
     """Steps of an epoch, within which the rate stays that of its beginning; None: the rate changes at every step."""
 
@@ -43,6 +45,8 @@ class Schedule:
         return self._cosine(at)
 
     def _cosine(self, at: float) -> float:
+        if self.milestones:
+            return self.lr * 0.1 ** sum(at >= milestone for milestone in self.milestones)
         if at < self.cosine_steps:
             return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * at / self.cosine_steps))
         return self.min_lr
@@ -80,6 +84,7 @@ def build_schedule(config: TrainConfig, num_samples: int) -> Schedule:
         warmup_lr=plan.warmup_lr,
         min_lr=plan.min_lr,
         warmup_ratio=None if plan.warmup_steps is None else plan.warmup_ratio,
+        milestones=tuple(epoch * per_epoch for epoch in plan.step_epochs),
         epoch_steps=per_epoch if plan.per == "epoch" else None,
     )
 

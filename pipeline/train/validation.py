@@ -2,12 +2,14 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pipeline.common.errors import InputError
 from pipeline.config.schema import TrainConfig
 from pipeline.data.loader import build_evaluation_loader
-from pipeline.engine.distributed import World, sum_over_ranks
+from pipeline.engine.distributed import World, broadcast_from_main, join_on_main, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import DTYPES
 from pipeline.run import report
@@ -54,6 +56,8 @@ class Evaluator:
             device=device,
             task=config.task,
             segmentation=config.segmentation,
+            detection=config.detection,
+            model=config.model.name,
         )
         with (
             contextlib.closing(loader),
@@ -61,12 +65,32 @@ class Evaluator:
         ):
             for batch in loader:
                 evaluator.add(self._model, batch)
+        if evaluator.is_gathered:
+            return self._on_main(evaluator, join_on_main(evaluator.sums()), step)
         sums = sum_over_ranks(evaluator.sums())
         self.suspicion = evaluator.suspicion(sums)
         self.unwritten = self._write(evaluator, sums, step) if self._world.is_main else None
         return evaluator.scores(sums)
 
-    def _write(self, evaluator: TaskEvaluator, sums: list[float], step: int) -> OSError | None:
+    def _on_main(self, evaluator: TaskEvaluator, entries: list[Any], step: int) -> dict[str, float]:
+        """Return the scores that rank 0 computes from the entries of all ranks. Collective.
+
+        Raises:
+            InputError: on every rank, if nothing was evaluated.
+        """
+        answer: Any = None
+        if self._world.is_main:
+            try:
+                answer = evaluator.scores(entries)
+                self.unwritten = self._write(evaluator, entries, step)
+            except InputError as error:
+                answer = str(error)
+        answer = broadcast_from_main(answer)
+        if isinstance(answer, str):
+            raise InputError(answer)
+        return answer
+
+    def _write(self, evaluator: TaskEvaluator, sums: list[Any], step: int) -> OSError | None:
         """Write classes and pictures for the report; a full disk does not end the training."""
         try:
             report.write_evaluation(self._run_dir, step, self._names, evaluator.classes(sums))

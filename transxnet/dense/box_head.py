@@ -15,6 +15,7 @@ __all__ = ["REGION", "BoxHead"]
 
 REGION = 7
 """Side of a region's features."""
+HIDDEN = 1024
 STDS = (0.1, 0.1, 0.2, 0.2)
 """What the targets of a box are divided by."""
 SCORE, OVERLAP, DETECTIONS = 0.05, 0.5, 100
@@ -24,7 +25,7 @@ SCORE, OVERLAP, DETECTIONS = 0.05, 0.5, 100
 class BoxHead(nn.Module):
     """Two fully connected layers, then class logits (the last one is for no object) and a box for each class."""
 
-    def __init__(self, num_classes: int, channels: int = CHANNELS, hidden: int = 1024) -> None:
+    def __init__(self, num_classes: int, channels: int = CHANNELS, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.shared = nn.ModuleList((nn.Linear(channels * REGION**2, hidden), nn.Linear(hidden, hidden)))

@@ -16,7 +16,7 @@ from transxnet.dense import box_head, mask_head
 from transxnet.dense.assign import Choose, Sampled, Thresholds, assign, keyed_choice, mix, sample
 from transxnet.dense.boxes import Detections
 from transxnet.dense.build import build_backbone
-from transxnet.dense.fpn import FeaturePyramid
+from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.inputs import check_images, check_truths, image_scale
 from transxnet.dense.losses import at_least_fp32
 from transxnet.dense.roi import pool_regions
@@ -30,6 +30,9 @@ SAMPLES, MOST_POSITIVE = 512, 128
 """Regions of an image that the losses count, and the most positive ones of them."""
 POOLED = STRIDES[:4]
 """Strides of the levels that regions are pooled from."""
+NANO_CHANNELS, NANO_HIDDEN = 64, 256
+"""Channels of the pyramid and of the box head on the nano backbone, which is this package's own: with upstream's
+widths they would be many times as large as that backbone."""
 RPN, ROI = 1, 2
 """Purposes of an image's draw."""
 
@@ -73,14 +76,22 @@ class MaskRCNN(nn.Module):
             candidate and the key, so that a choice depends on the image's draw alone.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, choose: Choose = keyed_choice) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        choose: Choose = keyed_choice,
+        *,
+        channels: int = CHANNELS,
+        hidden: int = box_head.HIDDEN,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.choose = choose
-        self.neck = FeaturePyramid(backbone.config.dims, extra="pool")
-        self.rpn = ProposalNetwork()
-        self.box_head = box_head.BoxHead(num_classes)
-        self.mask_head = mask_head.MaskHead(num_classes)
+        self.neck = FeaturePyramid(backbone.config.dims, channels, extra="pool")
+        self.rpn = ProposalNetwork(channels)
+        self.box_head = box_head.BoxHead(num_classes, channels, hidden)
+        self.mask_head = mask_head.MaskHead(num_classes, channels)
 
     def forward(
         self,
@@ -219,7 +230,7 @@ def mask_rcnn(
     """Build Mask R-CNN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
     Args:
-        variant: of the backbone.
+        variant: of the backbone; `n` has a pyramid of 64 channels and a box head of 256, the others 256 and 1024.
         num_classes: number of classes; COCO has 80.
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         image_size: side in pixels that the backbone's position tables are made for.
@@ -235,4 +246,5 @@ def mask_rcnn(
     backbone = build_backbone(
         variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend, pretrained=pretrained
     )
-    return MaskRCNN(backbone, num_classes)
+    channels, hidden = (NANO_CHANNELS, NANO_HIDDEN) if variant == "n" else (CHANNELS, box_head.HIDDEN)
+    return MaskRCNN(backbone, num_classes, channels=channels, hidden=hidden)

@@ -121,6 +121,8 @@ def count_batch(logits: Tensor, labels: Tensor) -> Tensor:
 class AccuracyEvaluator:
     """Evaluates a network on batches (`pipeline.tasks.task.Evaluator`)."""
 
+    is_gathered = False
+
     def __init__(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> None:
         """Begin with no sample counted."""
         self._normalise, self._num_classes, self._device = Normalise(augment), num_classes, device

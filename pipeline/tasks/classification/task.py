@@ -59,6 +59,7 @@ class Classification:
     )
     evaluation_batch = 128
     reads_target = False
+    sorts_by_aspect = False
     other_heads = frozenset[str]()
 
     def check(self, config: TrainConfig) -> None:

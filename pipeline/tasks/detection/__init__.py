@@ -1,5 +1,8 @@
-"""Detection and instance segmentation: objects of resized images, and how results are measured."""
+"""Detection and instance segmentation: the objects of images, measured by COCO's average precision."""
 
-from pipeline.tasks.detection.average_precision import AveragePrecision, average_precision, encode_mask
+from pipeline.tasks.detection.task import Detection
 
-__all__ = ["AveragePrecision", "average_precision", "encode_mask"]
+__all__ = ["TASK"]
+
+TASK = Detection()
+"""The task."""

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["boxes_of", "flip_boxes", "mask_of", "resize_boxes", "resize_mask", "without_small"]
+__all__ = ["boxes_of", "corners", "flip_boxes", "mask_of", "resize_boxes", "resize_mask", "without_small"]
 
 
 def boxes_of(objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
@@ -15,6 +15,12 @@ def boxes_of(objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
     boxes = np.array([found["bbox"] for found in objects], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def corners(bbox: Sequence[float]) -> list[float]:
+    """Return a COCO `bbox` (x, y, width, height) as a polygon: the mask of an object that has none."""
+    x, y, width, height = bbox
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
 def without_small(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:

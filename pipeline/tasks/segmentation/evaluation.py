@@ -70,6 +70,8 @@ def predict(network: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor
 class ConfusionEvaluator:
     """Evaluates a network on whole images (`pipeline.tasks.task.Evaluator`)."""
 
+    is_gathered = False
+
     def __init__(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> None:
         """Begin with no pixel counted."""
         self._normalise, self._num_classes, self._device = Normalise(augment), num_classes, device

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.tasks.sizes import fit
+
 TRIES = 10
 """Crops of which one class may fill too much; the next one is taken as it is."""
 CROP_DRAWS = 2 * (TRIES + 1)
 """Uniform numbers for the crops of a sample: top and left of each."""
-
-
-def fit(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of an image that is resized, ratio kept, to fit into a longest and a shortest side."""
-    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def draw_size(

@@ -73,6 +73,7 @@ class Segmentation:
     )
     evaluation_batch = 1
     reads_target = True
+    sorts_by_aspect = False
     other_heads = frozenset({"bbox_head", "rpn_head", "roi_head"})
 
     def check(self, config: TrainConfig) -> None:
@@ -98,10 +99,10 @@ class Segmentation:
             return Layout(pixels=(side, side, 3), labels=(side, side), dtype="uint8")
         assert sizes is not None
         most = 0
-        for height, width in np.unique(sizes, axis=0).tolist():
+        for height, width in np.unique(sizes[:, :2], axis=0).tolist():
             rows, columns = geometry.stretched(*geometry.fit(height, width, options.scale), options.divisor)
             most = max(most, 3 * rows * columns)
-        largest = int(sizes.astype(np.int64).prod(axis=1).max())
+        largest = int(sizes[:, :2].astype(np.int64).prod(axis=1).max())
         return Layout(pixels=(most,), labels=(largest,), dtype="uint8", varies=True)
 
     def preprocessing(self, config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Detection and instance segmentation as a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.common.processes import PROJECT_ROOT
+from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
+from pipeline.tasks.metric import Score, Scores
+from pipeline.tasks.served import Served
+from pipeline.tasks.task import Described, Evaluator, Measurement
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from pipeline.tasks.batch import Batch
+    from pipeline.tasks.layout import Layout, SampleAugment, SampleSpec
+
+RETINANET, MASK_RCNN = "retinanet_", "mask_rcnn_"
+"""Beginnings of the names of the networks."""
+_OVERLAP = 0.5
+_DETECTION = {"box": "string", "score": "double", "class_name": "string", "mask": "string"}
+
+
+def _agreement(answer: Any, truth: list[tuple[str, list[float]]]) -> float:
+    """Share of the true objects (class name, x1, y1, x2, y2) that an answer has a box of the class for."""
+    if not truth:
+        return 1.0
+    found = [(entry["class_name"], json.loads(entry["box"])) for entry in answer]
+    return sum(any(n == name and _iou(b, box) >= _OVERLAP for n, b in found) for name, box in truth) / len(truth)
+
+
+def _iou(a: list[float], b: list[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    overlap = max(width, 0.0) * max(height, 0.0)
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return overlap / max(areas - overlap, 1e-9)
+
+
+def _describe_input(image_size: int, preprocessing: Any) -> str:
+    longest, shortest = max(preprocessing.scale), min(preprocessing.scale)
+    return f"any size, resized to {shortest} px on the shorter side and at most {longest} px on the longer one"
+
+
+class Detection:
+    """The objects in each image (`pipeline.tasks.Task`)."""
+
+    name = "detection"
+    scores = Scores(
+        (
+            Score(name="box_ap", label="box AP"),
+            Score(name="box_ap50", label="box AP50"),
+            Score(name="box_ap75", label="box AP75"),
+            Score(name="mask_ap", label="mask AP"),
+            Score(name="mask_ap50", label="mask AP50"),
+        )
+    )
+    served = Served(
+        kind="a detector of objects in images",
+        kinds="detectors of objects",
+        model_type="object-detection",
+        program=Path(__file__).with_name("serve.py"),
+        columns={"detections": _DETECTION, "height": "long", "width": "long"},
+        compared="detections",
+        score="box_ap50",
+        agreement=_agreement,
+        describe_input=_describe_input,
+        code=(PROJECT_ROOT / "pipeline" / "serve.py",),
+        packages=("opencv-python-headless", "faster-coco-eval"),
+        input_multiple=32,
+        has_builder=False,
+    )
+    evaluation_batch = 1
+    reads_target = True
+    sorts_by_aspect = True
+    other_heads = frozenset({"decode_head", "auxiliary_head"})
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a network that does not detect, mixing, which has no meaning for boxes, and CUDA graphs."""
+        if not config.model.name.startswith((RETINANET, MASK_RCNN)):
+            raise ConfigError(
+                f"--train.model.name {config.model.name} detects no objects: take {RETINANET}t or {MASK_RCNN}t (_s, "
+                "_b, _n), or another --train.task"
+            )
+        if config.mix.mixup or config.mix.cutmix:
+            raise ConfigError("boxes cannot be mixed: --train.mix.mixup 0 --train.mix.cutmix 0")
+        if config.cuda_graphs:
+            raise ConfigError("cuda_graphs needs batches of one size, and those of a detection differ: leave it out")
+
+    def layout(self, spec: SampleSpec, sizes: NDArray[np.int32] | None) -> Layout:
+        """Room for the largest resized image, and for its objects."""
+        import numpy as np
+
+        from pipeline.tasks.layout import Layout
+        from pipeline.tasks.sizes import fit
+
+        assert sizes is not None
+        most = 0
+        for height, width in np.unique(sizes[:, :2], axis=0).tolist():
+            rows, columns = fit(height, width, spec.detection.scale)
+            most = max(most, 3 * rows * columns)
+        target = 1024 * spec.detection.target_kb if spec.training else int(sizes[:, 2].max())
+        return Layout(pixels=(most,), labels=(target,), dtype="uint8", is_raw=True)
+
+    def preprocessing(self, config: TrainConfig) -> dict[str, Any]:
+        """The size that images are resized to."""
+        return {"evaluation_crop": 1.0, "interpolation": "bilinear", "scale": config.detection.scale}
+
+    def truth(
+        self, row: Mapping[str, Any], manifest: Any, read: Callable[[int, int], bytes]
+    ) -> list[tuple[str, list[float]]]:
+        """Class name and box (x1, y1, x2, y2) of each object that is no crowd."""
+        content = json.loads(read(row["target_offset"], row["target_size"]))
+        objects = []
+        for found in content["objects"]:
+            x, y, width, height = found["bbox"]
+            if not found["iscrowd"]:
+                objects.append((manifest.classes[found["category"]].name, [x, y, x + width, y + height]))
+        return objects
+
+    def augment(self, spec: SampleSpec) -> SampleAugment:
+        """Resized and flipped images, or the whole images of the evaluation."""
+        from pipeline.tasks.detection.augment import TrainImages, WholeImages
+
+        return TrainImages(spec) if spec.training else WholeImages(spec)
+
+    def device_transform(
+        self, config: TrainConfig, num_classes: int
+    ) -> Callable[[Batch, torch.device | str], tuple[Tensor, ...]]:
+        """Normalisation, padding, and the objects."""
+        from pipeline.tasks.detection.device import TrainBatch
+
+        return TrainBatch(config, config.model.name.startswith(MASK_RCNN))
+
+    def network(self, config: TrainConfig, num_classes: int) -> nn.Module:
+        """RetinaNet or Mask R-CNN."""
+        model = config.model
+        return _build(model.name, num_classes, model.drop_path_rate, model.image_size, model.backend)
+
+    def losses(self, network: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
+        """The losses of a batch as `TrainBatch` gives it."""
+        from pipeline.tasks.detection.device import split_truths
+
+        images, sizes, counts, drawn, *per_object = inputs
+        shapes, keys, truths = split_truths(sizes, counts, drawn, per_object)
+        if len(truths) == 2:
+            return network(images, shapes, *truths)
+        return network(images, shapes, *truths, keys)
+
+    def evaluator(self, augment: AugmentConfig, num_classes: int, device: torch.device) -> Evaluator:
+        """Average precision."""
+        from pipeline.tasks.detection.evaluation import PrecisionEvaluator
+
+        return PrecisionEvaluator(augment, num_classes, device)
+
+    def measurement(
+        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
+    ) -> Measurement:
+        """Scores, average precision of each class, and a picture."""
+        from pipeline.tasks.report import ScoreMeasurement
+
+        if subset:
+            raise ConfigError("--subset is for classifiers: an object of any class may be in an image")
+        evaluator = self.evaluator(augment, model.num_classes, device)
+        names = [entry.name for entry in manifest.classes]
+        return ScoreMeasurement(self.scores, evaluator, model, manifest.stem, names)
+
+    def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
+        """RetinaNet or Mask R-CNN without drop path."""
+        return _build(name, num_classes, 0.0, image_size, backend)
+
+    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Upstream's names."""
+        from transxnet.dense import to_upstream
+
+        return to_upstream(state)
+
+    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of this project."""
+        from transxnet.dense import from_upstream
+
+        return from_upstream(state)
+
+    def backbone(self, name: str) -> str:
+        """The TransXNet of the same variant."""
+        return f"transxnet_{name[-1]}"
+
+    def initialise(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+        """Load a classifier's weights into the backbone; neck and heads are initialised afresh."""
+        from transxnet.dense import load_backbone
+
+        return [*load_backbone(network.get_submodule("backbone"), state), "neck and heads initialised afresh"]
+
+
+def _build(name: str, num_classes: int, drop_path_rate: float | None, image_size: int, backend: Any) -> nn.Module:
+    from transxnet import dense
+
+    build = dense.mask_rcnn if name.startswith(MASK_RCNN) else dense.retinanet
+    return build(name[-1], num_classes, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend)

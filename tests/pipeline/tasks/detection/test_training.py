@@ -1,0 +1,89 @@
+"""A detection is trained, killed and resumed, on one, two and four ranks, with the same result."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.checks import check
+from pipeline.run import directory
+from pipeline.run.files import read_metrics
+from tests.support.attempts import FINISHED, RunningAttempt
+from tests.support.detections import training
+from tests.support.objects import pack_objects
+
+STEPS = 6
+SCORES = ("eval_box_ap", "eval_box_ap50", "eval_box_ap75", "eval_mask_ap", "eval_mask_ap50")
+
+
+def prepare(run_dir: Path, shards: Path, ranks: int, **fields: object) -> Path:
+    """Write the run directory of a training on a number of ranks."""
+    settings = {"steps": STEPS, "save_every_steps": 2, "eval_every_steps": 3, **fields}
+    config = training(shards, shards.parent / "cache", **settings)
+    directory.prepare(run_dir, check(config, ranks), {"total_steps": STEPS})
+    return run_dir
+
+
+def result(run_dir: Path) -> tuple[str, list[list[float]]]:
+    """Digest of the exported weights, and loss and scores of the evaluated steps."""
+    weights = hashlib.sha256((run_dir / "export/model.safetensors").read_bytes()).hexdigest()
+    evaluated = [[r[key] for key in ("loss", *SCORES)] for r in read_metrics(run_dir) if "eval_box_ap" in r]
+    return weights, evaluated
+
+
+@pytest.mark.slow
+def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
+    pack_objects(tmp_path)
+    whole = prepare(tmp_path / "whole", tmp_path / "shards", 2)
+    with RunningAttempt(whole) as attempt:
+        assert attempt.wait() == [FINISHED] * 2, attempt.output()
+    killed = prepare(tmp_path / "killed", tmp_path / "shards", 2)
+    with RunningAttempt(killed) as attempt:
+        assert attempt.until_step(3), attempt.output()
+        attempt.kill()
+    with RunningAttempt(killed) as attempt:
+        assert attempt.wait() == [FINISHED] * 2, attempt.output()
+    assert result(killed) == result(whole)
+    assert len(result(whole)[1]) == 2
+    card = json.loads((whole / "export/model.json").read_text())
+    assert (card["task"], card["metric"]) == ("detection", "box_ap")
+    assert (whole / "report/samples.png").exists()
+
+
+@pytest.mark.slow
+def test_a_detection_goes_on_with_2_and_4_ranks_as_it_would_have_alone(tmp_path):
+    """A micro-batch has the same two images in all cases, so only the order of sums differs."""
+    pack_objects(tmp_path)
+    alone = prepare(tmp_path / "alone", tmp_path / "shards", 1)
+    with RunningAttempt(alone, ranks=1) as attempt:
+        assert attempt.wait() == [FINISHED], attempt.output()
+    elastic = prepare(tmp_path / "elastic", tmp_path / "shards", 2)
+    for ranks, until in ((2, 3), (1, 5)):
+        with RunningAttempt(elastic, ranks=ranks) as attempt:
+            assert attempt.until_step(until), attempt.output()
+            attempt.kill()
+    with RunningAttempt(elastic, ranks=4) as attempt:
+        assert attempt.wait() == [FINISHED] * 4, attempt.output()
+    records = read_metrics(elastic)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert [record["loss"] for record in records] == pytest.approx(
+        [record["loss"] for record in read_metrics(alone)], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_the_scores_are_the_same_to_the_last_digit_on_any_number_of_ranks(tmp_path):
+    """With a learning rate of nearly 0 the weights are the same, so only the evaluation could differ."""
+    from pipeline.config.schema import OptimizerConfig
+
+    pack_objects(tmp_path)
+    found = {}
+    for ranks in (1, 2, 3, 4):
+        still = {"optimizer": OptimizerConfig(lr=1e-30), "global_batch_size": 24, "steps": 1, "ema_decay": 0.0}
+        run_dir = prepare(tmp_path / f"run{ranks}", tmp_path / "shards", ranks, **still)
+        with RunningAttempt(run_dir, ranks=ranks) as attempt:
+            assert attempt.wait() == [FINISHED] * ranks, attempt.output()
+        [record] = read_metrics(run_dir)
+        found[ranks] = [record[key] for key in SCORES]
+    assert found[1] == found[2] == found[3] == found[4]
