@@ -209,7 +209,8 @@ def _flatten(network: nn.Module, config: TrainConfig) -> tuple[nn.Module, dict[s
 
     Stage 3 partitions each weight by itself, and a compiled network must own its weights.
     """
-    groups = parameter_groups(network, config.optimizer, published_names(network, config))
+    published = published_names(network, config) if config.optimizer.decay == "not-norm" else None
+    groups = parameter_groups(network, config.optimizer, published)
     if config.compile or config.zero_stage == 3:
         return network, groups
     flat = FlatModel(network, {name: list(group.names) for name, group in groups.items()})
