@@ -13,6 +13,7 @@ from pipeline.config.schema import AugmentConfig
 from pipeline.tasks.batch import Batch
 from pipeline.tasks.detection.average_precision import AveragePrecision, average_precision, encode_mask
 from pipeline.tasks.detection.device import PaddedImages
+from pipeline.tasks.detection.found import corners_of, found_share
 from pipeline.tasks.detection.geometry import corners
 from pipeline.tasks.detection.picture import SHOWN, Shown, draw
 
@@ -81,7 +82,7 @@ class PrecisionEvaluator:
         values["box_ap75"] = figures["bbox"].scores["AP75"]
         masks = figures.get("segm")
         values |= {} if masks is None else {"mask_ap": masks.scores["AP"], "mask_ap50": masks.scores["AP50"]}
-        return values
+        return {**values, "box_found": math.fsum(map(_found, sums)) / len(sums)}
 
     def suspicion(self, sums: list[Any]) -> str | None:
         """Return nothing: a network that has just begun finds nothing."""
@@ -118,3 +119,10 @@ class PrecisionEvaluator:
             figures["segm"] = average_precision(images, categories, truths, detections, "segm")
         self._last = (len(entries), figures)
         return figures
+
+
+def _found(entry: dict[str, Any]) -> float:
+    """Return the share of the objects of an entry that are found."""
+    answers = [(result["category_id"], corners_of(result["bbox"])) for result in entry["detections"]]
+    truths = [(found["category"], corners_of(found["bbox"])) for found in entry["objects"] if not found["iscrowd"]]
+    return found_share(answers, truths)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
+from pipeline.tasks.detection.found import corners_of, found_share
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
 from pipeline.tasks.task import Described, Evaluator, Measurement
@@ -24,23 +25,12 @@ if TYPE_CHECKING:
 
 RETINANET, MASK_RCNN = "retinanet_", "mask_rcnn_"
 """Beginnings of the names of the networks."""
-_OVERLAP = 0.5
 _DETECTION = {"box": "string", "score": "double", "class_name": "string", "mask": "string"}
 
 
 def _agreement(answer: Any, truth: list[tuple[str, list[float]]]) -> float:
-    """Share of the true objects (class name, x1, y1, x2, y2) that an answer has a box of the class for."""
-    if not truth:
-        return 1.0
-    found = [(entry["class_name"], json.loads(entry["box"])) for entry in answer]
-    return sum(any(n == name and _iou(b, box) >= _OVERLAP for n, b in found) for name, box in truth) / len(truth)
-
-
-def _iou(a: list[float], b: list[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    overlap = max(width, 0.0) * max(height, 0.0)
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return overlap / max(areas - overlap, 1e-9)
+    """Share of the true objects (class name, x1, y1, x2, y2) that an answer has found."""
+    return found_share([(entry["class_name"], json.loads(entry["box"])) for entry in answer], truth)
 
 
 def _describe_input(image_size: int, preprocessing: Any) -> str:
@@ -59,6 +49,7 @@ class Detection:
             Score(name="box_ap75", label="box AP75"),
             Score(name="mask_ap", label="mask AP"),
             Score(name="mask_ap50", label="mask AP50"),
+            Score(name="box_found", label="objects found"),
         )
     )
     served = Served(
@@ -68,7 +59,7 @@ class Detection:
         program=Path(__file__).with_name("serve.py"),
         columns={"detections": _DETECTION, "height": "long", "width": "long"},
         compared="detections",
-        score="box_ap50",
+        score="box_found",
         agreement=_agreement,
         describe_input=_describe_input,
         code=(PROJECT_ROOT / "pipeline" / "serve.py",),
@@ -119,9 +110,8 @@ class Detection:
         content = json.loads(read(row["target_offset"], row["target_size"]))
         objects = []
         for found in content["objects"]:
-            x, y, width, height = found["bbox"]
             if not found["iscrowd"]:
-                objects.append((manifest.classes[found["category"]].name, [x, y, x + width, y + height]))
+                objects.append((manifest.classes[found["category"]].name, corners_of(found["bbox"])))
         return objects
 
     def augment(self, spec: SampleSpec) -> SampleAugment:
