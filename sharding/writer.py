@@ -235,7 +235,7 @@ def _iter_packed(job: ShardJob, odd: list[OddImage], bad: list[str]) -> Iterator
 
 
 def _target(job: ShardJob, index: int, packed: PackedImage) -> bytes | None:
-    """Read and check the label map, or the objects, of a sample, and return what is packed; None where it has a label alone.
+    """Check and return the label map, or the objects, that are packed of a sample; None where it has a label alone.
 
     Raises:
         ImageError: it is no target of this image.
