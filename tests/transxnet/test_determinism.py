@@ -23,7 +23,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]
     ),
     "retinanet": (
         lambda: dense.retinanet("n", 3, image_size=32, backend="reference"),
-        lambda network: sum(network(batch(), SIZES, BOXES, LABELS).values()),
+        lambda network: torch.stack(list(network(batch(), SIZES, BOXES, LABELS).values())).sum(),
     ),
 }
 """Networks, and a loss of each. Mask R-CNN, whose losses are drawn, has its test in `dense/test_mask_rcnn.py`."""
