@@ -24,8 +24,7 @@ __all__ = ["stream_attention_gradient"]
 
 PROGRAMS = 512
 # Queries, keys and warps of a program: the largest that spill no registers on sm_80 and sm_90.
-QUERIES = KEYS = BIAS = (64, 64, 8)
-KEYS_FP32 = BIAS_FP32 = (32, 64, 8)
+BLOCKS, BLOCKS_FP32 = (64, 64, 8), (32, 64, 8)
 ROWS = 16
 """Rows of the table whose gradient a program sums."""
 
@@ -190,14 +189,13 @@ def stream_attention_gradient(
     interpolate, fp32 = rows != queries, q.dtype == torch.float32
     sizes = {"HEADS": heads, "D": width, "INTERPOLATE": interpolate}
 
-    options = launch_options(width, *QUERIES)
+    options = launch_options(width, *(BLOCKS_FP32 if fp32 else BLOCKS))
     dq, delta = torch.empty_like(q), torch.empty_like(lse)
     _stream_dq_kernel[(n * heads, triton.cdiv(queries, options["BLOCK_L"]))](
         q, kv, bias, taps, weights, out, grad, lse, delta, dq, queries, keys, rows, scale, sample_gap(out), gap,
         **sizes, **options,
     )  # fmt: skip
 
-    options = launch_options(width, *(KEYS_FP32 if fp32 else KEYS))
     steps, blocks = triton.cdiv(queries, options["BLOCK_L"]), triton.cdiv(keys, options["BLOCK_M"])
     each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, n * heads * blocks))) * options["BLOCK_L"]
     splits = triton.cdiv(queries, each)
@@ -208,7 +206,6 @@ def stream_attention_gradient(
     )  # fmt: skip
     dkv = partial[0] if splits == 1 else partial.sum(0).to(kv.dtype)
 
-    options = launch_options(width, *(BIAS_FP32 if fp32 else BIAS))
     row_blocks = triton.cdiv(rows, ROWS if interpolate else options["BLOCK_L"])
     blocks = triton.cdiv(keys, options["BLOCK_M"])
     samples = triton.cdiv(n, min(n, triton.cdiv(PROGRAMS, row_blocks * blocks * heads)))
