@@ -52,7 +52,7 @@ class Measurement:
         forward, training = self.rates()
         return (
             f"{self.network:30s} {self.size:5d} {self.backend:9s} {self.precision:9s} {self.parameters / 1e6:8.2f} "
-            f"{self.gmac:7.3f} {forward:9.1f} {training:9.1f} {self.memory_bytes / 1e9:7.3f}"
+            f"{self.gmac:7.3f} {forward:9.2f} {training:9.2f} {self.memory_bytes / 1e9:7.3f}"
         )
 
 
