@@ -30,9 +30,9 @@ SAMPLES, MOST_POSITIVE = 512, 128
 """Regions of an image that the losses count, and the most positive ones of them."""
 POOLED = STRIDES[:4]
 """Strides of the levels that regions are pooled from."""
-NANO_CHANNELS, NANO_HIDDEN = 64, 256
-"""Channels of the pyramid and of the box head on the nano backbone, which is this package's own: with upstream's
-widths they would be many times as large as that backbone."""
+NANO_CHANNELS, NANO_HIDDEN, NANO_SAMPLES, NANO_POSITIVE = 64, 256, 64, 16
+"""Channels of the pyramid and of the box head, and sampled regions, on the nano backbone, which is this package's own:
+with upstream's widths and numbers they would take many times as long as that backbone."""
 RPN, ROI = 1, 2
 """Purposes of an image's draw."""
 
@@ -51,7 +51,14 @@ class Regions(NamedTuple):
     chosen: Sampled
 
 
-def sample_regions(proposals: Tensor, boxes: Tensor, choose: Choose, draw: int) -> Regions:
+def sample_regions(
+    proposals: Tensor,
+    boxes: Tensor,
+    choose: Choose,
+    draw: int,
+    samples: int = SAMPLES,
+    most_positive: int = MOST_POSITIVE,
+) -> Regions:
     """Return the regions of an image that the losses count.
 
     The proposals are assigned first. Then the objects' own boxes are put before them, each assigned to itself.
@@ -61,10 +68,12 @@ def sample_regions(proposals: Tensor, boxes: Tensor, choose: Choose, draw: int) 
         boxes: `[G, 4]` of the image's objects.
         choose: how to choose where there are more candidates than needed.
         draw: the key of this image's choices.
+        samples: number of regions.
+        most_positive: the most positive ones of them.
     """
     assigned = torch.cat((torch.arange(len(boxes), device=boxes.device), assign(proposals, boxes, ASSIGNMENT)))
     candidates = torch.cat((boxes.to(proposals.dtype), proposals))
-    chosen = sample(assigned, SAMPLES, MOST_POSITIVE, choose, draw)
+    chosen = sample(assigned, samples, most_positive, choose, draw)
     return Regions(candidates[torch.cat(chosen)], assigned[chosen.positive], chosen)
 
 
@@ -84,10 +93,13 @@ class MaskRCNN(nn.Module):
         *,
         channels: int = CHANNELS,
         hidden: int = box_head.HIDDEN,
+        samples: int = SAMPLES,
+        most_positive: int = MOST_POSITIVE,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.choose = choose
+        self.samples, self.most_positive = samples, most_positive
         self.neck = FeaturePyramid(backbone.config.dims, channels, extra="pool")
         self.rpn = ProposalNetwork(channels)
         self.box_head = box_head.BoxHead(num_classes, channels, hidden)
@@ -129,7 +141,7 @@ class MaskRCNN(nn.Module):
         losses = self.rpn.losses(predictions, sizes, boxes, self.choose, [mix(draw, RPN) for draw in draws])
         proposals = [found for found, _ in self.rpn.propose(predictions, sizes)]
         regions = [
-            sample_regions(of_image, truths, self.choose, mix(draw, ROI))
+            sample_regions(of_image, truths, self.choose, mix(draw, ROI), self.samples, self.most_positive)
             for of_image, truths, draw in zip(proposals, boxes, draws, strict=True)
         ]
         return {**losses, **self.region_losses(levels, regions, boxes, labels, masks)}
@@ -230,7 +242,8 @@ def mask_rcnn(
     """Build Mask R-CNN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
     Args:
-        variant: of the backbone; `n` has a pyramid of 64 channels and a box head of 256, the others 256 and 1024.
+        variant: of the backbone; `n` has a pyramid of 64 channels, a box head of 256 and 64 sampled regions of an
+            image, the others 256, 1024 and 512.
         num_classes: number of classes; COCO has 80.
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         image_size: side in pixels that the backbone's position tables are made for.
@@ -246,5 +259,13 @@ def mask_rcnn(
     backbone = build_backbone(
         variant, drop_path_rate=drop_path_rate, image_size=image_size, backend=backend, pretrained=pretrained
     )
-    channels, hidden = (NANO_CHANNELS, NANO_HIDDEN) if variant == "n" else (CHANNELS, box_head.HIDDEN)
-    return MaskRCNN(backbone, num_classes, channels=channels, hidden=hidden)
+    if variant not in ("n", "transxnet_n"):
+        return MaskRCNN(backbone, num_classes)
+    return MaskRCNN(
+        backbone,
+        num_classes,
+        channels=NANO_CHANNELS,
+        hidden=NANO_HIDDEN,
+        samples=NANO_SAMPLES,
+        most_positive=NANO_POSITIVE,
+    )
