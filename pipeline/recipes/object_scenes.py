@@ -35,12 +35,12 @@ def demo_detection() -> TrainConfig:
     """
     return TrainConfig(
         task="detection",
-        epochs=2.0,
+        epochs=1.0,
         global_batch_size=16,
         precision="fp32",
         ema_decay=0.95,
         save_every_steps=100,
-        eval_every_steps=150,
+        eval_every_steps=60,
         log_every_steps=25,
         model=ModelConfig(name="mask_rcnn_n", image_size=scenes.SIDE, drop_path_rate=0.0),
         data=DataConfig(shards=FOLDER, workers=0, lanes=4),
