@@ -24,7 +24,7 @@ MASKED = "mask_rcnn_"
 
 def resized_pixels(pixels: Pixels, scale: tuple[int, int]) -> Pixels:
     """Resize an image, ratio kept, to fit into a longest and a shortest side."""
-    size = fit(*pixels.shape[:2], scale)
+    size = fit(pixels.shape[0], pixels.shape[1], scale)
     if pixels.shape[:2] == size:
         return pixels
     return as_pixels(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR))
