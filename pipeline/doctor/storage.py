@@ -1,5 +1,6 @@
 """Looks at a folder's file system: kind, room, locks, and how long it takes to write and to be sure."""
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from typing import cast
 
 from jobs import describe_machine
 from pipeline.common.atomic import fsync
-from pipeline.data.cache import locked
 from pipeline.doctor.finding import Finding
 
 SIZE_MB = 64
@@ -42,8 +42,8 @@ def look_at_storage(folder: Path) -> Iterator[Finding]:
 
 def _locks(probe: Path) -> Finding:
     try:
-        with locked(probe):
-            pass
+        with probe.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return Finding(
             "problem",

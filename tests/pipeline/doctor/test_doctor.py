@@ -1,5 +1,6 @@
 """What the doctor finds here, and what it says of a place where a training would fail."""
 
+import errno
 import re
 
 import pytest
@@ -61,6 +62,17 @@ def test_a_folder_that_cannot_be_made_is_a_problem(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(runs=tmp_path / "file" / "runs") == 1
     assert "file/runs cannot be made: Not a directory; choose another folder with --runs" in capsys.readouterr().out
+
+
+def test_a_file_system_without_locks_is_a_problem_and_its_speed_is_measured_all_the_same(monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert main() == 1
+    output = capsys.readouterr().out
+    assert "  problem  files cannot be locked there (No locks available): on Lustre ask for" in output
+    assert "MB/s written" in output
 
 
 def group(partition: str, **changes) -> NodeGroup:
