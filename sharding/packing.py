@@ -257,9 +257,11 @@ class Packing:
             record = ShardRecord.from_bytes(number, self.work_folder.read(ShardRecord.file_name(number)))
             if record is None or record.plan != self.plan_digest:
                 raise OutputError(f"the record of {self.shard_name(number)} is damaged. Give the same command again.")
-            if record.shard.bytes not in (sizes.get(record.shard.name), self.output.size(record.shard.name)):
+            name = record.shard.name
+            # An object store may list a file, or its new size, late: it is asked for this file before it is missed.
+            if sizes.get(name) != record.shard.bytes and self.output.size(name) != record.shard.bytes:
                 raise OutputError(
-                    f"{record.shard.name} is missing or has changed since it was packed. Give the same command again."
+                    f"{name} is missing or has changed since it was packed. Give the same command again."
                 )
             records.append(record)
         index = (
