@@ -28,7 +28,7 @@ class PrecisionEvaluator:
         self._pad, self._num_classes, self._device = PaddedImages(augment), num_classes, device
         self._entries: list[dict[str, Any]] = []
         self._shown: list[Shown] = []
-        self._last: tuple[int, dict[str, AveragePrecision]] | None = None
+        self._last: tuple[list[Any], dict[str, AveragePrecision]] | None = None
 
     def add(self, network: nn.Module, batch: Batch) -> None:
         """Detect the objects of a batch, which holds one image."""
@@ -101,8 +101,8 @@ class PrecisionEvaluator:
         draw(folder / "samples.png", self._shown, names)
 
     def _figures(self, entries: list[Any]) -> dict[str, AveragePrecision]:
-        """Return COCO's figures by kind; computed once for as many entries."""
-        if self._last is not None and self._last[0] == len(entries):
+        """Return COCO's figures by kind; scores and classes of the same entries share one computation."""
+        if self._last is not None and self._last[0] is entries:
             return self._last[1]
         ordered = sorted(entries, key=lambda entry: entry["row"])
         images = {entry["row"]: tuple(entry["size"]) for entry in ordered}
@@ -117,7 +117,7 @@ class PrecisionEvaluator:
         figures = {"bbox": average_precision(images, categories, truths, detections, "bbox")}
         if any(entry["has_masks"] for entry in entries):
             figures["segm"] = average_precision(images, categories, truths, detections, "segm")
-        self._last = (len(entries), figures)
+        self._last = (entries, figures)
         return figures
 
 
