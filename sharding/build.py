@@ -17,6 +17,7 @@ from sharding.cli import count_odd, run_command
 from sharding.console import Log, no_log, print_line
 from sharding.errors import ShardingError
 from sharding.slurm import slurm_task
+from sharding.source_format import SourceFormat
 
 if TYPE_CHECKING:
     from sharding.images import ImagePolicy
@@ -44,20 +45,7 @@ class BuildOptions:
     """train, validation, …; by default every split found in the source"""
     name: str = "imagenet1k"
     """prefix of all files"""
-    source_format: Literal[
-        "auto",
-        "ilsvrc",
-        "kaggle",
-        "tiny-imagenet",
-        "parquet",
-        "ade20k",
-        "cityscapes",
-        "voc",
-        "masks",
-        "coco",
-        "coco-json",
-        "folder",
-    ] = "auto"
+    source_format: Literal["auto", SourceFormat] = "auto"
     """form in which the source is stored; auto detects it"""
     classes: str | None = None
     """list of the classes: lines "WNID NAME", CSV or JSON; gives the labels; by default the classes of the source"""

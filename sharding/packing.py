@@ -260,9 +260,7 @@ class Packing:
             name = record.shard.name
             # An object store may list a file, or its new size, late: it is asked for this file before it is missed.
             if sizes.get(name) != record.shard.bytes and self.output.size(name) != record.shard.bytes:
-                raise OutputError(
-                    f"{name} is missing or has changed since it was packed. Give the same command again."
-                )
+                raise OutputError(f"{name} is missing or has changed since it was packed. Give the same command again.")
             records.append(record)
         index = (
             pa.concat_tables([record.rows for record in records]).combine_chunks()

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal, get_args
 
 from pyarrow import fs
 
 from sharding.errors import SourceError
+from sharding.source_format import SourceFormat
 from sharding.sources import cityscapes, coco, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc
 from sharding.sources import folder as class_folders
 from sharding.sources.class_files import find_class_list
@@ -21,19 +21,6 @@ from sharding.sources.listing import Listing
 from sharding.storage import Folder
 from sharding.zip_folder import open_zip
 
-SourceFormat = Literal[
-    "ilsvrc",
-    "kaggle",
-    "tiny-imagenet",
-    "parquet",
-    "ade20k",
-    "cityscapes",
-    "voc",
-    "masks",
-    "coco",
-    "coco-json",
-    "folder",
-]
 _CITYSCAPES = "Cityscapes, which needs leftImg8bit/{train,val} and gtFine/{train,val}"
 _VOC = "Pascal VOC, which needs JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt"
 # Folders that no class has as its name: the layout that they belong to, and all that it needs.
@@ -44,7 +31,6 @@ _PARTS = {
     "SegmentationClass": _VOC,
 }
 _OF_CLASS_FOLDERS = ("kaggle", "tiny-imagenet", "folder")
-SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 
 def open_source(location: str) -> Folder:
@@ -70,7 +56,7 @@ def open_source(location: str) -> Folder:
 
 
 def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, SourceFormat]:
-    """Find the splits of a source and the form of each; of several forms, the first of `SOURCE_FORMATS`.
+    """Find the splits of a source and the form of each; of several forms, the first of `SourceFormat`.
 
     Raises:
         SourceError: the source is a folder of Hugging Face's `save_to_disk`.

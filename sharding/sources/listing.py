@@ -33,7 +33,7 @@ class Listing:
     """Every image of one split. Columns have the length `[samples]` unless another shape is given.
 
     Attributes:
-        source_format: one of `SOURCE_FORMATS` in `detect`.
+        source_format: one of `sharding.source_format.SourceFormat`.
         split: name of the split, such as `train` or `validation`.
         classes: label `i` means `classes[i]`; sorted by WordNet id.
         files: `[files]`; paths inside the source folder.
