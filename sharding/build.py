@@ -62,7 +62,7 @@ class BuildOptions:
     on_bad: Literal["stop", "skip"] = "stop"
     """on an unreadable image or a wrong annotation: stop the build, or skip it; the manifest lists or counts it"""
     only_annotated: bool = False
-    """leave out images without objects (coco, coco-json), from which a training would learn nothing"""
+    """leave out images without objects (coco, coco-json, yolo, voc-xml), from which a training would learn nothing"""
     workers: int | None = None
     """number of worker processes; by default one for each CPU this process may use"""
     image_member: str | None = None
@@ -142,7 +142,7 @@ def _choose_annotated(options: BuildOptions, listing: Listing) -> Listing:
     Raises:
         ShardingError: annotations are wrong; the message lists the first.
     """
-    from sharding.sources.coco import keep_annotated
+    from sharding.sources.object_listing import keep_annotated
 
     if listing.faults and options.on_bad == "stop":
         more = len(listing.faults) - _LISTED_FAULTS

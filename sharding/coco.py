@@ -1,4 +1,4 @@
-"""COCO's annotation files: the objects of each image, checked, and the member of a shard that holds them.
+"""Objects of images in COCO's form: read, checked, and written as the member of a shard that holds them.
 
 Source: the format of `instances_*.json` at cocodataset.org, which labelling tools export as well.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sharding.errors import ImageError, SourceError
 from sharding.manifest import ClassInfo
 
-__all__ = ["CocoImage", "CocoSet", "check_target", "read_coco", "target_member"]
+__all__ = ["CocoImage", "CocoSet", "check_target", "collect_objects", "read_coco", "target_member"]
 
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An image that an annotation file names: its id, its file below the folder of images, and its size in pixels."""
+    """An image with annotations: its id, its file below the folder of images, and its size in pixels."""
 
     number: int
     file_name: str
@@ -29,7 +29,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoSet:
-    """The content of an annotation file.
+    """The images of a split with their objects.
 
     Attributes:
         classes: label `i` means `classes[i]`; in the order of the category ids, which are the `wnid` as text.
@@ -91,13 +91,28 @@ def read_coco(content: bytes, where: str) -> CocoSet:
     for image in images:
         if image.width < 1 or image.height < 1:
             raise SourceError(f"{where}: image {image.number} has {image.width} x {image.height} pixels")
+    return collect_objects(images, categories, _named(annotations, where))
+
+
+def collect_objects(
+    images: Iterable[CocoImage], categories: Mapping[int, str], annotations: Iterable[tuple[str, Any]]
+) -> CocoSet:
+    """Check annotations, whatever form they were read from, and sort them by image.
+
+    Args:
+        images: with different ids.
+        categories: name by id.
+        annotations: place of each, for messages, and the annotation as COCO has it: `image_id`, `category_id`, `bbox`,
+            and perhaps `area`, `iscrowd` and `segmentation`; or a text that says what is wrong with it.
+    """
     labels = {category: label for label, category in enumerate(sorted(categories))}
     by_number = {image.number: image for image in images}
     objects: dict[int, list[dict[str, Any]]] = {}
     faults = []
-    for annotation, fault in _checked(annotations, labels, by_number):
+    for place, annotation in annotations:
+        fault = annotation if isinstance(annotation, str) else _fault(annotation, labels, by_number)
         if fault is not None:
-            faults.append(f"{where}: {fault}")
+            faults.append(f"{place} {fault}")
             continue
         found = {
             "category": labels[annotation["category_id"]],
@@ -110,7 +125,7 @@ def read_coco(content: bytes, where: str) -> CocoSet:
         objects.setdefault(annotation["image_id"], []).append(found)
     return CocoSet(
         classes=tuple(ClassInfo(str(category), categories[category]) for category in sorted(categories)),
-        images=tuple(sorted(images, key=lambda image: image.number)),
+        images=tuple(sorted(by_number.values(), key=lambda image: image.number)),
         objects={number: tuple(found) for number, found in objects.items()},
         faults=tuple(faults),
     )
@@ -153,31 +168,29 @@ def check_target(content: bytes, width: int, height: int, num_classes: int | Non
         raise ImageError(f"KEY.json has objects of class {max(labels)}; there are {num_classes} classes")
 
 
-def _checked(
-    annotations: list[Any], labels: Mapping[int, int], images: Mapping[int, CocoImage]
-) -> Iterator[tuple[Any, str | None]]:
-    """Yield each annotation with what is wrong with it, or None."""
+def _named(annotations: Iterable[Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each annotation of a file with it, or with what is wrong with it."""
     seen: set[Any] = set()
     for position, annotation in enumerate(annotations):
         number = annotation.get("id") if isinstance(annotation, dict) else None
-        name = f"annotation {position}" if number is None else f"annotation {number}"
+        place = f"{where}: annotation {position if number is None else number}"
         if not isinstance(annotation, dict):
-            yield annotation, f"{name} is no object"
+            yield place, "is no object"
         elif number is not None and number in seen:
-            yield annotation, f"{name} occurs twice"
+            yield place, "occurs twice"
         else:
             seen.add(number)
-            fault = _fault(annotation, labels, images)
-            yield annotation, None if fault is None else f"{name} {fault}"
+            yield place, annotation
 
 
 def _fault(annotation: Mapping[str, Any], labels: Mapping[int, int], images: Mapping[int, CocoImage]) -> str | None:
     """Return what is wrong with an annotation, or None."""
-    image = images.get(annotation.get("image_id", -1))
+    number, category = annotation.get("image_id"), annotation.get("category_id")
+    image = images.get(number) if isinstance(number, int) else None
     if image is None:
-        return f"belongs to image {annotation.get('image_id')}, which the file does not name"
-    if annotation.get("category_id") not in labels:
-        return f"of image {image.number} has the category {annotation.get('category_id')}, which the file does not name"
+        return f"belongs to image {number}, which the file does not name"
+    if not isinstance(category, int | str) or category not in labels:
+        return f"of image {image.number} has the category {category}, which has no name"
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
         return f"of image {image.number} has the box {box}; it needs four numbers"
@@ -186,6 +199,8 @@ def _fault(annotation: Mapping[str, Any], labels: Mapping[int, int], images: Map
         return f"of image {image.number} has an empty box {box}"
     if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
         return f"of image {image.number} has the box {box} outside its {image.width} x {image.height} pixels"
+    if "area" in annotation and not (_is_number(annotation["area"]) and annotation["area"] >= 0):
+        return f"of image {image.number} has the area {annotation['area']}; it is a number of pixels"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"of image {image.number} has iscrowd {annotation['iscrowd']}; it is 0 or 1"
     return _fault_of_segmentation(annotation.get("segmentation"), image)
@@ -199,15 +214,41 @@ def _fault_of_segmentation(segmentation: Any, image: CocoImage) -> str | None:
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if size != [image.height, image.width]:
             return f"of image {image.number} has a mask of {size}, the image has [{image.height}, {image.width}]"
-        if isinstance(counts, list) and sum(counts) != image.height * image.width:
-            return f"of image {image.number} has a mask whose runs add up to {sum(counts)} pixels"
-        return None if isinstance(counts, str | list) else f"of image {image.number} has a mask without runs"
+        runs = _unpacked(counts) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+            return f"of image {image.number} has a mask without runs"
+        if sum(runs) != image.height * image.width:
+            return f"of image {image.number} has a mask whose runs add up to {sum(runs)} pixels"
+        return None
     for polygon in segmentation if isinstance(segmentation, list) else [segmentation]:
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(_is_number(value) for value in polygon):
             return f"of image {image.number} has a polygon that is no list of x, y"
         if len(polygon) < 6:
             return f"of image {image.number} has a polygon with {len(polygon) // 2} points; it needs three"
     return None
+
+
+def _unpacked(counts: str) -> list[int] | None:
+    """Return the run lengths that a text holds, as `maskApi.c` of pycocotools packs them; None if it holds none.
+
+    A character has five bits of a number, the lowest first, and a sixth bit says whether more follow. From the fourth
+    on a number is the difference to the run before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from sharding.errors import SourceError
 from sharding.source_format import SourceFormat
-from sharding.sources import cityscapes, coco, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc
+from sharding.sources import cityscapes, coco, ilsvrc, kaggle, label_maps, parquet, tiny_imagenet, voc, voc_boxes, yolo
 from sharding.sources import folder as class_folders
 from sharding.sources.class_files import find_class_list
 from sharding.sources.classes import ClassList
@@ -22,7 +22,10 @@ from sharding.storage import Folder
 from sharding.zip_folder import open_zip
 
 _CITYSCAPES = "Cityscapes, which needs leftImg8bit/{train,val} and gtFine/{train,val}"
-_VOC = "Pascal VOC, which needs JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt"
+_VOC = (
+    "Pascal VOC, which needs JPEGImages, and SegmentationClass with ImageSets/Segmentation/{train,val}.txt or "
+    "Annotations with ImageSets/Main/{train,val}.txt"
+)
 # Folders that no class has as its name: the layout that they belong to, and all that it needs.
 _PARTS = {
     "leftImg8bit": _CITYSCAPES,
@@ -67,12 +70,14 @@ def find_splits(root: Folder, source_format: SourceFormat | None) -> dict[str, S
         "kaggle": kaggle.find_splits,
         "tiny-imagenet": tiny_imagenet.find_splits,
         "parquet": parquet.find_splits,
+        "voc": voc.find_splits,
+        "voc-xml": voc_boxes.find_voc_box_splits,
         "ade20k": label_maps.find_ade20k_splits,
         "cityscapes": cityscapes.find_splits,
-        "voc": voc.find_splits,
         "masks": label_maps.find_mask_splits,
         "coco": coco.find_coco_splits,
         "coco-json": coco.find_coco_json_splits,
+        "yolo": yolo.find_yolo_splits,
         "folder": class_folders.find_splits,
     }
     found: dict[str, SourceFormat] = {}
@@ -180,12 +185,14 @@ def list_split(
         "kaggle": partial(kaggle.list_kaggle, extensions=extensions),
         "tiny-imagenet": partial(tiny_imagenet.list_tiny_imagenet, extensions=extensions),
         "parquet": parquet.list_parquet,
+        "voc": voc.list_voc,
+        "voc-xml": voc_boxes.list_voc_boxes,
         "ade20k": label_maps.list_ade20k,
         "cityscapes": cityscapes.list_cityscapes,
-        "voc": voc.list_voc,
         "masks": label_maps.list_masks,
         "coco": coco.list_coco,
         "coco-json": coco.list_coco_json,
+        "yolo": yolo.list_yolo,
         "folder": partial(class_folders.list_folder, extensions=extensions),
     }
     listing = readers[form](root, split, known)

@@ -48,8 +48,14 @@ CLASSES = (
 _BORDER = 255
 
 
-def _place(root: Folder) -> str | None:
-    """Path of the folder with `JPEGImages`, with `/` at its end unless it is the source itself; None if there is none.
+def find_place(root: Folder, lists: str) -> str | None:
+    """Return the path of the folder with `JPEGImages` and lists of the splits, with `/` at its end; None without one.
+
+    The path of the source itself is empty.
+
+    Args:
+        root: folder of the source.
+        lists: path from there to the lists, `ImageSets/Segmentation` or `ImageSets/Main`.
 
     Raises:
         SourceError: there are several years.
@@ -59,23 +65,24 @@ def _place(root: Folder) -> str | None:
         base = root.folder(prefix.rstrip("/")) if prefix else root
         folders = [info.base_name for info in base.list() if info.type == fs.FileType.Directory]
         if not prefix and _IMAGES in folders:
-            return "" if _has_lists(root) else None
-        found += [f"{prefix}{name}/" for name in folders if name.startswith("VOC2") and _has_lists(base.folder(name))]
+            return "" if lists_of(root, "", lists) else None
+        years = [name for name in folders if name.startswith("VOC2")]
+        found += [f"{prefix}{name}/" for name in years if lists_of(base, f"{name}/", lists)]
     if len(found) > 1:
         raise SourceError(f"{root.location} holds several years of VOC ({', '.join(found)}): give one as --source")
     return found[0] if found else None
 
 
-def _has_lists(folder: Folder) -> bool:
-    return any(folder.folder(_LISTS).size(name) is not None for name in _LIST_OF.values())
+def lists_of(root: Folder, place: str, lists: str) -> dict[str, str]:
+    """Return the path of the list of each split that there is."""
+    paths = {split: f"{place}{lists}/{name}" for split, name in _LIST_OF.items()}
+    return {split: path for split, path in paths.items() if root.size(path) is not None}
 
 
 def find_splits(root: Folder) -> list[str]:
     """Find the splits that a list names."""
-    place = _place(root)
-    if place is None:
-        return []
-    return [split for split, name in _LIST_OF.items() if root.size(f"{place}{_LISTS}/{name}") is not None]
+    place = find_place(root, _LISTS)
+    return [] if place is None else list(lists_of(root, place, _LISTS))
 
 
 def list_voc(root: Folder, split: str, known: ClassList | None) -> Listing:
@@ -86,11 +93,11 @@ def list_voc(root: Folder, split: str, known: ClassList | None) -> Listing:
     """
     if split not in find_splits(root):
         raise SourceError(f"{root.location} has no split {split!r} of VOC: no {_LISTS}/{_LIST_OF.get(split, split)}")
-    place = _place(root) or ""
-    listed = {name: _stems(root, f"{place}{_LISTS}/{name}") for name in map(_LIST_OF.__getitem__, find_splits(root))}
+    place = find_place(root, _LISTS) or ""
+    listed = {name: stems(root, path) for name, path in lists_of(root, place, _LISTS).items()}
     images = _files(root, f"{place}{_IMAGES}", ".jpg")
     masks = _files(root, f"{place}{_MASKS}", ".png")
-    own = listed[_LIST_OF[split]]
+    own = listed[split]
     for there, folder, end in ((images, _IMAGES, ".jpg"), (masks, _MASKS, ".png")):
         missing = sorted(own - there.keys())
         if missing:
@@ -115,7 +122,8 @@ def list_voc(root: Folder, split: str, known: ClassList | None) -> Listing:
     return dataclasses.replace(listing, notes=(*listing.notes, note))
 
 
-def _stems(root: Folder, path: str) -> set[str]:
+def stems(root: Folder, path: str) -> set[str]:
+    """Return the stems that a list names."""
     return set(root.read(path).decode("utf-8", "replace").split())
 
 

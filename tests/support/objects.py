@@ -68,6 +68,52 @@ def write_coco_zips(folder: Path) -> Path:
     return folder / "zips"
 
 
+def write_yolo(folder: Path) -> Path:
+    """Write the set of `write_coco_json` as `images/SPLIT`, `labels/SPLIT` and `data.yaml`; return the folder."""
+    write_coco_json(folder)
+    for split in SPLITS:
+        content = json.loads((folder / f"annotations/{split}.json").read_text())
+        (folder / "labels" / split).mkdir(parents=True)
+        for image in content["images"]:
+            lines = []
+            for entry in (e for e in content["annotations"] if e["image_id"] == image["id"]):
+                x, y, w, h = entry["bbox"]
+                shares = [(x + w / 2) / image["width"], (y + h / 2) / image["height"]]
+                shares += [w / image["width"], h / image["height"]]
+                if isinstance(entry["segmentation"], list):
+                    sides = (image["width"], image["height"]) * 4
+                    shares = [v / s for v, s in zip(entry["segmentation"][0], sides, strict=True)]
+                lines.append(" ".join(map(str, [list(CATEGORIES).index(entry["category_id"]), *shares])))
+            if lines:
+                path = folder / "labels" / split / f"{Path(image['file_name']).stem}.txt"
+                path.write_text("\n".join(lines) + "\n")
+        (folder / f"annotations/{split}.json").unlink()
+    (folder / "data.yaml").write_text(f"names: {list(CATEGORIES.values())}\nnc: 3\n")
+    return folder
+
+
+def write_voc_xml(folder: Path) -> Path:
+    """Write the set of `write_coco_json` as `images/SPLIT` and `annotations/SPLIT/NAME.xml`; return the folder."""
+    write_coco_json(folder)
+    for split in SPLITS:
+        content = json.loads((folder / f"annotations/{split}.json").read_text())
+        (folder / "annotations" / split).mkdir()
+        for image in content["images"]:
+            objects = ""
+            for entry in (e for e in content["annotations"] if e["image_id"] == image["id"]):
+                x, y, w, h = entry["bbox"]
+                corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+                name = CATEGORIES[entry["category_id"]]
+                objects += f"<object><name>{name}</name><difficult>{entry['iscrowd']}</difficult>"
+                objects += f"<bndbox>{corners}</bndbox></object>"
+            size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+            path = folder / "annotations" / split / f"{Path(image['file_name']).stem}.xml"
+            path.write_text(f"<annotation>{size}{objects}</annotation>")
+        (folder / f"annotations/{split}.json").unlink()
+    (folder / "classes.txt").write_text("\n".join(CATEGORIES.values()))
+    return folder
+
+
 def pack_objects(folder: Path, **options) -> list[Manifest]:
     """Pack the data set into `folder / "shards"`."""
     source = write_coco_json(folder / "objects")
