@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig
-from pipeline.tasks.served import Column
+from pipeline.tasks.served import Column, Maybe
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.weights.card import CARD_NAME, WEIGHTS_NAME, ModelCard
 from pipeline.weights.rows import origin_rows, result_rows
@@ -117,7 +117,14 @@ def signature(columns: Mapping[str, Column]) -> "ModelSignature":
     def type_of(column: Column) -> Any:
         if isinstance(column, str):
             return DataType[column]
-        return Array(Object([Property(name, DataType[kind]) for name, kind in column.items()]))
+        if isinstance(column, tuple):
+            return Array(type_of(column[0]))
+        return Object([field(name, kind) for name, kind in column.items()])
+
+    def field(name: str, kind: Column | Maybe) -> Property:
+        if isinstance(kind, Maybe):
+            return Property(name, type_of(kind.of), required=False)
+        return Property(name, type_of(kind))
 
     return ModelSignature(outputs=Schema([ColSpec(type_of(column), name=name) for name, column in columns.items()]))
 

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Column = str | Mapping[str, str]
-"""Type of a column: `string`, `double` or `long`; or the types of the fields of a list of objects."""
+
+@dataclass(frozen=True)
+class Maybe:
+    """A field that an object may lack."""
+
+    of: "Column"
+
+
+Column = str | tuple["Column"] | Mapping[str, "Column | Maybe"]
+"""Type of a column: `string`, `double` or `long`; a tuple of one type is a list, and a mapping an object by fields."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class Classification:
         kinds="image classifiers",
         model_type="image-classification",
         program=PROJECT_ROOT / "pipeline" / "serve.py",
-        columns={**_GUESS, "top5": _GUESS},
+        columns={**_GUESS, "top5": (_GUESS,)},
         compared="wnid",
         score="top1",
         agreement=_is_right,

@@ -2,9 +2,9 @@
 
 Of this project it needs `transxnet`, `sharding` and `serve.py` (which reads images), which are copied beside it. Input
 as of a classifier (`serve.py`), in images of any size. Output: a DataFrame with a row for each image: `detections`, a
-list of at most 100 objects, the best first, and `height` and `width` of the image. An object has `box`, a JSON list
-x1, y1, x2, y2 in pixels of the image; `score`; `class_name`; and `mask`, COCO's run lengths as a JSON object, or an
-empty text where the network finds no masks.
+list of at most 100 objects, the best first, and `height` and `width` of the image. An object has `box`, the numbers x1,
+y1, x2, y2 in pixels of the image; `score`; `class_name`; and, where the network finds masks, `mask`: COCO's run lengths
+with `size` (height, width) and `counts`, which pycocotools and faster-coco-eval decode.
 
 The images are prepared as in the evaluation that the registered AP was measured with: resized by OpenCV to fit into
 `scale`, normalised, and padded with zeros to multiples of 32.
@@ -71,17 +71,15 @@ class ObjectDetector:
         """Return the objects in an image uint8 `[H, W, 3]`, RGB, the best first."""
         images, size = self._prepare(pixels)
         [found] = self.network.detect(images.to(next(self.network.parameters()).device), [size], [pixels.shape[:2]])
-        masks = [""] * len(found.labels) if found.masks is None else list(map(_encode, found.masks.cpu().numpy()))
-        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks)
-        return [
-            {
-                "box": json.dumps([round(side, 2) for side in box]),
-                "score": score,
-                "class_name": self.card["classes"][label][1],
-                "mask": mask,
-            }
-            for box, score, label, mask in zip(*columns, strict=True)
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+        objects: list[dict[str, Any]] = [
+            {"box": [round(side, 2) for side in box], "score": score, "class_name": self.card["classes"][label][1]}
+            for box, score, label in zip(*columns, strict=True)
         ]
+        if found.masks is not None:
+            for entry, mask in zip(objects, found.masks.cpu().numpy(), strict=True):
+                entry["mask"] = _encode(mask)
+        return objects
 
     def _prepare(self, pixels: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
         """Resize, normalise and pad an image: float32 `[1, 3, H, W]`, and its (height, width) within."""
@@ -98,14 +96,14 @@ class ObjectDetector:
         return torch.from_numpy(padded.transpose(2, 0, 1)[None].copy()), (rows, columns)
 
 
-def _encode(mask: np.ndarray) -> str:
-    """Return a mask `[H, W]` as COCO's run lengths in JSON: `size` and `counts`."""
+def _encode(mask: np.ndarray) -> dict[str, Any]:
+    """Return a mask `[H, W]` as COCO's run lengths: `size` and `counts`, a text."""
     from faster_coco_eval.core import mask as coding
 
     encoded = coding.encode(np.asfortranarray(mask, dtype=np.uint8))
     counts = encoded["counts"]
     text = counts if isinstance(counts, str) else counts.decode()
-    return json.dumps({"size": [int(side) for side in encoded["size"]], "counts": text})
+    return {"size": [int(side) for side in encoded["size"]], "counts": text}
 
 
 class ServedDetector(ObjectDetector, PythonModel):

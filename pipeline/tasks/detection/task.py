@@ -11,7 +11,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.detection.found import corners_of, found_share
 from pipeline.tasks.metric import Score, Scores
-from pipeline.tasks.served import Served
+from pipeline.tasks.served import Column, Maybe, Served
 from pipeline.tasks.task import Described, Evaluator, Measurement
 
 if TYPE_CHECKING:
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
 RETINANET, MASK_RCNN = "retinanet_", "mask_rcnn_"
 """Beginnings of the names of the networks."""
-_DETECTION = {"box": "string", "score": "double", "class_name": "string", "mask": "string"}
+_DETECTION: dict[str, Column | Maybe] = {
+    "box": ("double",),
+    "score": "double",
+    "class_name": "string",
+    "mask": Maybe({"size": ("long",), "counts": "string"}),
+}
 
 
 def _agreement(answer: Any, truth: list[tuple[str, list[float]]]) -> float:
     """Share of the true objects (class name, x1, y1, x2, y2) that an answer has found."""
-    return found_share([(entry["class_name"], json.loads(entry["box"])) for entry in answer], truth)
+    return found_share([(entry["class_name"], entry["box"]) for entry in answer], truth)
 
 
 def _describe_input(image_size: int, preprocessing: Any) -> str:
@@ -57,7 +62,7 @@ class Detection:
         kinds="detectors of objects",
         model_type="object-detection",
         program=Path(__file__).with_name("serve.py"),
-        columns={"detections": _DETECTION, "height": "long", "width": "long"},
+        columns={"detections": (_DETECTION,), "height": "long", "width": "long"},
         compared="detections",
         score="box_found",
         agreement=_agreement,

@@ -61,7 +61,7 @@ class Segmentation:
         kinds="semantic segmentations",
         model_type="image-segmentation",
         program=Path(__file__).with_name("serve.py"),
-        columns={"label_map": "string", "height": "long", "width": "long", "classes": _SHARE},
+        columns={"label_map": "string", "height": "long", "width": "long", "classes": (_SHARE,)},
         compared="label_map",
         score="aacc",
         agreement=_agreement,

@@ -91,15 +91,15 @@ def test_the_objects_are_the_evaluations(tmp_path, monkeypatch, name):
         assert len(found) == len(entry["detections"])
         for mine, theirs in zip(found, entry["detections"], strict=True):
             x, y, w, h = theirs["bbox"]
-            assert json.loads(mine["box"]) == pytest.approx([x, y, x + w, y + h], abs=0.05)
+            assert mine["box"] == pytest.approx([x, y, x + w, y + h], abs=0.05)
             assert mine["score"] == pytest.approx(theirs["score"], abs=1e-4)
             assert mine["class_name"] == list(CATEGORIES.values())[theirs["category_id"]]
             if name.startswith("mask"):
-                mask = coding.decode(json.loads(mine["mask"]))
+                mask = coding.decode(mine["mask"])
                 assert mask.shape == (height, width)
                 assert np.mean(mask != coding.decode(theirs["segmentation"])) < 0.01
             else:
-                assert mine["mask"] == ""
+                assert "mask" not in mine
             seen += 1
     assert seen > 10
 
