@@ -67,7 +67,7 @@ class Progress:
             scores = read_config(self._runs[name]).task.scores
             metric = scores.metric_of_record(newest)
             if metric is not None:
-                self._print(f"{_prefix(name)}step {newest['step']}: {scores.primary.label} {metric.value:.4f}")
+                self._print(f"{_prefix(name)}step {newest['step']}: {scores.label(metric.name)} {metric.value:.4f}")
 
     def _show_backlog(self, name: str) -> None:
         state, record = load_state(self._runs[name]), newest_record(self._runs[name])

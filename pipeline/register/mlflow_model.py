@@ -154,7 +154,7 @@ def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -
     rows = {
         **result_rows(card),
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
-        "weights": f"{average} at the step of the best {card.of_task.scores.primary.label}",
+        "weights": f"{average} at the step of the best {card.of_task.scores.primary(card.scores).label}",
         **({"began from": mask_secrets(config.initialised_from)} if config.initialised_from else {}),
         "precision": config.train_fields["precision"],
         **origin_rows(card),

@@ -110,7 +110,7 @@ def markdown(
     scores = config.task.scores
     evaluated = [record for record in records if scores.metric_of_record(record) is not None]
     best = _best(evaluated, scores)
-    label = scores.primary.label
+    label = scores.primary(scores.of_record(evaluated[-1]) if evaluated else {}).label
     rows = {
         "state": status.state,
         "steps": f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""),

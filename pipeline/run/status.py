@@ -103,7 +103,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     kept = checkpoints(run_dir)
     saved = max(kept, default=-1)
     scores = config.task.scores
-    metrics = (scores.metric_of_record(record) for record in reversed(records))
+    metric = next(filter(None, map(scores.metric_of_record, reversed(records))), None)
     manifest = kept.get(saved, run_dir) / MANIFEST_NAME
     return RunStatus(
         run_dir=run_dir,
@@ -114,8 +114,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         step=step,
         total_steps=total,
         loss=last.get("loss"),
-        metric=next((metric for metric in metrics if metric is not None), None),
-        metric_label=scores.primary.label,
+        metric=metric,
+        metric_label=scores.label(metric.name) if metric else scores.primary({}).label,
         images_per_s=None if rate is None else rate * config.global_batch_size,
         remaining_s=(total - step) / rate if rate and total and state == "running" and not is_starting else None,
         checkpoint_step=saved if saved >= 0 else None,

@@ -1,4 +1,4 @@
-"""What an evaluation measures: the scores of a task, the first of which is its primary metric.
+"""What an evaluation measures: the scores of a task, one of which is its primary metric.
 
 The primary metric decides which checkpoint is kept, which weights are registered and which version is the champion.
 Files and tags store it flat, as `metric`, `metric_value` and `higher_is_better`, beside each score by its own name.
@@ -78,18 +78,25 @@ def was_evaluated(record: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of a task, the primary metric first."""
+    """All scores of a task.
+
+    Attributes:
+        entries: the scores, the primary metric first.
+        preferred: name of the score that is the primary metric of the networks for which it is measured; None: the
+            first one is that of all.
+    """
 
     entries: tuple[Score, ...]
+    preferred: str | None = None
 
     def __iter__(self) -> Iterator[Score]:
-        """Iterate over the scores, the primary metric first."""
+        """Iterate over the scores."""
         return iter(self.entries)
 
-    @property
-    def primary(self) -> Score:
-        """The primary metric."""
-        return self.entries[0]
+    def primary(self, values: Mapping[str, float]) -> Score:
+        """Return the primary metric of a network with these scores by name."""
+        is_preferred = self.preferred is not None and values.get(self.preferred) is not None
+        return next(score for score in self.entries if not is_preferred or score.name == self.preferred)
 
     @property
     def shares(self) -> tuple[Score, ...]:
@@ -111,7 +118,7 @@ class Scores:
 
     def metric(self, values: Mapping[str, float]) -> Metric | None:
         """Return the primary metric among scores by name; None if it is not among them."""
-        primary = self.primary
+        primary = self.primary(values)
         if values.get(primary.name) is None:
             return None
         return Metric(name=primary.name, value=values[primary.name], higher_is_better=primary.higher_is_better)

@@ -55,7 +55,8 @@ class Detection:
             Score(name="mask_ap", label="mask AP"),
             Score(name="mask_ap50", label="mask AP50"),
             Score(name="box_found", label="objects found"),
-        )
+        ),
+        preferred="mask_ap",
     )
     served = Served(
         kind="a detector of objects in images",
