@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from transxnet.mixer import DynamicConv
 
+    Run = Callable[[Tensor], tuple[Tensor, ...]]
+    """An exported network: its outputs for images."""
+
 
 Format = Literal["onnx", "torch_export"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -25,7 +28,7 @@ FOLDER = "exports"
 Shape = tuple[int, int, int]
 """Batch, height and width of an input."""
 TOLERANCE = 1e-3
-"""Largest difference of a logit, relative to the largest logit."""
+"""Largest difference of a value, relative to the largest one of its output."""
 ONNX_PACKAGES = "onnx onnxscript onnxruntime"
 
 
@@ -33,7 +36,8 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     """Export the weights that a run registers and log the files as artifacts of its MLflow run, in `exports/`.
 
     Input: normalised float32 images `[N, 3, H, W]`, named `images`, with any N, and H and W the card's `image_size` or,
-    where the task's networks take others, any multiples of `Served.input_multiple`. Output: the network's logits.
+    where the task's networks take others, any multiples of `Served.input_multiple`. Output: what the task names
+    (`Task.exported`), the logits of a classifier or of a segmentation.
 
     Args:
         run_dir: directory of a run that has ended.
@@ -59,14 +63,14 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
         card.name, num_classes=card.num_classes, image_size=card.image_size, backend="reference"
     )
     network.load_state_dict(loaded.network.state_dict())
-    network.eval()
+    exported, names = card.of_task.exported(network.eval())
     traced, compared = _shapes(card)
     artifacts = []
     with tempfile.TemporaryDirectory(prefix="exports-") as name:
         for target in formats:
             path = Path(name) / FILES[target]
             try:
-                _check(target, network, _EXPORTERS[target](network, traced, path), compared)
+                _check(target, exported, _EXPORTERS[target](exported, names, traced, path), compared)
             except (TrackingError, ModelCardError):
                 raise
             except Exception as error:
@@ -87,15 +91,16 @@ def _shapes(card: ModelCard) -> tuple[tuple[Shape, bool], list[Shape]]:
     return ((2, sides[1], sides[2]), True), [(1, size, size), (3, sides[0], sides[3])]
 
 
-def _check(target: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor]", shapes: Iterable[Shape]) -> None:
-    """Compare an export with PyTorch at several shapes."""
+def _check(target: Format, network: "nn.Module", run: "Run", shapes: Iterable[Shape]) -> None:
+    """Compare each output of an export with PyTorch at several shapes."""
     import torch
 
     for batch, height, width in shapes:
         images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
         with torch.inference_mode():
-            expected = network(images)
-        difference = ((run(images) - expected).abs().max() / expected.abs().max()).item()
+            expected = _as_tuple(network(images))
+        pairs = zip(run(images), expected, strict=True)
+        difference = max(((found - own).abs().max() / own.abs().max()).item() for found, own in pairs)
         if not difference <= TOLERANCE:
             raise TrackingError(
                 f"the {target} export differs from PyTorch by {difference:.1e} at a batch of {batch} of {height} x "
@@ -103,15 +108,20 @@ def _check(target: Format, network: "nn.Module", run: "Callable[[Tensor], Tensor
             )
 
 
-def _torch_export(network: "nn.Module", traced: tuple[Shape, bool], path: Path) -> "Callable[[Tensor], Tensor]":
+def _as_tuple(outputs: "Tensor | tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _torch_export(network: "nn.Module", names: tuple[str, ...], traced: tuple[Shape, bool], path: Path) -> "Run":
     import torch
 
     program = torch.export.export(network, (_example(traced[0]),), dynamic_shapes=(_dynamic(traced[1]),))
     torch.export.save(program, path)
-    return torch.export.load(path).module()
+    module = torch.export.load(path).module()
+    return lambda images: _as_tuple(module(images))
 
 
-def _onnx(network: "nn.Module", traced: tuple[Shape, bool], path: Path) -> "Callable[[Tensor], Tensor]":
+def _onnx(network: "nn.Module", names: tuple[str, ...], traced: tuple[Shape, bool], path: Path) -> "Run":
     import torch
 
     try:
@@ -125,14 +135,14 @@ def _onnx(network: "nn.Module", traced: tuple[Shape, bool], path: Path) -> "Call
             (_example(traced[0]),),
             path,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=list(names),
             dynamic_shapes=(_dynamic(traced[1]),),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
 
 def _example(shape: Shape) -> "Tensor":
@@ -175,7 +185,7 @@ def _dynamic_conv_by_patches(module: "DynamicConv", x: "Tensor") -> "Tensor":
     return mixed.view(n, c, h, w) + bias[:, :, None, None]
 
 
-_EXPORTERS: "dict[Format, Callable[[nn.Module, tuple[Shape, bool], Path], Callable[[Tensor], Tensor]]]" = {
+_EXPORTERS: "dict[Format, Callable[[nn.Module, tuple[str, ...], tuple[Shape, bool], Path], Run]]" = {
     "onnx": _onnx,
     "torch_export": _torch_export,
 }

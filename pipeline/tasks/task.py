@@ -243,6 +243,13 @@ class Task(Protocol):
         """Build a network without drop path, for weights that are loaded."""
         ...
 
+    def exported(self, network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return what is exported of a network in evaluation mode, and the names of the tensors that it returns.
+
+        Its `forward` takes normalised images float32 [N, 3, H, W] alone.
+        """
+        ...
+
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict under the names of the published files."""
         ...

@@ -6,6 +6,7 @@ losses, and infers by `network(images, ...)`.
 
 from transxnet.dense.boxes import Detections
 from transxnet.dense.mask_rcnn import MaskRCNN, mask_rcnn
+from transxnet.dense.raw_heads import RawHeads
 from transxnet.dense.retinanet import RetinaNet, retinanet
 from transxnet.dense.semantic_fpn import SemanticFPN, resize_logits, semantic_fpn
 from transxnet.dense.upstream import from_upstream, to_upstream
@@ -14,6 +15,7 @@ from transxnet.dense.weights import load_backbone
 __all__ = [
     "Detections",
     "MaskRCNN",
+    "RawHeads",
     "RetinaNet",
     "SemanticFPN",
     "from_upstream",

@@ -141,6 +141,10 @@ class Classification:
             name, num_classes=num_classes, image_size=image_size, drop_path_rate=0.0, backend=backend
         )
 
+    def exported(self, network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network, which returns logits."""
+        return network, ("logits",)
+
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Upstream's names."""
         import transxnet

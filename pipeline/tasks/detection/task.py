@@ -171,6 +171,14 @@ class Detection:
         """RetinaNet or Mask R-CNN without drop path."""
         return _build(name, num_classes, 0.0, image_size, backend)
 
+    def exported(self, network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network up to its raw heads; choosing boxes among them is left to who uses the file."""
+        from transxnet.dense import MaskRCNN, RawHeads, RetinaNet
+
+        assert isinstance(network, RetinaNet | MaskRCNN)
+        raw = RawHeads(network)
+        return raw, raw.outputs
+
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Upstream's names."""
         from transxnet.dense import to_upstream

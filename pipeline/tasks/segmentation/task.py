@@ -176,6 +176,10 @@ class Segmentation:
         variant = name.removeprefix(PREFIX)
         return semantic_fpn(variant, num_classes, drop_path_rate=0.0, image_size=image_size, backend=backend)
 
+    def exported(self, network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network, which returns logits."""
+        return network, ("logits",)
+
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Upstream's names."""
         from transxnet.dense import to_upstream
