@@ -46,8 +46,8 @@ def pool_regions(levels: Sequence[Tensor], strides: Sequence[int], boxes: Sequen
 def roi_align(x: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
     """Return the features `[K, C, size, size]` of the regions `[K, 5]` (image, x1, y1, x2, y2) of maps `[N, C, H, W]`.
 
-    Under `torch.use_deterministic_algorithms(True)` on a CUDA device the separable form computes them, because the
-    gradient of torchvision's operator is summed there by atomics, in an order that changes.
+    On a CUDA device the separable form computes them where a gradient is needed, because that of torchvision's operator
+    is summed there by atomics, in an order that changes: a training would not repeat itself.
 
     Args:
         x: the maps.
@@ -55,7 +55,7 @@ def roi_align(x: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
         size: side of the result.
         scale: the map's side divided by the image's.
     """
-    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if x.is_cuda and x.requires_grad and torch.is_grad_enabled():
         return roi_align_separable(x, rois, size, scale)
     return ops.roi_align(x, rois, size, scale, sampling_ratio=0, aligned=True)
 
