@@ -30,9 +30,9 @@ SAMPLES, MOST_POSITIVE = 512, 128
 """Regions of an image that the losses count, and the most positive ones of them."""
 POOLED = STRIDES[:4]
 """Strides of the levels that regions are pooled from."""
-NANO_CHANNELS, NANO_HIDDEN, NANO_SAMPLES, NANO_POSITIVE = 64, 256, 64, 16
-"""Channels of the pyramid and of the box head, and sampled regions, on the nano backbone, which is this package's own:
-with upstream's widths and numbers they would take many times as long as that backbone."""
+NANO_CHANNELS, NANO_HIDDEN, NANO_SAMPLES, NANO_POSITIVE, NANO_DEPTH = 64, 256, 32, 8, 1
+"""Channels of the pyramid and of the box head, sampled regions, and convolutions of the mask head, on the nano
+backbone, which is this package's own: with upstream's numbers they would take many times as long as that backbone."""
 RPN, ROI = 1, 2
 """Purposes of an image's draw."""
 
@@ -95,6 +95,7 @@ class MaskRCNN(nn.Module):
         hidden: int = box_head.HIDDEN,
         samples: int = SAMPLES,
         most_positive: int = MOST_POSITIVE,
+        mask_depth: int = mask_head.DEPTH,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -103,7 +104,7 @@ class MaskRCNN(nn.Module):
         self.neck = FeaturePyramid(backbone.config.dims, channels, extra="pool")
         self.rpn = ProposalNetwork(channels)
         self.box_head = box_head.BoxHead(num_classes, channels, hidden)
-        self.mask_head = mask_head.MaskHead(num_classes, channels)
+        self.mask_head = mask_head.MaskHead(num_classes, channels, mask_depth)
 
     def forward(
         self,
@@ -242,8 +243,8 @@ def mask_rcnn(
     """Build Mask R-CNN on the TransXNet `variant` (`n`, `t`, `s`, `b`), with initial weights.
 
     Args:
-        variant: of the backbone; `n` has a pyramid of 64 channels, a box head of 256 and 64 sampled regions of an
-            image, the others 256, 1024 and 512.
+        variant: of the backbone; `n` has a pyramid of 64 channels, a box head of 256, 32 sampled regions of an image
+            and a mask head of one convolution, the others 256, 1024, 512 and four.
         num_classes: number of classes; COCO has 80.
         drop_path_rate: None stands for the rate of upstream's dense recipes (0.1, 0.2, 0.3 for t, s, b).
         image_size: side in pixels that the backbone's position tables are made for.
@@ -268,4 +269,5 @@ def mask_rcnn(
         hidden=NANO_HIDDEN,
         samples=NANO_SAMPLES,
         most_positive=NANO_POSITIVE,
+        mask_depth=NANO_DEPTH,
     )

@@ -25,9 +25,9 @@ NAMES = {
 LOSSES = {
     "loss_rpn_cls": 0.551462,
     "loss_rpn_bbox": 0.25785,
-    "loss_cls": 1.731234,
-    "loss_bbox": 1.234553,
-    "loss_mask": 0.695038,
+    "loss_cls": 1.684323,
+    "loss_bbox": 1.144494,
+    "loss_mask": 0.724254,
 }
 DRAWS = [11, 12]
 
