@@ -40,7 +40,7 @@ def demo_detection() -> TrainConfig:
         precision="fp32",
         ema_decay=0.95,
         save_every_steps=100,
-        eval_every_steps=60,
+        eval_every_steps=120,
         log_every_steps=25,
         model=ModelConfig(name="mask_rcnn_n", image_size=scenes.SIDE, drop_path_rate=0.0),
         data=DataConfig(shards=FOLDER, workers=0, lanes=4),

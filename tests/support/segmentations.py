@@ -3,17 +3,14 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.config.schema import DataConfig, MixConfig, ModelConfig, SegmentationConfig, TrainConfig
-from pipeline.data.loader import build_evaluation_loader
 from pipeline.tasks import find_task
-from pipeline.weights.card import ModelCard, Preprocessing, save_model_card
+from pipeline.weights.card import ModelCard
 from sharding import load_manifest
-from tests.support.tracking_runs import START, append_event, config_json, write_checkpoint
+from tests.support.finished_tasks import STEPS, finished_task
 
 TASK = find_task("segmentation")
-STEPS = 30
 
 
 def training(shards: Path | str, cache: Path | None = None, **fields: object) -> TrainConfig:
@@ -45,43 +42,4 @@ def network(num_classes: int, seed: int = 0) -> torch.nn.Module:
 def finished_segmentation(run_dir: Path, shards: Path, tracking_uri: str | None, **fields: object) -> ModelCard:
     """Write a run that has trained, evaluated and exported, without an MLflow run; return its model card."""
     config = training(shards, **fields)
-    content = config_json(run_dir, config, tracking_uri)
-    validation = load_manifest(str(shards), "validation")
-    model = network(len(validation.classes))
-    evaluator = TASK.evaluator(config.augment, len(validation.classes), torch.device("cpu"))
-    with (
-        torch.inference_mode(),
-        build_evaluation_loader(
-            config.data, config.augment, 32, world_size=1, rank=0, device="cpu", task="segmentation",
-            segmentation=config.segmentation,
-        ) as loader,
-    ):  # fmt: skip
-        for batch in loader:
-            evaluator.add(model, batch)
-    scores = evaluator.scores(evaluator.sums())
-    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
-    with open(run_dir / "metrics.jsonl", "w", encoding="utf-8") as file:
-        values = ", ".join(f'"{key}": {value}' for key, value in TASK.scores.record(scores).items())
-        file.write(f'{{"step": {STEPS}, "time": {START + 9}, "attempt": 1, "loss": 1.0, "lr": 0.001, {values}}}\n')
-    append_event(run_dir, "end", 1, 10, outcome="finished")
-    write_checkpoint(run_dir, STEPS)
-    card = ModelCard(
-        name="semantic_fpn_n",
-        task="segmentation",
-        num_classes=len(validation.classes),
-        image_size=32,
-        classes=tuple((entry.wnid, entry.name) for entry in validation.classes),
-        preprocessing=Preprocessing(mean=config.augment.mean, std=config.augment.std, **TASK.preprocessing(config)),
-        step=STEPS,
-        epoch=1.0,
-        scores=scores,
-        validation_samples=validation.num_samples,
-        train_digest=load_manifest(str(shards), "train").digest,
-        validation_digest=validation.digest,
-        git_commit=content["git"]["commit"],
-    )
-    (run_dir / "export").mkdir()
-    weights = {name: tensor.contiguous() for name, tensor in TASK.to_published(model.state_dict()).items()}
-    save_file(weights, run_dir / "export/model.safetensors")
-    save_model_card(card, run_dir / "export")
-    return card
+    return finished_task(run_dir, config, network(len(load_manifest(str(shards), "validation").classes)), tracking_uri)

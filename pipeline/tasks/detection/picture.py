@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.tasks.detection.geometry import mask_of
+
 SHOWN = 6
 """Number of images that are drawn."""
 SIDE = 320
 """Longest side of an image in the picture, in pixels."""
 GAP = 4
+LINE = 18
+"""Height of the heading."""
+COVER = 110
+"""How much a mask covers the image, of 255."""
 SCORE = 0.5
 """Lowest score of a detection that is drawn."""
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
@@ -49,39 +55,77 @@ def draw(path: Path, shown: Sequence[Shown], names: list[str]) -> None:
     if not shown:
         return
     rows = [_row(image, names) for image in shown]
-    picture = Image.new("RGB", (max(row.width for row in rows), sum(row.height + GAP for row in rows)), "white")
-    top = 0
+    width, height = max(row.width for row in rows), sum(row.height + GAP for row in rows)
+    picture = Image.new("RGB", (width, LINE + height), "white")
+    heading = f"true objects, found objects with a score of at least {SCORE}"
+    ImageDraw.Draw(picture).text((2, 3), heading, fill="black", font=ImageFont.load_default())
+    top = LINE
     for row in rows:
         picture.paste(row, (0, top))
         top += row.height + GAP
     picture.save(path)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """An object to draw: its COCO `bbox`, class, what is written after the class, and its mask [H, W], if any."""
+
+    bbox: Sequence[float]
+    label: int
+    text: str
+    mask: NDArray[Any] | None
+
+
 def _row(image: Shown, names: list[str]) -> Image.Image:
+    """Return the image with its true objects and with the found ones, side by side."""
     height, width = image.size
     factor = SIDE / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     row = Image.new("RGB", (2 * size[0] + GAP, size[1]), "white")
-    truths = [(found["bbox"], found["category"], "") for found in image.objects if not found["iscrowd"]]
-    found = [
-        (result["bbox"], result["category_id"], f" {result['score']:.2f}")
-        for result in image.detections
-        if result["score"] >= SCORE
+    has_masks = image.masks is not None
+    truths = [
+        _Drawn(
+            entry["bbox"],
+            entry["category"],
+            "",
+            mask_of(entry["segmentation"], image.size) if has_masks and entry.get("segmentation") else None,
+        )
+        for entry in image.objects
+        if not entry["iscrowd"]
     ]
-    for left, boxes in ((0, truths), (size[0] + GAP, found)):
+    found = [
+        _Drawn(
+            entry["bbox"],
+            entry["category_id"],
+            f" {entry['score']:.2f}",
+            None if image.masks is None else image.masks[position],
+        )
+        for position, entry in enumerate(image.detections)
+        if entry["score"] >= SCORE
+    ]
+    for left, objects in ((0, truths), (size[0] + GAP, found)):
         part = Image.fromarray(np.ascontiguousarray(image.pixels)).resize(size)
-        if left and image.masks is not None:
-            for mask, result in zip(image.masks, image.detections, strict=True):
-                if result["score"] >= SCORE:
-                    colour = Image.new("RGB", size, COLOURS[result["category_id"] % len(COLOURS)])
-                    covered = Image.fromarray(mask.astype(np.uint8) * 110).resize(size, Image.Resampling.NEAREST)
-                    part.paste(colour, (0, 0), covered)
+        for entry in objects:
+            if entry.mask is not None:
+                covered = Image.fromarray(entry.mask.astype(np.uint8) * COVER)
+                part.paste(_colour(entry.label), (0, 0, *size), covered.resize(size, Image.Resampling.NEAREST))
         pen = ImageDraw.Draw(part)
-        for (x, y, w, h), label, text in boxes:
-            colour = COLOURS[label % len(COLOURS)]
-            corners = [x * factor, y * factor, (x + w) * factor, (y + h) * factor]
-            pen.rectangle(corners, outline=colour, width=2)
-            name = names[label].encode("latin-1", "replace").decode("latin-1")
-            pen.text((corners[0] + 3, corners[1] + 2), name + text, fill=colour, font=ImageFont.load_default())
+        for entry in objects:
+            name = names[entry.label].split(",")[0].encode("latin-1", "replace").decode("latin-1")
+            _frame(pen, [value * factor for value in entry.bbox], _colour(entry.label), name + entry.text)
         row.paste(part, (left, 0))
     return row
+
+
+def _colour(label: int) -> str:
+    return COLOURS[label % len(COLOURS)]
+
+
+def _frame(pen: ImageDraw.ImageDraw, bbox: Sequence[float], colour: str, text: str) -> None:
+    """Draw a box, and a text in its upper left corner, white on the box's colour."""
+    x, y, width, height = bbox
+    font = ImageFont.load_default()
+    pen.rectangle((x, y, x + width, y + height), outline=colour, width=2)
+    left, top, right, bottom = pen.textbbox((x + 3, y + 2), text, font=font)
+    pen.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=colour)
+    pen.text((x + 3, y + 2), text, fill="white", font=font)
