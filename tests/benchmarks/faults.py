@@ -25,6 +25,11 @@ def main() -> int:
     """Inject the selected faults and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=36, help="in one run")
+    parser.add_argument(
+        "--recipe",
+        choices=["demo_segmentation", "demo_detection"],
+        help="a demo in batches of 4, instead of a classifier",
+    )
     parser.add_argument("--only", choices=["kills", "damage", "others"], help="only a part of the table")
     parser.add_argument("--folder", help="where to write; by default the temporary folder")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.name}")
@@ -32,7 +37,7 @@ def main() -> int:
     began = time.monotonic()
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), options.recipe)
         if options.only in (None, "kills"):
             kills(bench, options.kills, steps=SHORT + 2 * options.kills)
         if options.only in (None, "damage"):
