@@ -1,4 +1,4 @@
-"""A segmentation on a real Slurm: preempted, it ends with the same weights as uninterrupted."""
+"""A segmentation and a detection on a real Slurm: preempted, each ends with the same weights as uninterrupted."""
 
 import json
 
@@ -6,14 +6,17 @@ import pytest
 
 from tests.slurm.runs import Run, preempt
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_a_preempted_segmentation_equals_an_uninterrupted_one(slurm, tmp_path):
-    whole = Run(tmp_path, "whole", recipe="demo_segmentation").launch()
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("demo_segmentation", "semantic_fpn_n"), ("demo_detection", "mask_rcnn_n")]
+)
+def test_a_preempted_training_equals_an_uninterrupted_one(slurm, tmp_path, recipe, name):
+    whole = Run(tmp_path, "whole", recipe=recipe).launch()
     output = whole.finish()
     assert whole.status == 0, output
-    run = Run(tmp_path, "preempted", recipe="demo_segmentation").launch()
+    run = Run(tmp_path, "preempted", recipe=recipe).launch()
     run.wait_for_step(3)
     preempt(slurm)
     output = run.finish()
@@ -22,4 +25,4 @@ def test_a_preempted_segmentation_equals_an_uninterrupted_one(slurm, tmp_path):
     starts = run.events("start")
     assert len(starts) == 2
     assert starts[1]["step"] == run.events("save")[0]["step"] >= 3
-    assert json.loads((run.path / "registered.json").read_text())["name"] == "semantic_fpn_n"
+    assert json.loads((run.path / "registered.json").read_text())["name"] == name

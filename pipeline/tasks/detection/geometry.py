@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 __all__ = ["boxes_of", "corners", "flip_boxes", "mask_of", "resize_boxes", "resize_mask", "without_small"]
 
 
+SLIVER = 0.01
+"""Least side in pixels of the part of a box within its image: the logarithm of a vanishing side is no target."""
+
+
 def boxes_of(objects: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
     """Return the boxes [G, 4] of objects with a COCO `bbox` (x, y, width, height): x1, y1, x2, y2 in pixels."""
     boxes = np.array([found["bbox"] for found in objects], np.float32).reshape(-1, 4)
@@ -24,11 +28,11 @@ def corners(bbox: Sequence[float]) -> list[float]:
 
 
 def without_small(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which boxes [G, 4] have at least one pixel on each side and a part within an image of (height, width)."""
+    """Return which boxes [G, 4] have at least one pixel on each side, and a part within an image of (height, width)."""
     height, width = size
     inner = np.minimum(boxes[:, 2:], np.array([width, height], np.float32)) - np.maximum(boxes[:, :2], 0)
     sides = boxes[:, 2:] - boxes[:, :2]
-    return np.logical_and((sides >= 1).all(axis=1), (inner > 0).all(axis=1))
+    return np.logical_and((sides >= 1).all(axis=1), (inner >= SLIVER).all(axis=1))
 
 
 def resize_boxes(boxes: NDArray[np.float32], size: tuple[int, int], resized: tuple[int, int]) -> NDArray[np.float32]:

@@ -11,9 +11,10 @@ from pipeline.launch.checks import check_shards
 from pipeline.launch.options import LaunchError
 from sharding import open_filesystem
 from tests.pipeline.data.reading import evaluation_loader
+from tests.support import detections, segmentations
 from tests.support.label_maps import pack_masks
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
-from tests.support.segmentations import training
+from tests.support.objects import pack_objects
 from tests.support.small_shards import config, pack
 
 SHARDS = (17, 9, 23, 4, 30, 12)
@@ -53,8 +54,12 @@ def read(settings, *, world_size: int = 1, rank: int = 0, steps: int = 12) -> di
     ) as loader:
         for batches in loader:
             for batch in batches:
-                for row, *sample in zip(batch.indices.tolist(), batch.images, batch.labels, strict=True):
-                    content = b"".join(part.contiguous().numpy().tobytes() for part in sample)
+                for position, row in enumerate(batch.indices.tolist()):
+                    pixels, target = batch.images[position], batch.labels[position]
+                    if batch.sizes is not None:  # memory that is larger than the sample
+                        height, width, used, _ = batch.sizes[position].tolist()
+                        pixels, target = pixels[: 3 * height * width], target[:used]
+                    content = b"".join(part.contiguous().numpy().tobytes() for part in (pixels, target))
                     seen[batch.step, row] = hashlib.sha256(content).hexdigest()
     return seen
 
@@ -104,17 +109,21 @@ def test_evaluation_reads_remote_shards(bucket, tmp_path):
     assert sorted(rows) == list(range(21))
 
 
-def test_label_maps_on_a_server_are_read_as_local_ones_are(bucket, tmp_path):
-    remote = bucket[0].replace("/small?", "/maps?")
-    pack_masks(tmp_path)
+@pytest.mark.parametrize(
+    ("pack_targets", "training", "name"),
+    [(pack_masks, segmentations.training, "maps"), (pack_objects, detections.training, "objects")],
+)
+def test_targets_on_a_server_are_read_as_local_ones_are(bucket, tmp_path, pack_targets, training, name):
+    remote = bucket[0].replace("/small?", f"/{name}?")
+    pack_targets(tmp_path)
     filesystem, path = open_filesystem(remote)
     filesystem.create_dir(path, recursive=True)
     for file in (tmp_path / "shards").iterdir():
         with filesystem.open_output_stream(f"{path}/{file.name}") as stream:
             stream.write(file.read_bytes())
-    expected = read(training(tmp_path / "shards", tmp_path / "index"), steps=4)
-    assert len(expected) == 16
-    assert read(training(remote, tmp_path / "cache"), steps=4) == expected
+    expected = read(training(tmp_path / "shards", tmp_path / "index", global_batch_size=4), steps=3)
+    assert len(expected) == 12
+    assert read(training(remote, tmp_path / "cache", global_batch_size=4), steps=3) == expected
 
 
 def test_a_cache_that_no_shard_fits_into_is_refused_before_anything_is_queued(bucket, tmp_path):

@@ -79,6 +79,30 @@ def test_boxes_and_masks_follow_their_image(shards, tmp_path, flip):
     assert seen > 5
 
 
+def test_a_sample_whose_objects_are_damaged_is_named_or_replaced(tmp_path, caplog):
+    pack_shards(tmp_path)
+    folder = tmp_path / "shards"
+    config = training(folder, tmp_path / "cache")
+    sound = micro_batches(config, 1)
+    manifest = load_manifest(str(folder), "train")
+    row = load_index(str(folder), manifest).to_pylist()[3]
+    tar = folder / manifest.shards[row["shard"]].name
+    content = bytearray(tar.read_bytes())
+    content[row["target_offset"] + row["target_size"] // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(DamagedSampleError, match=f"the target of sample {row['key']} .* was changed"):
+        micro_batches(config, 1)
+    replacing = replace(config, data=replace(config.data, on_damage="replace"))
+    replaced = micro_batches(replacing, 1)
+    assert any(f"the target of sample {row['key']}" in record.getMessage() for record in caplog.records)
+    for step, batches in sound.items():
+        others = dict(replaced[step])
+        assert {rows for rows, digest in batches if others.get(rows) != digest} == {
+            rows for rows, _ in batches if 3 in rows
+        }
+    assert micro_batches(replace(replacing, data=replace(replacing.data, workers=2)), 1) == replaced
+
+
 def test_objects_are_unpacked_as_they_were(tmp_path):
     generator = np.random.default_rng(0)
     masks = [(generator.random((13, 17)) > 0.8).astype(np.uint8), np.zeros((13, 17), np.uint8)]

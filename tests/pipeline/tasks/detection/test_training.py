@@ -59,6 +59,20 @@ def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_losses_do_not_depend_on_the_zero_stage(tmp_path):
+    pack_objects(tmp_path)
+    losses = {}
+    for stage in (0, 1, 2, 3):
+        run_dir = prepare(tmp_path / f"run{stage}", tmp_path / "shards", 2, zero_stage=stage)
+        with RunningAttempt(run_dir) as attempt:
+            assert attempt.wait() == [FINISHED] * 2, attempt.output()
+        losses[stage] = [record["loss"] for record in read_metrics(run_dir)]
+    assert len(losses[0]) == STEPS
+    for stage in (1, 2, 3):
+        assert losses[stage] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_detection_goes_on_with_2_and_4_ranks_as_it_would_have_alone(tmp_path):
     """A micro-batch has the same two images in all cases, so only the order of sums differs."""
     pack_objects(tmp_path)

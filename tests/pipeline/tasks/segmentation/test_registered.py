@@ -3,11 +3,7 @@
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
 import urllib.error
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +22,9 @@ from pipeline.register.verify import sample_images
 from pipeline.tracking.client import open_client, resolve_tracking_uri
 from pipeline.tracking.state import load_state
 from tests.support.label_maps import NAMES, pack_masks
+from tests.support.model_servers import model_server, post
 from tests.support.segmentations import TASK, finished_segmentation
 from tests.support.tracking_runs import finished_run, new_store
-from tests.support.tracking_servers import answers, free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -95,22 +91,12 @@ def test_a_segmentation_begins_from_the_champion_of_the_classifiers_by_its_numbe
 
 
 def test_the_served_model_answers_over_http_with_a_label_map(home, version, tmp_path):
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", version.uri, "--env-manager", "local"]
-    uri = resolve_tracking_uri(home)
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # `mlflow models serve` looks for uvicorn beside the interpreter.
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    with open(tmp_path / "log", "wb") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path, env=env, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"), 120)
-        assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+    with model_server(version.uri, resolve_tracking_uri(home), tmp_path) as url:
         images = sample_images(str(home / "shards"), "validation")[1]
         shares = []
         for content, truth in images:
             text = base64.b64encode(content).decode()
-            [answer] = post(f"http://127.0.0.1:{port}/invocations", {"inputs": [text]})["predictions"]
+            [answer] = post(url, {"inputs": [text]})["predictions"]
             labels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))))
             assert labels.shape == truth.shape == (answer["height"], answer["width"])
             assert sum(entry["share"] for entry in answer["classes"]) == pytest.approx(1)
@@ -118,19 +104,9 @@ def test_the_served_model_answers_over_http_with_a_label_map(home, version, tmp_
             shares.append(TASK.served.agreement(answer["label_map"], truth))
         assert len(shares) == 5
         with pytest.raises(urllib.error.HTTPError) as refused:
-            post(f"http://127.0.0.1:{port}/invocations", {"inputs": ["bm8gaW1hZ2U="]})
+            post(url, {"inputs": ["bm8gaW1hZ2U="]})
         assert refused.value.code == 400
         assert "input 0 is not an image" in json.loads(refused.value.read())["message"]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def post(url: str, body: dict) -> dict:
-    """Send a request and return the answer."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.loads(response.read())
 
 
 def test_exports_take_images_of_any_size_and_are_kept_with_the_run(home, version):
