@@ -111,7 +111,7 @@ def collect_objects(
     faults = []
     for place, annotation in annotations:
         fault = annotation if isinstance(annotation, str) else _fault(annotation, labels, by_number)
-        if fault is not None:
+        if fault is not None or isinstance(annotation, str):
             faults.append(f"{place} {fault}")
             continue
         found = {
