@@ -104,10 +104,17 @@ KILLED_AT = 7
 
 @pytest.fixture(scope="module")
 def demo(workplace: Workplace) -> str:
-    """Output of the demo's second launch; the first was killed shortly after a checkpoint."""
-    workplace.kill_after(KILLED_AT, "demo", *SHORT_DEMO)
-    assert workplace.records("demo")[-1]["step"] < SHORT_STEPS
+    """Output of the demo."""
     return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))
+
+
+@pytest.fixture(scope="module")
+def killed_demo(workplace: Workplace) -> None:
+    """A run `killed` of the demo, whose first launch was killed shortly after a checkpoint."""
+    workplace.kill_after(KILLED_AT, "killed", *SHORT_DEMO)
+    assert workplace.records("killed")[-1]["step"] < SHORT_STEPS
+    workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "killed"))
+    assert {r["attempt"] for r in workplace.records("killed")} == {1, 2}
 
 
 def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
@@ -124,17 +131,21 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
         assert words in demo
 
 
-def test_both_attempts_are_one_mlflow_run_with_each_step_once(workplace: Workplace, demo: str):
+@pytest.mark.thorough
+@pytest.mark.usefixtures("killed_demo")
+def test_both_attempts_are_one_mlflow_run_with_each_step_once(workplace: Workplace):
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]
-    [run] = client.search_runs(experiments, "attributes.run_name = 'demo'")
+    [run] = client.search_runs(experiments, "attributes.run_name = 'killed'")
     assert run.info.status == "FINISHED"
     history = sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss"))
-    assert history == [(r["step"], r["loss"]) for r in workplace.records("demo")]
+    assert history == [(r["step"], r["loss"]) for r in workplace.records("killed")]
+    assert [step for step, _ in history] == list(range(1, SHORT_STEPS + 1))
 
 
+@pytest.mark.thorough
 def test_the_example_classifies_with_the_registered_model(workplace: Workplace, demo: str):
     image = workplace.folder / "digit.png"
     Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(image)
@@ -166,13 +177,12 @@ def test_the_segmentation_demo_begins_from_the_demos_champion(workplace: Workpla
     assert (run / "report" / "samples.png").exists()
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_has_the_weights_of_the_uninterrupted_run(workplace: Workplace, demo: str):
-    assert {r["attempt"] for r in workplace.records("demo")} == {1, 2}
-    workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "whole"))
+@pytest.mark.thorough
+@pytest.mark.usefixtures("demo", "killed_demo")
+def test_killed_and_resumed_has_the_weights_of_the_uninterrupted_run(workplace: Workplace):
     for name in ("step", "loss", "lr", "grad_norm"):
-        assert [r[name] for r in workplace.records("demo")] == [r[name] for r in workplace.records("whole")]
-    weights = [workplace.folder / name / "export" / "model.safetensors" for name in ("demo", "whole")]
+        assert [r[name] for r in workplace.records("killed")] == [r[name] for r in workplace.records("demo")]
+    weights = [workplace.folder / name / "export" / "model.safetensors" for name in ("killed", "demo")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 

@@ -9,10 +9,11 @@ from tests.benchmarks.faults_kills import kills
 from tests.benchmarks.faults_others import full_disk
 
 
-def test_a_run_killed_repeatedly_equals_the_uninterrupted_one(tmp_path: Path):
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_a_killed_run_equals_the_uninterrupted_one(times: int, tmp_path: Path):
     bench = Bench(tmp_path)
-    kills(bench, 2, steps=12)
-    assert sum(row.times for row in bench.rows) == 2
+    kills(bench, times, steps=8 + 4 * times)
+    assert sum(row.times for row in bench.rows) == times
     assert all(row.equal for row in bench.rows)
 
 
