@@ -32,6 +32,7 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
     lines = [
         "",
         *_result(run_dir, outcome, card),
+        *_spent(run_dir),
         *_paths(run_dir, has_weights=card is not None),
     ]
     if registered:
@@ -58,6 +59,18 @@ def _result(run_dir: Path, outcome: Outcome, card: ModelCard | None) -> Iterator
         step = record["step"] if record else 0
         yield f"the training is {outcome.value} after step {step}; to go on, repeat the command with:"
         yield f"    --run-dir {run_dir}"
+
+
+def _spent(run_dir: Path) -> Iterator[str]:
+    """Yield what the run has used so far, and its goodput, if it has begun."""
+    from pipeline.run.status import read_status
+    from pipeline.run.usage import read_usage
+
+    status = read_status(run_dir)
+    if status.attempts:
+        used = read_usage(run_dir, status.attempts).describe()
+        share = "" if status.goodput is None else f"; goodput {100 * status.goodput:.0f} %"
+        yield f"used      {used}{share}"
 
 
 def describe_return(run_dir: Path) -> str:

@@ -32,18 +32,27 @@ class Recorder:
         attempt: number of this attempt, counted from 1; 0 on ranks other than 0.
     """
 
-    def __init__(self, run_dir: Path, *, is_main: bool, world_size: int, start_up: StartUp | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        is_main: bool,
+        world_size: int,
+        device: str = "cpu",
+        start_up: StartUp | None = None,
+    ) -> None:
         """Number this attempt; `open` writes the first event.
 
         Args:
             run_dir: folder of the run.
             is_main: whether this is rank 0.
             world_size: number of ranks.
+            device: kind of device that the ranks run on, `cpu` or `cuda`.
             start_up: stopwatch that runs since the process began.
         """
         self._run_dir = run_dir
         self._main = is_main
-        self._world_size = world_size
+        self._place = {"world_size": world_size, "device": device}
         self._journal: Journal | None = None
         self._warned = False
         self._last_line: tuple[float, int] | None = None
@@ -71,7 +80,7 @@ class Recorder:
             self.event("back", step=step, **lost)
         else:
             began = {} if self._start_up is None else {"began": self._start_up.began}
-            self.event("start", step=step, world_size=self._world_size, **began, **lost)
+            self.event("start", step=step, **self._place, **began, **lost)
         self._opened = True
 
     def lap(self, part: str) -> None:

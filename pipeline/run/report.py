@@ -15,6 +15,7 @@ from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
+from pipeline.run.usage import read_usage
 from pipeline.tasks import Scores
 
 FOLDER = "report"
@@ -120,6 +121,7 @@ def markdown(
         "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
         "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
+        "used": read_usage(status.run_dir, status.attempts).describe(),
     }
     setup = {
         "precision, ZeRO stage": f"{fields['precision']}, {fields['zero_stage']}",

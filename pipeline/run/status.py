@@ -43,6 +43,8 @@ class AttemptSpan:
     """Finished steps at its start."""
     world_size: int
     """Number of ranks."""
+    on_gpus: bool
+    """Whether the ranks ran on GPUs; False where the attempt did not record it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,7 @@ def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptS
                 outcome=None,
                 first_step=max(0, finished),
                 world_size=int(event.get("world_size", 0)),
+                on_gpus=event.get("device") == "cuda",
             )
         span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
         spans[number] = span

@@ -21,6 +21,7 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         job: description of the run's job; None: not shown.
     """
     from pipeline.run.files import METRICS_NAME
+    from pipeline.run.usage import read_usage
 
     rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
     if job is not None:
@@ -40,6 +41,8 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
         rows["time"] = status.spent.describe()
+    if status.attempts:
+        rows["used"] = read_usage(status.run_dir, status.attempts).describe()
     rows["tracking"] = _tracking(status, now)
     if status.registered:
         rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"

@@ -55,7 +55,11 @@ class Attempt:
         try:
             self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir))
             self._recorder = recorder = Recorder(
-                self._run_dir, is_main=world.is_main, world_size=world.size, start_up=self._start_up
+                self._run_dir,
+                is_main=world.is_main,
+                world_size=world.size,
+                device=world.device.type,
+                start_up=self._start_up,
             )
             if world.is_main:
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
