@@ -9,8 +9,9 @@ peak of a training step; on a CPU it is what the forward keeps for the backward.
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,9 @@ class Measurement:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m transxnet.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["t", "s", "b"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[224], help="side of the images in pixels")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=["auto"])
@@ -76,8 +79,14 @@ def main() -> None:
         parser.error("--device cuda: no GPU is available to torch here; leave it out to use the CPU")
     if min(options.sizes) < 1 or options.rounds < 1 or (options.batch is not None and options.batch < 2):
         parser.error("--sizes and --rounds need positive numbers, --batch at least 2 (IDConv's norm needs two samples)")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.absolute().parent}; make it first")
+    if options.peers and importlib.util.find_spec("timm") is None:
+        parser.error("--peers: timm is not installed here; install it, or leave --peers out")
     batch = options.batch or (128 if device == "cuda" else 4)
     precisions = options.precisions or (["bf16"] if device == "cuda" else ["fp32"])
+    if problem := _kernels_problem(options.backends, precisions, device):
+        parser.error(f"--backends triton: {problem}")
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, batch {batch}; images per second, fastest of {options.rounds} rounds")
     print(HEADER, flush=True)
@@ -85,13 +94,32 @@ def main() -> None:
     for size in options.sizes:
         for precision in precisions:
             networks = list(_networks(options.variants, options.backends, size, peers=options.peers))
-            for measurement in measure(networks, size, precision, batch, device, options.rounds):
+            try:
+                measured = measure(networks, size, precision, batch, device, options.rounds)
+            except torch.OutOfMemoryError:
+                parser.exit(1, f"{device} has too little memory at {size} px: choose a --batch below {batch}\n")
+            for measurement in measured:
                 print(measurement.line(), flush=True)
-                found.append(measurement)
-    if options.json is not None:
-        options.json.write_text(
-            json.dumps([asdict(measurement) for measurement in found], indent=1) + "\n", encoding="utf-8"
-        )
+            found += measured
+            if options.json is not None:
+                options.json.write_text(
+                    json.dumps([asdict(measurement) for measurement in found], indent=1) + "\n", encoding="utf-8"
+                )
+
+
+def _kernels_problem(backends: Sequence[str], precisions: Sequence[str], device: str) -> str:
+    """Return why the kernels do not run here, if they are asked for; empty if they do."""
+    import torch
+
+    from transxnet.backend import use_triton
+
+    try:
+        for precision in precisions if "triton" in backends else ():
+            dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+            use_triton("triton", torch.empty(0, dtype=dtype, device=device))
+    except ValueError as problem:
+        return str(problem)
+    return ""
 
 
 def _networks(
@@ -131,7 +159,8 @@ def measure(
         network.to(device)
         measurement.memory_bytes = _memory(network, images, precision)
         found.append(measurement)
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+        print(f"{size} px, {precision}: round {number} of {rounds}", file=sys.stderr, flush=True)
         for measurement, (_, _, network) in zip(found, networks, strict=True):
             measurement.forward_s.append(_time(network, images, precision, training=False))
             measurement.training_s.append(_time(network, images, precision, training=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import transxnet
-from transxnet.bench import count_gmac
+from transxnet.bench import count_gmac, main
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,20 @@ def test_the_command_prints_a_line_for_a_network_and_writes_json(tmp_path: Path)
     assert first["parameters"] > 1e6
     assert first["gmac"] > 0
     assert first["memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backends", "triton"], "--backends triton: backend 'triton' needs triton, a CUDA device"),
+        (["--json", "nowhere/bench.json"], "nowhere; make it first"),
+        (["--batch", "1"], "--batch at least 2"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_anything_is_measured(
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
