@@ -38,6 +38,8 @@ __all__ = [
 PROGRAMS = 264
 # Largest tile sides (and the number of warps) that spill no registers on sm_80 and sm_90.
 ROWS, WIDE_ROWS, COLUMNS, DEPTH, WARPS = 128, 256, 64, 32, 8
+# Tiles of so few outputs take half as many warps: with more, the compiler aims at too few registers for each.
+FEW_ROWS = 16
 
 
 def gelu_norm_linear_reference(x: Tensor, norm: nn.BatchNorm2d, matrix: Tensor, offset: Tensor | None) -> Tensor:
@@ -220,7 +222,8 @@ def multiply(
         out if gelu_out is None else gelu_out, partial, n, c, o, HW=hw, NORM=norm is not None,
         HAS_OFFSET=offset is not None, STORE_GELU=gelu_out is not None, TAKE_STATS=take_stats,
         GELU=apply_gelu, TRANSPOSED=transposed, BLOCK_O=block_o, BLOCK_P=block_p,
-        BLOCK_C=block_size(c, DEPTH * ROWS // max(block_o, ROWS)), num_warps=WARPS,
+        BLOCK_C=block_size(c, DEPTH * ROWS // max(block_o, ROWS)),
+        num_warps=WARPS if block_o > FEW_ROWS else WARPS // 2,
     )  # fmt: skip
     return out, PartialStats(partial, block_p, n * hw, n * hw) if take_stats else None
 

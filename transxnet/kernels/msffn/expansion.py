@@ -26,6 +26,9 @@ from transxnet.kernels.common.tiles import block_size, first_channel_offsets, lo
 
 __all__ = ["expand_gelu", "expand_gelu_gradient"]
 
+# Two maps are read in a step: a third stage of both would spill registers on sm_80.
+STAGES = 2
+
 
 @triton.jit
 def _expand_gradient_kernel(
@@ -86,5 +89,6 @@ def expand_gelu_gradient(
     _expand_gradient_kernel[(triton.cdiv(c, block_c) * triton.cdiv(n * hw, block_p),)](
         grad, matrix, h, *norm, global_sums, dh, dx, inverse_count, n, c, o, HW=hw,
         BATCH_STATS=from_batch, BLOCK_O=block_size(o, DEPTH), BLOCK_C=block_c, BLOCK_P=block_p, num_warps=WARPS,
+        num_stages=STAGES,
     )  # fmt: skip
     return dx, matrix_gradient(dh, x, None, total=False).sum(0)

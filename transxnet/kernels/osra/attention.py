@@ -28,8 +28,8 @@ from transxnet.resample import resize_bicubic
 __all__ = ["attend", "attend_gradient", "attention", "attention_reference"]
 
 PROGRAMS = 512
-# (Queries, warps) of a program: the largest that spill no registers on sm_80 and sm_90 in bf16.
-FORWARD, BACKWARD, BIAS_GRADIENT = (64, 4), (64, 8), (32, 4)
+# (Queries, warps, stages) of a program: the largest that spill no registers on sm_80 and sm_90 in bf16.
+FORWARD, BACKWARD, BIAS_GRADIENT = (64, 4, 3), (64, 8, 3), (32, 4, 2)
 
 
 def attention_reference(q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
@@ -163,12 +163,13 @@ def _bias_gradient_kernel(
     tl.store(base + queries[:, None] * M + keys[None, :], total, mask=mask)
 
 
-def _blocks(channels: int, keys: int, queries: int, warps: int) -> dict[str, int]:
+def _blocks(channels: int, keys: int, queries: int, warps: int, stages: int) -> dict[str, int]:
     return {
         "BLOCK_D": block_size(channels),
         "BLOCK_L": queries,
         "BLOCK_M": block_size(keys),
         "num_warps": warps,
+        "num_stages": stages,
     }
 
 

@@ -74,7 +74,6 @@ def _stream_fwd_kernel(
         keys = start + tl.arange(0, BLOCK_M)
         key_mask = (d < D)[:, None] & (keys < M)[None, :]
         k = tl.load(kv_ptr + k_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
-        v = tl.load(kv_ptr + v_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
         mask = (queries < L)[:, None] & (keys < M)[None, :]
         bias = bias_block(bias_ptr, tap_ptr, weight_ptr, head, queries, keys, mask, L, M, rows, INTERPOLATE)
         logits = (tl.dot(tl.trans(q), k, input_precision="ieee") * scale + bias) * 1.4426950408889634
@@ -83,6 +82,7 @@ def _stream_fwd_kernel(
         p = tl.exp2(logits - new[:, None])
         correction = tl.exp2(largest - new)
         total = total * correction + tl.sum(p, 1)
+        v = tl.load(kv_ptr + v_base + d[:, None] * M + keys[None, :], mask=key_mask, other=0.0)
         out = out * correction[:, None] + tl.dot(p.to(v.dtype), tl.trans(v), input_precision="ieee")
         largest = new
     out = out * (1.0 / total)[:, None]
