@@ -4,11 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import transxnet
+from transxnet.check.compilation import compile_ahead
+from transxnet.check.operators import Operator, Shape
+from transxnet.config import Backend
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -84,6 +91,41 @@ def _broken_package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
         assert before in text, name
         path.write_text(text.replace(before, after))
     return package
+
+
+def test_operators_are_compiled_side_by_side_and_one_that_raises_is_left_for_the_comparison():
+    shapes = [Shape(1, channels, 2, 2) for channels in (1, 2, 3)]
+    both_run, ran = threading.Barrier(2), []
+
+    class Waiting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            both_run.wait(timeout=20)
+            ran.append(x.shape[1])
+            return x
+
+    def build(shape: Shape, backend: Backend) -> nn.Module:
+        if shape == shapes[0]:
+            raise RuntimeError("no such instruction")
+        return Waiting()
+
+    operator = Operator("waiting", build, shapes[0], shapes[0])
+    compile_ahead([(operator, shape) for shape in shapes], torch.device("cpu"), torch.float32, threads=2)
+    assert sorted(ran) == [2, 3]
+
+
+@pytest.mark.gpu
+def test_a_new_node_trusts_every_kernel_within_a_minute(tmp_path: Path):
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(transxnet.__file__).parents[1]),
+    }
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "transxnet.check"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - start < 60, done.stdout
 
 
 @pytest.mark.thorough

@@ -5,6 +5,8 @@
 | file | responsibility |
 |---|---|
 | `operators.py` | the operators with kernels, as small networks |
+| `run.py` | runs one of them on one backend |
+| `compilation.py` | compiles the kernels of all, several at a time |
 | `proof.py` | compares and times each operator on both backends |
 | `store.py` | keeps a node's verdicts in a file, and leaves failed operators to PyTorch |
 | `__main__.py` | the command |

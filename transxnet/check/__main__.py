@@ -17,7 +17,9 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def main() -> int:
     """Compare, print the table, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m transxnet.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="of the activations; default: bf16, in triton's interpreter fp32"
     )
