@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.config.schema import LARGEST_MICRO_BATCH, ConfigError, TrainConfig
+from pipeline.config.schema import LARGEST_MICRO_BATCH, ConfigError, DistillationConfig, TrainConfig
 from pipeline.config.serialise import flatten, to_dict
 
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -36,6 +36,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "detection.scale",
             "detection.target_kb",
             "schedule.step_epochs",
+            "distillation.temperature",
         ),
     ),
     (
@@ -76,6 +77,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "optimizer.layer_decay",
             "segmentation.cat_max_ratio",
             "schedule.warmup_ratio",
+            "distillation.weight",
         ),
     ),
     ("must be a number", lambda value: True, ("augment.mean",)),
@@ -112,6 +114,8 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
             f"global_batch_size {config.global_batch_size} is not divisible by micro_batch_size {micro} "
             f"x world_size {world_size}; {_fitting_hint(config, world_size)}"
         )
+    if config.distill is None and config.distillation != DistillationConfig():
+        raise ConfigError("distillation says how to learn from a teacher, and there is none: give --train.distill")
     if config.compile and config.gradient_checkpointing:
         raise ConfigError("compile decides by itself what is recomputed: leave out gradient_checkpointing")
     incompatible = {

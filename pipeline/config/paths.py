@@ -6,13 +6,18 @@ from typing import Any
 
 from pipeline.config.schema import TrainConfig
 
-PATH_FIELDS = ("initialise_from", "data.shards", "data.validation_shards", "data.cache_dir")
+TIMM = "timm:"
+"""Beginning of the name of a model of timm, as a teacher."""
+_LOCAL = f"{TIMM}local-dir:"
+PATH_FIELDS = ("initialise_from", "distill", "data.shards", "data.validation_shards", "data.cache_dir")
 """Fields that hold a path or, some of them, a URI."""
 
 
 def absolute_path(value: str) -> str:
     """Return a path without `~` and `..`, below the working directory if it is relative; a URI as it is."""
-    if "://" in value or value.startswith("models:/"):
+    if value.startswith(_LOCAL):
+        return _LOCAL + absolute_path(value.removeprefix(_LOCAL))
+    if "://" in value or value.startswith(("models:/", TIMM)):
         return value
     return os.path.abspath(os.path.expanduser(value))
 

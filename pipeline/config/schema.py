@@ -163,6 +163,18 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """How a network learns from the teacher that `distill` names, beside the labels."""
+
+    kind: Literal["soft", "hard"] = "soft"
+    """Learn the teacher's probabilities (Hinton et al. 2015), or the class it finds likeliest (DeiT's hard form)."""
+    weight: float = 0.5
+    """Share of the teacher in the loss; the labels have the rest."""
+    temperature: float = 1.0
+    """With `soft`: divides the logits of both networks; above 1 it smooths their probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with timm's decay groups: no weight decay on 1-D tensors and biases."""
 
@@ -255,10 +267,13 @@ class TrainConfig:
     """Weights to start a new run from: a run directory, a `models:/` URI, or a .safetensors, .pth or .ckpt file."""
     initialise_entry: str | None = None
     """Entry of that file to take, such as state_dict; None: averaged weights if there are some, else the first."""
+    distill: str | None = None
+    """Teacher to learn from: a run directory, a `models:/` URI, a file of weights, or `timm:NAME` with its weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

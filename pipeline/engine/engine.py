@@ -21,7 +21,7 @@ from pipeline.engine.deepspeed_imports import defer_compiler, import_deepspeed
 from pipeline.engine.distributed import World
 from pipeline.engine.flat import FlatModel
 from pipeline.engine.fragments import Fragment, LocalWeight, iter_fragments, local_weights, optimizer_states
-from pipeline.engine.loss_model import LossModel
+from pipeline.engine.loss_model import Losses, LossModel
 from pipeline.engine.loss_scaler import DeepSpeedScaler, LossScaler, NoScaler, TorchScaler
 from pipeline.engine.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pipeline.tasks import find_task
@@ -63,7 +63,7 @@ class Engine:
         self.model, groups = _flatten(self.network, config)
         self.model.to(world.device)
         self.adamw = build_optimizer(self.model, groups, config, world.device)
-        with_loss = LossModel(self.model, find_task(config.task).losses)
+        with_loss = LossModel(self.model, _losses(config))
         engine, optimizer, _, _ = deepspeed.initialize(
             model=Graphed(with_loss, record) if config.cuda_graphs else with_loss,
             optimizer=self.adamw,
@@ -163,6 +163,15 @@ class Engine:
         for adam_state in self._adam_states():
             adam_state["step"].fill_(float(state["optimizer_steps"]))
         self.scaler.load(state)
+
+
+def _losses(config: TrainConfig) -> Losses:
+    """The losses of the task, or those that take a teacher's answer as well."""
+    task = find_task(config.task)
+    if config.distill is None:
+        return task.losses
+    assert task.distillation is not None
+    return task.distillation.losses(config)
 
 
 def _set_up_deepspeed(config: TrainConfig, world: World) -> ModuleType:

@@ -121,6 +121,8 @@ def check_training(config: TrainConfig, world_size: int, member: str | None) -> 
     try:
         check_config(config, world_size)
         find_task(config.task).check(config)
+        if config.distill is not None and find_task(config.task).distillation is None:
+            raise ConfigError(f"--train.distill: a {config.task} learns from no teacher: leave it out")
         if config.augment.rand_augment is not None:
             RandAugment.parse(config.augment.rand_augment)
     except ConfigError as error:

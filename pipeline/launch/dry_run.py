@@ -10,6 +10,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import NotHereError, check_run, check_start
 from pipeline.launch.plan import Plan
+from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
 from pipeline.run.files import CONFIG_NAME
 from pipeline.run.sweep import check_folder
@@ -79,6 +80,7 @@ def print_checks(plan: Plan) -> None:
                 lines[f"# data: {own.description}, which the launch packs"] = sys.stdout
                 continue
             checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
+            check_teacher(run.config, run.run_dir)
             lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
         except NotHereError as error:
             lines[f"warning: a launch from here would be refused: {error}"] = sys.stderr

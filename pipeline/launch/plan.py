@@ -149,31 +149,37 @@ def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
     else:
         runs = {run_dir: config}
     return tuple(
-        PlannedRun(run_dir=path, config=with_absolute_paths(_with_start(given, options.recipe, path)))
+        PlannedRun(run_dir=path, config=with_absolute_paths(_with_versions(given, options.recipe, path)))
         for path, given in runs.items()
     )
 
 
-def _with_start(config: TrainConfig, recipe: str, run_dir: Path) -> TrainConfig:
-    """Name the version of the registered weights that a run starts from, by its number: an alias may move.
+def _with_versions(config: TrainConfig, recipe: str, run_dir: Path) -> TrainConfig:
+    """Name the versions of the registered weights that a run starts from, and of its teacher, by their numbers.
 
-    Without such weights of the user's, those of the recipe are taken where the registry has them. A run that has begun
-    keeps its own.
+    Without weights of the user's to start from, those of the recipe are taken where the registry has them. A run that
+    has begun keeps its own.
     """
     from pipeline.run.config import read_config
     from pipeline.run.files import CONFIG_NAME
     from pipeline.tracking.client import find_version
 
-    given = config.initialise_from
-    uri = RECIPES[recipe].starts_from if given is None else given
-    if uri is None or not (uri.startswith("models:/") and "@" in uri):
-        return config
-    if (run_dir / CONFIG_NAME).exists():
-        begun = read_config(run_dir).train.initialise_from
-        is_same = given is None or (begun or "").startswith(f"{uri.partition('@')[0]}/")
-        return dataclasses.replace(config, initialise_from=begun) if is_same else config
-    # What the user asked for and the registry lacks is refused by the checks that follow.
-    return dataclasses.replace(config, initialise_from=find_version(uri) or given)
+    defaults = {"initialise_from": RECIPES[recipe].starts_from, "distill": None}
+    begun = read_config(run_dir) if (run_dir / CONFIG_NAME).exists() else None
+    changes = {}
+    for field, default in defaults.items():
+        given = getattr(config, field)
+        uri = default if given is None else given
+        if uri is None or not (uri.startswith("models:/") and "@" in uri):
+            continue
+        if begun is None:
+            # What the user asked for and the registry lacks is refused by the checks that follow.
+            changes[field] = find_version(uri) or given
+            continue
+        kept = getattr(begun.train, field)
+        if given is None or (kept or "").startswith(f"{uri.partition('@')[0]}/"):
+            changes[field] = kept
+    return dataclasses.replace(config, **changes)
 
 
 def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:

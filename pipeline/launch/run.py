@@ -9,6 +9,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
 from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.plan import Plan, PlannedRun
+from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.code_state import keep_changes
@@ -23,13 +24,14 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     """Make all checks, write the run's folder, and warn if a job of it would have too little time to save.
 
     Raises:
-        LaunchError, ShardingError, RunDirectoryError: as `check_start` and `check_run`.
+        LaunchError, ShardingError, ConfigError, RunDirectoryError: as `check_start`, `check_run` and `check_teacher`.
     """
     check_start(run.run_dir, run.config, plan.options)
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
     checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
+    check_teacher(run.config, run.run_dir)
     _mark_origin(plan, run.run_dir)
     run_directory.prepare(run.run_dir, run.config, checked.facts)
     keep_changes(PROJECT_ROOT, run.run_dir)

@@ -156,6 +156,7 @@ def describe(card: ModelCard, name: str, config: RunConfig, tracking_uri: str) -
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs at batch {config.global_batch_size:,}",
         "weights": f"{average} at the step of the best {card.of_task.scores.primary(card.scores).label}",
         **({"began from": mask_secrets(config.initialised_from)} if config.initialised_from else {}),
+        **({"learned from": mask_secrets(config.distilled_from)} if config.distilled_from else {}),
         "precision": config.train_fields["precision"],
         **origin_rows(card),
     }

@@ -235,8 +235,11 @@ def _create_version(
 
     name, card = candidate.name, candidate.card
     tags = {**version_tags(card), WEIGHTS_TAG: candidate.sha256, champion.STATE_TAG: champion.OPEN}
-    if candidate.config.initialised_from is not None:
-        tags["initialised_from"] = mask_secrets(candidate.config.initialised_from)
+    sources = {
+        "initialised_from": candidate.config.initialised_from,
+        "distilled_from": candidate.config.distilled_from,
+    }
+    tags |= {name: mask_secrets(source) for name, source in sources.items() if source is not None}
     if verification is not None:
         tags["verified"] = (
             f"{_label(card)} {verification.share:.4f} on {verification.samples} images in a clean process"

@@ -128,6 +128,11 @@ class RunConfig:
         return self.train_fields.get("initialise_from")
 
     @property
+    def distilled_from(self) -> str | None:
+        """Teacher that the network learns from (`--train.distill`); None: none."""
+        return self.train_fields.get("distill")
+
+    @property
     def sweep(self) -> Path | None:
         """Folder of the sweep that the run belongs to."""
         folder = _text(self.content, "sweep")

@@ -21,6 +21,8 @@ start-up time went), `save` and `saved` (how long a checkpoint held up the train
 checkpoint, to skip a batch), `end` (the outcome, and where the time went)."""
 REGISTERED_NAME = "registered.json"
 """The version that was registered last."""
+TEACHER_NAME = "teacher.json"
+"""The teacher of a distillation: its source, and the digest of its weights."""
 LOCK_NAME = ".lock"
 """Lock held by the attempt that trains."""
 LOGS = "submitit"

@@ -130,6 +130,26 @@ class Measurement(Protocol):
         ...
 
 
+class Distillation(Protocol):
+    """How a task learns from a teacher: another network that answers about the same images."""
+
+    def device_transform(
+        self, config: TrainConfig, num_classes: int, teacher: Callable[[Tensor], Tensor]
+    ) -> Callable[[Batch, torch.device | str], tuple[Tensor, ...]]:
+        """Build what turns a batch into the inputs of `losses`, among them the teacher's answer.
+
+        Args:
+            config: the training.
+            num_classes: number of classes.
+            teacher: maps the images that the network sees, float32 [N, 3, H, W], to its answer; without a gradient.
+        """
+        ...
+
+    def losses(self, config: TrainConfig) -> Callable[..., dict[str, Tensor]]:
+        """Return what takes the place of `Task.losses`."""
+        ...
+
+
 class Task(Protocol):
     """What is learned, as a plug-in: everything outside `pipeline.tasks` knows a task by this protocol alone."""
 
@@ -161,6 +181,11 @@ class Task(Protocol):
     @property
     def sorts_by_aspect(self) -> bool:
         """Whether the samples of a step are sorted by their aspect ratio, so that a micro-batch has one orientation."""
+        ...
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """How the task learns from a teacher; None: it does not."""
         ...
 
     @property

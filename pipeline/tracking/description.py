@@ -1,5 +1,6 @@
 """Logs what an MLflow run shows beside its metrics: data sets, configuration, environment, report, checkpoints."""
 
+import contextlib
 import json
 import platform
 from importlib import metadata
@@ -77,19 +78,20 @@ def dataset_inputs(config: RunConfig) -> "list[DatasetInput]":
 
 
 def model_inputs(client: "MlflowClient", config: RunConfig) -> "list[LoggedModelInput]":
-    """Return the logged model behind the registered version that the run began from, if it did and it still exists."""
+    """Return the logged models that the run begins from and learns from, if they are registered and still exist."""
     from mlflow.entities import LoggedModelInput
     from mlflow.exceptions import MlflowException
 
-    source = config.initialised_from
-    if source is None or not source.startswith("models:/"):
-        return []
-    name, _, number = source.removeprefix("models:/").partition("/")
-    try:
-        model_id = client.get_model_version(name, number).model_id
-    except MlflowException:
-        return []
-    return [LoggedModelInput(model_id)] if model_id else []
+    inputs = {}
+    for source in (config.initialised_from, config.distilled_from):
+        if source is None or not source.startswith("models:/"):
+            continue
+        name, _, number = source.removeprefix("models:/").partition("/")
+        with contextlib.suppress(MlflowException):
+            model_id = client.get_model_version(name, number).model_id
+            if model_id:
+                inputs[model_id] = LoggedModelInput(model_id)
+    return list(inputs.values())
 
 
 def environment() -> dict[str, Any]:

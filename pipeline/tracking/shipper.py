@@ -234,6 +234,7 @@ class Shipper:
             "run_dir": str(self.run_dir),
             "model": self.config.model_name,
             "initialised_from": self.config.initialised_from or "",
+            "distilled_from": self.config.distilled_from or "",
             "published_result": self.config.published.get("result", ""),
             "published_differences": "; ".join(self.config.published.get("differences", [])),
         }

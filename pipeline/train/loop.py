@@ -33,6 +33,7 @@ from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
 from pipeline.train.record import step_record
 from pipeline.train.schedule import build_schedule, evaluation_is_due
+from pipeline.train.teacher import build_transform
 from pipeline.train.validation import Evaluator
 from sharding import load_manifest
 
@@ -51,8 +52,8 @@ class Training:
 
         Raises:
             ConfigError: the configuration does not fit this number of ranks.
-            TrainingError: the shards are not those that the run began with, there are no such weights to start from,
-                or CUDA graphs are asked for without GPUs.
+            TrainingError: the shards or the teacher are not those that the run began with, there are no such weights to
+                start from, or CUDA graphs are asked for without GPUs.
         """
         # torchrun may start another number of ranks than the launch had checked, and config.json can be edited.
         self.config = config = check(read_config(run_dir).train, world.size)
@@ -82,7 +83,7 @@ class Training:
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
-        self.transform = self.task.device_transform(config, self.num_classes)
+        self.transform = build_transform(config, [entry.wnid for entry in manifest.classes], run_dir, world, recorder)
         self.evaluate = Evaluator(config, world, run_dir, [entry.name for entry in manifest.classes])
         self.saver = Saver(
             store,

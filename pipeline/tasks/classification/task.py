@@ -9,7 +9,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Described, Evaluator, Measurement
+from pipeline.tasks.task import Described, Distillation, Evaluator, Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +61,13 @@ class Classification:
     reads_target = False
     sorts_by_aspect = False
     other_heads = frozenset[str]()
+
+    @property
+    def distillation(self) -> Distillation:
+        """The teacher's logits, softened or as a label."""
+        from pipeline.tasks.classification.distillation import ClassifierDistillation
+
+        return ClassifierDistillation()
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a network that classifies no images."""

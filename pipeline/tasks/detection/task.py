@@ -76,6 +76,7 @@ class Detection:
     evaluation_batch = 1
     reads_target = True
     sorts_by_aspect = True
+    distillation = None
     other_heads = frozenset({"decode_head", "auxiliary_head"})
 
     def check(self, config: TrainConfig) -> None:

@@ -74,6 +74,7 @@ class Segmentation:
     evaluation_batch = 1
     reads_target = True
     sorts_by_aspect = False
+    distillation = None
     other_heads = frozenset({"bbox_head", "rpn_head", "roi_head"})
 
     def check(self, config: TrainConfig) -> None:

@@ -17,6 +17,7 @@ def test_every_path_of_a_launch_is_absolute(tmp_path: Path, monkeypatch: pytest.
     flags = ["--recipe", "demo", "--cluster", "debug", "--run-dir", "~/runs/a", "--python", "../venv/bin/python"]
     flags += ["--train.data.shards", "data/../shards", "--train.data.validation-shards=~/validation"]
     flags += ["--train.data.cache-dir", "cache", "--train.initialise-from=~/weights.safetensors"]
+    flags += ["--train.distill", "teacher.pth"]
     plan = build_plan(parse(flags))
     (run,) = plan.runs
     assert str(plan.run_dir) == str(run.run_dir) == "/home/me/runs/a"
@@ -27,6 +28,7 @@ def test_every_path_of_a_launch_is_absolute(tmp_path: Path, monkeypatch: pytest.
         "data.validation_shards": "/home/me/validation",
         "data.cache_dir": f"{tmp_path}/cache",
         "initialise_from": "/home/me/weights.safetensors",
+        "distill": f"{tmp_path}/teacher.pth",
     }
     swept = build_plan(parse(["--recipe", "demo", "--cluster", "debug", "--sweep", "train.data.shards=first,~/second"]))
     assert [run.config.data.shards for run in swept.runs] == [f"{tmp_path}/first", "/home/me/second"]
