@@ -1,14 +1,17 @@
 """From packed images to a registered model: the one package that uses the other three.
 
 Commands: `python -m pipeline.launch` submits a training, `pipeline.train` is what its processes run, `pipeline.status`
-shows how runs stand, `pipeline.evaluate` measures a model, and `pipeline.register` makes a version of it in MLflow.
+shows how runs stand, `pipeline.evaluate` measures a model, `pipeline.register` makes a version of it in MLflow,
+`pipeline.look` draws what it sees, `pipeline.publish` writes it for timm and the Hugging Face hub, and
+`pipeline.doctor` looks at the machine.
 
 Each folder uses only those below it:
 
-- `launch`, `train`, `evaluate`, `register`, `status`: the commands
+- `launch`, `doctor`, `train`, `evaluate`, `register`, `publish`, `status`, `look`: the commands
 - `weights`: model weights without optimizer state
 - `checkpoint`, `data`, `tracking`: resumable state, batches of images, the MLflow run
-- `augment`, `engine`, `run`: one image, one optimizer step, the run directory
+- `engine`, `run`: one optimizer step, the run directory
+- `tasks`, `augment`: what is learned, and one image
 - `order`, `recipes`: which rank reads which sample, and named trainings
 - `config`: the fields of a training
 - `common`: helpers for all of them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +81,30 @@ class Described(Protocol):
     @property
     def classes(self) -> tuple[tuple[str, str], ...]:
         """(Id, readable name) of each class."""
+        ...
+
+
+class Prepared(Protocol):
+    """How images are prepared for a model; `pipeline.weights.card.Preprocessing` is one."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean of each channel that is subtracted, of pixels in [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Deviation of each channel that is divided by."""
+        ...
+
+    @property
+    def scale(self) -> tuple[int, int] | None:
+        """Longest and shortest side that an image is resized to fit into, where it is not cropped."""
+        ...
+
+    @property
+    def divisor(self) -> int | None:
+        """Number whose multiples the sides are then stretched to."""
         ...
 
 
@@ -261,6 +285,19 @@ class Task(Protocol):
 
         Raises:
             ConfigError: the split's classes are not the model's, or no part of them can compete.
+        """
+        ...
+
+    def overlay(
+        self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8] | None:
+        """Draw a network's answer over an image; None if the answer has no place in it.
+
+        Args:
+            network: in evaluation mode, on the CPU.
+            prepared: how images are prepared for it.
+            names: name of each class.
+            pixels: uint8 [H, W, 3], RGB.
         """
         ...
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Described, Distillation, Evaluator, Measurement
+from pipeline.tasks.task import Described, Distillation, Evaluator, Measurement, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,6 +139,12 @@ class Classification:
         from pipeline.tasks.classification.measure import ClassifierMeasurement
 
         return ClassifierMeasurement(match_classes(model, manifest, subset=subset), augment, device)
+
+    def overlay(
+        self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8] | None:
+        """Nothing: a label has no place."""
+        return None
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
         """A TransXNet without drop path."""

@@ -67,7 +67,7 @@ def draw(path: Path, shown: Sequence[Shown], names: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """An object to draw: its COCO `bbox`, class, what is written after the class, and its mask [H, W], if any."""
 
     bbox: Sequence[float]
@@ -76,15 +76,38 @@ class _Drawn:
     mask: NDArray[Any] | None
 
 
+def draw_objects(
+    pixels: NDArray[np.uint8], size: tuple[int, int], objects: Sequence[Drawn], names: Sequence[str], side: int
+) -> Image.Image:
+    """Draw objects over an image.
+
+    Args:
+        pixels: uint8 [h, w, 3], RGB.
+        size: (height, width) of the image that the boxes and masks are of.
+        objects: what is drawn.
+        names: name of each class.
+        side: longest side of the picture in pixels.
+    """
+    height, width = size
+    factor = side / max(height, width)
+    drawn = max(1, round(width * factor)), max(1, round(height * factor))
+    part = Image.fromarray(np.ascontiguousarray(pixels)).resize(drawn)
+    for entry in objects:
+        if entry.mask is not None:
+            covered = Image.fromarray(entry.mask.astype(np.uint8) * COVER)
+            part.paste(_colour(entry.label), (0, 0, *drawn), covered.resize(drawn, Image.Resampling.NEAREST))
+    pen = ImageDraw.Draw(part)
+    for entry in objects:
+        name = names[entry.label].split(",")[0].encode("latin-1", "replace").decode("latin-1")
+        _frame(pen, [value * factor for value in entry.bbox], _colour(entry.label), name + entry.text)
+    return part
+
+
 def _row(image: Shown, names: list[str]) -> Image.Image:
     """Return the image with its true objects and with the found ones, side by side."""
-    height, width = image.size
-    factor = SIDE / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    row = Image.new("RGB", (2 * size[0] + GAP, size[1]), "white")
     has_masks = image.masks is not None
     truths = [
-        _Drawn(
+        Drawn(
             entry["bbox"],
             entry["category"],
             "",
@@ -94,7 +117,7 @@ def _row(image: Shown, names: list[str]) -> Image.Image:
         if not entry["iscrowd"]
     ]
     found = [
-        _Drawn(
+        Drawn(
             entry["bbox"],
             entry["category_id"],
             f" {entry['score']:.2f}",
@@ -103,17 +126,10 @@ def _row(image: Shown, names: list[str]) -> Image.Image:
         for position, entry in enumerate(image.detections)
         if entry["score"] >= SCORE
     ]
-    for left, objects in ((0, truths), (size[0] + GAP, found)):
-        part = Image.fromarray(np.ascontiguousarray(image.pixels)).resize(size)
-        for entry in objects:
-            if entry.mask is not None:
-                covered = Image.fromarray(entry.mask.astype(np.uint8) * COVER)
-                part.paste(_colour(entry.label), (0, 0, *size), covered.resize(size, Image.Resampling.NEAREST))
-        pen = ImageDraw.Draw(part)
-        for entry in objects:
-            name = names[entry.label].split(",")[0].encode("latin-1", "replace").decode("latin-1")
-            _frame(pen, [value * factor for value in entry.bbox], _colour(entry.label), name + entry.text)
-        row.paste(part, (left, 0))
+    left, right = (draw_objects(image.pixels, image.size, objects, names, SIDE) for objects in (truths, found))
+    row = Image.new("RGB", (2 * left.width + GAP, left.height), "white")
+    row.paste(left, (0, 0))
+    row.paste(right, (left.width + GAP, 0))
     return row
 
 

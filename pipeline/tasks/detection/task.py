@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.detection.found import corners_of, found_share
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Column, Maybe, Served
-from pipeline.tasks.task import Described, Evaluator, Measurement
+from pipeline.tasks.task import Described, Evaluator, Measurement, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,6 +167,14 @@ class Detection:
         evaluator = self.evaluator(augment, model.num_classes, device)
         names = [entry.name for entry in manifest.classes]
         return ScoreMeasurement(self.scores, evaluator, model, manifest.stem, names)
+
+    def overlay(
+        self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8] | None:
+        """The image with boxes, classes and masks."""
+        from pipeline.tasks.detection.overlay import draw_overlay
+
+        return draw_overlay(network, prepared, names, pixels)
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
         """RetinaNet or Mask R-CNN without drop path."""

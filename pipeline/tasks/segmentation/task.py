@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Described, Evaluator, Measurement
+from pipeline.tasks.task import Described, Evaluator, Measurement, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +169,14 @@ class Segmentation:
         return ScoreMeasurement(
             self.scores, evaluator, model, manifest.stem, [entry.name for entry in manifest.classes]
         )
+
+    def overlay(
+        self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8] | None:
+        """The image, coloured by the class of each pixel."""
+        from pipeline.tasks.segmentation.overlay import draw_overlay
+
+        return draw_overlay(network, prepared, names, pixels)
 
     def build(self, name: str, *, num_classes: int, image_size: int, backend: Any = "auto") -> nn.Module:
         """Semantic FPN without drop path."""
