@@ -3,18 +3,25 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from pipeline.common.errors import InputError
+from pipeline.look.gallery import Picture, draw_pictures, write_picture
+from pipeline.look.images import NamedImage, choose_images
 from pipeline.publish.page import write_page
 from pipeline.tasks import DEFAULT
 from pipeline.weights.card import WEIGHTS_NAME, ModelCard, save_model_card
 from pipeline.weights.load import LoadedModel, load_model
 
 CONFIG_NAME = "config.json"
+PICTURES = "pictures"
+"""Folder of the pictures on the page."""
+SHOWN = 4
+"""Images that are drawn."""
 STEM, CLASSIFIER = "patch_embed.conv", "classifier.linear"
 
 
@@ -22,7 +29,14 @@ class PublishError(InputError):
     """A model that cannot be published, or a place where it cannot be."""
 
 
-def publish(source: str, folder: Path, *, name: str | None = None, license: str | None = None) -> Path:
+def publish(
+    source: str,
+    folder: Path,
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    images: Sequence[str] = (),
+) -> Path:
     """Write a model into a new folder; timm reads it as `local-dir:FOLDER`, this project as a file of weights.
 
     The folder appears when it is complete.
@@ -32,16 +46,19 @@ def publish(source: str, folder: Path, *, name: str | None = None, license: str 
         folder: a folder that does not exist, or is empty.
         name: name of the model on its page, such as `USER/NAME`; by default the folder's.
         license: identifier of the weights' license for the page.
+        images: what pictures on the page are drawn of (`pipeline.look.choose_images`); empty: no pictures.
 
     Returns:
         The folder.
 
     Raises:
         PublishError: the folder holds files, or the model is not a classifier.
+        InputError: there is no such image.
         ModelCardError: `source` cannot be loaded.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PublishError(f"--to {folder} exists and is not empty: give a new folder")
+    chosen = choose_images(images, SHOWN) if images else []
     model = load_model(source)
     if model.card.task != DEFAULT:
         raise PublishError(
@@ -52,7 +69,7 @@ def publish(source: str, folder: Path, *, name: str | None = None, license: str 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
-        _write(temporary, model, name or folder.resolve().name, source, license)
+        _write(temporary, model, name or folder.resolve().name, source, license, chosen)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -62,13 +79,25 @@ def publish(source: str, folder: Path, *, name: str | None = None, license: str 
     return folder
 
 
-def _write(folder: Path, model: LoadedModel, name: str, source: str, license: str | None) -> None:
+def _write(
+    folder: Path, model: LoadedModel, name: str, source: str, license: str | None, images: Sequence[NamedImage]
+) -> None:
     state = {key: value.contiguous() for key, value in model.network.state_dict().items()}
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     content = json.dumps(timm_config(model.card), indent=1, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(content + "\n", encoding="utf-8")
     save_model_card(model.card, folder)
-    write_page(folder, model.card, name, Path(source) if Path(source).is_dir() else None, license)
+    pictures = _draw(folder / PICTURES, model, images) if images else []
+    write_page(folder, model.card, name, Path(source) if Path(source).is_dir() else None, license, pictures)
+
+
+def _draw(folder: Path, model: LoadedModel, images: Sequence[NamedImage]) -> list[Picture]:
+    """Draw what the model sees into a new folder; return the pictures."""
+    folder.mkdir()
+    drawn = list(draw_pictures(model.network, model.card, images, (0.5, 0.5)))
+    for picture in drawn:
+        write_picture(folder / f"{picture.name}.png", picture)
+    return drawn
 
 
 def timm_config(card: ModelCard) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The page of a published model: what it is, how good, from what, and how to load it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.secrets import mask_secrets
+from pipeline.look.gallery import Picture
 from pipeline.run.config import RunConfig, read_config
 from pipeline.weights.card import ModelCard
 from pipeline.weights.rows import origin_rows, result_rows
@@ -10,7 +12,14 @@ from pipeline.weights.rows import origin_rows, result_rows
 PAGE_NAME = "README.md"
 
 
-def write_page(folder: Path, card: ModelCard, name: str, run_dir: Path | None, license: str | None) -> None:
+def write_page(
+    folder: Path,
+    card: ModelCard,
+    name: str,
+    run_dir: Path | None,
+    license: str | None,
+    pictures: Sequence[Picture] = (),
+) -> None:
     """Write `README.md` with the hub's header.
 
     Args:
@@ -19,12 +28,15 @@ def write_page(folder: Path, card: ModelCard, name: str, run_dir: Path | None, l
         name: name of the model, such as `USER/NAME`.
         run_dir: directory of the run, whose command is shown; None: unknown.
         license: identifier of the weights' license; None leaves a field to fill in.
+        pictures: those in the folder `pictures/`.
     """
     config = None if run_dir is None else read_config(run_dir)
-    (folder / PAGE_NAME).write_text(_page(card, name, config, license), encoding="utf-8")
+    (folder / PAGE_NAME).write_text(_page(card, name, config, license, pictures), encoding="utf-8")
 
 
-def _page(card: ModelCard, name: str, config: RunConfig | None, license: str | None) -> str:
+def _page(
+    card: ModelCard, name: str, config: RunConfig | None, license: str | None, pictures: Sequence[Picture]
+) -> str:
     rows = {
         **result_rows(card),
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs" if card.step else "unknown",
@@ -33,6 +45,8 @@ def _page(card: ModelCard, name: str, config: RunConfig | None, license: str | N
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
     command = mask_secrets(config.command) if config is not None else ""
     trained = f"\nTrained with\n\n```bash\n{command}\n```\n" if command else ""
+    shown = "".join(f"\n{p.title}. {p.caption}\n\n![{p.title}](pictures/{p.name}.png)\n" for p in pictures)
+    seen = f"\n## What it sees\n{shown}" if shown else ""
     # Within the header a comment is the field to fill in: the hub shows "other" until then.
     terms = license or "other  # fill in: how others may use these weights"
     return f"""---
@@ -80,4 +94,4 @@ import transxnet
 
 model = transxnet.{card.name}(pretrained="model.safetensors")
 ```
-"""
+{seen}"""

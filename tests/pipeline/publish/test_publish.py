@@ -1,6 +1,10 @@
 """A published folder: read by timm and by this project, described for people."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -12,6 +16,8 @@ import transxnet.timm  # noqa: F401 (registers the names)
 from pipeline.common.cli import exit_status
 from pipeline.publish.command import main
 from pipeline.weights.load import load_model
+from tests.support import REPOSITORY
+from tests.support.hub_server import TOKEN, serve_hub
 from tests.support.tracking_runs import finished_run
 
 
@@ -54,6 +60,15 @@ def test_the_page_says_what_it_is_and_how_to_load_it(run, folder):
     assert "transxnet.transxnet_n(pretrained=" in page
 
 
+def test_the_page_shows_what_the_model_sees(run, digits, tmp_path):
+    shard = next(digits.glob("*-validation-*.tar"))
+    assert main(str(run), to=str(tmp_path / "model"), images=(str(shard),)) == 0
+    page = (tmp_path / "model/README.md").read_text(encoding="utf-8")
+    links = re.findall(r"^!\[.+\]\((\S+)\)$", page, re.MULTILINE)
+    assert links == [f"pictures/{name}.png" for name in ("grad_cam", "receptive_field", "kernels")]
+    assert all((tmp_path / "model" / link).is_file() for link in links)
+
+
 def test_a_license_is_written_into_the_header(run, tmp_path):
     assert main(str(run), to=str(tmp_path / "licensed"), license="mit") == 0
     assert "\nlicense: mit\n" in (tmp_path / "licensed/README.md").read_text(encoding="utf-8")
@@ -70,6 +85,36 @@ def test_a_license_is_written_into_the_header(run, tmp_path):
 def test_a_wrong_place_is_one_line(run, folder, to, words, capsys):
     assert exit_status(lambda: main(str(run), to=to.format(folder=folder))) == 1
     assert words in capsys.readouterr().err
+
+
+BY_HUB = """
+import sys, timm, torch, transxnet.timm
+from pipeline.publish.command import main
+assert main(sys.argv[1], to="hf://me/digits", images=(sys.argv[2],)) == 0
+model = timm.create_model("hf-hub:me/digits", pretrained=True).eval()
+torch.save(model(torch.full((2, 3, 32, 32), 0.5)), sys.argv[3])
+"""
+
+
+@pytest.mark.thorough
+def test_a_model_goes_to_the_hub_and_comes_back_the_same(run, digits, tmp_path):
+    """The client reads its addresses when it is imported: a process of its own."""
+    shard = next(digits.glob("*-validation-*.tar"))
+    with serve_hub() as hub:
+        own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        words = [sys.executable, "-c", BY_HUB, str(run), str(shard), str(tmp_path / "logits.pt")]
+        environment = {**os.environ, **own, "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.commits == ["Add model"]
+    assert {"README.md", "config.json", "model.json", "model.safetensors", "pictures/grad_cam.png"} <= set(
+        hub.repositories["me/digits"]
+    )
+    assert f"published {run} at {hub.address}/me/digits" in done.stdout
+    assert 'timm.create_model("hf-hub:me/digits", pretrained=True)' in done.stdout
+    with torch.no_grad():
+        expected = load_model(str(run)).network(torch.full((2, 3, 32, 32), 0.5))
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(run, monkeypatch, capsys):
