@@ -36,7 +36,8 @@ def main(
         run_dir: Directory of a run, or a folder of runs; by default that of --runs.
         watch: Look again every five seconds until no run will go on by itself.
         sync: Send MLflow what it missed while its server did not answer.
-        export: Write the metrics into the run directory, as csv, parquet or tensorboard; with --watch again and again.
+        export: Write the metrics into the run directory, as csv, parquet, tensorboard or wandb (offline); with --watch
+            again and again.
         runs: Folder that holds the runs.
     """
     runs = Path(os.path.expanduser(runs))
@@ -70,10 +71,18 @@ def _select_runs(run_dir: Path | None, root: Path) -> tuple[list[Path], Path | N
 
 def _show(run_dir: Path | None, root: Path, watch: bool, export: Format | None) -> None:
     """Print how the runs stand, and export them; with `watch` again and again until no run will go on by itself."""
+    exports: dict[Path, Export] = {}
+    try:
+        _look(run_dir, root, watch, export, exports)
+    finally:
+        for opened in exports.values():
+            opened.close()
+
+
+def _look(run_dir: Path | None, root: Path, watch: bool, export: Format | None, exports: dict[Path, Export]) -> None:
     from pipeline.status.jobs import OVER, Jobs
 
     jobs, looks_without_job = Jobs(), 0
-    exports: dict[Path, Export] = {}
     while True:
         runs, folder = _select_runs(run_dir, root)
         statuses, problems = _read_statuses(runs, is_one=folder is None)

@@ -1,8 +1,8 @@
-"""Writes what a run measured for other programs: CSV, Parquet, or events that TensorBoard reads.
+"""Writes what a run measured for other programs: CSV, Parquet, events of TensorBoard, a run of Weights & Biases.
 
 The training has no part in it. Its `metrics.jsonl` is read, once or again and again while the run goes on, and files in
-the run directory are written: `metrics.csv`, `metrics.parquet`, `tensorboard/`. Metrics have the names they have in
-MLflow.
+the run directory are written: `metrics.csv`, `metrics.parquet`, `tensorboard/`, `wandb/`. Metrics have the names they
+have in MLflow.
 """
 
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any, Literal, Protocol, get_args
 from pipeline.common.atomic import replacing
 from pipeline.common.errors import InputError
 from pipeline.run.files import read_metrics
+from pipeline.status.wandb_export import WandbExport
 from pipeline.tracking.metrics import metric_name
 
-Format = Literal["csv", "parquet", "tensorboard"]
+Format = Literal["csv", "parquet", "tensorboard", "wandb"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 PLAIN = ("step", "time", "attempt")
@@ -31,6 +32,10 @@ class Export(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Complete the files; nothing is written after it."""
+        ...
+
 
 def open_export(run_dir: Path, kind: Format) -> Export:
     """Return the export of a run.
@@ -38,6 +43,8 @@ def open_export(run_dir: Path, kind: Format) -> Export:
     Raises:
         InputError: a package is missing; the message says how to install it.
     """
+    if kind == "wandb":
+        return WandbExport(run_dir, PLAIN)
     return TensorBoardExport(run_dir) if kind == "tensorboard" else TableExport(run_dir, kind)
 
 
@@ -68,6 +75,9 @@ class TableExport:
                 pyarrow.parquet.write_table(table, temporary)
         self._written = records
         return path
+
+    def close(self) -> None:
+        """Do nothing: each table is complete."""
 
 
 class TensorBoardExport:
@@ -111,6 +121,10 @@ class TensorBoardExport:
         for path in self._earlier:
             path.unlink(missing_ok=True)
         return self._folder
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
 
 
 def _column(key: str) -> str:
