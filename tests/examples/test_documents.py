@@ -10,7 +10,12 @@ from tests.support import REPOSITORY
 
 EXAMPLES = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(("test_", "__")))
 PACKAGES = ("pipeline", "sharding", "jobs", "transxnet")
-NAMES = ("README.md", ".github/CONTRIBUTING.md", *(f"{package}/README.md" for package in PACKAGES))
+NAMES = (
+    "README.md",
+    ".github/CONTRIBUTING.md",
+    *(f"{package}/README.md" for package in PACKAGES),
+    "pipeline/tracking/README.md",
+)
 DOCUMENTS = [REPOSITORY / name for name in NAMES]
 SNIPPET = re.compile(r"^```python(?: (\S+))?\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 QUOTES_ONLY = ("README.md", "pipeline/README.md")
