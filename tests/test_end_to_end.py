@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.support import REPOSITORY
+from tests.support.listener import Listener
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -103,9 +105,16 @@ KILLED_AT = 7
 
 
 @pytest.fixture(scope="module")
-def demo(workplace: Workplace) -> str:
+def told() -> Iterator[Listener]:
+    with Listener() as listener:
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def demo(workplace: Workplace, told: Listener) -> str:
     """Output of the demo."""
-    return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))
+    run = str(workplace.folder / "demo")
+    return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", run, "--notify", told.address)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +126,7 @@ def killed_demo(workplace: Workplace) -> None:
     assert {r["attempt"] for r in workplace.records("killed")} == {1, 2}
 
 
-def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
+def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str, told: Listener):
     run = workplace.folder / "demo"
     card = json.loads((run / "export" / "model.json").read_text())
     assert card["top1"] >= 0.65
@@ -129,6 +138,10 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str):
     assert "models:/transxnet_n/1 (@latest, @champion)" in demo
     for words in (str(run), "mlflow ui", "pipeline.evaluate", "load_model"):
         assert words in demo
+    assert [(post["event"], post["registered"]) for post in told.posts] == [
+        ("champion", "models:/transxnet_n/1"),
+        ("finished", "models:/transxnet_n/1"),
+    ]
 
 
 @pytest.mark.thorough

@@ -67,6 +67,8 @@ class LaunchOptions:
     """model in the registry that it becomes a version of; by default that of the network, such as transxnet_t"""
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
+    notify: str | None = None
+    """web address that gets one POST of JSON when a run ends, fails, is given up or becomes the champion"""
     begin_again: bool = False
     """begin a run again whose checkpoints are gone; its former files and its former MLflow run are kept"""
     dry_run: bool = False

@@ -18,6 +18,7 @@ from pipeline.launch import checks, place_checks
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import RECIPES
 from pipeline.recipes.published import describe_aim
+from pipeline.run import notify
 from pipeline.run.files import LOGS
 from pipeline.run.system import query_gpus
 
@@ -110,6 +111,8 @@ def build_plan(options: LaunchOptions) -> Plan:
     from jobs import SlurmError, choose_cluster
 
     checks.check_registered_name(options.registered_name)
+    if options.notify is not None:
+        notify.check_address(options.notify)
     try:
         # What is meant for a cluster must not start on its login node because Slurm is away for a moment.
         cluster, why = choose_cluster(options.cluster, falls_back=RECIPES[options.recipe].cluster != "auto")

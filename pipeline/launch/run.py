@@ -12,6 +12,7 @@ from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
+from pipeline.run import notify
 from pipeline.run.code_state import keep_changes
 from pipeline.run.files import LOGS
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
@@ -34,6 +35,8 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     check_teacher(run.config, run.run_dir)
     _mark_origin(plan, run.run_dir)
     run_directory.prepare(run.run_dir, run.config, checked.facts)
+    if plan.options.notify is not None:
+        notify.remember(run.run_dir, plan.options.notify)
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)
     for warning in describe_short_notices(TimeToSave.of_run(run.run_dir), notices):

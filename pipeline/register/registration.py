@@ -15,6 +15,7 @@ from pipeline.register.best import best_weights
 from pipeline.register.names import check_alias, check_name
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import REGISTERED_NAME, durable_step
+from pipeline.run.notify import notify
 from pipeline.run.recorder import log
 from pipeline.tasks import Metric
 from pipeline.tracking.address import registry_uri
@@ -110,7 +111,8 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
             )
             assert candidate.card.mlflow_run_id is not None
             refuse_deleted_run(client, uri, candidate.card.mlflow_run_id)
-            number = _find_version(client, candidate) or _add_version(client, candidate)
+            known = _find_version(client, candidate)
+            number = known or _add_version(client, candidate)
             if alias is not None and alias.lower() != champion.LATEST:
                 client.set_registered_model_alias(candidate.name, alias, number)
             aliases = _aliases(client, candidate.name, number)
@@ -129,6 +131,8 @@ def register(run_dir: str | os.PathLike[str], alias: str | None = None, name: st
     )
     write_json(folder / REGISTERED_NAME, version.to_dict())
     settle_after_contact(folder)
+    if known is None and champion.CHAMPION in aliases:
+        notify(folder, "champion")
     return version
 
 

@@ -14,6 +14,7 @@ from pipeline.config.serialise import difference, digest, to_dict
 from pipeline.run.code_state import git_state
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError
+from pipeline.run.notify import hide_address
 
 STATUS_LOCK_S = 1.0
 """Seconds for which a process that only reads the status may hold a run's lock."""
@@ -87,7 +88,7 @@ def prepare(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         "train": to_dict(config),
         "digest": digest(config),
         "git": git_state(PROJECT_ROOT),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *hide_address(sys.argv[1:])],
         **facts,
     }
     try:

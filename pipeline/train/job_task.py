@@ -18,6 +18,7 @@ class TrainTask:
         """Keep the path; the folder is opened when the task runs."""
         self.run_dir = Path(run_dir)
         self._attempt: Attempt | None = None
+        self._was_called = False
 
     def progress(self) -> str:
         """Name of the newest checkpoint; `jobs` counts attempts that leave it unchanged."""
@@ -26,6 +27,7 @@ class TrainTask:
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:
         """Train until the end or until asked to stop; all ranks have saved when INTERRUPTED is returned."""
+        self._was_called = True
         from pipeline.run.goodput import StartUp
 
         start_up = StartUp()
@@ -37,12 +39,16 @@ class TrainTask:
     def ended(self, outcome: Outcome) -> None:
         """Record the outcome of the job, give the MLflow run its status, and register a finished model, on rank 0.
 
-        The ranks have left their process group by then, so that nothing that another rank does can end this.
+        The user's web address is told last. The ranks have left their process group by then, so that nothing that
+        another rank does can end this. A task that was never called was given up: too many attempts made no progress.
         """
-        if self._attempt is None:
-            return
-        self._attempt.close(outcome.value)
-        if outcome is Outcome.FINISHED and self._attempt.is_main:
-            from pipeline.register.registration import register_or_explain
+        if self._attempt is not None:
+            self._attempt.close(outcome.value)
+            if outcome is Outcome.FINISHED and self._attempt.is_main:
+                from pipeline.register.registration import register_or_explain
 
-            register_or_explain(self.run_dir)
+                register_or_explain(self.run_dir)
+        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED):
+            from pipeline.run.notify import notify
+
+            notify(self.run_dir, outcome.value if self._was_called else "given up")
