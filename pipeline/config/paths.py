@@ -9,8 +9,9 @@ from pipeline.config.schema import TrainConfig
 TIMM = "timm:"
 """Beginning of the name of a model of timm, as a teacher."""
 _LOCAL = f"{TIMM}local-dir:"
-PATH_FIELDS = ("initialise_from", "distill", "data.shards", "data.validation_shards", "data.cache_dir")
-"""Fields that hold a path or, some of them, a URI."""
+STAGE = "data.stage"
+PATH_FIELDS = ("initialise_from", "distill", "data.shards", "data.validation_shards", "data.cache_dir", STAGE)
+"""Fields that hold a path or, some of them, a URI; `STAGE` may begin with a variable of the node that runs the job."""
 
 
 def absolute_path(value: str) -> str:
@@ -33,6 +34,6 @@ def _replaced(config: Any, prefix: str) -> Any:
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             changes[field.name] = _replaced(value, f"{name}.")
-        elif name in PATH_FIELDS and value is not None:
+        elif name in PATH_FIELDS and value is not None and not (name == STAGE and value.startswith("$")):
             changes[field.name] = absolute_path(value)
     return dataclasses.replace(config, **changes)

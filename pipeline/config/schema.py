@@ -81,7 +81,10 @@ class DataConfig:
     cache_dir: str | None = None
     """Local cache folder of remote shards; None: `transxnet-shards-UID` below the temporary folder."""
     cache_gb: float = 200.0
-    """Limit of that cache, in 10^9 bytes."""
+    """Limit of that cache, and of `stage`, in 10^9 bytes."""
+    stage: str | None = None
+    """Folder on the node's own disk to which shards of a slow shared folder are copied ahead of need, and which may
+    begin with a variable of the node, such as `$TMPDIR`; None: shards in a folder are read in place."""
 
     @property
     def validation_location(self) -> str:

@@ -41,6 +41,7 @@ MAY_CHANGE = frozenset(
         "data.max_replacements",
         "data.cache_dir",
         "data.cache_gb",
+        "data.stage",
         "on_non_finite",
         "max_skipped_batches",
     }

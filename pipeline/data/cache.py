@@ -1,4 +1,6 @@
-"""A node's cache of remote shards: whole files in a folder that ranks, loader workers and jobs share, up to a limit.
+"""A node's copies of shards: whole files in a folder that ranks, loader workers and jobs share, up to a limit.
+
+The shards are remote ones, or those of a slow shared folder that are staged on the node's own disk.
 
 There is no server; file operations keep the cache consistent:
 - A process downloads a shard to a part file and renames it, so a shard is complete when it appears under its name.
@@ -13,6 +15,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+CACHE_DIR, STAGE = "--train.data.cache-dir", "--train.data.stage"
+"""Flags that choose the folder of a cache."""
 _CHUNK_BYTES = 8 << 20
 """Bytes of one read from the remote file."""
 _ATTEMPTS = 6
@@ -38,6 +43,8 @@ _ROOM_PAUSE_S = 0.05
 """Seconds between two attempts to reserve room."""
 _PART = ".part"
 """End of the name of a part file."""
+_SHARD = re.compile(r"\.?shard-[0-9a-f]{16}-")
+"""Beginning of the names of the cache's own files; whatever else lies in the folder is the user's."""
 
 
 class CacheError(PipelineError, RuntimeError):
@@ -46,14 +53,15 @@ class CacheError(PipelineError, RuntimeError):
 
 @dataclass(frozen=True)
 class RemoteShards:
-    """The remote shards of a split and the cache for them; small and picklable.
+    """The shards of a split that a node does not read in place, and the cache for them; small and picklable.
 
     Attributes:
-        location: URI of the remote folder.
+        location: URI of the remote folder, or path of the shared folder.
         digest: digest of the manifest; part of the cached files' names, so two versions of a split share no file.
         sizes: number of bytes of each shard, by its file name.
         folder: local folder of the cache.
         limit: greatest number of bytes that all shards in the cache may take together.
+        flag: flag that chooses the folder, for messages.
     """
 
     location: str
@@ -61,10 +69,11 @@ class RemoteShards:
     sizes: dict[str, int]
     folder: str
     limit: int
+    flag: str = CACHE_DIR
 
 
 class ShardCache:
-    """Opens the shards of one remote folder through the node's cache."""
+    """Opens the shards of one folder or URI through the node's cache."""
 
     def __init__(self, remote: RemoteShards) -> None:
         """Remember the shards; the first download opens the connection."""
@@ -99,7 +108,7 @@ class ShardCache:
             CacheError: the shard cannot be downloaded, or the cache has no room for it.
         """
         path, size = self._path(name), self._remote.sizes[name]
-        with locked(path.with_name(f".{path.name}.lock")):
+        with locked(path.with_name(f".{path.name}.lock"), self._remote.flag):
             if path.exists():
                 return
             part = path.with_name(f".{path.name}{_PART}")
@@ -119,7 +128,7 @@ class ShardCache:
 
     def _room(self) -> contextlib.AbstractContextManager[None]:
         """Lock the folder: to list its files and reserve room, or to rename a part file."""
-        return locked(self._folder / ".room.lock")
+        return locked(self._folder / ".room.lock", self._remote.flag)
 
     def _reserve(self, part: Path, size: int) -> None:
         """Reserve room for a shard; wait while the downloads of all processes together leave too little.
@@ -163,14 +172,14 @@ class ShardCache:
                 part.unlink(missing_ok=True)
                 raise CacheError(
                     f"the disk of {self._folder} has no room for a shard of {size / 1e9:.2f} GB ({error.strerror}): "
-                    "free some space, lower --train.data.cache-gb, or choose another --train.data.cache-dir"
+                    f"free some space, lower --train.data.cache-gb, or choose another {self._remote.flag}"
                 ) from error
             return True
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """Yield (time of last use, bytes, path) of every shard and part file in the folder, of all data sets."""
         for path in self._folder.iterdir():
-            if path.name.startswith("shard-") or path.name.endswith(_PART):
+            if _SHARD.match(path.name) and not path.name.endswith(".lock"):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     yield status.st_mtime, status.st_size, path
@@ -222,13 +231,17 @@ class ShardCache:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, flag: str = CACHE_DIR) -> Iterator[None]:
     """Hold an exclusive lock on a file; the kernel releases it when the process dies.
+
+    Args:
+        path: of the file, which is made if it does not exist.
+        flag: flag that chooses its folder, for messages.
 
     Raises:
         CacheError: the file cannot be made, or its file system has no locks.
     """
-    hint = "choose a local folder with --train.data.cache-dir"
+    hint = f"choose a local folder with {flag}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.processes import become_helper, start_helper
-from pipeline.data.cache import locked
+from pipeline.data.cache import CACHE_DIR, locked
 from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
@@ -96,17 +96,22 @@ class SampleIndex:
         return [text[begin:end].tobytes().decode() for begin, end in spans]
 
 
-def cache_folder(configured: str | None) -> Path:
-    """Return the node's folder for indices and remote shards, and create it if it does not exist.
+def cache_folder(configured: str | None, flag: str = CACHE_DIR) -> Path:
+    """Return the node's folder for indices or copies of shards, and create it if it does not exist.
 
     Args:
-        configured: `DataConfig.cache_dir`; None stands for a folder of the user below the system's temporary folder.
+        configured: `DataConfig.cache_dir` or `.stage`, in which variables of the environment are replaced; None stands
+            for a folder of the user below the system's temporary folder.
+        flag: flag that chooses the folder, for messages.
 
     Raises:
-        CacheFolderError: the folder cannot be created, belongs to another user or cannot be written.
+        CacheFolderError: the folder cannot be created, belongs to another user or cannot be written, or a variable in
+            it is not set.
     """
-    hint = "choose another one with --train.data.cache-dir"
-    folder = Path(configured or f"{tempfile.gettempdir()}/transxnet-shards-{os.getuid()}")
+    hint = f"choose another one with {flag}"
+    folder = Path(os.path.expandvars(configured or f"{tempfile.gettempdir()}/transxnet-shards-{os.getuid()}"))
+    if "$" in str(folder):
+        raise CacheFolderError(f"cache folder {folder} names a variable that is not set on this node; {hint}")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid

@@ -1,4 +1,4 @@
-"""Download remote shards before they are needed: each rank has a prefetch process and tells it what comes next."""
+"""Download or stage shards before they are needed: each rank has a prefetch process and tells it what comes next."""
 
 import logging
 import os

@@ -130,7 +130,7 @@ def check_training(config: TrainConfig, world_size: int, member: str | None) -> 
 
 
 def check_container_sees(data: DataConfig, run_dir: Path) -> None:
-    """Refuse shards outside the folders that a container mounts by default.
+    """Refuse shards, and a folder to stage them in, outside the folders that a container mounts by default.
 
     Raises:
         LaunchError: the message names the flag that mounts them.
@@ -138,10 +138,11 @@ def check_container_sees(data: DataConfig, run_dir: Path) -> None:
     for flag, shards in (
         ("--train.data.shards", data.shards),
         ("--train.data.validation-shards", data.validation_shards),
+        ("--train.data.stage", data.stage),
     ):
         if shards is None or "://" in shards:
             continue
-        path = Path(os.path.abspath(shards))
+        path = Path(shards if shards.startswith("$") else os.path.abspath(shards))
         if not any(path.is_relative_to(mounted) for mounted in (Path.cwd(), run_dir)):
             raise LaunchError(
                 f"{flag} {shards} is not seen in the container, which sees the run's folder, the code and this folder: "
@@ -204,8 +205,8 @@ def check_shards(config: TrainConfig) -> Dataset:
     validation = _complete_split(
         data.validation_location, data.validation_split, data.name, "--train.data.validation-split"
     )
-    _check_cache(data.shards, train, data.cache_gb)
-    _check_cache(data.validation_location, validation, data.cache_gb)
+    _check_cache(data.shards, train, data)
+    _check_cache(data.validation_location, validation, data)
     for manifest in (train, validation):
         if manifest.task != config.task:
             raise LaunchError(
@@ -263,16 +264,18 @@ def _complete_split(location: str, split: str, name: str | None, flag: str, *, c
     return manifest
 
 
-def _check_cache(location: str, manifest: "Manifest", cache_gb: float) -> None:
-    """Refuse a cache that is smaller than the largest shard of a remote split."""
+def _check_cache(location: str, manifest: "Manifest", data: DataConfig) -> None:
+    """Refuse a cache that is smaller than the largest shard of a split that is remote or staged."""
     from pyarrow.fs import LocalFileSystem
 
     from sharding import open_filesystem
 
     largest = max((shard.bytes for shard in manifest.shards), default=0)
-    if largest > cache_gb * 1e9 and not isinstance(open_filesystem(location)[0], LocalFileSystem):
+    is_read_in_place = data.stage is None and isinstance(open_filesystem(location)[0], LocalFileSystem)
+    if largest > data.cache_gb * 1e9 and not is_read_in_place:
         raise LaunchError(
-            f"--train.data.cache-gb {cache_gb:g} is less than a shard of {location} ({largest / 1e9:g} GB): raise it"
+            f"--train.data.cache-gb {data.cache_gb:g} is less than a shard of {location} ({largest / 1e9:g} GB): "
+            "raise it"
         )
 
 

@@ -17,7 +17,7 @@ def test_every_path_of_a_launch_is_absolute(tmp_path: Path, monkeypatch: pytest.
     flags = ["--recipe", "demo", "--cluster", "debug", "--run-dir", "~/runs/a", "--python", "../venv/bin/python"]
     flags += ["--train.data.shards", "data/../shards", "--train.data.validation-shards=~/validation"]
     flags += ["--train.data.cache-dir", "cache", "--train.initialise-from=~/weights.safetensors"]
-    flags += ["--train.distill", "teacher.pth"]
+    flags += ["--train.distill", "teacher.pth", "--train.data.stage", "disk/../stage"]
     plan = build_plan(parse(flags))
     (run,) = plan.runs
     assert str(plan.run_dir) == str(run.run_dir) == "/home/me/runs/a"
@@ -27,6 +27,7 @@ def test_every_path_of_a_launch_is_absolute(tmp_path: Path, monkeypatch: pytest.
         "data.shards": f"{tmp_path}/shards",
         "data.validation_shards": "/home/me/validation",
         "data.cache_dir": f"{tmp_path}/cache",
+        "data.stage": f"{tmp_path}/stage",
         "initialise_from": "/home/me/weights.safetensors",
         "distill": f"{tmp_path}/teacher.pth",
     }
@@ -34,6 +35,7 @@ def test_every_path_of_a_launch_is_absolute(tmp_path: Path, monkeypatch: pytest.
     assert [run.config.data.shards for run in swept.runs] == [f"{tmp_path}/first", "/home/me/second"]
 
 
-def test_an_address_is_no_path():
-    config = TrainConfig(initialise_from="models:/m@champion", data=DataConfig(shards="s3://bucket/a/../b"))
+def test_an_address_is_no_path_and_a_variable_is_left_to_the_node():
+    data = DataConfig(shards="s3://bucket/a/../b", stage="$TMPDIR/shards")
+    config = TrainConfig(initialise_from="models:/m@champion", data=data)
     assert with_absolute_paths(config) == config
