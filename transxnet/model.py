@@ -1,7 +1,6 @@
 """TransXNet as a whole: stem, four stages, classifier; and the builders of its named variants."""
 
 import logging
-import os
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from transxnet.backbone import Backbone, initialise
 from transxnet.block import Block
 from transxnet.config import VARIANTS, Backend, TransXNetConfig, config_for
-from transxnet.pretrained import config_of_weights, find_weights, load_weights, open_weights
+from transxnet.pretrained import WeightsSource, config_of_weights, find_weights, load_weights, open_weights
 
 __all__ = [
     "Classifier",
@@ -82,8 +81,6 @@ def build(name: str, **settings: Any) -> TransXNet:
 
 
 logger = logging.getLogger("transxnet")
-
-WeightsSource = str | os.PathLike[str]
 
 
 class _Default(int):

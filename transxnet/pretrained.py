@@ -13,8 +13,18 @@ from transxnet.config import STAGES, VARIANTS, TransXNetConfig, config_for
 from transxnet.weights_entries import Weights, choose_weights
 from transxnet.weights_file import WeightsError, check_suffix, read_content
 
-__all__ = ["config_of_weights", "find_weights", "fit_weights", "load_weights", "open_weights", "read_weights"]
+__all__ = [
+    "WeightsSource",
+    "config_of_weights",
+    "find_weights",
+    "fit_weights",
+    "load_weights",
+    "open_weights",
+    "read_weights",
+]
 
+WeightsSource = str | os.PathLike[str]
+"""A `models:/` URI, a run directory or a file."""
 REGISTRY = "models:/"
 EXPORTED = Path("export") / "model.safetensors"
 """Path of a training's final weights below its run directory."""
@@ -22,7 +32,7 @@ CLASSIFIER, HEAD, NORMS = "classifier.", "classifier.linear.", "out_norms."
 TABLE = ".position_bias.table"
 
 
-def find_weights(source: str | os.PathLike[str]) -> Path:
+def find_weights(source: WeightsSource) -> Path:
     """Return the file of weights that `source` refers to.
 
     Args:
@@ -119,7 +129,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str
     bias tables of another image size are resized bicubically, as the network does for other inputs.
 
     Args:
-        model: a `TransXNet`; it may be on the meta device, and is not changed.
+        model: a `TransXNet`, or the backbone of a dense network, from which a classifier is left out; it may be on the
+            meta device, and is not changed.
         state: a state dict under this package's names; it is not changed.
 
     Raises:

@@ -10,7 +10,6 @@ from transxnet.dense.raw_heads import RawHeads
 from transxnet.dense.retinanet import RetinaNet, retinanet
 from transxnet.dense.semantic_fpn import SemanticFPN, resize_logits, semantic_fpn
 from transxnet.dense.upstream import from_upstream, to_upstream
-from transxnet.dense.weights import load_backbone
 
 __all__ = [
     "Detections",
@@ -19,7 +18,6 @@ __all__ = [
     "RetinaNet",
     "SemanticFPN",
     "from_upstream",
-    "load_backbone",
     "mask_rcnn",
     "resize_logits",
     "retinanet",

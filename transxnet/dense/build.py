@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from transxnet.backbone import Backbone, initialise
 from transxnet.config import STAGES, VARIANTS, Backend, config_for
-from transxnet.dense.weights import WeightsSource, load_backbone, read_backbone
+from transxnet.pretrained import WeightsSource, find_weights, load_weights, read_weights
 
 __all__ = ["DROP_PATH_RATES", "build_backbone"]
 
@@ -44,5 +44,5 @@ def build_backbone(
     backbone = Backbone(config, norm_stages)
     backbone.apply(initialise)
     if pretrained is not None:
-        load_backbone(backbone, read_backbone(pretrained))
+        load_weights(backbone, read_weights(find_weights(pretrained)))
     return backbone

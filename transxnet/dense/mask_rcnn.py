@@ -21,7 +21,7 @@ from transxnet.dense.inputs import check_images, check_truths, image_scale
 from transxnet.dense.losses import at_least_fp32
 from transxnet.dense.roi import pool_regions
 from transxnet.dense.rpn import STRIDES, ProposalNetwork
-from transxnet.dense.weights import WeightsSource
+from transxnet.pretrained import WeightsSource
 
 __all__ = ["MaskRCNN", "Regions", "mask_rcnn", "sample_regions"]
 

@@ -21,7 +21,7 @@ from transxnet.dense.build import build_backbone
 from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.inputs import check_images, check_truths, image_scale
 from transxnet.dense.losses import at_least_fp32
-from transxnet.dense.weights import WeightsSource
+from transxnet.pretrained import WeightsSource
 
 __all__ = ["RetinaHead", "RetinaNet", "retinanet"]
 

@@ -12,7 +12,7 @@ from transxnet.config import Backend
 from transxnet.dense.build import build_backbone
 from transxnet.dense.fpn import CHANNELS, FeaturePyramid
 from transxnet.dense.losses import pixel_cross_entropy
-from transxnet.dense.weights import WeightsSource
+from transxnet.pretrained import WeightsSource
 from transxnet.resample import resize_bilinear
 
 __all__ = ["SemanticFPN", "SemanticHead", "resize_logits", "semantic_fpn"]

@@ -206,9 +206,9 @@ class Detection:
 
     def initialise(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         """Load a classifier's weights into the backbone; neck and heads are initialised afresh."""
-        from transxnet.dense import load_backbone
+        import transxnet
 
-        return [*load_backbone(network.get_submodule("backbone"), state), "neck and heads initialised afresh"]
+        return [*transxnet.load_weights(network.get_submodule("backbone"), state), "neck and heads initialised afresh"]
 
 
 def _build(name: str, num_classes: int, drop_path_rate: float | None, image_size: int, backend: Any) -> nn.Module:

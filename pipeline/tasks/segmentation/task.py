@@ -207,7 +207,7 @@ class Segmentation:
 
     def initialise(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         """Load a classifier's weights into the backbone; neck and head are initialised afresh."""
-        from transxnet.dense import load_backbone
+        import transxnet
 
         backbone: Any = network.get_submodule("backbone")
-        return [*load_backbone(backbone, state), "neck and head initialised afresh"]
+        return [*transxnet.load_weights(backbone, state), "neck and head initialised afresh"]
