@@ -34,6 +34,7 @@ _PARTS = {
     "SegmentationClass": _VOC,
 }
 _OF_CLASS_FOLDERS = ("kaggle", "tiny-imagenet", "folder")
+_NAME_THEIR_CLASSES = ("ade20k", "cityscapes", "voc", "masks", "coco", "coco-json")
 
 
 def open_source(location: str) -> Folder:
@@ -170,6 +171,11 @@ def list_split(
     form = find_splits(root, source_format).get(split, source_format or "folder")
     if form == "folder":
         _refuse_part(root)
+    if classes is not None and form in _NAME_THEIR_CLASSES:
+        raise SourceError(
+            f"--classes {classes} gives the labels of whole images; the {split} split of {location} is held as {form}, "
+            "which names its classes itself: leave it out"
+        )
     known = _known_classes(root, form, classes)
     if image_member is None:
         extensions = class_folders.EXTENSIONS

@@ -2,6 +2,7 @@
 
 `masks`: `ROOT/images/SPLIT/NAME.jpg`, `ROOT/masks/SPLIT/NAME.png` and `ROOT/classes.json`, which maps the value of the
 pixels of each class to its name, such as `{"0": "background", "1": "cat"}`, and may have `"ignore_index"` (else 255).
+A list of names stands for the values from 0.
 Where label maps are in colour, a class is `{"name": "cat", "color": [0, 128, 0]}`, and `"ignore_color"` may be given.
 `ade20k`: `ROOT/images/training/NAME.jpg`, `ROOT/annotations/training/NAME.png`, where 1 to 150 are the classes and 0 is
 none; their names are in `ROOT/objectInfo150.txt`.
@@ -113,7 +114,8 @@ def _read_classes(root: Folder) -> tuple[tuple[ClassInfo, ...], LabelMaps]:
             f'{where} is missing: write each class there, its name by the value of its pixels, as in {{"0": "road"}}'
         )
     try:
-        content = dict(json.loads(root.read(CLASSES)))
+        loaded = json.loads(root.read(CLASSES))
+        content: dict[Any, Any] = dict(enumerate(loaded)) if isinstance(loaded, list) else dict(loaded)
         ignored = int(content.pop("ignore_index", _IGNORED))
         colours = {ignored: content.pop("ignore_color")} if "ignore_color" in content else {}
         names: dict[int, str] = {}
@@ -123,7 +125,9 @@ def _read_classes(root: Folder) -> tuple[tuple[ClassInfo, ...], LabelMaps]:
                 colours[int(value)] = entry["color"]
         palette = tuple((value, _colour(colours[value])) for value in sorted(colours))
     except (ValueError, TypeError, LookupError) as error:
-        raise SourceError(f"{where} is no JSON object of values and names: {error!r}. {_FORM_OF_CLASSES}") from error
+        raise SourceError(
+            f"{where} is no JSON object of values and names, and no list of names: {error}. {_FORM_OF_CLASSES}"
+        ) from error
     values = tuple(sorted(names))
     if not values or len(values) > _MOST or not 0 <= min(values) <= max(values) <= 255 or ignored in names:
         raise SourceError(

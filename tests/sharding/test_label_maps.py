@@ -9,7 +9,7 @@ from PIL import Image
 
 from sharding import load_index, load_manifest
 from sharding.build import BuildOptions, build
-from sharding.errors import ShardingError
+from sharding.errors import ShardingError, SourceError
 from sharding.verify import VerifyOptions, verify
 from tests.support.label_maps import IGNORED, NAMES, SPLITS, pack_masks, write_masks
 
@@ -99,6 +99,22 @@ def test_another_extension_is_refused_where_images_lie_beside_label_maps(tmp_pat
     options = BuildOptions(source=str(source), output=str(tmp_path / "shards"), workers=1, image_member="png")
     with pytest.raises(ShardingError, match=r"--image-member png is for images in class folders; .* held as masks"):
         build(options)
+
+
+def test_a_list_of_classes_is_refused_where_label_maps_have_their_own(tmp_path):
+    source = write_masks(tmp_path / "masks")
+    options = BuildOptions(source=str(source), output=str(tmp_path / "shards"), workers=1, classes="names.txt")
+    with pytest.raises(SourceError, match=r"--classes names\.txt .* is held as masks, which names its classes itself"):
+        build(options)
+
+
+def test_a_list_of_names_stands_for_the_values_from_0(tmp_path):
+    source = write_masks(tmp_path / "masks", {"train": 2})
+    (source / "classes.json").write_text(json.dumps(["ground", "thing", "a", "b", "c", "sky"]), encoding="utf-8")
+    [manifest] = build(BuildOptions(source=str(source), output=str(tmp_path / "shards"), workers=1))
+    assert [(entry.wnid, entry.name) for entry in manifest.classes] == [
+        *(("0", "ground"), ("1", "thing"), ("2", "a"), ("3", "b"), ("4", "c"), ("5", "sky"))
+    ]
 
 
 def test_ade20k_is_read_as_it_is_downloaded(tmp_path):
