@@ -86,9 +86,11 @@ def _shapes(card: ModelCard) -> tuple[tuple[Shape, bool], list[Shape]]:
     multiple, size = card.of_task.served.input_multiple, card.image_size
     if multiple is None:
         return ((2, size, size), False), [(1, size, size), (3, size, size)]
-    # No two of batch, height and width are equal, which the tracing would take for a rule.
+    # No two of batch, height and width are equal, which the tracing would take for a rule. It takes a side of 1, as the
+    # last stage has where an image has one `multiple`, for a rule as well.
     sides = [multiple * count for count in (2, 3, 4, 5)]
-    return ((2, sides[1], sides[2]), True), [(1, size, size), (3, sides[0], sides[3])]
+    square = multiple * max(2, size // multiple)
+    return ((2, sides[1], sides[2]), True), [(1, square, square), (3, sides[0], sides[3])]
 
 
 def _check(target: Format, network: "nn.Module", run: "Run", shapes: Iterable[Shape]) -> None:

@@ -33,7 +33,8 @@ class Served:
         score: score of the card that the share of right answers is compared with.
         agreement: share of a truth that an answer in that column has right, in [0, 1].
         describe_input: the preparation of an image in words, given the card's `image_size` and `preprocessing`.
-        input_multiple: number whose multiples the sides of a network's input may be; None: `image_size` alone.
+        input_multiple: number whose multiples, from twice it on, the sides of an exported network's input may be; None:
+            `image_size` alone.
         has_builder: whether `transxnet.NAME(pretrained=…)` builds the network.
     """
 

@@ -19,6 +19,7 @@ from pipeline.tracking.state import TrackingState
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, LoggedModelInput
+    from mlflow.entities.model_registry import ModelVersion
 
 
 CONFIGURATION = "configuration"
@@ -88,10 +89,19 @@ def model_inputs(client: "MlflowClient", config: RunConfig) -> "list[LoggedModel
             continue
         name, _, number = source.removeprefix("models:/").partition("/")
         with contextlib.suppress(MlflowException):
-            model_id = client.get_model_version(name, number).model_id
+            model_id = _logged_model(client.get_model_version(name, number))
             if model_id:
                 inputs[model_id] = LoggedModelInput(model_id)
     return list(inputs.values())
+
+
+def _logged_model(version: "ModelVersion") -> str | None:
+    """Return the id of the logged model that a version was made from; None if it was made from files."""
+    if version.model_id:
+        return version.model_id
+    # A registry in a database keeps it only in the address that the version was made from.
+    scheme, _, found = (version.source or "").partition("models:/")
+    return None if scheme or not found or "/" in found else found
 
 
 def environment() -> dict[str, Any]:

@@ -25,9 +25,11 @@ from pipeline.register import verify
 from pipeline.register.best import best_weights
 from pipeline.register.registration import register
 from pipeline.register.verify import tolerance
+from pipeline.run.config import RunConfig
 from pipeline.run.status import read_status
 from pipeline.status.show import format_run
 from pipeline.tracking.client import TrackingError, open_client, resolve_tracking_uri
+from pipeline.tracking.description import model_inputs
 from pipeline.tracking.state import TrackingState, load_state, save_state
 from pipeline.weights.card import ModelCardError, load_model_card, save_model_card
 from pipeline.weights.load import load_model
@@ -133,6 +135,16 @@ def test_the_best_checkpoint_is_verified_latest_and_champion(home, registered):
     required = (model / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in required} >= {"mlflow", "torch", "safetensors"}
     assert all("==" in line for line in required)
+
+
+@pytest.mark.parametrize("version", ["1", "99"])
+def test_a_run_that_begins_from_a_version_has_its_model_among_its_inputs(home, registered, version):
+    client = open_client(resolve_tracking_uri(home))
+    began = RunConfig(home / "config.json", {"train": {"initialise_from": f"models:/transxnet_n/{version}"}})
+    models = [client.get_logged_model(entry.model_id) for entry in model_inputs(client, began)]
+    assert [(model.name, model.source_run_id) for model in models] == (
+        [("transxnet_n", load_state(home / "runs/first").run_id)] if version == "1" else []
+    )
 
 
 def test_a_damaged_best_checkpoint_is_skipped(home, registered, tmp_path, caplog):

@@ -82,9 +82,9 @@ def test_a_segmentation_begins_from_the_champion_of_the_classifiers_by_its_numbe
     client = open_client(uri)
     run = client.get_run(load_state(began).run_id)
     assert run.data.tags["initialised_from"] == "models:/transxnet_n/1"
-    assert [entry.model_id for entry in run.inputs.model_inputs] == [
-        client.get_model_version("transxnet_n", "1").model_id
-    ]
+    [entry] = run.inputs.model_inputs
+    source = client.get_logged_model(entry.model_id)
+    assert (source.name, source.source_run_id) == ("transxnet_n", load_state(home / "runs/digits").run_id)
     stored = client.get_model_version("semantic_fpn_n", "2")
     assert stored.tags["initialised_from"] == "models:/transxnet_n/1"
     assert "| began from&emsp; | models:/transxnet_n/1 |" in stored.description
