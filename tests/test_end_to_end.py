@@ -1,6 +1,7 @@
 """The whole system as a user starts it: from digits to a registered model, with kills and changes of world size."""
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -112,9 +113,9 @@ def told() -> Iterator[Listener]:
 
 @pytest.fixture(scope="module")
 def demo(workplace: Workplace, told: Listener) -> str:
-    """Output of the demo."""
-    run = str(workplace.folder / "demo")
-    return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", run, "--notify", told.address)
+    """Output of the demo, which traces two steps and tells how it went."""
+    flags = ["--train.profile", "2", "--notify", told.address]
+    return workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"), *flags)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,22 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str, told
         ("champion", "models:/transxnet_n/1"),
         ("finished", "models:/transxnet_n/1"),
     ]
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_demos_trace_has_two_steps_of_each_rank_and_is_in_mlflow(workplace: Workplace):
+    import mlflow
+
+    names = [f"step_00000011_rank_0000{rank}.json.gz" for rank in range(2)]
+    for name in names:
+        with gzip.open(workplace.folder / "demo" / "profile" / name, "rt", encoding="utf-8") as file:
+            events = json.load(file)["traceEvents"]
+        steps = sorted(event["name"] for event in events if event["name"].startswith("ProfilerStep"))
+        assert steps == ["ProfilerStep#10", "ProfilerStep#11"]
+        assert any(event["name"] == "aten::conv2d" for event in events)
+    client = mlflow.MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
+    [run] = client.search_runs(["1"], "attributes.run_name = 'demo'")
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "profile")] == [f"profile/{n}" for n in names]
 
 
 @pytest.mark.thorough

@@ -45,6 +45,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             "seed",
             "max_skipped_batches",
+            "profile",
             "data.workers",
             "data.max_replacements",
             "mix.mixup",

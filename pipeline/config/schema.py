@@ -266,6 +266,8 @@ class TrainConfig:
     """Seconds that a rank waits for the others before the attempt ends with the names of the hanging ranks."""
     audit_samples: bool = False
     """Write which rank read which sample to `RUN_DIR/audit/`."""
+    profile: int = 0
+    """Steps of each attempt, after its first ten, that torch's profiler traces on every rank, to `RUN_DIR/profile/`."""
     initialise_from: str | None = None
     """Weights to start a new run from: a run directory, a `models:/` URI, or a .safetensors, .pth or .ckpt file."""
     initialise_entry: str | None = None

@@ -28,6 +28,7 @@ MAY_CHANGE = frozenset(
         "log_every_steps",
         "collective_timeout_s",
         "audit_samples",
+        "profile",
         "compile",
         "cuda_graphs",
         "gradient_checkpointing",

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
 from pipeline.run.config import RunConfig
-from pipeline.run.files import LOGS, checkpoints
+from pipeline.run.files import LOGS, TRACES, checkpoints
 from pipeline.run.system import query_gpus
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.tracking.state import TrackingState
@@ -130,6 +130,20 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
             state.run_id, mask_secrets(path.read_text(encoding="utf-8")), f"{CONFIGURATION}/jobs/{path.name}"
         )
         state.job_reports.append(path.name)
+    return bool(new)
+
+
+def log_traces(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Log the profiler's traces as artifacts, each once it is whole.
+
+    Returns:
+        Whether `state.traces` has changed.
+    """
+    assert state.run_id is not None
+    new = [path for path in sorted((run_dir / TRACES).glob("step_*.json.gz")) if path.name not in state.traces]
+    for path in new:
+        client.log_artifact(state.run_id, str(path), TRACES)
+        state.traces.append(path.name)
     return bool(new)
 
 

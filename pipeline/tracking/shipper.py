@@ -20,7 +20,13 @@ from pipeline.run.files import METRICS_NAME, read_records
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
 from pipeline.tasks import was_evaluated
 from pipeline.tracking.client import experiment_id, open_client, refuse_deleted_run
-from pipeline.tracking.description import link_checkpoints, log_description, log_job_reports, log_report
+from pipeline.tracking.description import (
+    link_checkpoints,
+    log_description,
+    log_job_reports,
+    log_report,
+    log_traces,
+)
 from pipeline.tracking.metrics import record_metrics
 from pipeline.tracking.state import TrackingState, copied, load_state, new_key, save_state, tracking_uri_of
 from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_create_run, parent_run_id, update_parent_status
@@ -139,8 +145,10 @@ class Shipper:
             self._offset, self.state.shipped_step = offset, step
             self.save()
         self._ship_system()
-        reported = log_job_reports(self.client, self.run_dir, self.state)
-        if link_checkpoints(self.client, self.run_dir, self.state) or reported:
+        changes = [
+            log(self.client, self.run_dir, self.state) for log in (log_job_reports, log_traces, link_checkpoints)
+        ]
+        if any(changes):
             self.save()
 
     def send_report(self) -> None:

@@ -46,6 +46,8 @@ class TrackingState:
     """Id of each checkpoint's logged model, by the name of the checkpoint's folder."""
     job_reports: list[str] = field(default_factory=list)
     """File names of the jobs' reports that were sent."""
+    traces: list[str] = field(default_factory=list)
+    """File names of the profiler's traces that were sent."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the last attempt."""
     status: str = "RUNNING"
@@ -98,6 +100,7 @@ def copied(state: TrackingState) -> TrackingState:
         reported_step=-1,
         checkpoints={},
         job_reports=[],
+        traces=[],
         sent_status=None,
         links={"copied_from": state.run_id} if state.run_id else {},
     )

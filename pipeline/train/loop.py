@@ -34,6 +34,7 @@ from pipeline.train.non_finite import NotFiniteError, read_skipped, require_fini
 from pipeline.train.record import step_record
 from pipeline.train.schedule import build_schedule, evaluation_is_due
 from pipeline.train.teacher import build_transform
+from pipeline.train.trace import open_trace
 from pipeline.train.validation import Evaluator
 from sharding import load_manifest
 
@@ -113,7 +114,8 @@ class Training:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step = self._restore()
         skipped = self._skipped()
-        with contextlib.closing(self._open_loader(step)) as loader:
+        trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
+        with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):
             audit = open_audit(config, self.run_dir, self.world.rank, start_step=step, keys=loader.keys)
             began = time.monotonic()
             for batches in loader:
@@ -154,6 +156,7 @@ class Training:
                     audit.flush()
                     saver.start(step, self.task.scores.metric_of_record(record))
                 self._track()
+                trace.step()
                 if stop and step < total:
                     break
                 began = time.monotonic()
