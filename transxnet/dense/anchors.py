@@ -19,7 +19,7 @@ def padded_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def flatten_levels(maps: Sequence[Tensor], channels: int) -> Tensor:
     """Return maps `[N, anchors * channels, H, W]` as `[N, A, channels]`, in the order of the anchors."""
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, channels) for x in maps], dim=1)
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, channels) for x in maps], dim=1)
 
 
 class AnchorGrid:

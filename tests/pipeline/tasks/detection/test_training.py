@@ -39,7 +39,7 @@ def result(run_dir: Path) -> tuple[str, list[list[float]]]:
     return weights, evaluated
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
     pack_objects(tmp_path)
     whole = prepare(tmp_path / "whole", tmp_path / "shards", 2)
