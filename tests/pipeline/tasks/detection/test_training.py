@@ -54,7 +54,7 @@ def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
     assert result(killed) == result(whole)
     assert len(result(whole)[1]) == 2
     card = json.loads((whole / "export/model.json").read_text())
-    assert (card["task"], card["metric"]) == ("detection", "box_ap")
+    assert (card["task"], card["metric"]) == ("detection", "mask_ap")
     assert (whole / "report/samples.png").exists()
 
 
