@@ -47,9 +47,9 @@ def _driver() -> str:
 def check_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Verdict, ...]:
     """Leave to PyTorch the operators whose kernels are wrong or slow on `device`; once a node, print a line for each.
 
-    The first process on a node compares and times them, in under a minute on a GPU, while others wait; then all read
-    its file. A folder that cannot be written costs every process the comparison. Later calls return the same verdicts
-    and do nothing.
+    The first process on a node compares and times them, while others wait; then all read its file. On a GPU almost all
+    of that time is compiling, about two minutes of a core, which the process's cores share. A folder that cannot be
+    written costs every process the comparison. Later calls return the same verdicts and do nothing.
     """
     index = torch.cuda.current_device() if device.index is None and device.type == "cuda" else device.index
     return _check_once(torch.device(device.type, index or 0), dtype)
