@@ -27,8 +27,6 @@ from transxnet import backend as backends
 from transxnet.check.compilation import compile_ahead
 from transxnet.check.operators import OPERATORS
 
-RUNS = [(operator, shape) for operator in OPERATORS for shape in (operator.awkward, operator.typical)]
-
 
 @contextmanager
 def compiled_instead_of_run(capability: int) -> Iterator[set[Hashable]]:
@@ -56,7 +54,7 @@ def measure(capability: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder, compiled_instead_of_run(capability) as compiled:
         os.environ["TRITON_CACHE_DIR"] = folder
         clock, before = time.perf_counter(), os.times()
-        compile_ahead(RUNS, torch.device("cpu"), torch.bfloat16, threads)
+        compile_ahead(OPERATORS, torch.device("cpu"), torch.bfloat16, timed=True, threads=threads)
         seconds, after = time.perf_counter() - clock, os.times()
     # The assembler is a process of its own.
     cpu = sum(after[:4]) - sum(before[:4])

@@ -108,8 +108,8 @@ def test_operators_are_compiled_side_by_side_and_one_that_raises_is_left_for_the
             raise RuntimeError("no such instruction")
         return Waiting()
 
-    operator = Operator("waiting", build, shapes[0], shapes[0])
-    compile_ahead([(operator, shape) for shape in shapes], torch.device("cpu"), torch.float32, threads=2)
+    operators = [Operator("waiting", build, shape, shape) for shape in shapes]
+    compile_ahead(operators, torch.device("cpu"), torch.float32, timed=False, threads=2)
     assert sorted(ran) == [2, 3]
 
 

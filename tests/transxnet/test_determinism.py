@@ -1,6 +1,7 @@
 """Every network computes the same bits twice, and PyTorch's deterministic mode has nothing to refuse."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transxnet
-from tests.transxnet.dense.scenes import BOXES, LABELS, SIZES, batch
+from tests.transxnet.dense.scenes import BOXES, LABELS, SIZES, batch, masks
 from tests.transxnet.fixtures import images
 from transxnet import dense
+from transxnet.dense import roi
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
     "transxnet": (
@@ -26,7 +28,24 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]
         lambda network: torch.stack(list(network(batch(), SIZES, BOXES, LABELS).values())).sum(),
     ),
 }
-"""Networks, and a loss of each. Mask R-CNN, whose losses are drawn, has its test in `dense/test_mask_rcnn.py`."""
+"""Networks, and a loss of each."""
+MASK_RCNN = (
+    lambda: dense.mask_rcnn("n", 3, image_size=32, backend="reference"),
+    lambda network: sum(network(batch(), SIZES, BOXES, LABELS, masks(BOXES), [11, 12]).values()),
+)
+"""Its losses are drawn; that they are a function of the draws alone is tested in `dense/test_mask_rcnn.py`."""
+
+
+class Recording(TorchDispatchMode):
+    """Adds the names of the operators that run to `used`."""
+
+    def __init__(self, used: set[str]) -> None:
+        super().__init__()
+        self.used = used
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.used.add(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,19 +82,31 @@ FORWARDS = {"_adaptive_avg_pool2d", "upsample_bilinear2d"}
 def test_no_operator_of_a_gpu_is_documented_as_nondeterministic(name: str, sizes: tuple[tuple[int, int], ...]):
     """The operators are recorded on meta tensors, which take the same path as CUDA's."""
     used: set[str] = set()
-
-    class Recording(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            used.add(func._schema.name.removeprefix("aten::"))
-            return func(*args, **(kwargs or {}))
-
     build, _ = NETWORKS[name]
     with torch.device("meta"):
         network = build().train()
         for size in sizes:
             labels = () if name == "transxnet" else (torch.zeros(2, *size, dtype=torch.int64),)
-            with Recording():
+            with Recording(used):
                 out = network(torch.randn(2, 3, *size), *labels)
                 (out["loss_ce"] if labels else out.sum()).backward()
     assert len(used) > 40
     assert not {operator for operator in used - FORWARDS if any(part in operator for part in NONDETERMINISTIC)}
+
+
+@pytest.mark.thorough
+def test_detectors_add_no_operator_that_the_deterministic_mode_refuses():
+    """Recorded on the CPU, because shapes depend on values, with the pooling of regions that CUDA devices take."""
+    used: dict[str, set[str]] = {"transxnet": set(), "retinanet": set(), "mask_rcnn": set()}
+    with mock.patch.object(roi, "roi_align", roi.roi_align_separable):
+        for (build, loss), names in zip(
+            (NETWORKS["transxnet"], NETWORKS["retinanet"], MASK_RCNN), used.values(), strict=True
+        ):
+            network = build().train()
+            with Recording(names):
+                loss(network).backward()
+    added = (used["retinanet"] | used["mask_rcnn"]) - used["transxnet"]
+    assert {"index_put", "torchvision::roi_align"} <= added
+    # The deterministic mode gives these another algorithm.
+    added -= {"index_put", "index_put_", "_index_put_impl_"}
+    assert not {name for name in added if any(part in name for part in (*NONDETERMINISTIC, "roi_align_backward"))}

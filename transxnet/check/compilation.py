@@ -17,17 +17,19 @@ THREADS = 16
 
 
 def compile_ahead(
-    runs: Sequence[tuple[Operator, Shape]], device: torch.device, dtype: torch.dtype, threads: int | None = None
+    operators: Sequence[Operator], device: torch.device, dtype: torch.dtype, *, timed: bool, threads: int | None = None
 ) -> None:
     """Run each operator once on its kernels, so that triton compiles and keeps them; failures are left for later.
 
     Compiling takes almost all of a comparison's time, and triton compiles a kernel in the thread that launches it.
 
     Args:
-        runs: the operators, with the shapes on which they will run.
+        operators: those to compile, best with the fewest kernels first: the last begins first, so that no core is idle
+            at the end.
         device: a device on which the kernels run.
         dtype: the precision of the activations.
-        threads: how many runs there are at a time; by default one for each core of this process, at most `THREADS`.
+        timed: whether they will be timed, too, on their typical shapes.
+        threads: how many run at a time; by default one for each core of this process, at most `THREADS`.
     """
 
     def run(operator: Operator, shape: Shape) -> None:
@@ -37,5 +39,6 @@ def compile_ahead(
             OperatorRun(operator, shape, "triton", device, dtype, exact=False).step()
 
     with ThreadPoolExecutor(threads or min(THREADS, len(os.sched_getaffinity(0)))) as pool:
-        for operator, shape in runs:
-            pool.submit(run, operator, shape)
+        for operator in reversed(operators):
+            for shape in (operator.typical, operator.awkward) if timed else (operator.awkward,):
+                pool.submit(run, operator, shape)

@@ -83,8 +83,7 @@ def prove(
     with generators, torch.inference_mode(False), torch.enable_grad():
         if device.type == "cuda":
             leave_to_pytorch(failed)
-            runs = [(operator, shape) for operator in operators for shape in (operator.awkward, operator.typical)]
-            compile_ahead(runs[:: 1 if timed else 2], device, dtype)
+            compile_ahead(operators, device, dtype, timed=timed)
         for operator in operators:
             # An operator is compared with those before it in the state in which they will run.
             leave_to_pytorch(failed)
