@@ -122,10 +122,7 @@ class ImageClassifier:
 
     def _prepare(self, source: Any, position: int) -> torch.Tensor:
         """Decode, resize, crop and normalise one image: float32 `[3, S, S]`."""
-        try:
-            image = open_image(source)
-        except (ValueError, OSError) as error:
-            raise RefusedInput(f"input {position} is not an image: {error}") from error
+        image = open_input(source, position)
         size, settings = self.card["image_size"], self.card["preprocessing"]
         shorter = math.floor(size / settings["evaluation_crop"])
         width, height = image.size
@@ -160,6 +157,18 @@ def as_list(images: Any) -> list[Any]:
 def _names(names: Any) -> str:
     listed = [str(name)[:SHOWN] for name in names]
     return f"{len(listed)}: {', '.join(listed[:5])}" if listed else "none"
+
+
+def open_input(source: Any, position: int) -> Image.Image:
+    """Return the RGB image of the input at a position, as `open_image` does.
+
+    Raises:
+        RefusedInput: it is no image; the message names its position.
+    """
+    try:
+        return open_image(source)
+    except (ValueError, OSError) as error:
+        raise RefusedInput(f"input {position} is not an image: {error}") from error
 
 
 def open_image(source: Any) -> Image.Image:

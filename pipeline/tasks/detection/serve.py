@@ -54,14 +54,11 @@ class ObjectDetector:
         Raises:
             RefusedInput: an input is no image; the message names its position.
         """
-        from serve import RefusedInput, as_list, open_image  # pyright: ignore[reportAttributeAccessIssue]
+        from serve import as_list, open_input  # pyright: ignore[reportAttributeAccessIssue]
 
         rows = []
         for position, source in enumerate(as_list(model_input)):
-            try:
-                pixels = np.asarray(open_image(source))
-            except (ValueError, OSError) as error:
-                raise RefusedInput(f"input {position} is not an image: {error}") from error
+            pixels = np.asarray(open_input(source, position))
             height, width = pixels.shape[:2]
             rows.append({"detections": self.detect(pixels), "height": height, "width": width})
         return pd.DataFrame(rows, columns=["detections", "height", "width"])

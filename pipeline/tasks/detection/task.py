@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
+from pipeline.tasks.dense import INPUT_MULTIPLE, DenseTask, describe_input
 from pipeline.tasks.detection.found import corners_of, found_share
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Column, Maybe, Served
-from pipeline.tasks.task import Described, Evaluator, Measurement, Prepared
+from pipeline.tasks.task import Evaluator, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +39,7 @@ def _agreement(answer: Any, truth: list[tuple[str, list[float]]]) -> float:
     return found_share([(entry["class_name"], entry["box"]) for entry in answer], truth)
 
 
-def _describe_input(image_size: int, preprocessing: Any) -> str:
-    longest, shortest = max(preprocessing.scale), min(preprocessing.scale)
-    return f"any size, resized to {shortest} px on the shorter side and at most {longest} px on the longer one"
-
-
-class Detection:
+class Detection(DenseTask):
     """The objects in each image (`pipeline.tasks.Task`)."""
 
     name = "detection"
@@ -67,16 +63,14 @@ class Detection:
         compared="detections",
         score="box_found",
         agreement=_agreement,
-        describe_input=_describe_input,
+        describe_input=describe_input,
         code=(PROJECT_ROOT / "pipeline" / "serve.py",),
         packages=("opencv-python-headless", "faster-coco-eval"),
-        input_multiple=32,
+        input_multiple=INPUT_MULTIPLE,
         has_builder=False,
     )
-    evaluation_batch = 1
-    reads_target = True
     sorts_by_aspect = True
-    distillation = None
+    classes_compete = "an object of any class may be in an image"
     other_heads = frozenset({"decode_head", "auxiliary_head"})
 
     def check(self, config: TrainConfig) -> None:
@@ -156,18 +150,6 @@ class Detection:
 
         return PrecisionEvaluator(augment, num_classes, device)
 
-    def measurement(
-        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
-    ) -> Measurement:
-        """Scores, average precision of each class, and a picture."""
-        from pipeline.tasks.report import ScoreMeasurement
-
-        if subset:
-            raise ConfigError("--subset is for classifiers: an object of any class may be in an image")
-        evaluator = self.evaluator(augment, model.num_classes, device)
-        names = [entry.name for entry in manifest.classes]
-        return ScoreMeasurement(self.scores, evaluator, model, manifest.stem, names)
-
     def overlay(
         self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
     ) -> NDArray[np.uint8] | None:
@@ -187,28 +169,6 @@ class Detection:
         assert isinstance(network, RetinaNet | MaskRCNN)
         raw = RawHeads(network)
         return raw, raw.outputs
-
-    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Upstream's names."""
-        from transxnet.dense import to_upstream
-
-        return to_upstream(state)
-
-    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of this project."""
-        from transxnet.dense import from_upstream
-
-        return from_upstream(state)
-
-    def backbone(self, name: str) -> str:
-        """The TransXNet of the same variant."""
-        return f"transxnet_{name[-1]}"
-
-    def initialise(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-        """Load a classifier's weights into the backbone; neck and heads are initialised afresh."""
-        import transxnet
-
-        return [*transxnet.load_weights(network.get_submodule("backbone"), state), "neck and heads initialised afresh"]
 
 
 def _build(name: str, num_classes: int, drop_path_rate: float | None, image_size: int, backend: Any) -> nn.Module:

@@ -56,14 +56,11 @@ class ImageSegmenter:
         Raises:
             RefusedInput: an input is no image; the message names its position.
         """
-        from serve import RefusedInput, as_list, open_image  # pyright: ignore[reportAttributeAccessIssue]
+        from serve import as_list, open_input  # pyright: ignore[reportAttributeAccessIssue]
 
         rows = []
         for position, source in enumerate(as_list(model_input)):
-            try:
-                pixels = np.asarray(open_image(source))
-            except (ValueError, OSError) as error:
-                raise RefusedInput(f"input {position} is not an image: {error}") from error
+            pixels = np.asarray(open_input(source, position))
             rows.append(self._row(self.label_map(pixels)))
         return pd.DataFrame(rows, columns=["label_map", "height", "width", "classes"])
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import AugmentConfig, ConfigError, TrainConfig
+from pipeline.tasks.dense import INPUT_MULTIPLE, DenseTask, describe_input
 from pipeline.tasks.metric import Score, Scores
 from pipeline.tasks.served import Served
-from pipeline.tasks.task import Described, Evaluator, Measurement, Prepared
+from pipeline.tasks.task import Evaluator, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +41,7 @@ def _agreement(answer: str, truth: NDArray[np.uint8]) -> float:
     return float((values == truth)[labelled].mean()) if labelled.any() else 1.0
 
 
-def _describe_input(image_size: int, preprocessing: Any) -> str:
-    longest, shortest = max(preprocessing.scale), min(preprocessing.scale)
-    return f"any size, resized to {shortest} px on the shorter side and at most {longest} px on the longer one"
-
-
-class Segmentation:
+class Segmentation(DenseTask):
     """A class for each pixel (`pipeline.tasks.Task`)."""
 
     name = "segmentation"
@@ -65,16 +61,14 @@ class Segmentation:
         compared="label_map",
         score="aacc",
         agreement=_agreement,
-        describe_input=_describe_input,
+        describe_input=describe_input,
         code=(PROJECT_ROOT / "pipeline" / "serve.py",),
         packages=("opencv-python-headless",),
-        input_multiple=32,
+        input_multiple=INPUT_MULTIPLE,
         has_builder=False,
     )
-    evaluation_batch = 1
-    reads_target = True
     sorts_by_aspect = False
-    distillation = None
+    classes_compete = "every class of a segmentation competes for a pixel"
     other_heads = frozenset({"bbox_head", "rpn_head", "roi_head"})
 
     def check(self, config: TrainConfig) -> None:
@@ -157,19 +151,6 @@ class Segmentation:
 
         return ConfusionEvaluator(augment, num_classes, device)
 
-    def measurement(
-        self, model: Described, manifest: Any, augment: AugmentConfig, device: torch.device, *, subset: bool
-    ) -> Measurement:
-        """Scores, intersection over union and accuracy of each class, and a picture."""
-        from pipeline.tasks.report import ScoreMeasurement
-
-        if subset:
-            raise ConfigError("--subset is for classifiers: every class of a segmentation competes for a pixel")
-        evaluator = self.evaluator(augment, model.num_classes, device)
-        return ScoreMeasurement(
-            self.scores, evaluator, model, manifest.stem, [entry.name for entry in manifest.classes]
-        )
-
     def overlay(
         self, network: nn.Module, prepared: Prepared, names: Sequence[str], pixels: NDArray[np.uint8]
     ) -> NDArray[np.uint8] | None:
@@ -188,26 +169,3 @@ class Segmentation:
     def exported(self, network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         """The network, which returns logits."""
         return network, ("logits",)
-
-    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Upstream's names."""
-        from transxnet.dense import to_upstream
-
-        return to_upstream(state)
-
-    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of this project."""
-        from transxnet.dense import from_upstream
-
-        return from_upstream(state)
-
-    def backbone(self, name: str) -> str:
-        """The TransXNet of the same variant."""
-        return f"transxnet_{name.removeprefix(PREFIX)}"
-
-    def initialise(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-        """Load a classifier's weights into the backbone; neck and head are initialised afresh."""
-        import transxnet
-
-        backbone: Any = network.get_submodule("backbone")
-        return [*transxnet.load_weights(backbone, state), "neck and head initialised afresh"]
