@@ -91,7 +91,8 @@ class Engine:
             batches: `gradient_accumulation_steps` tuples of the network's inputs, on the device: images [N, 3, H, W],
                 and what the task's losses need beside them, such as targets [N, classes].
             lr: learning rate of this step; with layer decay, that of the last layer.
-            seed: seed of this rank's drop path in this step; all its micro-batches draw from one stream.
+            seed: seed of what this rank's first micro-batch drops (`step_seed`). The seed of a later one is greater by
+                the ranks in between, so a micro-batch drops the same on any number of ranks.
             update: False skips the batch: it is read, and nothing is computed from it.
 
         Returns:
@@ -107,10 +108,10 @@ class Engine:
             for _ in batches:
                 pass
             return 0.0, 0.0
-        torch.manual_seed(seed)
         losses = []
         norm = math.nan
         for inputs in batches:
+            torch.manual_seed(seed + len(losses) * self.world.size)
             loss = self.deepspeed(*inputs)
             self.deepspeed.backward(loss)
             losses.append(loss.detach())

@@ -90,5 +90,8 @@ def permutation(key: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
 
 
 def step_seed(config: TrainConfig, step: int, rank: int) -> int:
-    """Return the seed of a rank's drop path in one step: no random state is carried from step to step."""
+    """Return the seed of drop path and dropout in a rank's first micro-batch of a step.
+
+    No random state is carried from step to step. Micro-batch m of rank r has the seed of rank m * world_size + r.
+    """
     return (config.seed * 1_000_003 + step) * 65_537 + rank

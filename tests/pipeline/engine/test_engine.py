@@ -223,6 +223,26 @@ def recompute_all(world: World, folder: str) -> dict[int, list[Any]]:
     return results
 
 
+def loss_of_dropping(world: World, folder: str) -> float:
+    """The loss of a step whose micro-batches hold the same samples on any number of ranks, as the loader deals them."""
+    from pipeline.engine.distributed import sum_over_ranks
+
+    config = make_config(model=DROPPING)
+    [(images, targets)] = micro_batches(0, 0, MICRO * ACCUMULATION * WORLD, 1)
+    count = ACCUMULATION * WORLD
+    mine = [(images[number::count], targets[number::count]) for number in range(world.rank, count, world.size)]
+    engine = Trained(config, world, Path(folder)).engine
+    loss, _ = engine.step(iter(mine), lr=LR, seed=step_seed(config, 0, world.rank))
+    return sum_over_ranks([loss])[0] / world.size
+
+
+@pytest.mark.thorough
+def test_a_micro_batch_drops_the_same_on_any_number_of_ranks(tmp_path: Path):
+    [alone] = run_ranks(loss_of_dropping, 1, str(tmp_path))
+    for ranks in (2, 4):
+        assert run_ranks(loss_of_dropping, ranks, str(tmp_path)) == [pytest.approx(alone, rel=1e-6)] * ranks
+
+
 @pytest.mark.thorough
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path):
     for stage, (kept, recomputed) in run_ranks(recompute_all, WORLD, str(tmp_path))[0].items():
