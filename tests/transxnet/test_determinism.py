@@ -1,6 +1,7 @@
 """Every network computes the same bits twice, and PyTorch's deterministic mode has nothing to refuse."""
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transxnet
+from tests.benchmarks.traffic import count_step
 from tests.transxnet.dense.scenes import BOXES, LABELS, SIZES, batch, masks
 from tests.transxnet.fixtures import images
 from transxnet import dense
@@ -92,6 +94,18 @@ def test_no_operator_of_a_gpu_is_documented_as_nondeterministic(name: str, sizes
                 (out["loss_ce"] if labels else out.sum()).backward()
     assert len(used) > 40
     assert not {operator for operator in used - FORWARDS if any(part in operator for part in NONDETERMINISTIC)}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_operator_beside_the_kernels_is_documented_as_nondeterministic(dtype: torch.dtype):
+    """Kernels add in a fixed order; the operators between their launches are PyTorch's."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    sizes: dict[str, Any] = {"size": 300, "image_size": 224, "depths": (1, 1, 1, 1)}
+    launches = count_step("transxnet_t", "triton", batch=2, dtype=dtype, **sizes).launches
+    others = {name for name in launches if not name.endswith("_kernel")}
+    assert 10 < len(others) < len(launches) - 20
+    assert not {name for name in others if any(part in name for part in NONDETERMINISTIC)}
 
 
 @pytest.mark.thorough
