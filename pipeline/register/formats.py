@@ -36,7 +36,7 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
     """Export the weights that a run registers and log the files as artifacts of its MLflow run, in `exports/`.
 
     Input: normalised float32 images `[N, 3, H, W]`, named `images`, with any N, and H and W the card's `image_size` or,
-    where the task's networks take others, any multiples of `Served.input_multiple`. Output: what the task names
+    where the task's networks take others, multiples of `Served.input_multiple`. Output: what the task names
     (`Task.exported`), the logits of a classifier or of a segmentation.
 
     Args:
@@ -86,10 +86,11 @@ def _shapes(card: ModelCard) -> tuple[tuple[Shape, bool], list[Shape]]:
     multiple, size = card.of_task.served.input_multiple, card.image_size
     if multiple is None:
         return ((2, size, size), False), [(1, size, size), (3, size, size)]
-    # No two of batch, height and width are equal, which the tracing would take for a rule. It takes a side of 1, as the
-    # last stage has where an image has one `multiple`, for a rule as well.
-    sides = [multiple * count for count in (2, 3, 4, 5)]
-    square = multiple * max(2, size // multiple)
+    # No two of batch, height and width are equal, which the tracing would take for a rule. It takes a side of 1 of the
+    # smallest map for a rule as well.
+    least = card.of_task.served.input_from
+    sides = [multiple * count for count in range(least, least + 4)]
+    square = multiple * max(least, size // multiple)
     return ((2, sides[1], sides[2]), True), [(1, square, square), (3, sides[0], sides[3])]
 
 

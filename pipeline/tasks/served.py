@@ -33,8 +33,9 @@ class Served:
         score: score of the card that the share of right answers is compared with.
         agreement: share of a truth that an answer in that column has right, in [0, 1].
         describe_input: the preparation of an image in words, given the card's `image_size` and `preprocessing`.
-        input_multiple: number whose multiples, from twice it on, the sides of an exported network's input may be; None:
-            `image_size` alone.
+        input_multiple: number whose multiples the sides of an exported network's input may be; None: `image_size`
+            alone.
+        input_from: the smallest of these multiples: no map of the network may have a single pixel.
         has_builder: whether `transxnet.NAME(pretrained=…)` builds the network.
     """
 
@@ -50,6 +51,7 @@ class Served:
     code: tuple[Path, ...] = ()
     packages: tuple[str, ...] = ()
     input_multiple: int | None = None
+    input_from: int = 2
     has_builder: bool = True
 
     @property

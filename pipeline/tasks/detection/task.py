@@ -67,6 +67,7 @@ class Detection(DenseTask):
         code=(PROJECT_ROOT / "pipeline" / "serve.py",),
         packages=("opencv-python-headless", "faster-coco-eval"),
         input_multiple=INPUT_MULTIPLE,
+        input_from=5,
         has_builder=False,
     )
     sorts_by_aspect = True
