@@ -20,7 +20,8 @@ from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.evaluate.command import main
 from pipeline.evaluate.measure import evaluate
 from pipeline.launch.checks import check_weights
-from pipeline.launch.options import LaunchError
+from pipeline.launch.options import LaunchError, parse
+from pipeline.launch.plan import build_plan
 from pipeline.register import verify
 from pipeline.register.best import best_weights
 from pipeline.register.registration import register
@@ -33,6 +34,7 @@ from pipeline.tracking.description import model_inputs
 from pipeline.tracking.state import TrackingState, load_state, save_state
 from pipeline.weights.card import ModelCardError, load_model_card, save_model_card
 from pipeline.weights.load import load_model
+from pipeline.weights.teacher import load_teacher
 from tests.support import REPOSITORY
 from tests.support.tracking_runs import digits_network, finished_run, new_store, validation_images
 
@@ -231,6 +233,33 @@ def test_a_registered_name_of_its_own_leaves_the_default_model_alone(home, regis
     for alias, name in ((None, "toys/digits"), ("my best", None), ("v2", None)):
         with pytest.raises(ValueError, match="MLflow"):
             register(home / "runs/toy", alias, name)
+
+
+@pytest.mark.thorough
+def test_a_registered_version_teaches_and_is_named_by_whom_it_taught(home, registered, tmp_path, monkeypatch):
+    uri = resolve_tracking_uri(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    plan = build_plan(parse(["--recipe", "demo", "--train.distill", "models:/transxnet_n@champion"]))
+    # An alias may move: the run keeps the number.
+    assert plan.runs[0].config.distill == "models:/transxnet_n/1"
+    card = registered[0]
+    teacher = load_teacher("models:/transxnet_n/1", [wnid for wnid, _ in card.classes], 32)
+    assert teacher.num_classes == card.num_classes
+
+    shutil.copytree(home / "runs/first", home / "runs/learned")
+    config = json.loads((home / "runs/learned/config.json").read_text())
+    config["train"] |= {"distill": "models:/transxnet_n/1", "data": config["train"]["data"] | {"shards": "gone"}}
+    (home / "runs/learned/config.json").write_text(json.dumps(config | {"registered_name": "taught"}))
+    register(home / "runs/learned")
+    client = open_client(uri)
+    stored = client.get_model_version("taught", "1")
+    assert stored.tags["distilled_from"] == "models:/transxnet_n/1"
+    assert "| learned from&emsp; | models:/transxnet_n/1 |" in stored.description
+    run = client.get_run(load_state(home / "runs/learned").run_id)
+    assert run.data.tags["distilled_from"] == "models:/transxnet_n/1"
+    [given] = run.inputs.model_inputs
+    assert client.get_logged_model(given.model_id).source_run_id == load_state(home / "runs/first").run_id
 
 
 @pytest.mark.parametrize("process", ["recorded answers", pytest.param("clean process", marks=pytest.mark.slow)])
