@@ -46,7 +46,7 @@ class FeaturePyramid(nn.Module):
         levels = [conv(x) for conv, x in zip(self.outputs, tops, strict=False)]
         if self.extra == "pool":
             # Max pooling of one pixel; its gradient on CUDA devices would not be deterministic.
-            levels.append(levels[-1][..., ::2, ::2])
+            levels.append(levels[-1][..., ::2, ::2].contiguous())
         elif self.extra == "convs":
             sixth, seventh = self.outputs[-2:]
             levels.append(sixth(maps[-1]))
