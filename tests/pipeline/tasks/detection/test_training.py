@@ -60,6 +60,7 @@ def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_losses_do_not_depend_on_the_zero_stage(tmp_path):
     """Of a RetinaNet: which proposals a Mask R-CNN samples is a choice that a rounding can turn."""
     pack_objects(tmp_path)
@@ -75,6 +76,7 @@ def test_losses_do_not_depend_on_the_zero_stage(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_detection_goes_on_with_2_and_4_ranks_as_it_would_have_alone(tmp_path):
     """A micro-batch has the same two images in all cases, so only the order of sums differs.
 
