@@ -148,10 +148,10 @@ def _colour(given: Any) -> tuple[int, int, int]:
     Raises:
         ValueError: it is no list of three such numbers.
     """
-    red, green, blue = map(int, given)
-    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+    values = [int(value) for value in given] if isinstance(given, list) else []
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
         raise ValueError(f"the colour {given} is not red, green and blue from 0 to 255")
-    return red, green, blue
+    return values[0], values[1], values[2]
 
 
 def _list(root: Folder, split: str, form: _Form, classes: tuple[ClassInfo, ...], maps: LabelMaps) -> Listing:

@@ -47,7 +47,7 @@ def test_labels_are_the_positions_of_the_sorted_category_ids():
     ("changes", "fault"),
     [
         ({"image_id": 5}, "annotation 1 belongs to image 5, which the file does not name"),
-        ({"category_id": 7}, "annotation 1 of image 4 has the category 7, which the file does not name"),
+        ({"category_id": 7}, "annotation 1 of image 4 has the category 7, which has no name"),
         ({"bbox": [1, 2, 3]}, "annotation 1 of image 4 has the box [1, 2, 3]; it needs four numbers"),
         (
             {"bbox": [1, 2, float("nan"), 3]},

@@ -261,8 +261,9 @@ def test_an_unknown_colour_is_named_with_its_place(tmp_path: Path):
     ("palette", "message"),
     [
         (PALETTE | {1: (128, 64, 128)}, "two classes have the same colour"),
-        (PALETTE | {1: (128, 64)}, "is no JSON object of values and names: .* Write {"),
+        (PALETTE | {1: (128, 64)}, r"the colour \[128, 64\] is not red, green and blue from 0 to 255\. Write {"),
         (PALETTE | {1: (128, 64, 256)}, "is not red, green and blue from 0 to 255"),
+        (PALETTE | {1: "red"}, "the colour red is not red, green and blue from 0 to 255"),
     ],
 )
 def test_wrong_colours_in_the_list_are_refused(palette: dict, message: str, tmp_path: Path):
