@@ -63,7 +63,8 @@ def export(run_dir: str | Path, formats: Iterable[Format]) -> list[str]:
         card.name, num_classes=card.num_classes, image_size=card.image_size, backend="reference"
     )
     network.load_state_dict(loaded.network.state_dict())
-    exported, names = card.of_task.exported(network.eval())
+    exported, names = card.of_task.exported(network)
+    exported.eval()
     traced, compared = _shapes(card)
     artifacts = []
     with tempfile.TemporaryDirectory(prefix="exports-") as name:
