@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class TrainTask:
     """Trains the run whose `config.json` is in `run_dir`. It is pickled, so it holds no state of the training."""
 
+    # Of the class, because a job that an earlier version has queued holds a task without it.
+    _was_called = False
+
     def __init__(self, run_dir: Path) -> None:
         """Keep the path; the folder is opened when the task runs."""
         self.run_dir = Path(run_dir)
         self._attempt: Attempt | None = None
-        self._was_called = False
 
     def progress(self) -> str:
         """Name of the newest checkpoint; `jobs` counts attempts that leave it unchanged."""
