@@ -90,19 +90,23 @@ def test_a_wrong_place_is_one_line(run, folder, to, words, capsys):
 BY_HUB = """
 import sys, timm, torch, transxnet.timm
 from pipeline.publish.command import main
-assert main(sys.argv[1], to="hf://me/digits", images=(sys.argv[2],)) == 0
+from pipeline.weights.load import load_model
+run, shard = sys.argv[1:]
+assert main(run, to="hf://me/digits", images=(shard,)) == 0
+images = torch.full((2, 3, 32, 32), 0.5)
 model = timm.create_model("hf-hub:me/digits", pretrained=True).eval()
-torch.save(model(torch.full((2, 3, 32, 32), 0.5)), sys.argv[3])
+assert torch.equal(model(images), load_model(run).network(images))
 """
 
 
 @pytest.mark.thorough
 def test_a_model_goes_to_the_hub_and_comes_back_the_same(run, digits, tmp_path):
-    """The client reads its addresses when it is imported: a process of its own."""
+    """The client reads its addresses when it is imported: a process of its own, which compares both models, because
+    another process may compute with another number of threads and round differently."""
     shard = next(digits.glob("*-validation-*.tar"))
     with serve_hub() as hub:
         own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        words = [sys.executable, "-c", BY_HUB, str(run), str(shard), str(tmp_path / "logits.pt")]
+        words = [sys.executable, "-c", BY_HUB, str(run), str(shard)]
         environment = {**os.environ, **own, "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,9 +116,6 @@ def test_a_model_goes_to_the_hub_and_comes_back_the_same(run, digits, tmp_path):
     )
     assert f"published {run} at {hub.address}/me/digits" in done.stdout
     assert 'timm.create_model("hf-hub:me/digits", pretrained=True)' in done.stdout
-    with torch.no_grad():
-        expected = load_model(str(run)).network(torch.full((2, 3, 32, 32), 0.5))
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(run, monkeypatch, capsys):
