@@ -2,6 +2,8 @@
 
 munged, slurmctld and four slurmd run as the current user, with their own folder and ports, so that they do not disturb
 the machine's Slurm or another rehearsal. A process with the printed SLURM_CONF in its environment uses this cluster.
+With `--hosts` each slurmd is on a host of its own (`tests/slurm/hosts.py`), which `cut-off NODE`, `reconnect NODE`,
+`lose NODE` and `start NODE` take off the network, bring back, turn off and turn on.
 """
 
 import argparse
@@ -15,14 +17,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.slurm.config import DEVICES, NODES, Settings, config_text
+from tests.slurm.hosts import Hosts, why_not
 from tests.slurm.processes import command_of, environment_of, kill, pids
 
 DEFAULT_DIRECTORY = Path(f"/tmp/slurm-rehearsal-{os.getuid()}")
 FIRST_PORT, LAST_PORT = 11000, 19000
+REPOSITORY = Path(__file__).parents[2]
 
 
 def _program(name: str) -> str:
@@ -50,6 +54,12 @@ class Cluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = directory / "slurm.conf"
+        self.hosts = Hosts(directory, NODES)
+
+    @property
+    def has_hosts(self) -> bool:
+        """Whether each node is on a host of its own."""
+        return self.hosts.is_made()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,28 +80,42 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout
 
-    def up(self, settings: Settings, timeout_s: float = 30) -> None:
-        """Start all daemons and wait until the four nodes are idle; after a failure no process is left."""
+    def up(self, settings: Settings, timeout_s: float = 30, shared: Sequence[Path] = ()) -> None:
+        """Start all daemons and wait until the four nodes are idle; after a failure no process is left.
+
+        Args:
+            settings: the settings of the cluster.
+            timeout_s: how long to wait for the nodes, in seconds.
+            shared: folders below `/tmp` that hosts of their own share, beside the cluster's folder and the checkout.
+        """
         self.down()
         self.directory.mkdir(mode=0o700, parents=True)
         (self.directory / "state").mkdir()
-        self.config.write_text(config_text(self.directory, settings, _free_ports(1 + len(NODES))))
+        try:
+            addresses = None
+            if settings.hosts:
+                self.hosts.up([self.directory, REPOSITORY, *shared])
+                addresses = [self.hosts.login_address, *(self.hosts.address(node) for node in NODES)]
+            ports = _free_ports(1 + len(NODES))
+            self.config.write_text(config_text(self.directory, settings, ports, addresses))
+            self._start_daemons(settings, timeout_s)
+        except BaseException:
+            print(self.logs(), file=sys.stderr)
+            self.down()
+            raise
+
+    def _start_daemons(self, settings: Settings, timeout_s: float) -> None:
         if settings.gpus:
             lines = [f"Name=gpu File={device}\n" for device in DEVICES[: settings.gpus]]
             (self.directory / "gres.conf").write_text("".join(lines))
         key = self.directory / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        try:
-            self._start_munged(key)
-            self._start("slurmctld")
-            for node in NODES:
-                self.start_node(node)
-            self.wait_until_idle(timeout_s)
-        except BaseException:
-            print(self.logs(), file=sys.stderr)
-            self.down()
-            raise
+        self._start_munged(key)
+        self._start("slurmctld")
+        for node in NODES:
+            self.start_node(node)
+        self.wait_until_idle(timeout_s)
 
     def wait_until_idle(self, timeout_s: float = 30) -> None:
         """Wait until every node is up and idle."""
@@ -103,18 +127,21 @@ class Cluster:
             time.sleep(0.2)
 
     def clear(self) -> None:
-        """End all jobs and bring lost nodes back."""
+        """End all jobs and bring back nodes that are lost or cut off."""
         self.run("scancel", "--user", getpass.getuser())
         self.run("scancel", "--signal=KILL", "--full", "--user", getpass.getuser(), check=False)
         for node in NODES:
             if not self._daemon(f"slurmd.{node}"):
                 self.start_node(node)
+            elif self.has_hosts:
+                self.hosts.reconnect(node)
         self.run("scontrol", "update", "PartitionName=low", f"GraceTime={Settings.grace_s}")
         self.wait_until_idle()
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str, node: str = "") -> None:
+        where = self.hosts.enter(node) if node and self.has_hosts else []
         subprocess.run(
-            [_program(name), *arguments],
+            [*where, _program(name), *arguments],
             env=os.environ | self.environment,
             check=True,
             timeout=30,
@@ -147,12 +174,17 @@ class Cluster:
         self._start("slurmctld")
 
     def start_node(self, node: str) -> None:
-        """Start the slurmd of one node."""
+        """Start the slurmd of one node, and before it the node's host if that is off."""
         (self.directory / f"spool.{node}").mkdir(exist_ok=True)
-        self._start("slurmd", "-N", node)
+        if self.has_hosts and not self.hosts.is_up(node):
+            self.hosts.start(node)
+        self._start("slurmd", "-N", node, node=node)
 
     def kill_node(self, node: str) -> None:
-        """Make a node fail: kill -9 its slurmd, its job steps and their processes."""
+        """Make a node fail: turn its host off, or else kill -9 its slurmd, its job steps and their processes."""
+        if self.has_hosts:
+            self.hosts.lose(node)
+            return
         for pid in self._daemon(f"slurmd.{node}"):
             kill(pid, signal.SIGKILL)
         for pid in self.job_processes():
@@ -206,6 +238,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)
+        self.hosts.down()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def logs(self, lines: int = 15) -> str:
@@ -216,33 +249,9 @@ class Cluster:
         return "\n".join(parts)
 
 
-class RankProcess:
-    """One rank of a running job."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def kill(self) -> None:
-        """Kill the process with SIGKILL."""
-        kill(self.pid, signal.SIGKILL)
-
-
-def rank_process(cluster: Cluster, rank: int) -> RankProcess:
-    """The process with that rank; exactly one job must be running."""
-    pids = [
-        pid
-        for pid in cluster.job_processes()
-        if "jobs.rank" in command_of(pid) and environment_of(pid).get("SLURM_PROCID") == str(rank)
-    ]
-    if not pids:
-        raise RuntimeError(f"no process has rank {rank}")
-    # The rank's loader workers have the same command line, but were started later.
-    return RankProcess(min(pids))
-
-
 @contextlib.contextmanager
-def rehearsal(directory: Path, settings: Settings) -> Iterator[Cluster]:
-    """A cluster that ends with this block, and also when this process is killed."""
+def rehearsal(directory: Path, settings: Settings, shared: Sequence[Path] = ()) -> Iterator[Cluster]:
+    """A cluster that ends with this block, and also when this process is killed; the arguments are those of `up`."""
     cluster = Cluster(directory)
     guard = subprocess.Popen(
         [
@@ -255,11 +264,11 @@ def rehearsal(directory: Path, settings: Settings) -> Iterator[Cluster]:
             "--pid",
             str(os.getpid()),
         ],
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         start_new_session=True,
     )
     try:
-        cluster.up(settings)
+        cluster.up(settings, shared=shared)
         yield cluster
     finally:
         guard.kill()
@@ -273,10 +282,20 @@ def _guard(cluster: Cluster, pid: int) -> None:
     cluster.down()
 
 
+NODE_ACTIONS: dict[str, Callable[[Cluster, str], None]] = {
+    "cut-off": lambda cluster, node: cluster.hosts.cut_off(node),
+    "reconnect": lambda cluster, node: cluster.hosts.reconnect(node),
+    "lose": Cluster.kill_node,
+    "start": Cluster.start_node,
+}
+"""What the command line does to one node."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=__doc__)
-    parser.add_argument("action", choices=["up", "down", "status", "guard"])
+    parser.add_argument("action", choices=["up", "down", "status", *NODE_ACTIONS, "guard"])
+    parser.add_argument("node", nargs="?", choices=NODES, help=f"for {', '.join(NODE_ACTIONS)}")
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="folder of the cluster")
     parser.add_argument("--grace-s", type=int, default=Settings.grace_s, help="grace time before a preemption")
     parser.add_argument(
@@ -287,6 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gpus", type=int, default=0, choices=range(len(DEVICES) + 1), help="GPUs that each node claims to have"
     )
+    parser.add_argument("--hosts", action="store_true", help="a host of its own for each node (needs root)")
+    parser.add_argument(
+        "--share", type=Path, action="append", default=[], help="folder below /tmp that all hosts see; may be repeated"
+    )
     parser.add_argument("--pid", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cluster = Cluster(options.directory.absolute())
@@ -295,8 +318,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.action == "down":
         cluster.down()
     elif options.action == "up":
-        cluster.up(Settings(grace_s=options.grace_s, user_signal=options.user_signal, gpus=options.gpus))
+        if options.hosts and (reason := why_not()):
+            parser.error(f"--hosts: {reason}")
+        settings = Settings(
+            grace_s=options.grace_s, user_signal=options.user_signal, gpus=options.gpus, hosts=options.hosts
+        )
+        cluster.up(settings, shared=[Path.cwd(), *options.share])
         print(f"four nodes are up. Next:\n  export SLURM_CONF={cluster.config}\n  sinfo")
+    elif options.action in NODE_ACTIONS:
+        if options.node is None or not (cluster.has_hosts or options.action in ("lose", "start")):
+            parser.error(f"{options.action} needs a node, and a cluster that was started with --hosts")
+        NODE_ACTIONS[options.action](cluster, options.node)
     elif not cluster.config.exists():
         print(f"no cluster in {cluster.directory}; start one: python -m tests.slurm.cluster up")
         return 1

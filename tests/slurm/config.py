@@ -2,6 +2,7 @@
 
 import getpass
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class Settings:
         cpus: cores that each node claims to have.
         slurmd_timeout_s: seconds without an answer after which a node counts as lost.
         kill_wait_s: seconds between TERM and KILL when a job is ended.
+        hosts: whether each node is on a host of its own, with a network, a host name and a `/tmp`.
+        requeue: whether Slurm may requeue jobs (`JobRequeue`).
     """
 
     grace_s: int = 15
@@ -29,19 +32,30 @@ class Settings:
     cpus: int = 4
     slurmd_timeout_s: int = 6
     kill_wait_s: int = 5
+    hosts: bool = False
+    requeue: bool = True
 
 
-def config_text(directory: Path, settings: Settings, port: int) -> str:
+def config_text(directory: Path, settings: Settings, port: int, addresses: Sequence[str] | None = None) -> str:
+    """The text of the file.
+
+    Args:
+        directory: folder of the cluster.
+        settings: the settings of the cluster.
+        port: the controller's port; the nodes have those after it.
+        addresses: address of the controller and of each node, where the nodes are on hosts of their own.
+    """
     host = socket.gethostname()
+    controller, *own = addresses or ["127.0.0.1"] * (1 + len(NODES))
     user = getpass.getuser()
     gres = f"Gres=gpu:{settings.gpus}" if settings.gpus else ""
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + number} "
+        f"NodeName={name} NodeHostname={name if addresses else host} NodeAddr={own[number]} Port={port + 1 + number} "
         f"CPUs={settings.cpus} RealMemory=4000 Feature=rehearsal {gres}"
         for number, name in enumerate(NODES)
     )
     return f"""ClusterName=rehearsal
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({controller})
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
@@ -62,7 +76,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-JobRequeue=1
+JobRequeue={int(settings.requeue)}
 ReturnToService=2
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none

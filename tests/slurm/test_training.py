@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.attempt_log import last_outcome
-from tests.slurm.cluster import Cluster, rank_process
+from tests.slurm.cluster import Cluster
+from tests.slurm.ranks import rank_process
 from tests.slurm.runs import REPOSITORY, SAVE_EVERY, STEPS, Run, preempt, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
