@@ -8,10 +8,16 @@ import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -26,17 +32,31 @@ def run_main(main: Callable[..., int], prog: str) -> int:
     """
     types_by_name = get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
+        shown: list[Any] = []
         metavar = None
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             metavar = name.upper() if parameter.default is parameter.empty else f"[{name.upper()}]"
         elif parameter.default is None:
-            options = get_args(types_by_name[name])
-            metavar = next(option.__name__.upper() for option in options if option is not types.NoneType)
+            [option] = (option for option in get_args(types_by_name[name]) if option is not types.NoneType)
+            shown = [_choices(get_args(option))] if get_origin(option) is Literal else []
+            metavar = None if shown else option.__name__.upper()
         elif parameter.default is not False:
             continue
         argument = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-        main.__annotations__[name] = Annotated[types_by_name[name], argument]
+        main.__annotations__[name] = Annotated[types_by_name[name], argument, *shown]
     return exit_status(lambda: tyro.cli(main, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def _choices(names: tuple[str, ...]) -> PrimitiveConstructorSpec[str | None]:
+    """Return how a flag is read that takes one of these names, and is `None` where it is not given."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(names)}}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or value in names,
+        str_from_instance=lambda value: [str(value)],
+        choices=names,
+    )
 
 
 def load_main(module: str) -> Callable[..., int]:

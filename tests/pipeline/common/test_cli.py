@@ -2,13 +2,15 @@
 
 import ast
 import pickle
+import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 import pipeline
 from jobs import JobError
-from pipeline.common.cli import exit_status, report_errors
+from pipeline.common.cli import exit_status, report_errors, run_main
 from pipeline.common.errors import InputError, TrainingError
 from pipeline.run.files import RunDirectoryError
 from pipeline.train.non_finite import NotFiniteError
@@ -63,3 +65,17 @@ def test_every_error_of_the_package_derives_from_one_base():
     errors = {name for name in bases if name.endswith("Error")} - {"PipelineError"}
     builtin = {name for name in errors if {"PipelineError"} < bases[name]}
     assert {name for name in errors - builtin if not bases[name] & builtin} == {"DecodeError"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--export", "excel"]])
+def test_a_flag_with_choices_names_them_and_nothing_else(words, monkeypatch, capsys):
+    def main(run_dir: Path | None = None, /, *, export: Literal["csv", "parquet"] | None = None) -> int:
+        """Show."""
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["show", *words])
+    with pytest.raises(SystemExit):
+        run_main(main, "show")
+    said = "".join(capsys.readouterr())
+    assert "csv" in said
+    assert "None" not in said
