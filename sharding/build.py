@@ -43,6 +43,8 @@ class BuildOptions:
     """folder or URI for the shards"""
     split: str | None = None
     """train, validation, …; by default every split found in the source"""
+    hold_out: float | None = None
+    """share of the images of each class, such as 0.2, that becomes the validation split of a source without one"""
     name: str = "imagenet1k"
     """prefix of all files"""
     source_format: Literal["auto", SourceFormat] = "auto"
@@ -95,6 +97,8 @@ class BuildOptions:
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 raise ShardingError(f"--{field.replace('_', '-')} {value}: it must be from {least:,} to {most:,}")
+        if self.hold_out is not None and not 0 < self.hold_out < 1:
+            raise ShardingError(f"--hold-out {self.hold_out}: it must be a share between 0 and 1, such as 0.2")
         for field in ("name", "split"):
             value = getattr(self, field)
             if value is not None and not value.replace("_", "").replace("-", "").isalnum():
@@ -122,11 +126,9 @@ def build(options: BuildOptions, *, log: Log = no_log, own_process: bool = False
     if own_process or (options.workers or available_cpus()) > 1:
         prepare_workers("sharding.writer")
 
-    from sharding.sources import list_source
-
     form = None if options.source_format == "auto" else options.source_format
     # List all splits before packing the first: a fault in the last one should show now, not hours later.
-    listings = list_source(options.source, options.split, form, options.classes, options.image_member)
+    listings = _list(options, form)
     listings = [_choose_annotated(options, listing) for listing in listings]
     if options.dry_run:
         for listing in listings:
@@ -134,6 +136,16 @@ def build(options: BuildOptions, *, log: Log = no_log, own_process: bool = False
         return []
     manifests = [_build_split(options, listing, log, own_process) for listing in listings]
     return [manifest for manifest in manifests if manifest is not None]
+
+
+def _list(options: BuildOptions, form: SourceFormat | None) -> list[Listing]:
+    """List the splits to pack."""
+    from sharding.sources import list_divided, list_source
+
+    what = (form, options.classes, options.image_member)
+    if options.hold_out is None:
+        return list_source(options.source, options.split, *what)
+    return list_divided(options.source, options.hold_out, options.split, *what, seed=options.seed)
 
 
 def _choose_annotated(options: BuildOptions, listing: Listing) -> Listing:
@@ -262,6 +274,7 @@ def _settings(options: BuildOptions, listing: Listing, plan: Plan, keys: Sequenc
         "shorter_side": options.shorter_side,
         "quality": options.quality if options.shorter_side else None,
         "decode_check": options.decode_check,
+        **({} if options.hold_out is None else {"hold_out": options.hold_out}),
         **({"only_annotated": True} if options.only_annotated else {}),
         **({"annotations_left_out": len(listing.faults)} if listing.faults else {}),
         # With parquet, row groups and their sizes decide the plan too; else the listing, the seed and the size do.

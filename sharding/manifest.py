@@ -250,7 +250,7 @@ def load_manifest(location: str, split: str, name: str | None = None) -> Manifes
     if not folder.exists() and folder.size(INFO_FILE) is None:
         raise ManifestError(
             f"no shards at {location!r}: there is no such folder. "
-            f"Pack some with: python -m sharding.build --source IMAGENET --output {location} --split {split}"
+            f"Pack some with: python -m sharding.build --source IMAGES --output {location} --split {split}"
         )
     manifests = find_manifests(folder)
     matching = [entry for entry in manifests.values() if entry.split == split and name in (None, entry.name)]

@@ -55,6 +55,11 @@ class Plan:
         return digest.hexdigest()
 
 
+def sample_hashes(keys: Sequence[str], seed: int) -> NDArray[np.uint64]:
+    """Hash the key of each sample, uint64 `[samples]`: what samples are shuffled and divided by."""
+    return np.fromiter((xxhash.xxh64_intdigest(key.encode(), seed) for key in keys), np.uint64, len(keys))
+
+
 def make_plan(
     keys: Sequence[str],
     sizes: NDArray[np.int64],
@@ -77,7 +82,7 @@ def make_plan(
         The plan; a plan without shards if there are no samples.
     """
     count = len(sizes)
-    hashes = np.fromiter((xxhash.xxh64_intdigest(key.encode(), seed) for key in keys), np.uint64, count)
+    hashes = sample_hashes(keys, seed)
     order = np.argsort(hashes, kind="stable").astype(np.int64)
     if blocks is not None and count:
         first_hash = np.full(int(blocks.max()) + 1, np.iinfo(np.uint64).max, np.uint64)

@@ -143,7 +143,7 @@ def list_splits(location: str, source_format: SourceFormat | None = None) -> lis
         raise SourceError(
             f"{location!r} holds no split that can be recognised: no {' or '.join(ilsvrc.ARCHIVES.values())}, no "
             "parquet files train-*.parquet, no folder train or val. "
-            "If it holds class folders of one split, name the split: --split train"
+            "If it holds class folders, divide them with --hold-out 0.2, or name the split: --split train"
         )
     return sorted(found)
 

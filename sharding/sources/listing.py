@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections import Counter
@@ -181,6 +182,19 @@ def select_samples(listing: Listing, samples: NDArray[np.int64]) -> Listing:
         documents=None if listing.documents is None else listing.documents.take(pa.array(samples)),
         has_objects=None if listing.has_objects is None else listing.has_objects[samples],
         is_zip=listing.is_zip,
+    )
+
+
+def keep_samples(listing: Listing, samples: NDArray[np.int64], split: str, *notes: str) -> Listing:
+    """Return a split of these samples alone, with the classes of the listing and all that is said about it."""
+    return dataclasses.replace(
+        select_samples(listing, samples),
+        split=split,
+        classes=listing.classes,
+        label_maps=listing.label_maps,
+        faults=listing.faults,
+        classes_found=listing.classes_found,
+        notes=(*listing.notes, *notes),
     )
 
 

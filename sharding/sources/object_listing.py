@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,7 @@ from pyarrow import fs
 
 from sharding.coco import CocoSet, target_member
 from sharding.errors import SourceError
-from sharding.sources.listing import Listing, sample_keys, select_samples
+from sharding.sources.listing import Listing, keep_samples, sample_keys
 from sharding.storage import Folder
 
 __all__ = [
@@ -159,6 +158,4 @@ def keep_annotated(listing: Listing) -> Listing:
     if not len(rows):
         raise SourceError(f"no image of split {listing.split!r} has an object: leave --only-annotated out")
     note = f"{len(listing) - len(rows):,} images without objects are left out"
-    return dataclasses.replace(
-        select_samples(listing, rows), classes=listing.classes, notes=(*listing.notes, note), faults=listing.faults
-    )
+    return keep_samples(listing, rows, listing.split, note)
