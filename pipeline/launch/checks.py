@@ -5,7 +5,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import Resources
 from pipeline.common.errors import one_line
@@ -36,6 +36,8 @@ class Dataset:
     num_classes: int
     digest: str
     validation_digest: str
+    is_its_own_validation: bool = False
+    """Whether both splits hold the same images."""
 
     def __str__(self) -> str:
         """Describe the data in one line."""
@@ -54,11 +56,13 @@ class Checked:
         dataset: both splits.
         total_steps: optimizer steps of the training.
         facts: what the run's `config.json` holds beside the training.
+        warnings: what may be a mistake, a sentence each.
     """
 
     dataset: Dataset
     total_steps: int
     facts: dict[str, Any]
+    warnings: list[str]
 
 
 def check_registered_name(name: str | None) -> None:
@@ -199,12 +203,8 @@ def check_shards(config: TrainConfig) -> Dataset:
         ShardingError: the message says what is missing, and which command makes it.
     """
     data = config.data
-    train = _complete_split(
-        data.shards, data.train_split, data.name, "--train.data.train-split", check_sizes=data.on_damage == "stop"
-    )
-    validation = _complete_split(
-        data.validation_location, data.validation_split, data.name, "--train.data.validation-split"
-    )
+    train = _complete_split(config, "train", data.shards, check_sizes=data.on_damage == "stop")
+    validation = _complete_split(config, "validation", data.validation_location)
     _check_cache(data.shards, train, data)
     _check_cache(data.validation_location, validation, data)
     for manifest in (train, validation):
@@ -226,28 +226,35 @@ def check_shards(config: TrainConfig) -> Dataset:
         num_classes=len(train_classes),
         digest=train.digest,
         validation_digest=validation.digest,
+        is_its_own_validation=train.settings.get("listing_sha256", "") == validation.settings.get("listing_sha256"),
     )
 
 
-def _complete_split(location: str, split: str, name: str | None, flag: str, *, check_sizes: bool = True) -> "Manifest":
-    """Return the manifest of the split that `flag` names, and check that no shard is missing or cut off.
+def _complete_split(
+    config: TrainConfig, part: Literal["train", "validation"], location: str, *, check_sizes: bool = True
+) -> "Manifest":
+    """Return the manifest of the split that serves as this part, and check that no shard is missing or cut off.
 
     A training would read a damaged shard only after hours.
     """
     from sharding import ManifestError, MissingSplitError, load_manifest
     from sharding.storage import Folder
 
+    data, name = config.data, config.data.name
+    split = data.train_split if part == "train" else data.validation_split
+    images = f"IMAGES: {find_task(config.task).source}"
     try:
         manifest = load_manifest(location, split, name)
         sizes = {info.base_name: info.size for info in Folder.open(location).list()} if check_sizes else {}
     except MissingSplitError as error:
         raise LaunchError(
-            f"{error}; pack it: python -m sharding.build --source IMAGENET --output {shlex.quote(location)} "
-            f"--split {split}{f' --name {name}' if name else ''}, or name another split: {flag}"
+            f"{error}; pack it: python -m sharding.build --source IMAGES --output {shlex.quote(location)} "
+            f"--split {split}{f' --name {name}' if name else ''} ({images}), or name another split: "
+            f"--train.data.{part}-split"
         ) from None
     except ManifestError as error:
         if not Folder.open(location).exists():
-            raise NotHereError(str(error)) from None
+            raise NotHereError(f"{error} ({images})") from None
         raise
     except OSError as error:
         raise LaunchError(f"the shards at {location} cannot be read: {one_line(error)}") from error
@@ -323,7 +330,7 @@ def check_run(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> Chec
         ShardingError: as `check_shards`.
         RunDirectoryError: the folder belongs to another training or cannot be used.
     """
-    from pipeline.train.schedule import build_schedule
+    from pipeline.train.schedule import build_schedule, describe_slow_average
 
     dataset = check_shards(config)
     total_steps = build_schedule(config, dataset.num_samples).total_steps
@@ -331,4 +338,9 @@ def check_run(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> Chec
     run_directory.check(run_dir, config, facts)
     if facts["registered_name"] is None and (run_dir / CONFIG_NAME).exists():
         facts["registered_name"] = read_config(run_dir).registered_name
-    return Checked(dataset=dataset, total_steps=total_steps, facts=facts)
+    warnings = describe_slow_average(config, total_steps)
+    if dataset.is_its_own_validation:
+        warnings.append(
+            "both splits hold the same images, so the scores will say nothing of others: pack them with --hold-out 0.2"
+        )
+    return Checked(dataset=dataset, total_steps=total_steps, facts=facts, warnings=warnings)

@@ -1,5 +1,6 @@
 """The last lines of a launch: the result, where everything is, and what to type next."""
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -42,7 +43,13 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
         lines.append(f"    python -m pipeline.register {run_dir}")
     if outcome is not Outcome.DETACHED:
         lines += _unsent(run_dir)
-    return "\n".join(lines)
+    return "\n".join(map(_as_typed, lines))
+
+
+def _as_typed(line: str) -> str:
+    """Return a line as it is; a command in a launch by `uv run` begins with these words, as the next one must."""
+    is_command = line.startswith(("    python ", "    mlflow "))
+    return f"    uv run {line.strip()}" if is_command and "UV_RUN_RECURSION_DEPTH" in os.environ else line
 
 
 def _result(run_dir: Path, outcome: Outcome, card: ModelCard | None) -> Iterator[str]:
@@ -128,7 +135,7 @@ def _registered_model(run_dir: Path, registered: dict[str, Any], card: ModelCard
         f"model     models:/{name}/{version} ({pointers}){best}",
         *([f"registry  {mask_secrets(registry)} (MLFLOW_REGISTRY_URI)"] if registry else []),
         "next:",
-        f"    uv run mlflow ui {store}",
+        f"    mlflow ui {store}",
         *_page(run_dir),
         f"    python -m pipeline.evaluate {shlex.quote(uri)} --shards {shlex.quote(shards)}{which}",
         f"    python -c 'import mlflow; {setting}model = mlflow.pyfunc.load_model(\"{uri}\")'",

@@ -82,6 +82,7 @@ def print_checks(plan: Plan) -> None:
             checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
             check_teacher(run.config, run.run_dir)
             lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
+            lines |= {f"warning: {warning}": sys.stderr for warning in checked.warnings}
         except NotHereError as error:
             lines[f"warning: a launch from here would be refused: {error}"] = sys.stderr
     for line, stream in lines.items():

@@ -22,7 +22,7 @@ from pipeline.weights.card import is_exported
 
 
 def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
-    """Make all checks, write the run's folder, and warn if a job of it would have too little time to save.
+    """Make all checks, write the run's folder, and print warnings, also if a job would have too little time to save.
 
     Raises:
         LaunchError, ShardingError, ConfigError, RunDirectoryError: as `check_start`, `check_run` and `check_teacher`.
@@ -39,7 +39,8 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
         notify.remember(run.run_dir, plan.options.notify)
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)
-    for warning in describe_short_notices(TimeToSave.of_run(run.run_dir), notices):
+    short_notices = describe_short_notices(TimeToSave.of_run(run.run_dir), notices)
+    for warning in [*checked.warnings, *short_notices]:
         print(f"warning: {warning}", file=sys.stderr)
     return checked
 

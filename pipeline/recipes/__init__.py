@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from jobs import Resources
-from pipeline.recipes import ade20k, coco, digits, imagenet, object_scenes, scenes
+from pipeline.recipes import ade20k, coco, digits, fine_tune, imagenet, object_scenes, scenes
 from pipeline.recipes.recipe import ClusterChoice, OwnData, Recipe
 
 __all__ = ["RECIPES", "ClusterChoice", "OwnData", "Recipe", "RecipeName"]
@@ -26,6 +26,7 @@ RECIPES: dict[str, Recipe] = {
         starts_from="models:/transxnet_n@champion",
         own_data=object_scenes.OBJECTS_OF_SCENES,
     ),
+    "fine_tune": Recipe(train=fine_tune.fine_tune),
     "tiny": Recipe(train=imagenet.tiny, published=imagenet.TINY),
     "small": Recipe(train=imagenet.small, published=imagenet.SMALL),
     "base": Recipe(train=imagenet.base, published=imagenet.BASE),

@@ -183,6 +183,11 @@ class Task(Protocol):
         ...
 
     @property
+    def source(self) -> str:
+        """What `sharding.build --source` packs for the task, in words."""
+        ...
+
+    @property
     def scores(self) -> Scores:
         """What an evaluation of the task gives."""
         ...

@@ -97,3 +97,15 @@ def evaluation_is_due(config: TrainConfig, step: int, total_steps: int, num_samp
         return step % config.eval_every_steps == 0
     batch = config.global_batch_size
     return step * batch // num_samples > (step - 1) * batch // num_samples
+
+
+def describe_slow_average(config: TrainConfig, total_steps: int) -> list[str]:
+    """Return a sentence if the moving average, which is evaluated and exported, still holds a tenth of the start."""
+    kept = config.ema_decay**total_steps
+    if kept < 0.1:
+        return []
+    fitting = max(0.0, round(1 - 5 / total_steps, 4))
+    return [
+        f"the averaged weights, which are evaluated and exported, will be {kept:.0%} those of the start after "
+        f"{total_steps} steps: --train.ema-decay {fitting:g} fits so short a training"
+    ]

@@ -39,6 +39,7 @@ class Classification:
     """One label for each image (`pipeline.tasks.Task`)."""
 
     name = "classification"
+    source = "ImageNet, or a folder of images for each class"
     scores = Scores(
         (
             Score(name="top1", label="top-1"),

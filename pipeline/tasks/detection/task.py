@@ -43,6 +43,7 @@ class Detection(DenseTask):
     """The objects in each image (`pipeline.tasks.Task`)."""
 
     name = "detection"
+    source = "images with objects, such as COCO"
     scores = Scores(
         (
             Score(name="box_ap", label="box AP"),

@@ -45,6 +45,7 @@ class Segmentation(DenseTask):
     """A class for each pixel (`pipeline.tasks.Task`)."""
 
     name = "segmentation"
+    source = "images with label maps, such as ADE20K"
     scores = Scores(
         (
             Score(name="miou", label="mIoU"),

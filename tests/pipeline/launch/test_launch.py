@@ -24,6 +24,7 @@ from pipeline.launch.options import LaunchError, parse
 from pipeline.launch.place_checks import check_tracking
 from pipeline.launch.plan import build_plan
 from pipeline.launch.run import prepare_run
+from pipeline.recipes import RECIPES
 from pipeline.run.config import read_config
 from pipeline.run.directory import prepare
 from sharding import ShardingError, load_manifest
@@ -135,6 +136,20 @@ def test_a_registered_run_without_an_alias_is_named_by_its_version(tmp_path):
     words = describe_end(tmp_path, Outcome.FINISHED)
     assert "models:/transxnet_n/3 (no alias)" in words
     assert 'load_model("models:/transxnet_n/3")' in words
+
+
+def test_after_a_launch_by_uv_the_next_commands_are_typed_with_uv(tmp_path, monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    prepare(tmp_path, TrainConfig(), {"tracking_uri": "sqlite:////a/mlflow.db"})
+    (tmp_path / "registered.json").write_text(json.dumps({"name": "m", "version": "3", "aliases": ["champion"]}))
+
+    def commands() -> list[str]:
+        words = describe_end(tmp_path, Outcome.FINISHED)
+        return [line[:18] for line in words.splitlines() if line.startswith("    ") and " --run-dir" not in line]
+
+    assert commands() == ["    mlflow ui --ba", "    python -m pipe", "    python -c 'imp"]
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert commands() == ["    uv run mlflow ", "    uv run python ", "    uv run python "]
 
 
 def test_a_registry_of_its_own_is_named(tmp_path, monkeypatch):
@@ -303,13 +318,29 @@ def test_unreachable_storage_is_one_line(tmp_path, capsys):
     assert ":word@" not in error
 
 
+@pytest.mark.parametrize(
+    ("recipe", "source"),
+    [("tiny", "ImageNet, or a folder of"), ("ade20k_tiny", "ADE20K"), ("coco_retinanet_tiny", "COCO")],
+)
+def test_what_to_pack_is_named_for_the_task(tmp_path, recipe, source):
+    train = RECIPES[recipe].train()
+    for location in (tmp_path, tmp_path / "none"):
+        training = dataclasses.replace(train, data=dataclasses.replace(train.data, shards=str(location)))
+        with pytest.raises(
+            LaunchError,
+            match=rf"sharding\.build --source IMAGES --output {location} --split train \(IMAGES: .*{source}",
+        ):
+            check_shards(training)
+
+
 def test_shards_that_are_not_whole_are_refused_before_anything_is_queued(tmp_path):
     pack(tmp_path, (17, 9))
     pack(tmp_path, (5,), split="validation")
     training = config(tmp_path, tmp_path / "cache")
     assert check_shards(training).num_samples == 26
+    assert not check_shards(training).is_its_own_validation
     other = dataclasses.replace(training, data=dataclasses.replace(training.data, validation_split="val"))
-    with pytest.raises(LaunchError, match=r"manifests there: .*sharding\.build .*--split val, .*--train\.data\.valid"):
+    with pytest.raises(LaunchError, match=r"manifests there: .*sharding\.build .*--split val \(.*--train\.data\.valid"):
         check_shards(other)
     shard = sorted(tmp_path.glob("*train*.tar"))[1]
     os.truncate(shard, 3000)

@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler
 
 from pipeline.config.schema import ScheduleConfig, TrainConfig
 from pipeline.recipes import RECIPES
-from pipeline.train.schedule import build_schedule, evaluation_is_due
+from pipeline.train.schedule import build_schedule, describe_slow_average, evaluation_is_due
 
 IMAGENET = 1_281_167
 
@@ -78,3 +78,14 @@ def test_the_warm_up_of_the_dense_recipes_multiplies_the_cosine_as_mmcvs():
     expected = {0: 2e-05, 1: 2.018e-05, 500: 0.000109989398, 999: 0.000199743127, 1000: 0.000199922904}
     expected |= {2000: 0.000199691733, 40_000: 0.000100000001, 79_990: 9.71062826e-12, 79_999: 2.07710629e-12}
     assert {step: schedule.lr_at(step) for step in expected} == pytest.approx(expected, rel=1e-8)
+
+
+def test_an_average_that_would_hardly_leave_the_first_weights_is_told():
+    [warning] = describe_slow_average(TrainConfig(), 125)
+    assert "will be 98% those of the start after 125 steps: --train.ema-decay 0.96 fits" in warning
+    assert not describe_slow_average(TrainConfig(ema_decay=0.96), 125)
+    assert not describe_slow_average(TrainConfig(ema_decay=0.0), 1)
+    demo = RECIPES["demo"].train()
+    assert not describe_slow_average(demo, build_schedule(demo, 1437).total_steps)
+    small = RECIPES["fine_tune"].train()
+    assert not describe_slow_average(small, build_schedule(small, 200).total_steps)
