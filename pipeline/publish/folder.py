@@ -13,7 +13,9 @@ from pipeline.common.errors import InputError
 from pipeline.look.gallery import Picture, draw_pictures, write_picture
 from pipeline.look.images import NamedImage, choose_images
 from pipeline.publish.page import write_page
+from pipeline.run.config import read_config
 from pipeline.tasks import DEFAULT
+from pipeline.tracking.client import fetch_command
 from pipeline.weights.card import WEIGHTS_NAME, ModelCard, save_model_card
 from pipeline.weights.load import LoadedModel, load_model
 
@@ -88,7 +90,16 @@ def _write(
     (folder / CONFIG_NAME).write_text(content + "\n", encoding="utf-8")
     save_model_card(model.card, folder)
     pictures = _draw(folder / PICTURES, model, images) if images else []
-    write_page(folder, model.card, name, Path(source) if Path(source).is_dir() else None, license, pictures)
+    write_page(folder, model.card, name, _command(source, model.card), license, pictures)
+
+
+def _command(source: str, card: ModelCard) -> str:
+    """Return the command of the training; empty if neither a run directory nor the registry's server has it."""
+    if Path(source).is_dir():
+        return read_config(Path(source)).command
+    if source.startswith("models:/") and card.mlflow_run_id is not None:
+        return fetch_command(card.mlflow_run_id)
+    return ""
 
 
 def _draw(folder: Path, model: LoadedModel, images: Sequence[NamedImage]) -> list[Picture]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipeline.common.secrets import mask_secrets
 from pipeline.look.gallery import Picture
-from pipeline.run.config import RunConfig, read_config
 from pipeline.weights.card import ModelCard
 from pipeline.weights.rows import origin_rows, result_rows
 
@@ -16,7 +15,7 @@ def write_page(
     folder: Path,
     card: ModelCard,
     name: str,
-    run_dir: Path | None,
+    command: str,
     license: str | None,
     pictures: Sequence[Picture] = (),
 ) -> None:
@@ -26,24 +25,21 @@ def write_page(
         folder: folder of the files.
         card: the model's card.
         name: name of the model, such as `USER/NAME`.
-        run_dir: directory of the run, whose command is shown; None: unknown.
+        command: command of the training; empty if unknown.
         license: identifier of the weights' license; None leaves a field to fill in.
         pictures: those in the folder `pictures/`.
     """
-    config = None if run_dir is None else read_config(run_dir)
-    (folder / PAGE_NAME).write_text(_page(card, name, config, license, pictures), encoding="utf-8")
+    page = _page(card, name, mask_secrets(command), license, pictures)
+    (folder / PAGE_NAME).write_text(page, encoding="utf-8")
 
 
-def _page(
-    card: ModelCard, name: str, config: RunConfig | None, license: str | None, pictures: Sequence[Picture]
-) -> str:
+def _page(card: ModelCard, name: str, command: str, license: str | None, pictures: Sequence[Picture]) -> str:
     rows = {
         **result_rows(card),
         "trained for": f"{card.step:,} steps, {card.epoch:.4g} epochs" if card.step else "unknown",
         **origin_rows(card),
     }
     table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
-    command = mask_secrets(config.command) if config is not None else ""
     trained = f"\nTrained with\n\n```bash\n{command}\n```\n" if command else ""
     shown = "".join(f"\n{p.title}. {p.caption}\n\n![{p.title}](pictures/{p.name}.png)\n" for p in pictures)
     seen = f"\n## What it sees\n{shown}" if shown else ""

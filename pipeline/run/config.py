@@ -1,6 +1,7 @@
 """`RUN_DIR/config.json` as a typed object, which also reads runs of older and newer versions."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,7 +151,7 @@ class RunConfig:
     def command(self) -> str:
         """Command that launched the run; empty if unknown."""
         command = self.content.get("command") or ""
-        return command if isinstance(command, str) else " ".join(map(str, command))
+        return command if isinstance(command, str) else shlex.join(map(str, command))
 
     @property
     def git_commit(self) -> str | None:

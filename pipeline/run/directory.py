@@ -88,13 +88,20 @@ def prepare(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         "train": to_dict(config),
         "digest": digest(config),
         "git": git_state(PROJECT_ROOT),
-        "command": [Path(sys.argv[0]).name, *hide_address(sys.argv[1:])],
+        "command": [*_program(Path(sys.argv[0])), *hide_address(sys.argv[1:])],
         **facts,
     }
     try:
         write_json(run_dir / CONFIG_NAME, content, durable=True)
     except OSError as error:
         raise RunDirectoryError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
+
+
+def _program(path: Path) -> list[str]:
+    """Return the words that start a program again; of a package's `__main__.py` those are `python -m PACKAGE`."""
+    if path.name != "__main__.py":
+        return [path.name]
+    return ["python", "-m", f"{path.parent.parent.name}.{path.parent.name}"]
 
 
 def lock(run_dir: Path) -> IO[str]:

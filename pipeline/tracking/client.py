@@ -255,6 +255,15 @@ def fetch_model_file(uri: str, path: str) -> Path | None:
             return None
 
 
+def fetch_command(run_id: str) -> str:
+    """Return the command that launched a run of the tracking server; empty if the server does not give it."""
+    try:
+        with mlflow_session(resolve_tracking_uri(Path.cwd()), timeout_s=20, retries=1) as client:
+            return client.get_run(run_id).data.tags.get("command", "")
+    except Exception:  # MLflow raises many types; the command is only shown
+        return ""
+
+
 def check_model_uri(uri: str) -> None:
     """Check that the registry has the model version of a `models:/` URI.
 

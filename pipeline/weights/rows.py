@@ -18,9 +18,13 @@ def origin_rows(card: ModelCard) -> dict[str, str]:
     return {
         "run": card.mlflow_run_id or "unknown",
         "code": card.git_commit or "unknown",
-        "training data": (card.train_digest or "unknown")[:16],
-        "validation data": (card.validation_digest or "unknown")[:16],
+        "training data": _digest(card.train_digest),
+        "validation data": _digest(card.validation_digest),
     }
+
+
+def _digest(value: str | None) -> str:
+    return "unknown" if value is None else f"shards with the digest {value[:16]}"
 
 
 def _percent(value: float | None) -> str:

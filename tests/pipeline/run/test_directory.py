@@ -40,3 +40,9 @@ def test_a_run_directory_of_somebody_else_is_refused(tmp_path):
     with pytest.raises(RunDirectoryError, match="belongs to another user"):
         prepare(tmp_path, TrainConfig(), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_launch_can_be_typed_again(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/a/pipeline/launch/__main__.py", "--recipe", "demo", "--slurm", "comment=a b"])
+    run_directory.prepare(tmp_path / "run", TrainConfig(), {})
+    assert read_config(tmp_path / "run").command == "python -m pipeline.launch --recipe demo --slurm 'comment=a b'"

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.launch.options import parse
 from pipeline.launch.plan import build_plan
+from pipeline.run.config import read_config
 from pipeline.status.sync import sync_run
 from pipeline.tracking.address import resolve_tracking_uri
-from pipeline.tracking.client import TrackingError, describe_failure, find_version, open_client
+from pipeline.tracking.client import TrackingError, describe_failure, fetch_command, find_version, open_client
 from pipeline.tracking.state import load_state
 from tests.pipeline.tracking.runs import new_run
 from tests.support import REPOSITORY
@@ -119,3 +120,13 @@ def test_a_registry_without_the_version_differs_from_one_that_does_not_answer(ur
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TrackingError, match="does not say whether it has models:/transxnet_n@champion"):
         find_version(start)
+
+
+def test_the_command_of_a_registered_models_training_is_read_from_its_run(tmp_path: Path, uri: str, monkeypatch):
+    run_dir, _ = new_run(tmp_path, uri)
+    append_records(run_dir, range(1, 3))
+    sync_run(run_dir)
+    run_id = load_state(run_dir).run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert fetch_command(run_id) == read_config(run_dir).command != ""
+    assert fetch_command("f" * 32) == ""
