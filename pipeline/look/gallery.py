@@ -163,6 +163,7 @@ def _page(card: ModelCard, source: str, drawn: Sequence[Picture]) -> str:
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{html.escape(card.name)}: what it sees</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }}

@@ -14,6 +14,8 @@ CELL = 2.1
 """Side of an image in a figure, in inches."""
 CHANNELS = 4
 """Kernels of each stage."""
+BESIDE = 2
+"""Stages whose kernels are beside each other; those of the next are below."""
 SIDE = 480
 """Longest side of an image beside its answer, in pixels."""
 GAP = 6
@@ -79,10 +81,13 @@ def receptive_fields(fields: NDArray[np.float64]) -> Figure:
         shown = np.log10(field / max(field.max(), 1e-300) * 1e3 + 1)
         axes[0, stage].imshow(shown / shown.max(), cmap="viridis", vmin=0, vmax=1)
         stride = FIRST_STRIDE * 2**stage
-        centre = -(-side // stride) // 2 * stride
+        positions = -(-side // stride)
+        # A map of one position sees from everywhere.
+        centre = positions // 2 * stride if positions > 1 else side // 2
         half = side_of_half(field, centre)
-        corner = centre - half / 2
-        axes[0, stage].add_patch(Rectangle((corner, corner), half, half, fill=False, edgecolor="white", lw=1.2))
+        first, last = max(centre - half / 2, -0.5), min(centre + half / 2, side - 0.5)
+        frame = Rectangle((first, first), last - first, last - first, fill=False, edgecolor="white", lw=1.2)
+        axes[0, stage].add_patch(frame)
         axes[0, stage].set_title(f"stage {stage + 1}: half within {half} of {side} px", **TITLE)
     return figure
 
@@ -104,28 +109,40 @@ def kernels(images: Sequence[Pixels], stages: Sequence[NDArray[np.float32]]) -> 
         images: uint8 [S, S, 3] each.
         stages: float32 [N, C, K, K] for each stage.
     """
-    chosen = [(stage, k) for stage, made in enumerate(stages) for k in varying_channels(made)]
-    means = [made.mean(axis=0) for made in stages]
     several = len(images) > 1
-    figure, axes = _grid(len(images) + several, 1 + len(chosen), cell=0.55 * CELL)
-    for row, image in enumerate(images, int(several)):
-        axes[row, 0].imshow(image)
-    if several:
-        axes[0, 0].text(0.5, 0.5, "mean\n\nand what\neach image\nadds", ha="center", va="center", fontsize=8)
-    for column, (stage, channel) in enumerate(chosen, 1):
-        mean, own = means[stage][channel], stages[stage][:, channel]
-        title = f"stage {stage + 1}\nchannel {channel}"
+    parts = [range(first, min(first + BESIDE, len(stages))) for first in range(0, len(stages), BESIDE)]
+    rows = len(images) + several
+    # A row without anything has room for the titles of the next part.
+    heights = [*([1.0] * rows + [0.3]) * (len(parts) - 1), *[1.0] * rows]
+    figure, axes = _grid(len(heights), 1 + BESIDE * CHANNELS, cell=0.55 * CELL, heights=heights)
+    for part, shown in enumerate(parts):
+        cells = axes[part * (rows + 1) : part * (rows + 1) + rows]
+        for row, image in enumerate(images, int(several)):
+            cells[row, 0].imshow(image)
         if several:
-            added = own - mean
-            share = np.abs(added).mean() / max(float(np.abs(mean).mean()), 1e-12)
-            _kernel(axes[0, column], mean, float(np.abs(mean).max()))
-            for row, kernel in enumerate(added, 1):
-                _kernel(axes[row, column], kernel, float(np.abs(added).max()))
-            title += f"\nadds {100 * share:.0f} %"
-        else:
-            _kernel(axes[0, column], own[0], float(np.abs(own).max()))
-        axes[0, column].set_title(title, fontsize=7)
+            cells[0, 0].text(0.5, 0.5, "mean\n\nand what\neach image\nadds", ha="center", va="center", fontsize=8)
+        chosen = [(stage, channel) for stage in shown for channel in varying_channels(stages[stage])]
+        for column, (stage, channel) in enumerate(chosen, 1):
+            made = stages[stage][:, channel]
+            title = f"stage {stage + 1}\nchannel {channel}{_draw_kernels(cells[:, column], made)}"
+            cells[0, column].set_title(title, fontsize=8, linespacing=1)
     return figure
+
+
+def _draw_kernels(column: NDArray[Any], made: NDArray[np.float32]) -> str:
+    """Draw the kernels [N, K, K] of a channel: their mean and what each image adds, or the only one.
+
+    Return the end of the column's title: how much the images add.
+    """
+    if len(made) == 1:
+        _kernel(column[0], made[0], float(np.abs(made).max()))
+        return ""
+    mean = made.mean(axis=0)
+    added = made - mean
+    _kernel(column[0], mean, float(np.abs(mean).max()))
+    for axis, kernel in zip(column[1:], added, strict=True):
+        _kernel(axis, kernel, float(np.abs(added).max()))
+    return f"\nadds {100 * np.abs(added).mean() / max(float(np.abs(mean).mean()), 1e-12):.0f} %"
 
 
 def _kernel(axis: Any, kernel: NDArray[np.float32], largest: float) -> None:
@@ -172,11 +189,21 @@ def _overlay(axis: Any, image: Pixels, values: NDArray[np.float32], largest: flo
     axis.imshow(enlarged, cmap="jet", vmin=0, vmax=1, alpha=0.45)
 
 
-def _grid(rows: int, columns: int, cell: float = CELL) -> tuple[Figure, NDArray[Any]]:
-    """Return a figure of square places without ticks, each with room for a title above it."""
-    width, height = cell * columns, (cell + TITLE_HEIGHT) * rows + TITLE_HEIGHT
+def _grid(
+    rows: int, columns: int, cell: float = CELL, heights: Sequence[float] | None = None
+) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure of square places without ticks, each with room for a title above it.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        cell: side of a place, in inches.
+        heights: height of each row, in places; None: one each.
+    """
+    heights = [1.0] * rows if heights is None else heights
+    width, height = cell * columns, cell * sum(heights) + TITLE_HEIGHT * rows + TITLE_HEIGHT
     figure = Figure(figsize=(width, height))
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    axes: Any = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     # Matplotlib's own layouts take seconds for so many places.
     figure.subplots_adjust(
         left=GAP / 100 / width,
@@ -184,7 +211,7 @@ def _grid(rows: int, columns: int, cell: float = CELL) -> tuple[Figure, NDArray[
         bottom=GAP / 100 / height,
         top=1 - 2 * TITLE_HEIGHT / height,
         wspace=0.05,
-        hspace=1.2 * TITLE_HEIGHT / cell,
+        hspace=1.2 * TITLE_HEIGHT * rows / (cell * sum(heights)),
     )
     for axis in axes.flat:
         axis.set_axis_off()

@@ -27,6 +27,8 @@ SMOOTH = 50
 """Number of windows whose means are the smoothed loss."""
 CLASSES_NAME = "classes.json"
 """What the last evaluation has measured of each class, for tasks that measure classes."""
+SAMPLES_NAME = "samples.png"
+"""Pictures of the last evaluation, for tasks that draw some."""
 LISTED = 40
 """Greatest number of classes on the page: those with the lowest values."""
 _UNITS = ((3600, "hours"), (60, "minutes"))
@@ -99,7 +101,9 @@ def _describe_classes(run_dir: Path) -> str:
         cells = ("-" if row[k] is None else f"{100 * row[k]:.2f} %" for row in values.values())
         lines.append(f"{names[k]:{width}}  " + "  ".join(f"{cell:>9}" for cell in cells))
     title = f"Classes at step {content['step']:,}, the weakest first (all of them: `{CLASSES_NAME}`):"
-    return "\n".join([title, "", "```text", *lines, "```", "", ""])
+    drawn = [f"Images with truth and answer: `{SAMPLES_NAME}`, beside this page.", ""]
+    shown = drawn if (run_dir / FOLDER / SAMPLES_NAME).exists() else []
+    return "\n".join([title, "", "```text", *lines, "```", "", *shown, ""])
 
 
 def markdown(
@@ -110,14 +114,11 @@ def markdown(
     last = records[-1] if records else {}
     scores = config.task.scores
     evaluated = [record for record in records if scores.metric_of_record(record) is not None]
-    best = _best(evaluated, scores)
     label = scores.primary(scores.of_record(evaluated[-1]) if evaluated else {}).label
     rows = {
         "state": status.state,
         "steps": f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""),
         "last loss": _number(last.get("loss"), "{:.4f}"),
-        ", ".join(score.label for score in scores.shares): _accuracies(evaluated[-1] if evaluated else None, scores),
-        f"best {label}": _accuracies(best, scores) + (f" (step {best['step']:,})" if best else ""),
         "throughput": _number(_median(records, "images_per_s"), "{:,.0f} images/s (median step)"),
         "waiting for data": _number(_median(records, "data_wait", 100), "{:.1f} % (median step)"),
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
@@ -139,6 +140,7 @@ def markdown(
     last_metric = scores.metric_of_record(evaluated[-1]) if evaluated else None
     reached = "not evaluated yet" if last_metric is None else f"{label} {100 * last_metric.value:.2f} %"
     headline = f"{status.model}: {reached}, {status.state} at step {status.step:,}"
+    reached_scores = _score_table(evaluated[-1] if evaluated else None, _best(evaluated, scores), scores)
     went = f"The time went to: {status.spent.describe()}.\n\n" if status.goodput is not None else ""
     picture = f"The curves, and the attempts over time: `{PICTURE_NAME}`, beside this page.\n\n" if records else ""
     uri = status.registered["uri"] if status.registered else f"models:/{config.registry_name}@champion"
@@ -152,7 +154,7 @@ def markdown(
 |---|---|
 {table}
 
-{went}{picture}{_describe_classes(status.run_dir)}| batch | {config.global_batch_size:,} images |
+{reached_scores}{went}{picture}{_describe_classes(status.run_dir)}| batch | {config.global_batch_size:,} images |
 |---|---|
 {settings}
 
@@ -193,12 +195,15 @@ def draw(path: Path, run_dir: Path, status: RunStatus, records: list[dict[str, A
     if evaluated:
         at = [record["step"] for record in evaluated]
         losses = [record.get("eval_loss", np.nan) for record in evaluated]
-        axes["loss"].plot(at, losses, "o-", color="tab:orange", markersize=4, label="validation")
+        if np.isfinite(losses).any():
+            axes["loss"].plot(at, losses, "o-", color="tab:orange", markersize=4, label="validation")
         for score in scores.shares:
             values = [100 * scores.of_record(record).get(score.name, np.nan) for record in evaluated]
-            label = f"{score.label} {values[-1]:.2f} %"
-            axes["scores"].plot(at, values, "o-", markersize=4, label=label)
-        axes["scores"].legend(loc="lower right")
+            if np.isfinite(values).any():
+                label = f"{score.label} {values[-1]:.2f} %"
+                axes["scores"].plot(at, values, "o-", markersize=4, label=label)
+        axes["scores"].legend(loc="best")
+        axes["scores"].set_xlim(axes["loss"].get_xlim())
     axes["loss"].legend(loc="upper right")
     axes["lr"].plot(steps, [record.get("lr", np.nan) for record in shown], color="tab:green")
     axes["rate"].plot(
@@ -285,8 +290,18 @@ def _best(evaluated: list[dict[str, Any]], scores: Scores) -> dict[str, Any] | N
     return best
 
 
-def _accuracies(record: dict[str, Any] | None, scores: Scores) -> str:
-    return "not evaluated" if record is None else scores.percent(scores.of_record(record))
+def _score_table(last: dict[str, Any] | None, best: dict[str, Any] | None, scores: Scores) -> str:
+    """Return a row for each score of the last evaluation and of the best; empty before the first."""
+    if last is None or best is None:
+        return ""
+    now, then = scores.of_record(last), scores.of_record(best)
+    rows = "\n".join(
+        f"| {score.label} | {100 * now[score.name]:.2f} % | {100 * then.get(score.name, math.nan):.2f} % |"
+        for score in scores.shares
+        if score.name in now
+    )
+    best_label = scores.primary(then).label
+    return f"| score | step {last['step']:,} | best {best_label}: step {best['step']:,} |\n|---|---|---|\n{rows}\n\n"
 
 
 def _number(value: float | None, pattern: str) -> str:

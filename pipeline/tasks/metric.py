@@ -130,7 +130,3 @@ class Scores:
     def describe(self, values: Mapping[str, float]) -> str:
         """Return the shares among scores by name in words, such as `top-1 0.9694, top-5 0.9972`."""
         return ", ".join(f"{score.label} {values[score.name]:.4f}" for score in self.shares if score.name in values)
-
-    def percent(self, values: Mapping[str, float]) -> str:
-        """Return the shares among scores by name in percent, without their names; what is missing is `nan`."""
-        return ", ".join(f"{100 * values.get(score.name, math.nan):.2f} %" for score in self.shares)

@@ -57,7 +57,7 @@ def draw(path: Path, shown: Sequence[Shown], names: list[str]) -> None:
     rows = [_row(image, names) for image in shown]
     width, height = max(row.width for row in rows), sum(row.height + GAP for row in rows)
     picture = Image.new("RGB", (width, LINE + height), "white")
-    heading = f"true objects, found objects with a score of at least {SCORE}"
+    heading = f"left: true objects; right: found objects with a score of at least {SCORE}"
     ImageDraw.Draw(picture).text((2, 3), heading, fill="black", font=ImageFont.load_default())
     top = LINE
     for row in rows:
@@ -97,9 +97,13 @@ def draw_objects(
             covered = Image.fromarray(entry.mask.astype(np.uint8) * COVER)
             part.paste(_colour(entry.label), (0, 0, *drawn), covered.resize(drawn, Image.Resampling.NEAREST))
     pen = ImageDraw.Draw(part)
-    for entry in objects:
+    boxes = [[value * factor for value in entry.bbox] for entry in objects]
+    for entry, (x, y, width, height) in zip(objects, boxes, strict=True):
+        pen.rectangle((x, y, x + width, y + height), outline=_colour(entry.label), width=2)
+    # A text that a later box crosses could not be read.
+    for entry, (x, y, _, _) in zip(objects, boxes, strict=True):
         name = names[entry.label].split(",")[0].encode("latin-1", "replace").decode("latin-1")
-        _frame(pen, [value * factor for value in entry.bbox], _colour(entry.label), name + entry.text)
+        _write(pen, (x + 3, y + 2), _colour(entry.label), name + entry.text)
     return part
 
 
@@ -137,11 +141,9 @@ def _colour(label: int) -> str:
     return COLOURS[label % len(COLOURS)]
 
 
-def _frame(pen: ImageDraw.ImageDraw, bbox: Sequence[float], colour: str, text: str) -> None:
-    """Draw a box, and a text in its upper left corner, white on the box's colour."""
-    x, y, width, height = bbox
+def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], colour: str, text: str) -> None:
+    """Write a text, white on a colour."""
     font = ImageFont.load_default()
-    pen.rectangle((x, y, x + width, y + height), outline=colour, width=2)
-    left, top, right, bottom = pen.textbbox((x + 3, y + 2), text, font=font)
+    left, top, right, bottom = pen.textbbox(place, text, font=font)
     pen.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=colour)
-    pen.text((x + 3, y + 2), text, fill="white", font=font)
+    pen.text(place, text, fill="white", font=font)

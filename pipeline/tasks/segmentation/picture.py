@@ -1,5 +1,6 @@
 """Pictures of segmented images: beside each image the true and the predicted classes, and below them their names."""
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ GAP, LINE = 4, 18
 """Pixels between images, and of a line of text."""
 NAMED = 40
 """Greatest number of classes that are named, the largest ones."""
+FIRST = (64, 64, 64)
+"""Colour of the first class, which often is the background."""
+SHADES = ((0.9, 0.95), (0.55, 1.0), (0.85, 0.7))
+"""Saturation and value of the other classes, in turns."""
+GOLDEN = 0.618034
 UNLABELLED = (255, 255, 255)
 """Colour of pixels without a class."""
 
@@ -37,15 +43,14 @@ class Shown:
 def palette(num_classes: int) -> NDArray[np.uint8]:
     """Return a colour for each of 256 classes: uint8 [256, 3]; those from `num_classes` on get `UNLABELLED`.
 
-    The colours are those of Pascal VOC: the bits of the class are dealt to the highest bits of red, green and blue.
+    The first class is dark gray. The hues of the others go round the circle by the golden ratio, so that classes of
+    neighbouring numbers differ, and all are light enough to be told from the first.
     """
-    classes = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            if 3 * (7 - bit) + channel < 8:
-                colours[:, channel] |= (((classes >> (3 * (7 - bit) + channel)) & 1) << bit).astype(np.uint8)
-    colours[num_classes:] = UNLABELLED
+    colours = np.full((256, 3), UNLABELLED, np.uint8)
+    colours[0] = FIRST
+    for k in range(1, num_classes):
+        saturation, value = SHADES[k % len(SHADES)]
+        colours[k] = [round(255 * part) for part in colorsys.hsv_to_rgb(k * GOLDEN % 1, saturation, value)]
     return colours
 
 
@@ -68,7 +73,7 @@ def draw(path: Path, shown: Sequence[Shown], names: list[str]) -> None:
     height = sum(row.height + GAP for row in rows)
     picture = Image.new("RGB", (width, LINE + height + LINE * len(named)), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default()
-    pen.text((2, 3), "image, truth, prediction; white: no class", fill="black", font=font)
+    pen.text((2, 3), "left to right: image, truth, prediction; white: no class", fill="black", font=font)
     top = LINE
     for row in rows:
         picture.paste(row, (0, top))

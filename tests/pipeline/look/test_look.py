@@ -16,6 +16,7 @@ from pipeline.look.gallery import draw_pictures, write_picture
 from pipeline.look.images import choose_images
 from pipeline.look.pictures import side_of_half, varying_channels
 from pipeline.tasks import find_task
+from pipeline.tasks.segmentation.picture import palette
 from pipeline.tracking.client import open_client
 from pipeline.weights.card import ModelCard, Preprocessing, load_model_card, save_model_card
 from tests.support.small_shards import pack, photograph
@@ -87,8 +88,7 @@ def test_a_segmentation_is_coloured_by_its_classes():
     gray = np.full((40, 60, 3), 100, np.uint8)
     drawn = task.overlay(network, prepared, ["sky", "ground"], gray)
     assert drawn.shape == (320, 480, 3)
-    # The palette's second colour is red of 128.
-    assert drawn[5, 5].tolist() == [round(0.45 * 100 + 0.55 * 128), 45, 45]
+    assert drawn[5, 5].tolist() == [round(0.45 * 100 + 0.55 * part) for part in palette(2)[1].tolist()]
     assert len(np.unique(drawn[120:200, 180:300].reshape(-1, 3), axis=0)) > 1, "the class is named in the middle"
 
 
