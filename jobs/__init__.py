@@ -12,6 +12,7 @@ from jobs.job_report import describe_machine
 from jobs.leave import run_and_leave
 from jobs.notice import Notice, find_notices, notices_from_environment, too_short
 from jobs.partitions import NodeGroup, fit_resources, node_groups, with_cores
+from jobs.rendezvous import node_name
 from jobs.resources import Resources
 from jobs.slurm import Cluster, check_script, choose_cluster
 from jobs.snapshot import Code, take_snapshot
@@ -42,6 +43,7 @@ __all__ = [
     "fit_resources",
     "is_running_locally",
     "node_groups",
+    "node_name",
     "notices_from_environment",
     "private_directory",
     "run_and_leave",

@@ -39,6 +39,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "distillation.temperature",
         ),
     ),
+    ("must be greater than 1", lambda value: value > 1, ("slow_factor",)),
     (
         "must be 0 or more",
         lambda value: value >= 0,

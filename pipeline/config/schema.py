@@ -264,6 +264,8 @@ class TrainConfig:
     """With `on_non_finite skip`: the run stops if it would skip more batches than this."""
     collective_timeout_s: float = 600.0
     """Seconds that a rank waits for the others before the attempt ends with the names of the hanging ranks."""
+    slow_factor: float = 1.5
+    """A rank is called slow when its own work takes more than this many times that of the others."""
     audit_samples: bool = False
     """Write which rank read which sample to `RUN_DIR/audit/`."""
     profile: int = 0

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "keep_checkpoints",
         "log_every_steps",
         "collective_timeout_s",
+        "slow_factor",
         "audit_samples",
         "profile",
         "compile",

@@ -18,7 +18,8 @@ ATTEMPTS_NAME = "attempts.jsonl"
 
 `start` (finished steps, ranks, and the steps of the previous attempt that are computed again), `first_step` (where the
 start-up time went), `save` and `saved` (how long a checkpoint held up the training), `evaluate`, `back` (a return to a
-checkpoint, to skip a batch), `end` (the outcome, and where the time went)."""
+checkpoint, to skip a batch), `slow_rank`, `well_rank` and `hang` (`rank_troubles.py`),
+`end` (the outcome, and where the time went)."""
 REGISTERED_NAME = "registered.json"
 """The version that was registered last."""
 TEACHER_NAME = "teacher.json"
@@ -34,11 +35,11 @@ CHECKPOINTS = "checkpoints"
 MANIFEST_NAME = "manifest.json"
 """File of a checkpoint that is written last, with the digests of the others."""
 _TAIL_BYTES = 4096
-_WHOLE = ("step", "attempt", "world_size", "lost_steps")
+_WHOLE = ("step", "attempt", "world_size", "lost_steps", "rank", "slowest_rank")
 _TIMES = ("time", "began", "lost_until", "seconds", "stall_s", "lost_s", "step_s")
 _LATEST = 1e11
 """A greater number of seconds is no time: no calendar shows it."""
-_NUMBERS = ("loss", "grad_norm", "lr", "images_per_s", "data_wait", "epoch")
+_NUMBERS = ("loss", "grad_norm", "lr", "images_per_s", "data_wait", "others_wait", "slowest_ratio", "ratio", "epoch")
 _MAY_BE_MISSING = ("loss", "grad_norm")
 """Numbers that are null in the record of a batch that was skipped."""
 _STEP = "step_"

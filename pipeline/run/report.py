@@ -14,6 +14,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
+from pipeline.run.rank_troubles import describe_troubles
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
 from pipeline.run.usage import read_usage
 from pipeline.tasks import Scores
@@ -31,6 +32,8 @@ SAMPLES_NAME = "samples.png"
 """Pictures of the last evaluation, for tasks that draw some."""
 LISTED = 40
 """Greatest number of classes on the page: those with the lowest values."""
+LISTED_TROUBLES = 8
+"""Greatest number of slow or hanging ranks on the page: the latest."""
 _UNITS = ((3600, "hours"), (60, "minutes"))
 _COLOURS = {
     "finished": "tab:green",
@@ -124,6 +127,8 @@ def markdown(
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
         "used": read_usage(status.run_dir, status.attempts).describe(),
     }
+    if status.troubles:
+        rows["slow or hanging ranks"] = describe_troubles(status.troubles[-LISTED_TROUBLES:])
     setup = {
         "precision, ZeRO stage": f"{fields['precision']}, {fields['zero_stage']}",
         "code": config.code or "unknown",

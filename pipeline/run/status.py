@@ -20,6 +20,7 @@ from pipeline.run.files import (
     read_timed_metrics,
 )
 from pipeline.run.goodput import TimeSpent, run_spent
+from pipeline.run.rank_troubles import RankTrouble, rank_troubles
 from pipeline.run.sweep import FILE_NAME as SWEEP_NAME
 from pipeline.tasks import Metric
 
@@ -72,6 +73,8 @@ class RunStatus:
     """Where the time since the first start has gone; all zero before it."""
     registered: dict[str, Any] | None
     logs: Path
+    troubles: list[RankTrouble]
+    """Ranks that were slow or hung, in any attempt."""
 
     @property
     def goodput(self) -> float | None:
@@ -94,7 +97,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     """
     config = read_config(run_dir)
     now = time.time() if now is None else now
-    records = read_timed_metrics(run_dir)
+    records, events = read_timed_metrics(run_dir), read_events(run_dir)
     last = records[-1] if records else {}
     state, attempts = run_state(run_dir), read_attempts(run_dir, records)
     is_starting = state == "running" and not _has_begun(run_dir)
@@ -122,9 +125,10 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         remaining_s=(total - step) / rate if rate and total and state == "running" and not is_starting else None,
         checkpoint_step=saved if saved >= 0 else None,
         checkpoint_time=manifest.stat().st_mtime if manifest.exists() else None,
-        spent=run_spent(read_events(run_dir), records),
+        spent=run_spent(events, records),
         registered=read_registered(run_dir),
         logs=_logs(run_dir),
+        troubles=rank_troubles(events),
     )
 
 

@@ -21,6 +21,7 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         job: description of the run's job; None: not shown.
     """
     from pipeline.run.files import METRICS_NAME
+    from pipeline.run.rank_troubles import describe_troubles, present_troubles
     from pipeline.run.usage import read_usage
 
     rows = {"state": status.state, "attempt": _attempt(status), "step": _step(status)}
@@ -41,6 +42,11 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
         rows["time"] = status.spent.describe()
+    troubles = describe_troubles(
+        present_troubles(status.troubles, status.attempts[-1].number if status.attempts else 0)
+    )
+    if troubles:
+        rows["ranks"] = troubles
     if status.attempts:
         rows["used"] = read_usage(status.run_dir, status.attempts).describe()
     rows["tracking"] = _tracking(status, now)

@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
 from pipeline.run.config import RunConfig
-from pipeline.run.files import LOGS, TRACES, checkpoints
+from pipeline.run.files import LOGS, TRACES, checkpoints, read_events
+from pipeline.run.rank_troubles import describe_troubles, rank_troubles
 from pipeline.run.system import query_gpus
 from pipeline.tracking.metrics import evaluation_metrics
 from pipeline.tracking.state import TrackingState
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 CONFIGURATION = "configuration"
 DESCRIPTION_TAG = "mlflow.note.content"
+TROUBLES_TAG = "slow_or_hanging_ranks"
+MAX_TAG = 5000
+"""Number of characters that are kept of that tag: the latest ranks."""
 EXTERNAL_TAG = "mlflow.model.isExternal"
 """Tag of a logged model whose files MLflow does not hold: a checkpoint stays in the run's directory."""
 
@@ -145,6 +149,21 @@ def log_traces(client: "MlflowClient", run_dir: Path, state: TrackingState) -> b
         client.log_artifact(state.run_id, str(path), TRACES)
         state.traces.append(path.name)
     return bool(new)
+
+
+def log_rank_troubles(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Set the tag that names the ranks which were slow or hung.
+
+    Returns:
+        Whether `state.troubles` has changed.
+    """
+    assert state.run_id is not None
+    text = describe_troubles(rank_troubles(read_events(run_dir)))[-MAX_TAG:]
+    if text == state.troubles:
+        return False
+    client.set_tag(state.run_id, TROUBLES_TAG, text)
+    state.troubles = text
+    return True
 
 
 def log_report(client: "MlflowClient", run_id: str, run_dir: Path) -> None:

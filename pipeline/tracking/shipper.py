@@ -24,6 +24,7 @@ from pipeline.tracking.description import (
     link_checkpoints,
     log_description,
     log_job_reports,
+    log_rank_troubles,
     log_report,
     log_traces,
 )
@@ -146,7 +147,8 @@ class Shipper:
             self.save()
         self._ship_system()
         changes = [
-            log(self.client, self.run_dir, self.state) for log in (log_job_reports, log_traces, link_checkpoints)
+            log(self.client, self.run_dir, self.state)
+            for log in (log_job_reports, log_traces, log_rank_troubles, link_checkpoints)
         ]
         if any(changes):
             self.save()

@@ -48,6 +48,8 @@ class TrackingState:
     """File names of the jobs' reports that were sent."""
     traces: list[str] = field(default_factory=list)
     """File names of the profiler's traces that were sent."""
+    troubles: str = ""
+    """What was sent of the ranks that were slow or hung."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the last attempt."""
     status: str = "RUNNING"
@@ -101,6 +103,7 @@ def copied(state: TrackingState) -> TrackingState:
         checkpoints={},
         job_reports=[],
         traces=[],
+        troubles="",
         sent_status=None,
         links={"copied_from": state.run_id} if state.run_id else {},
     )

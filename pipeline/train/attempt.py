@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.common.errors import TrainingError
+from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.deepspeed_imports import import_deepspeed
 from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
 from pipeline.run import directory as run_directory
@@ -68,10 +69,11 @@ class Attempt:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
             recorder.lap("tracking")
-            training = Training(self._run_dir, world, recorder, self._tracker)
-            if not training.run(stop_requested):
-                return False
-            export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
+            with CollectiveTimer() as timer:
+                training = Training(self._run_dir, world, recorder, self._tracker, timer)
+                if not training.run(stop_requested):
+                    return False
+                export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
         except RuntimeError as error:
             silent = silent_ranks(error)
             if not silent:

@@ -20,6 +20,7 @@ from pipeline.config.checks import check
 from pipeline.config.serialise import digest
 from pipeline.data.audit import open_audit
 from pipeline.data.loader import StepBatches, TrainLoader, build_train_loader
+from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.distributed import World, broadcast_from_main, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
@@ -28,9 +29,11 @@ from pipeline.run.config import read_config
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
+from pipeline.train.hang_watch import HangWatch
 from pipeline.train.kernels import check_kernels
 from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
+from pipeline.train.rank_times import RankTimes
 from pipeline.train.record import step_record
 from pipeline.train.schedule import build_schedule, evaluation_is_due
 from pipeline.train.teacher import build_transform
@@ -42,7 +45,9 @@ from sharding import load_manifest
 class Training:
     """The parts of one attempt, built once; `run` is the loop."""
 
-    def __init__(self, run_dir: Path, world: World, recorder: Recorder, tracker: Tracker | None) -> None:
+    def __init__(
+        self, run_dir: Path, world: World, recorder: Recorder, tracker: Tracker | None, timer: CollectiveTimer
+    ) -> None:
         """Build the network, the engine and what surrounds them; no checkpoint is loaded yet.
 
         Args:
@@ -50,6 +55,7 @@ class Training:
             world: this process among the ranks.
             recorder: writes what rank 0 records.
             tracker: tells MLflow's worker how far the checkpoints reach; None but on rank 0.
+            timer: measures how long this rank waits for the others.
 
         Raises:
             ConfigError: the configuration does not fit this number of ranks.
@@ -85,7 +91,11 @@ class Training:
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
         self.transform = build_transform(config, [entry.wnid for entry in manifest.classes], run_dir, world, recorder)
-        self.evaluate = Evaluator(config, world, run_dir, [entry.name for entry in manifest.classes])
+        self.times = RankTimes(world, timer, recorder, config.slow_factor)
+        entered, timeout_s = lambda: timer.entered, config.collective_timeout_s
+        self.hang_watch = HangWatch(world, recorder, self.times.hosts, entered, timeout_s)
+        names = [entry.name for entry in manifest.classes]
+        self.evaluate = Evaluator(config, world, run_dir, names, self.hang_watch.alive)
         self.saver = Saver(
             store,
             self.engine,
@@ -101,11 +111,12 @@ class Training:
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Train to the end or until asked to stop; return whether the end was reached. Everything is saved by then."""
         try:
-            while True:
-                try:
-                    return self._run_from_checkpoint(stop_requested)
-                except NotFiniteError as problem:
-                    self._go_back(problem)
+            with self.hang_watch:
+                while True:
+                    try:
+                        return self._run_from_checkpoint(stop_requested)
+                    except NotFiniteError as problem:
+                        self._go_back(problem)
         finally:
             self.engine.close()
 
@@ -117,7 +128,7 @@ class Training:
         trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
         with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):
             audit = open_audit(config, self.run_dir, self.world.rank, start_step=step, keys=loader.keys)
-            began = time.monotonic()
+            began = self.times.begin()
             for batches in loader:
                 loss, grad_norm = self.engine.step(
                     (self.transform(batch, self.world.device) for batch in batches),
@@ -126,7 +137,10 @@ class Training:
                     update=step not in skipped,
                 )
                 self.ema.update()
-                stop, loss_sum, written = sum_over_ranks([float(stop_requested()), loss, saver.status])
+                stop, loss_sum, written, *places = sum_over_ranks(
+                    [float(stop_requested()), loss, saver.status, *self.times.to_send(step + 1)]
+                )
+                seconds = time.monotonic() - began
                 record = step_record(
                     config,
                     self.world,
@@ -135,9 +149,11 @@ class Training:
                     lr=self.schedule.lr_at(step),
                     grad_norm=grad_norm,
                     loss_scale=self.engine.scaler.scale,
-                    seconds=time.monotonic() - began,
+                    seconds=seconds,
                     data_wait_s=loader.data_wait_s,
+                    others_wait_s=self.times.end(seconds, loader.data_wait_s),
                 )
+                record |= self.times.received(step + 1, places)
                 if step in skipped:
                     record |= {"loss": None, "grad_norm": None, "skipped": True}
                 else:
@@ -157,9 +173,10 @@ class Training:
                     saver.start(step, self.task.scores.metric_of_record(record))
                 self._track()
                 trace.step()
+                self.hang_watch.step(step)
                 if stop and step < total:
                     break
-                began = time.monotonic()
+                began = self.times.begin()
         return self._finish(step)
 
     def _restore(self) -> int:

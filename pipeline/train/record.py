@@ -21,6 +21,7 @@ def step_record(
     loss_scale: float,
     seconds: float,
     data_wait_s: float,
+    others_wait_s: float,
 ) -> dict[str, Any]:
     """The record of a finished step.
 
@@ -34,6 +35,7 @@ def step_record(
         loss_scale: factor of the loss under fp16.
         seconds: duration of the step, with the time it waited for its batches.
         data_wait_s: seconds of it that this rank waited for its batches.
+        others_wait_s: seconds of it that this rank waited for other ranks.
     """
     record: dict[str, Any] = {
         "step": step,
@@ -44,6 +46,7 @@ def step_record(
         "images_per_s": config.global_batch_size / seconds,
         "step_s": seconds,
         "data_wait": min(1.0, data_wait_s / seconds),
+        "others_wait": min(1.0, others_wait_s / seconds),
         "memory_mb": peak_memory_mb(world),
     }
     if config.precision == "fp16":

@@ -1,6 +1,7 @@
 """The scores of the averaged weights during a training."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ class Evaluator:
         unwritten: why rank 0 could not write the last evaluation for the report; None: it could.
     """
 
-    def __init__(self, config: TrainConfig, world: World, run_dir: Path, names: list[str]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        run_dir: Path,
+        names: list[str],
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         """Build a second network, which gets the averaged weights at each evaluation.
 
         Args:
@@ -34,7 +42,9 @@ class Evaluator:
             world: this process among the ranks.
             run_dir: of the run, whose report gets what rank 0 measures of each class, and its pictures.
             names: name of each class.
+            alive: called after each batch.
         """
+        self._alive = alive
         self._config, self._world, self._num_classes = config, world, len(names)
         self._run_dir, self._names = run_dir, names
         self.suspicion: str | None = None
@@ -65,6 +75,7 @@ class Evaluator:
         ):
             for batch in loader:
                 evaluator.add(self._model, batch)
+                self._alive()
         if evaluator.is_gathered:
             return self._on_main(evaluator, join_on_main(evaluator.sums()), step)
         sums = sum_over_ranks(evaluator.sums())

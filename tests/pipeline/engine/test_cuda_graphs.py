@@ -26,6 +26,7 @@ from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import MixConfig, ModelConfig, OptimizerConfig, TrainConfig
+from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.cuda_graphs import Graphed, Part, Record, Recorded, record_cuda_graphs
 from pipeline.engine.distributed import World, join_world, leave_world
 from pipeline.engine.ema import Ema
@@ -322,4 +323,4 @@ def test_cuda_graphs_are_refused_on_a_cpu(tmp_path: Path):
     run_directory.prepare(tmp_path / "run", TrainConfig(cuda_graphs=True), {})
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     with pytest.raises(TrainingError, match=r"--train\.cuda-graphs needs GPUs"):
-        Training(tmp_path / "run", world, cast("Any", None), None)
+        Training(tmp_path / "run", world, cast("Any", None), None, CollectiveTimer())
