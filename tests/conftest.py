@@ -51,9 +51,9 @@ LONGEST = (
 
 LEFT_OUT = {
     "slow": "minutes long: run with -m slow",
-    "thorough": "like a test that is run, but longer: run with -m thorough, as CI does",
+    "thorough": "like a test that is run, but longer: run with --thorough, as CI does",
 }
-"""Marks of tests that run only where `-m` names the mark, and why they are left out elsewhere."""
+"""Marks of tests that run only where `-m` or an option names the mark, and why they are left out elsewhere."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -69,6 +69,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     return ByFile(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--thorough`."""
+    parser.addoption("--thorough", action="store_true", help="run the tests that are marked `thorough` too")
+
+
 def pytest_configure() -> None:
     """Accept SIGINT, here and in the programs under test, also if a shell script started pytest in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -76,12 +81,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip `slow` and `thorough` tests unless `-m` names their mark."""
+    """Put the longest files first, and skip `slow` and `thorough` tests unless `-m` or an option names their mark."""
     items.sort(
         key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
     )
     for mark, reason in LEFT_OUT.items():
-        if mark in (config.option.markexpr or ""):
+        if mark in (config.option.markexpr or "") or config.getoption(mark, False):
             continue
         for item in items:
             if item.get_closest_marker(mark):

@@ -127,6 +127,7 @@ def killed_demo(workplace: Workplace) -> None:
     assert {r["attempt"] for r in workplace.records("killed")} == {1, 2}
 
 
+@pytest.mark.thorough
 def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str, told: Listener):
     run = workplace.folder / "demo"
     card = json.loads((run / "export" / "model.json").read_text())
@@ -145,6 +146,7 @@ def test_demo_ends_with_a_registered_model(workplace: Workplace, demo: str, told
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("demo")
 def test_the_demos_trace_has_two_steps_of_each_rank_and_is_in_mlflow(workplace: Workplace):
     import mlflow
@@ -282,6 +284,7 @@ def test_a_rank_that_aborts_and_ctrl_c_during_the_registration_leave_a_registere
     assert (run / "registered.json").exists()
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_not_trained_again(workplace: Workplace, demo: str):
     before = (workplace.folder / "demo" / "metrics.jsonl").read_bytes()
     output = workplace.run("pipeline.launch", *SHORT_DEMO, "--run-dir", str(workplace.folder / "demo"))

@@ -96,6 +96,7 @@ def test_a_launch_begins_again_where_every_checkpoint_is_damaged(tmp_path: Path,
     assert "begins again" not in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_of_two_copies_that_do_not_see_each_other_the_second_to_go_on_gets_a_run_of_its_own(tmp_path: Path, caplog):
     uri = new_store(tmp_path)
     here, there = trained(tmp_path, uri), tmp_path / "there"

@@ -60,6 +60,7 @@ def test_the_page_says_what_it_is_and_how_to_load_it(run, folder):
     assert "transxnet.transxnet_n(pretrained=" in page
 
 
+@pytest.mark.thorough
 def test_the_page_shows_what_the_model_sees(run, digits, tmp_path):
     shard = next(digits.glob("*-validation-*.tar"))
     assert main(str(run), to=str(tmp_path / "model"), images=(str(shard),)) == 0

@@ -48,6 +48,7 @@ def in_wandb(run_dir: Path, name: str) -> list[tuple[int, float]]:
     return found
 
 
+@pytest.mark.thorough
 def test_an_offline_run_has_the_steps_that_no_resumed_run_computes_again(run_dir):
     append_records(run_dir, range(1, 11))
     write_checkpoint(run_dir, 6)

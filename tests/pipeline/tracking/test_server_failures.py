@@ -23,20 +23,17 @@ RETRIES = 1
 """Retries of MLflow's client, which the worker does not see."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def launched(request, tmp_path_factory):
-    """A tracking server that starts while the first tests run; not launched where no selected test needs it."""
-    folder = tmp_path_factory.mktemp("server")
-    server = MlflowServer(folder, store=new_store(folder))
-    if any("server" in item.fixturenames for item in request.session.items if item.path == request.path):
-        server.launch()
-    yield server
-    server.kill()
-
-
 @pytest.fixture(scope="module")
-def server(launched):
-    return launched.start()
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with MlflowServer(folder, store=new_store(folder)) as running:
+        yield running
+
+
+@pytest.fixture(params=["database", pytest.param("server", marks=pytest.mark.thorough)])
+def answering_uri(request, tmp_path):
+    """URI of a store that answers."""
+    return new_store(tmp_path / "store") if request.param == "database" else request.getfixturevalue("server").uri
 
 
 def shipped_step(run_dir: Path) -> int:
@@ -44,7 +41,7 @@ def shipped_step(run_dir: Path) -> int:
     return -1 if state is None else state.shipped_step
 
 
-def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, server, capfd, caplog):
+def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, answering_uri, capfd, caplog):
     port = free_port()
     run_dir, config = new_run(tmp_path, f"http://127.0.0.1:{port}")
     began = time.monotonic()
@@ -69,8 +66,8 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     assert f"python -m pipeline.status --sync {run_dir}" in caplog.text
     assert tracker.run_id is None
 
-    # The same run with a server that answers.
-    (run_dir / "config.json").write_text(json.dumps({**config, "tracking_uri": server.uri}))
+    # The same run with a store that answers.
+    (run_dir / "config.json").write_text(json.dumps({**config, "tracking_uri": answering_uri}))
     assert "status FINISHED" in sync_run(run_dir)
     assert "nothing was missing" in sync_run(run_dir)
     progress.show("", Update(state="COMPLETED"))
@@ -78,9 +75,9 @@ def test_an_unreachable_server_is_reported_once_and_synced_later(tmp_path, serve
     shown = "\n".join([*format_run(read_status(run_dir), time.time()), *format_table([read_status(run_dir)], tmp_path)])
     assert "up to step 10\n" in shown
     assert "unsent" not in shown
-    run = open_client(server.uri).get_run(load_state(run_dir).run_id)
+    run = open_client(answering_uri).get_run(load_state(run_dir).run_id)
     assert run.info.status == "FINISHED"
-    assert history(server.uri, run.info.run_id) == list(range(1, 11))
+    assert history(answering_uri, run.info.run_id) == list(range(1, 11))
 
 
 @pytest.mark.slow

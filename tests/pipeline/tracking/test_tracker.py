@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.run import system as tracking_system
 from pipeline.tracking import worker as tracking_worker
-from pipeline.tracking.client import open_client, resolve_tracking_uri
+from pipeline.tracking.client import open_client
 from pipeline.tracking.shipper import Shipper
 from pipeline.tracking.state import load_state
 from pipeline.tracking.tracker import Tracker
@@ -26,7 +26,7 @@ from tests.support.tracking_servers import wait_for
 
 
 def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
-    uri = resolve_tracking_uri(tmp_path)
+    uri = new_store(tmp_path)
     run_dir, config = new_run(tmp_path / "runs", uri)
     tracker = Tracker.start(run_dir, attempt=1, world_size=2, tags={"job_id": "7"})
     append_records(run_dir, range(1, 26))

@@ -171,6 +171,7 @@ def test_an_attempt_without_any_checkpoint_ends_and_keeps_the_records(tmp_path: 
     assert (run_dir / "metrics.jsonl").read_bytes() == records
 
 
+@pytest.mark.thorough
 def test_a_configuration_that_does_not_fit_the_ranks_is_one_line(tmp_path: Path):
     """Torchrun starts any number of ranks, and a file can be edited."""
     pack(tmp_path / "shards", (17, 12))

@@ -76,6 +76,7 @@ def refusal_on(world: World, run_dir: Path, training: Any) -> str:
     return str(refusal.value)
 
 
+@pytest.mark.thorough
 def test_every_rank_refuses_a_teacher_that_has_changed_since_the_run_began(tmp_path):
     source = write_teacher(tmp_path / "teacher.pth")
     record_teacher(tmp_path, load_teacher(source, IDS, 32))

@@ -40,10 +40,6 @@ def _operator_tests() -> list[str]:
     return files
 
 
-def test_attention_and_dynamic_convolution_match_their_references():
-    _pytest(str(KERNELS / "test_token_mixing.py"))
-
-
 @pytest.mark.thorough
 def test_operators_match_their_references():
     _pytest(*_operator_tests())
