@@ -16,6 +16,9 @@ from sharding.manifest import ClassInfo
 
 __all__ = ["CocoImage", "CocoSet", "check_target", "collect_objects", "read_coco", "target_member"]
 
+FAR = 10
+"""Sides of an image that a point of an object may lie beyond it."""
+
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
@@ -55,14 +58,15 @@ class CocoSet:
 def read_coco(content: bytes, where: str) -> CocoSet:
     """Read an annotation file.
 
-    A fault of one annotation is listed; a file whose images or categories contradict each other is refused.
+    A fault of one annotation is listed; a file whose categories contradict each other is refused. Images that share an
+    id or a file are listed as well, and left out with their annotations: it is unknown which image those are of.
 
     Args:
         content: of the file.
         where: its name, for messages.
 
     Raises:
-        SourceError: it is no annotation file, or an id or a file name of an image occurs twice.
+        SourceError: it is no annotation file, or the id of a category occurs twice.
     """
     try:
         entries = json.loads(content)
@@ -79,19 +83,35 @@ def read_coco(content: bytes, where: str) -> CocoSet:
         ) from error
     if not categories or len(categories) != len(entries["categories"]):
         raise SourceError(f"{where} has {len(entries['categories'])} categories with {len(categories)} different ids")
-    for what in ("number", "file_name"):
-        seen: dict[Any, CocoImage] = {}
-        for image in images:
-            first = seen.setdefault(getattr(image, what), image)
-            if first is not image:
-                raise SourceError(
-                    f"{where} names two images with the same {'id' if what == 'number' else 'file'}: id {first.number} "
-                    f"({first.file_name}) and id {image.number} ({image.file_name}). Remove one"
-                )
     for image in images:
         if image.width < 1 or image.height < 1:
             raise SourceError(f"{where}: image {image.number} has {image.width} x {image.height} pixels")
-    return collect_objects(images, categories, _named(annotations, where))
+    doubled = list(_doubled(images))
+    unclear = {image.number for pair, _ in doubled for image in pair}
+    faults = [
+        (f"{where}:", f"images {a.number} ({a.file_name}) and {b.number} ({b.file_name}) have the same {what}")
+        for (a, b), what in doubled
+    ]
+    clear = (found for found in annotations if not _is_of(found, unclear))
+    rest = [image for image in images if image.number not in unclear]
+    return collect_objects(rest, categories, (*faults, *_named(clear, where)))
+
+
+def _is_of(annotation: Any, numbers: set[int]) -> bool:
+    number = annotation.get("image_id") if isinstance(annotation, dict) else None
+    return isinstance(number, int) and number in numbers
+
+
+def _doubled(images: Iterable[CocoImage]) -> Iterator[tuple[tuple[CocoImage, CocoImage], str]]:
+    """Yield each image that shares its id or its file with an earlier one, after that one, and what they share."""
+    numbers: dict[int, CocoImage] = {}
+    files: dict[str, CocoImage] = {}
+    for image in images:
+        first, other = numbers.setdefault(image.number, image), files.setdefault(image.file_name, image)
+        if first is not image:
+            yield (first, image), "id"
+        elif other is not image:
+            yield (other, image), "file"
 
 
 def collect_objects(
@@ -199,6 +219,8 @@ def _fault(annotation: Mapping[str, Any], labels: Mapping[int, int], images: Map
         return f"of image {image.number} has an empty box {box}"
     if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
         return f"of image {image.number} has the box {box} outside its {image.width} x {image.height} pixels"
+    if _is_far([x, y, x + width, y + height], image):
+        return f"of image {image.number} has the box {box} far beyond its {image.width} x {image.height} pixels"
     if "area" in annotation and not (_is_number(annotation["area"]) and annotation["area"] >= 0):
         return f"of image {image.number} has the area {annotation['area']}; it is a number of pixels"
     if annotation.get("iscrowd", 0) not in (0, 1):
@@ -225,7 +247,18 @@ def _fault_of_segmentation(segmentation: Any, image: CocoImage) -> str | None:
             return f"of image {image.number} has a polygon that is no list of x, y"
         if len(polygon) < 6:
             return f"of image {image.number} has a polygon with {len(polygon) // 2} points; it needs three"
+        if _is_far(polygon, image):
+            return f"of image {image.number} has a polygon far beyond its {image.width} x {image.height} pixels"
     return None
+
+
+def _is_far(points: list[float], image: CocoImage) -> bool:
+    """Return whether one of the points x, y, x, y, ... lies beyond an image by more than `FAR` of its sides.
+
+    What draws a polygon into a mask takes memory and time for each pixel of its outline, in the image or beyond it.
+    """
+    sides = (image.width, image.height)
+    return not all(-FAR * sides[k % 2] <= value <= (1 + FAR) * sides[k % 2] for k, value in enumerate(points))
 
 
 def _unpacked(counts: str) -> list[int] | None:
