@@ -9,6 +9,8 @@ __all__ = ["AnchorGrid", "flatten_levels", "padded_size"]
 
 MULTIPLE = 32
 RATIOS = (0.5, 1.0, 2.0)
+_PLACE = 12
+"""Bits of a row or a column in the number of an anchor: 4,096 cells, 16,384 pixels at a stride of 4."""
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -54,6 +56,18 @@ class AnchorGrid:
             x = torch.arange(columns, device=device, dtype=torch.float32) * stride
             shift = torch.stack((x.repeat(rows), y.repeat_interleave(columns)) * 2, dim=1)
             levels.append((shift[:, None] + base.to(device)).flatten(0, 1))
+        return levels
+
+    def names(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """Return a number of each anchor, int64, in the order of `boxes`: a function of its place alone.
+
+        It does not depend on the sizes of the levels, so an anchor has the same one in a batch that is padded to more.
+        """
+        levels = []
+        for level, (rows, columns) in enumerate(sizes):
+            row, column, kind = (torch.arange(n, device=device) for n in (rows, columns, self.per_cell))
+            place = (row[:, None] << _PLACE) + column
+            levels.append((((level << 2 * _PLACE) + place[..., None]) * self.per_cell + kind).flatten())
         return levels
 
     def valid(self, sizes: Sequence[tuple[int, int]], image: tuple[int, int], device: torch.device) -> Tensor:

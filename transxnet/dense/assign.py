@@ -14,7 +14,7 @@ NEGATIVE, IGNORED = -1, -2
 CHUNK = 128
 """Truths whose overlaps are computed at a time, so that an image with a thousand objects fits the memory."""
 Choose = Callable[[Tensor, int, int], Tensor]
-"""A choice of `number` of the candidates' indices by a key: `choose(candidates, number, key)`."""
+"""A choice among candidates by a key: `choose(names, number, key)` returns `number` places in `names` `[K]`."""
 _WORD = 0xFFFFFFFF
 
 
@@ -66,7 +66,9 @@ class Sampled(NamedTuple):
     negative: Tensor
 
 
-def sample(assigned: Tensor, number: int, most_positive: int, choose: Choose, draw: int) -> Sampled:
+def sample(
+    assigned: Tensor, number: int, most_positive: int, choose: Choose, draw: int, names: Tensor | None = None
+) -> Sampled:
     """Return at most `number` boxes, of which at most `most_positive` are positive; negative ones fill up.
 
     Args:
@@ -75,26 +77,29 @@ def sample(assigned: Tensor, number: int, most_positive: int, choose: Choose, dr
         most_positive: the most positive ones.
         choose: how to choose where there are more candidates than needed.
         draw: the key of this image's choices.
+        names: `[K]` int64, by which boxes are chosen; None: their indices.
     """
-    positive = _choose((assigned >= 0).nonzero().flatten(), most_positive, choose, mix(draw, 1))
+    names = torch.arange(len(assigned), device=assigned.device) if names is None else names
+    positive = _choose((assigned >= 0).nonzero().flatten(), names, most_positive, choose, mix(draw, 1))
     negative = (assigned == NEGATIVE).nonzero().flatten()
-    return Sampled(positive, _choose(negative, number - len(positive), choose, mix(draw, 2)))
+    return Sampled(positive, _choose(negative, names, number - len(positive), choose, mix(draw, 2)))
 
 
-def _choose(candidates: Tensor, number: int, choose: Choose, key: int) -> Tensor:
+def _choose(candidates: Tensor, names: Tensor, number: int, choose: Choose, key: int) -> Tensor:
     if len(candidates) <= number:
         return candidates
-    return choose(candidates, number, key).sort().values
+    return candidates[choose(names[candidates], number, key)].sort().values
 
 
-def keyed_choice(candidates: Tensor, number: int, key: int) -> Tensor:
-    """Return a random choice of `number` candidates that is a function of the candidates' values and `key` alone.
+def keyed_choice(names: Tensor, number: int, key: int) -> Tensor:
+    """Return the places of `number` candidates, a random choice that is a function of their names and `key` alone.
 
-    Each candidate `[K]` int64 is hashed with the key, and those with the smallest hashes are chosen: no generator's
-    state, and the same choice on every device.
+    Each name, of `[K]` int64, is hashed with the key, and those with the smallest hashes are chosen: no generator's
+    state, and the same choice on every device. Whether a candidate is chosen depends on the others only by whether
+    enough of them have smaller hashes, so a candidate more or less changes one choice.
     """
-    hashed = _scramble(_scramble(candidates & _WORD ^ (key & _WORD)) ^ (key >> 32 & _WORD))
-    return candidates[hashed.sort(stable=True).indices[:number]]
+    hashed = _scramble(_scramble(names & _WORD ^ (key & _WORD)) ^ (key >> 32 & _WORD))
+    return hashed.sort(stable=True).indices[:number]
 
 
 def _scramble(x: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Regions(NamedTuple):
 
 def sample_regions(
     proposals: Tensor,
+    names: Tensor,
     boxes: Tensor,
     choose: Choose,
     draw: int,
@@ -62,9 +63,12 @@ def sample_regions(
     """Return the regions of an image that the losses count.
 
     The proposals are assigned first. Then the objects' own boxes are put before them, each assigned to itself.
+    Proposals are chosen by their anchors, not by their ranks: where two scores are equal but for rounding, the ranks
+    depend on the order in which gradients were summed, and with it on the number of processes.
 
     Args:
         proposals: `[P, 4]`, best first.
+        names: `[P]` int64, different numbers from 0 that say which proposal it is, whatever its rank: its anchor.
         boxes: `[G, 4]` of the image's objects.
         choose: how to choose where there are more candidates than needed.
         draw: the key of this image's choices.
@@ -73,7 +77,8 @@ def sample_regions(
     """
     assigned = torch.cat((torch.arange(len(boxes), device=boxes.device), assign(proposals, boxes, ASSIGNMENT)))
     candidates = torch.cat((boxes.to(proposals.dtype), proposals))
-    chosen = sample(assigned, samples, most_positive, choose, draw)
+    own = -1 - torch.arange(len(boxes), device=boxes.device)
+    chosen = sample(assigned, samples, most_positive, choose, draw, torch.cat((own, names)))
     return Regions(candidates[torch.cat(chosen)], assigned[chosen.positive], chosen)
 
 
@@ -81,8 +86,8 @@ class MaskRCNN(nn.Module):
     """Backbone with norms on its maps, feature pyramid P2 to P6, region proposals, box head, mask head.
 
     Attributes:
-        choose: how the samplers choose among candidates: `choose(candidates, number, key)`. By default a hash of the
-            candidate and the key, so that a choice depends on the image's draw alone.
+        choose: how the samplers choose among candidates: `choose(names, number, key)`. By default by a hash of a
+            candidate's name and the key, so that a choice depends on the candidates and the image's draw alone.
     """
 
     def __init__(
@@ -140,10 +145,11 @@ class MaskRCNN(nn.Module):
         levels = self.levels(images, sizes)
         predictions = self.rpn(levels)
         losses = self.rpn.losses(predictions, sizes, boxes, self.choose, [mix(draw, RPN) for draw in draws])
-        proposals = [found for found, _ in self.rpn.propose(predictions, sizes)]
         regions = [
-            sample_regions(of_image, truths, self.choose, mix(draw, ROI), self.samples, self.most_positive)
-            for of_image, truths, draw in zip(proposals, boxes, draws, strict=True)
+            sample_regions(
+                found.boxes, found.anchors, truths, self.choose, mix(draw, ROI), self.samples, self.most_positive
+            )
+            for found, truths, draw in zip(self.rpn.propose(predictions, sizes), boxes, draws, strict=True)
         ]
         return {**losses, **self.region_losses(levels, regions, boxes, labels, masks)}
 
@@ -197,7 +203,7 @@ class MaskRCNN(nn.Module):
                 default in those of the batch.
         """
         levels = self.levels(images, sizes)
-        proposals = [found for found, _ in self.rpn.propose(self.rpn(levels), sizes)]
+        proposals = [found.boxes for found in self.rpn.propose(self.rpn(levels), sizes)]
         return self.detect_regions(levels, proposals, sizes, original_sizes or sizes)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from transxnet.dense.boxes import clip_boxes, decode_boxes, encode_boxes, suppre
 from transxnet.dense.fpn import CHANNELS
 from transxnet.dense.losses import at_least_fp32
 
-__all__ = ["STRIDES", "Predictions", "ProposalNetwork"]
+__all__ = ["STRIDES", "Predictions", "ProposalNetwork", "Proposals"]
 
 STRIDES = (4, 8, 16, 32, 64)
 SCALES = (8.0,)
@@ -41,6 +41,20 @@ class Predictions(NamedTuple):
     def grid(self) -> list[tuple[int, int]]:
         """Return (rows, columns) of each level."""
         return [(x.shape[-2], x.shape[-1]) for x in self.logits]
+
+
+class Proposals(NamedTuple):
+    """The proposals of an image, best first.
+
+    Attributes:
+        boxes: `[P, 4]`.
+        scores: `[P]`, in (0, 1).
+        anchors: `[P]` int64, the anchor that each was made of (`AnchorGrid.names`).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    anchors: Tensor
 
 
 class ProposalNetwork(nn.Module):
@@ -123,14 +137,15 @@ class ProposalNetwork(nn.Module):
         return {"loss_rpn_cls": class_loss / count, "loss_rpn_bbox": box_loss / count}
 
     @torch.no_grad()
-    def propose(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        """Return the proposals of each image, `[P, 4]` and their scores `[P]`, best first; P is at most 1000.
+    def propose(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+        """Return the proposals of each image, at most 1000.
 
         In training more candidates of each level take part than in inference.
         """
         candidates = TRAINING_CANDIDATES if self.training else CANDIDATES
         grid = predictions.grid()
         anchors = self.anchors.boxes(grid, predictions.logits[0].device)
+        names = self.anchors.names(grid, predictions.logits[0].device)
         found = []
         for image, size in enumerate(sizes):
             parts = []
@@ -140,10 +155,9 @@ class ProposalNetwork(nn.Module):
                 scores, order = scores[:candidates], order[:candidates]
                 chosen = at_least_fp32(flatten_levels([deltas[image : image + 1]], 4)[0, order])
                 boxes = clip_boxes(decode_boxes(anchors[level][order], chosen), size)
-                parts.append((boxes, scores, torch.full_like(order, level)))
-            boxes, scores, levels = (torch.cat(column) for column in zip(*parts, strict=True))
+                parts.append((boxes, scores, torch.full_like(order, level), names[level][order]))
+            boxes, scores, levels, name = (torch.cat(column) for column in zip(*parts, strict=True))
             whole = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero().flatten()
-            boxes, scores, levels = boxes[whole], scores[whole], levels[whole]
-            keep = suppress(boxes, scores, levels, OVERLAP, PROPOSALS)
-            found.append((boxes[keep], scores[keep]))
+            keep = whole[suppress(boxes[whole], scores[whole], levels[whole], OVERLAP, PROPOSALS)]
+            found.append(Proposals(boxes[keep], scores[keep], name[keep]))
         return found

@@ -26,6 +26,17 @@ def test_anchors_are_centred_on_corners_and_ordered_by_ratio_then_scale():
     assert (level[12] - level[0]).tolist() == [0, 8, 0, 8]
 
 
+def test_an_anchor_has_the_same_number_in_a_batch_that_is_padded_to_more():
+    grid = AnchorGrid((8, 64), (1.0,))
+    small, large = (
+        (torch.cat(grid.names(sizes, torch.device("cpu"))), torch.cat(grid.boxes(sizes, torch.device("cpu"))))
+        for sizes in ([(8, 9), (1, 2)], [(12, 16), (2, 2)])
+    )
+    assert len(set(large[0].tolist())) == len(large[0]) == len(large[1])
+    of_large = dict(zip(large[0].tolist(), large[1].tolist(), strict=True))
+    assert [of_large[name] for name in small[0].tolist()] == small[1].tolist()
+
+
 def test_anchors_beyond_an_images_own_padding_are_not_valid():
     grid = AnchorGrid((8, 64), (1.0,))
     assert padded_size((33, 64)) == (64, 64)
@@ -86,6 +97,14 @@ def test_samples_fill_up_with_negatives_and_depend_on_the_key_alone():
     assert all(torch.equal(a, b) for a, b in zip(chosen, again, strict=True))
     other = sample(assigned, 60, 20, keyed_choice, 8)
     assert not torch.equal(chosen.negative, other.negative)
+    # Boxes are chosen by their names, wherever they stand, and one box less changes one choice.
+    names, order = torch.arange(300) * 7, torch.randperm(300)
+    moved = sample(assigned[order], 60, 20, keyed_choice, 7, names[order])
+    by_name = sample(assigned, 60, 20, keyed_choice, 7, names)
+    for a, b in zip(moved, by_name, strict=True):
+        assert set(names[order][a].tolist()) == set(names[b].tolist())
+    without = sample(assigned[1:], 60, 20, keyed_choice, 7, names[1:])
+    assert len(set(names[1:][without.positive].tolist()) - set(names[by_name.positive].tolist())) <= 1
     few = sample(assigned[:9], 60, 20, keyed_choice, 7)
     assert (few.positive.tolist(), few.negative.tolist()) == ([0, 3, 6], [1, 4, 7])
     # The sampler's own state is none: recorded, so that it stays the same on every machine.

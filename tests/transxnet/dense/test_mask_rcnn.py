@@ -12,6 +12,7 @@ from transxnet.dense import box_head, mask_head
 from transxnet.dense.anchors import padded_size
 from transxnet.dense.mask_rcnn import POOLED, sample_regions
 from transxnet.dense.roi import pool_regions, region_levels
+from transxnet.dense.rpn import Predictions, ProposalNetwork
 
 # The number of parameters, and the sha256 of the sorted lines "key shape" with upstream's names (`names_digest`). When
 # recorded, T, S and B equalled the authors' lists.
@@ -25,9 +26,9 @@ NAMES = {
 LOSSES = {
     "loss_rpn_cls": 0.551462,
     "loss_rpn_bbox": 0.25785,
-    "loss_cls": 1.684323,
-    "loss_bbox": 1.144494,
-    "loss_mask": 0.724254,
+    "loss_cls": 1.800871,
+    "loss_bbox": 1.254496,
+    "loss_mask": 0.726755,
 }
 DRAWS = [11, 12]
 
@@ -44,7 +45,19 @@ def test_parameters_and_names_do_not_change(variant: str):
 def test_losses_do_not_change():
     network = filled(dense.mask_rcnn("n", 3, image_size=32)).train()
     losses = network(batch(), SIZES, BOXES, LABELS, masks(BOXES), DRAWS)
-    assert {key: value.item() for key, value in losses.items()} == pytest.approx(LOSSES, rel=1e-2)
+    assert {key: value.item() for key, value in losses.items()} == pytest.approx(LOSSES, rel=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_has_at_most_a_thousand_proposals(training: bool):
+    network = ProposalNetwork(64).train(training)
+    torch.manual_seed(0)
+    grid = [(64 >> level, 80 >> level) for level in range(5)]
+    logits = [torch.randn(1, 3, rows, columns) for rows, columns in grid]
+    deltas = [torch.zeros(1, 12, rows, columns) for rows, columns in grid]
+    [found] = network.propose(Predictions(logits, deltas), [(256, 320)])
+    assert len(found.boxes) == len(found.anchors.unique()) == 1000
+    assert (found.scores.diff() <= 0).all()
 
 
 @pytest.mark.thorough
@@ -63,6 +76,26 @@ def test_a_step_is_a_function_of_the_draws_alone():
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert losses[0].item() == losses[1].item() != losses[2].item()
+
+
+def test_the_ranks_of_proposals_do_not_decide_which_are_sampled(monkeypatch: pytest.MonkeyPatch):
+    """Scores that are equal but for rounding change places when gradients are summed in another order."""
+    torch.manual_seed(5)
+    network = dense.mask_rcnn("n", 3, image_size=32, drop_path_rate=0.0).train()
+    losses = network(batch(), SIZES, BOXES, LABELS, masks(BOXES), DRAWS)
+    propose, counts = network.rpn.propose, []
+
+    def reversed_ranks(*inputs):
+        found = propose(*inputs)
+        counts.extend(len(of_image.boxes) for of_image in found)
+        return [type(of_image)(*(column.flip(0) for column in of_image)) for of_image in found]
+
+    monkeypatch.setattr(network.rpn, "propose", reversed_ranks)
+    again = network(batch(), SIZES, BOXES, LABELS, masks(BOXES), DRAWS)
+    assert min(counts) > 2 * network.samples
+    assert {key: value.item() for key, value in again.items()} == pytest.approx(
+        {key: value.item() for key, value in losses.items()}, rel=1e-5
+    )
 
 
 def test_images_without_objects_train_and_have_no_box_and_mask_loss():
@@ -104,9 +137,9 @@ def test_masks_that_do_not_fit_are_refused():
         network(batch(), SIZES, BOXES, LABELS, [first, second[:1]], DRAWS)
 
 
-def evenly(candidates: Tensor, number: int, key: int) -> Tensor:
+def evenly(names: Tensor, number: int, key: int) -> Tensor:
     """The written rule of the reference values in place of a random choice."""
-    return reference.rules().choose(candidates, number)
+    return reference.rules().choose(torch.arange(len(names)), number)
 
 
 def build() -> dense.MaskRCNN:
@@ -131,7 +164,7 @@ def test_outputs_detections_and_masks_are_upstreams():
         for name, tensors in zip(("stage_maps", "neck", "rpn_cls", "rpn_reg"), found, strict=True):
             for actual, summary in zip(tensors, expected[name], strict=True):
                 reference.assert_summary(actual, summary, **NEAR)
-        ((boxes, scores),) = network.rpn.propose(predictions, [size])
+        ((boxes, scores, _),) = network.rpn.propose(predictions, [size])
         proposals = expected["proposals"]
         assert len(boxes) == proposals["count"]
         first = torch.cat((boxes, scores[:, None]), dim=1)[:20]
@@ -184,7 +217,7 @@ def test_sampling_losses_gradients_and_statistics_are_upstreams():
     regions = []
     for image, seed in enumerate(fixed["seeds"]):
         given = rules.proposals(seed, boxes[image], 400, *sizes[image])[:, :4]
-        regions.append(sample_regions(given, boxes[image], evenly, 0))
+        regions.append(sample_regions(given, torch.arange(len(given)), boxes[image], evenly, 0))
         recorded = fixed["roi_sampling"]["images"][image]
         chosen = regions[-1].chosen
         assert chosen.positive.tolist() == recorded["pos_inds"]

@@ -33,6 +33,16 @@ def test_losses_do_not_change():
     assert {key: value.item() for key, value in losses.items()} == pytest.approx(LOSSES, rel=1e-3)
 
 
+def test_the_coarsest_levels_are_made_of_the_last_map_without_an_activation():
+    torch.manual_seed(0)
+    neck = dense.retinanet("n", 3, image_size=32).neck
+    maps = [torch.randn(1, conv.in_channels, 16 >> k, 24 >> k) for k, conv in enumerate(neck.laterals)]
+    levels = neck(maps)
+    assert torch.equal(levels[3], neck.outputs[3](maps[-1]))
+    assert torch.equal(levels[4], neck.outputs[4](levels[3]))
+    assert (levels[3] < 0).any()
+
+
 def test_images_without_objects_train_and_count_one_positive():
     torch.manual_seed(0)
     network = dense.retinanet("n", 3, image_size=32).train()

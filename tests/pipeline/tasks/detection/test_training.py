@@ -22,6 +22,8 @@ from tests.support.objects import pack_objects
 from tests.support.ranks import run_ranks
 
 STEPS = 6
+TOLERANCES = {"retinanet_n": 1e-4, "mask_rcnn_n": 2e-3}
+"""Of the losses by network: a Mask R-CNN also makes choices, and rounding turns one of them now and then."""
 SCORES = ("eval_box_ap", "eval_box_ap50", "eval_box_ap75", "eval_mask_ap", "eval_mask_ap50")
 
 
@@ -59,48 +61,54 @@ def test_a_killed_detection_equals_the_uninterrupted_one(tmp_path):
     assert (whole / "report/samples.png").exists()
 
 
+def assert_near(run_dir: Path, other: Path, tolerance: float) -> None:
+    """Assert that two runs have the same losses and norms of the gradient, to rounding as long as it turns no choice.
+
+    The updates do not depend on the gradient's scale, so the losses alone would not show a wrong one.
+    """
+    records, expected = read_metrics(run_dir), read_metrics(other)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    losses, norms = ([record[key] for record in records] for key in ("loss", "grad_norm"))
+    expected_losses, expected_norms = ([record[key] for record in expected] for key in ("loss", "grad_norm"))
+    assert losses[:3] == pytest.approx(expected_losses[:3], rel=1e-4)
+    assert losses == pytest.approx(expected_losses, rel=tolerance)
+    assert norms == pytest.approx(expected_norms, rel=2e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_losses_do_not_depend_on_the_zero_stage(tmp_path):
-    """Of a RetinaNet: which proposals a Mask R-CNN samples is a choice that a rounding can turn."""
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_losses_do_not_depend_on_the_zero_stage(tmp_path, name):
     pack_objects(tmp_path)
-    losses, model = {}, ModelConfig(name="retinanet_n", image_size=32)
+    model = ModelConfig(name=name, image_size=32)
     for stage in (0, 1, 2, 3):
         run_dir = prepare(tmp_path / f"run{stage}", tmp_path / "shards", 2, zero_stage=stage, model=model)
         with RunningAttempt(run_dir) as attempt:
             assert attempt.wait() == [FINISHED] * 2, attempt.output()
-        losses[stage] = [record["loss"] for record in read_metrics(run_dir)]
-    assert len(losses[0]) == STEPS
-    for stage in (1, 2, 3):
-        assert losses[stage] == pytest.approx(losses[0], rel=1e-3)
+        assert_near(run_dir, tmp_path / "run0", TOLERANCES[name])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_detection_goes_on_with_2_and_4_ranks_as_it_would_have_alone(tmp_path):
-    """A micro-batch has the same two images in all cases, so only the order of sums differs.
-
-    Of a RetinaNet: which proposals a Mask R-CNN samples is a choice that a rounding can turn.
-    """
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_a_detection_goes_on_with_2_4_and_1_ranks_as_it_would_have_alone(tmp_path, name):
+    """A micro-batch has the same two images in all cases, so only the order of sums differs."""
     pack_objects(tmp_path)
-    model = ModelConfig(name="retinanet_n", image_size=32)
+    model = ModelConfig(name=name, image_size=32)
     alone = prepare(tmp_path / "alone", tmp_path / "shards", 1, model=model)
     with RunningAttempt(alone, ranks=1) as attempt:
         assert attempt.wait() == [FINISHED], attempt.output()
     elastic = prepare(tmp_path / "elastic", tmp_path / "shards", 2, model=model)
-    for ranks, saved in ((2, 2), (1, 4)):
+    for ranks, saved in ((2, 2), (4, 4)):
         with RunningAttempt(elastic, ranks=ranks) as attempt:
             # A checkpoint is written behind the training: its step alone does not mean that it is there.
             checkpoint = elastic / f"checkpoints/step_{saved:08d}"
             assert attempt.until(checkpoint.exists), attempt.output()
             attempt.kill()
-    with RunningAttempt(elastic, ranks=4) as attempt:
-        assert attempt.wait() == [FINISHED] * 4, attempt.output()
-    records = read_metrics(elastic)
-    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    assert [record["loss"] for record in records] == pytest.approx(
-        [record["loss"] for record in read_metrics(alone)], rel=1e-4
-    )
+    with RunningAttempt(elastic, ranks=1) as attempt:
+        assert attempt.wait() == [FINISHED], attempt.output()
+    assert_near(elastic, alone, TOLERANCES[name])
+    assert {record["attempt"] for record in read_metrics(elastic)} == {1, 2, 3}
 
 
 def evaluate(world: World, folder: str) -> dict[str, float]:
