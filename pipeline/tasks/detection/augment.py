@@ -4,7 +4,7 @@ All random numbers of a sample depend on (seed, epoch, sample) alone. Normalisat
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -54,10 +54,10 @@ class TrainImages:
         height, width = pixels.shape[:2]
         objects = learned(json.loads(target)["objects"], size)
         boxes = geometry.resize_boxes(geometry.boxes_of(objects), size, (height, width))
-        masks = self._masks(objects, size, (height, width)) if self._has_masks else None
-        if drawn < self._flip:
+        is_flipped = drawn < self._flip
+        if is_flipped:
             pixels, boxes = pixels[:, ::-1], geometry.flip_boxes(boxes, width)
-            masks = None if masks is None else [mask[:, ::-1] for mask in masks]
+        masks = self._masks(objects, size, (height, width), is_flipped) if self._has_masks else None
         labels = np.array([found["category"] for found in objects], np.int64)
         packed = pack_objects(boxes, labels, masks)
         room = slot.labels.shape[1]
@@ -72,13 +72,13 @@ class TrainImages:
 
     @staticmethod
     def _masks(
-        objects: Sequence[dict[str, Any]], size: tuple[int, int], resized: tuple[int, int]
-    ) -> list[NDArray[np.uint8]]:
-        masks = []
+        objects: Sequence[dict[str, Any]], size: tuple[int, int], resized: tuple[int, int], is_flipped: bool
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield each mask by itself: those of a thousand objects would take a gigabyte."""
         for found in objects:
             mask = geometry.mask_of(found.get("segmentation") or [geometry.corners(found["bbox"])], size)
-            masks.append(geometry.resize_mask(mask, resized))
-        return masks
+            mask = geometry.resize_mask(mask, resized)
+            yield mask[:, ::-1] if is_flipped else mask
 
 
 def learned(objects: Sequence[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:

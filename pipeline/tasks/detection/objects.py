@@ -4,7 +4,7 @@ Masks are cut to their objects. A worker of the loader packs the objects into th
 and the rank unpacks them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Objects:
 
 
 def pack_objects(
-    boxes: NDArray[np.float32], labels: NDArray[np.int64], masks: Sequence[NDArray[np.uint8]] | None
+    boxes: NDArray[np.float32], labels: NDArray[np.int64], masks: Iterable[NDArray[np.uint8]] | None
 ) -> bytes:
     """Pack objects; `masks` holds an array uint8 [H, W] for each."""
     parts = [

@@ -192,6 +192,7 @@ def test_outputs_detections_and_masks_are_upstreams():
 
 @reference.needs_reference
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sampling_losses_gradients_and_statistics_are_upstreams():
     expected = reference.recorded("dense_mask_rcnn_t_256x320", double=True)["training"]
     rules = reference.rules()
