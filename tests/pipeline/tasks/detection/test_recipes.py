@@ -14,6 +14,8 @@ STEPS_OF_AN_EPOCH = 7330
 # Learning rates by step.
 RATES = {0: 1e-7, 1: 2.998e-7, 2: 4.996e-7, 19: 3.8962e-6, 500: 1e-4, 51310: 1e-4, 58639: 1e-4, 58640: 1e-5}
 RATES |= {80629: 1e-5, 80630: 1e-6, 87959: 1e-6}
+# Mean and deviation of the channels.
+PIXELS = (123.675, 116.28, 103.53, 58.395, 57.12, 57.375)
 # Weight decay: number of parameters, and of their elements.
 DECAY = {
     "coco_mask_rcnn_tiny": {0.05: (958, 32453568), 0.0: (116, 47136)},
@@ -31,6 +33,11 @@ def test_recipes_are_the_authors(name):
     task = find_task("detection")
     task.check(config)
     assert (config.micro_batch(8), config.gradient_accumulation_steps(8)) == (2, 1)
+    assert (config.detection.scale, config.augment.horizontal_flip) == ((1333, 800), 0.5)
+    assert [255 * value for value in (*config.augment.mean, *config.augment.std)] == pytest.approx(PIXELS)
+    assert config.model.drop_path_rate == {"tiny": 0.1, "small": 0.2, "base": 0.3}[name.rpartition("_")[2]]
+    assert (config.precision, config.batch_norm, config.ema_decay) == ("fp32", "sync", 0.0)
+    assert (config.optimizer.clip_grad_norm, config.optimizer.layer_decay) == (None, 1.0)
     schedule = build_schedule(config, 16 * STEPS_OF_AN_EPOCH)
     assert schedule.total_steps == 12 * STEPS_OF_AN_EPOCH
     assert {step: schedule.lr_at(step) for step in RATES} == pytest.approx(RATES, rel=1e-9)
