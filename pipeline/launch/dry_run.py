@@ -9,6 +9,7 @@ from typing import TextIO
 from pipeline.common.secrets import mask_secrets
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import NotHereError, check_run, check_start
+from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
@@ -82,7 +83,8 @@ def print_checks(plan: Plan) -> None:
             checked = check_run(run.run_dir, run.config, plan.run_facts(run.config))
             check_teacher(run.config, run.run_dir)
             lines[f"# data: {checked.dataset}; {checked.total_steps:,} steps"] = sys.stdout
-            lines |= {f"warning: {warning}": sys.stderr for warning in checked.warnings}
+            slow = describe_slow_precision(run.config, plan.resources, plan.cluster)
+            lines |= {f"warning: {warning}": sys.stderr for warning in (*checked.warnings, *slow)}
         except NotHereError as error:
             lines[f"warning: a launch from here would be refused: {error}"] = sys.stderr
     for line, stream in lines.items():

@@ -1,11 +1,15 @@
 """The checks of what surrounds a launch: MLflow's addresses in the environment, and the GPUs of the cluster."""
 
 import os
+from pathlib import Path
 
 from jobs import Resources
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.options import LaunchError
 from pipeline.run.system import query_gpus
+
+CPUS = Path("/proc/cpuinfo")
+"""What the kernel says of this machine's CPUs."""
 
 
 def check_tracking() -> None:
@@ -35,9 +39,7 @@ def check_gpus(config: TrainConfig, resources: Resources, cluster: str) -> None:
     Raises:
         LaunchError: such a flag is given without GPUs.
     """
-    has_gpus = bool(resources.gpus_per_node)
-    if resources.gpus_per_node is None and cluster != "slurm":
-        has_gpus = bool(query_gpus("name"))
+    has_gpus = _has_gpus(resources, cluster)
     interprets = os.environ.get("TRITON_INTERPRET") == "1"
     asked = {
         "--train.cuda-graphs": config.cuda_graphs,
@@ -47,3 +49,31 @@ def check_gpus(config: TrainConfig, resources: Resources, cluster: str) -> None:
         if is_given and not has_gpus:
             needed = "ask for them by --gpus-per-node" if cluster == "slurm" else "this machine has none"
             raise LaunchError(f"{flag} needs GPUs: {needed}, or leave it out")
+
+
+def describe_slow_precision(config: TrainConfig, resources: Resources, cluster: str) -> list[str]:
+    """Return a sentence if the processes will compute in 16 bits on CPUs of this machine that have no such operations.
+
+    Of CPUs in a cluster nothing is known here.
+    """
+    if config.precision == "fp32" or cluster == "slurm" or _has_gpus(resources, cluster) or _cpu_has_bf16():
+        return []
+    return [
+        f"this machine's CPUs have no {config.precision} operations: --train.precision fp32 is several times as fast"
+    ]
+
+
+def _has_gpus(resources: Resources, cluster: str) -> bool:
+    """Return whether the processes will have GPUs."""
+    if resources.gpus_per_node is None and cluster != "slurm":
+        return bool(query_gpus("name"))
+    return bool(resources.gpus_per_node)
+
+
+def _cpu_has_bf16() -> bool:
+    """Return whether the CPUs multiply in bf16 (`avx512_bf16`, `amx_bf16`; `bf16` on Arm); True where nobody says."""
+    try:
+        words = CPUS.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return True
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)

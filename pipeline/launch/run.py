@@ -8,6 +8,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
 from pipeline.launch.origin import adopt_copy, begin_again
+from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
@@ -40,7 +41,8 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)
     short_notices = describe_short_notices(TimeToSave.of_run(run.run_dir), notices)
-    for warning in [*checked.warnings, *short_notices]:
+    slow = describe_slow_precision(run.config, plan.resources, plan.cluster)
+    for warning in [*checked.warnings, *slow, *short_notices]:
         print(f"warning: {warning}", file=sys.stderr)
     return checked
 

@@ -12,7 +12,7 @@ import torch
 
 import jobs
 import transxnet
-from jobs import Outcome
+from jobs import Outcome, Resources
 from pipeline.common.errors import InputError
 from pipeline.common.packages import PACKAGES
 from pipeline.config.schema import TrainConfig
@@ -21,7 +21,7 @@ from pipeline.launch.checks import check_shards
 from pipeline.launch.closing import describe_end
 from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
-from pipeline.launch.place_checks import check_tracking
+from pipeline.launch.place_checks import check_tracking, describe_slow_precision
 from pipeline.launch.plan import build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.recipes import RECIPES
@@ -150,6 +150,20 @@ def test_after_a_launch_by_uv_the_next_commands_are_typed_with_uv(tmp_path, monk
     assert commands() == ["    mlflow ui --ba", "    python -m pipe", "    python -c 'imp"]
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert commands() == ["    uv run mlflow ", "    uv run python ", "    uv run python "]
+
+
+def test_half_precision_on_cpus_without_it_is_told(tmp_path, monkeypatch):
+    cpus = tmp_path / "cpuinfo"
+    monkeypatch.setattr("pipeline.launch.place_checks.CPUS", cpus)
+    monkeypatch.setattr("pipeline.launch.place_checks.query_gpus", lambda _: [])
+    cpus.write_text("flags\t\t: fpu avx2 avx512f\n")
+    [warning] = describe_slow_precision(TrainConfig(), Resources(), "local")
+    assert "no bf16 operations: --train.precision fp32" in warning
+    assert not describe_slow_precision(TrainConfig(precision="fp32"), Resources(), "local")
+    assert not describe_slow_precision(TrainConfig(), Resources(gpus_per_node=1), "local")
+    assert not describe_slow_precision(TrainConfig(), Resources(), "slurm")
+    cpus.write_text("flags\t\t: fpu avx2 avx512f amx_bf16\n")
+    assert not describe_slow_precision(TrainConfig(), Resources(), "local")
 
 
 def test_a_registry_of_its_own_is_named(tmp_path, monkeypatch):
