@@ -43,6 +43,9 @@ def _page(card: ModelCard, name: str, command: str, license: str | None, picture
     trained = f"\nTrained with\n\n```bash\n{command}\n```\n" if command else ""
     shown = "".join(f"\n{p.title}. {p.caption}\n\n![{p.title}](pictures/{p.name}.png)\n" for p in pictures)
     seen = f"\n## What it sees\n{shown}" if shown else ""
+    is_on_hub = "/" in name
+    place = f"hf-hub:{name}" if is_on_hub else "local-dir:FOLDER"
+    elsewhere = "" if is_on_hub else '  # the folder of this page; "hf-hub:USER/NAME" once it is on the hub'
     # Within the header a comment is the field to fill in: the hub shows "other" until then.
     terms = license or "other  # fill in: how others may use these weights"
     return f"""---
@@ -71,7 +74,7 @@ With timm (and the package `transxnet`, which adds the architecture):
 import timm
 import transxnet.timm
 
-model = timm.create_model("hf-hub:{name}", pretrained=True)  # or "local-dir:FOLDER"
+model = timm.create_model("{place}", pretrained=True){elsewhere}
 ```
 
 In transformers:
@@ -80,7 +83,7 @@ In transformers:
 import transxnet.timm
 from transformers import TimmWrapperForImageClassification
 
-model = TimmWrapperForImageClassification.from_pretrained("{name}")  # or a folder
+model = TimmWrapperForImageClassification.from_pretrained("{name if is_on_hub else "FOLDER"}")
 ```
 
 With `transxnet` alone:

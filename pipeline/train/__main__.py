@@ -14,9 +14,10 @@ def main() -> int:
     from jobs import Outcome
     from pipeline.train.job_task import TrainTask
 
-    if len(sys.argv) != 2:
+    wants_help = sys.argv[1:] in (["-h"], ["--help"])
+    if len(sys.argv) != 2 or wants_help:
         print("usage: torchrun --nproc-per-node N -m pipeline.train RUN_DIR (a folder that pipeline.launch made)")
-        return 2
+        return 0 if wants_help else 2
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda received, _: stop.append(received))
