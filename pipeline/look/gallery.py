@@ -156,8 +156,8 @@ def _page(card: ModelCard, source: str, drawn: Sequence[Picture]) -> str:
     rows = {"model": card.name, "from": source, **result_rows(card)}
     table = "\n".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
     figures = "\n".join(
-        f'<h2>{html.escape(p.title)}</h2>\n<p>{html.escape(p.caption)}</p>\n<img src="{p.name}.png" '
-        f'alt="{html.escape(p.title)}">'
+        f'<h2>{html.escape(p.title)}</h2>\n<p>{html.escape(p.caption)}</p>\n<a href="{p.name}.png">'
+        f'<img src="{p.name}.png" alt="{html.escape(p.title)}"></a>'
         for p in drawn
     )
     return f"""<!doctype html>
@@ -168,7 +168,8 @@ def _page(card: ModelCard, source: str, drawn: Sequence[Picture]) -> str:
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 img {{ max-width: 100%; }}
-th {{ text-align: left; padding-right: 2rem; font-weight: normal; color: #666; }}
+th {{ text-align: left; vertical-align: top; padding-right: 1.5rem; font-weight: normal; color: #666; }}
+td {{ overflow-wrap: anywhere; }}
 h2 {{ margin-bottom: 0; }}
 p {{ margin-top: 0.2rem; color: #555; }}
 </style>

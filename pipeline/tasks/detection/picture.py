@@ -103,7 +103,7 @@ def draw_objects(
     # A text that a later box crosses could not be read.
     for entry, (x, y, _, _) in zip(objects, boxes, strict=True):
         name = names[entry.label].split(",")[0].encode("latin-1", "replace").decode("latin-1")
-        _write(pen, (x + 3, y + 2), _colour(entry.label), name + entry.text)
+        _write(pen, (x + 3, y + 2), _colour(entry.label), name + entry.text, max(11, side // 34))
     return part
 
 
@@ -141,9 +141,9 @@ def _colour(label: int) -> str:
     return COLOURS[label % len(COLOURS)]
 
 
-def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], colour: str, text: str) -> None:
-    """Write a text, white on a colour."""
-    font = ImageFont.load_default()
+def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], colour: str, text: str, size: int) -> None:
+    """Write a text, white on a colour, in letters of a size in pixels."""
+    font = ImageFont.load_default(size)
     left, top, right, bottom = pen.textbbox(place, text, font=font)
     pen.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=colour)
     pen.text(place, text, fill="white", font=font)
