@@ -7,7 +7,7 @@ def result_rows(card: ModelCard) -> dict[str, str]:
     """Return the scores on the validation split, and what the model takes and tells apart."""
     return {
         **{score.label: _percent(card.scores.get(score.name)) for score in card.of_task.scores.shares},
-        "validation images": f"{card.validation_samples:,}",
+        **({"validation images": f"{card.validation_samples:,}"} if card.validation_samples else {}),
         "input": card.of_task.served.describe_input(card.image_size, card.preprocessing),
         "classes": f"{card.num_classes:,}",
     }

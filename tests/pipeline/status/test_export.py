@@ -2,16 +2,20 @@
 
 import csv
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jobs.folder_lock import lock_folder
 from pipeline.run.files import read_metrics
 from pipeline.run.journal import Journal
 from pipeline.status.command import main
 from pipeline.status.export import open_export
-from tests.support.tracking_runs import append_records
+from tests.support.tracking_runs import append_event, append_records
 
 
 @pytest.fixture
@@ -35,6 +39,33 @@ def test_a_table_has_a_row_for_each_step_under_mlflows_names(measured, capsys):
     assert [int(line["step"]) for line in lines] == list(range(1, 12))
     assert [float(line["train/loss"]) for line in lines] == [record["loss"] for record in records]
     assert lines[0]["eval/top1"] == ""
+
+
+def test_watching_mirrors_each_step_of_a_run_that_goes_on(run_dir, monkeypatch):
+    monkeypatch.setattr("pipeline.status.command.WATCH_EVERY_S", 0.02)
+    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+    append_records(run_dir, range(1, 4))
+    (run_dir / "submitit").mkdir()
+    (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
+    held = lock_folder(run_dir / "submitit")  # the job runs
+
+    def wait_for_steps(number: int) -> None:
+        mirrored = run_dir / "metrics.csv"
+        limit = time.monotonic() + 30
+        while not mirrored.exists() or mirrored.read_text(encoding="utf-8").count("\n") != 1 + number:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(main, run_dir, watch=True, export="csv")
+        try:
+            for last in (3, 5, 6):
+                append_records(run_dir, range(len(read_metrics(run_dir)) + 1, last + 1))
+                wait_for_steps(last)
+        finally:
+            append_event(run_dir, "end", 1, 9, outcome="finished")
+            os.close(held)
+        assert watching.result(30) == 0
 
 
 def in_tensorboard(run_dir, tag: str) -> list[tuple[int, float]]:
