@@ -106,6 +106,6 @@ def describe_slow_average(config: TrainConfig, total_steps: int) -> list[str]:
         return []
     fitting = max(0.0, round(1 - 5 / total_steps, 4))
     return [
-        f"the averaged weights, which are evaluated and exported, will be {kept:.0%} those of the start after "
+        f"the averaged weights, which are evaluated and exported, will be {100 * kept:.0f} % those of the start after "
         f"{total_steps} steps: --train.ema-decay {fitting:g} fits so short a training"
     ]

@@ -82,7 +82,7 @@ def test_the_warm_up_of_the_dense_recipes_multiplies_the_cosine_as_mmcvs():
 
 def test_an_average_that_would_hardly_leave_the_first_weights_is_told():
     [warning] = describe_slow_average(TrainConfig(), 125)
-    assert "will be 98% those of the start after 125 steps: --train.ema-decay 0.96 fits" in warning
+    assert "will be 98 % those of the start after 125 steps: --train.ema-decay 0.96 fits" in warning
     assert not describe_slow_average(TrainConfig(ema_decay=0.96), 125)
     assert not describe_slow_average(TrainConfig(ema_decay=0.0), 1)
     demo = RECIPES["demo"].train()
