@@ -15,9 +15,9 @@ WINDOW = 10
 """Steps whose times are exchanged together."""
 WINDOWS = 10
 """Windows over which a rank is judged."""
-SLOW, WELL = 8, 2
+SLOW, WELL = 6, 2
 """A rank becomes slow when it is so in this many of the last windows, and well again when it is so in no more than
-these. In between it stays what it was: one window that another program disturbed changes nothing."""
+these. In between it stays what it was: a few windows that another program disturbed change nothing."""
 Part = Literal["data", "computing"]
 
 

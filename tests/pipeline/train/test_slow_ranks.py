@@ -25,9 +25,9 @@ def clusters(draw: st.DrawFn) -> tuple[int, list[list[Work]]]:
 @settings(max_examples=20, deadline=None)
 def test_noise_names_nobody_and_single_bad_windows_neither(cluster: tuple[int, list[list[Work]]], data: st.DataObject):
     size, windows = cluster
-    # In any seven windows of ten some ranks are disturbed, however much.
+    # In any five windows of ten some ranks are disturbed, however much.
     for number in range(len(windows)):
-        if number % 10 < 7:
+        if number % 10 < 5:
             rank = data.draw(st.integers(0, size - 1))
             windows[number][rank] = Work(data=0.0, computing=windows[number][rank].seconds * 50)
     detector = SlowRankDetector(FACTOR)
