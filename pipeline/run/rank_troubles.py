@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Kind = Literal["slow", "hangs"]
 _KINDS: dict[str, Kind] = {"slow_rank": "slow", "hang": "hangs"}
+_ENDS: dict[str, Kind] = {"well_rank": "slow", "hang_over": "hangs"}
+"""Events that find a rank, and that end what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +35,29 @@ def rank_troubles(events: Iterable[dict[str, Any]]) -> list[RankTrouble]:
     """Return the ranks that were slow or hung, in the order in which they were found."""
     found: list[RankTrouble] = []
     for event in events:
-        rank, step, attempt = event.get("rank"), event.get("step"), int(event.get("attempt", 1))
-        if not isinstance(rank, int) or not isinstance(step, int):
+        kind, rank, step = event.get("event"), event.get("rank"), event.get("step")
+        attempt = int(event.get("attempt", 1))
+        if not isinstance(step, int):
             continue
-        if event.get("event") == "well_rank":
+        if kind in _ENDS:
+            # All ranks go on together after a hang, so its end names none.
             found = [
-                replace(trouble, until=step)
-                if (trouble.kind, trouble.rank, trouble.attempt, trouble.until) == ("slow", rank, attempt, None)
-                else trouble
-                for trouble in found
+                replace(each, until=step)
+                if (each.kind, each.attempt, each.until) == (_ENDS[kind], attempt, None) and rank in (None, each.rank)
+                else each
+                for each in found
             ]
-        elif event.get("event") in _KINDS:
-            kind, host = _KINDS[event["event"]], str(event.get("host", "an unknown host"))
-            what = _slowness(event) if kind == "slow" else f"({event.get('place', 'place unknown')})"
+        elif kind in _KINDS and isinstance(rank, int):
             found.append(
-                RankTrouble(kind=kind, rank=rank, host=host, since=step, until=None, attempt=attempt, what=what)
+                RankTrouble(
+                    kind=_KINDS[kind],
+                    rank=rank,
+                    host=str(event.get("host", "an unknown host")),
+                    since=step,
+                    until=None,
+                    attempt=attempt,
+                    what=_slowness(event) if kind == "slow_rank" else f"({event.get('place', 'place unknown')})",
+                )
             )
     return found
 

@@ -114,6 +114,7 @@ class HangWatch:
             if self._beats != seen:
                 if told:
                     log(f"rank {self._world.rank} goes on after {time.monotonic() - since:.0f} s")
+                    self._recorder.event("hang_over", step=self._step)
                 seen, since, told = self._beats, time.monotonic(), False
                 # If a rank hangs in a way that stops its threads too, this writes the stack all the same.
                 faulthandler.dump_traceback_later(patience + 4 * every, file=_STDERR)

@@ -55,6 +55,14 @@ def test_mlflow_has_the_slow_ranks_as_a_tag_that_changes_with_them(tmp_path: Pat
     assert tag() == f"{TEXT} to 300"
 
 
+def test_a_hang_is_over_when_the_ranks_go_on():
+    hang = {"event": "hang", "attempt": 1, "step": 7, "rank": 1, "host": "n2", "place": "data/pool.py:88"}
+    slow = {"event": "slow_rank", "attempt": 1, **SLOW}
+    troubles = rank_troubles([hang, slow, {"event": "hang_over", "attempt": 1, "step": 8}])
+    assert [trouble.until for trouble in troubles] == [8, None]
+    assert present_troubles(troubles, 1) == troubles[1:]
+
+
 def test_events_that_lack_what_they_should_have_are_passed_over():
     events = [{"event": "slow_rank"}, {"event": "hang", "rank": "1", "step": 3}, {"event": "well_rank", "rank": 1}]
     assert rank_troubles(events) == []
