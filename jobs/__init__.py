@@ -6,6 +6,7 @@ nothing of what the processes compute.
 
 from jobs.array import submit_array, wait_all
 from jobs.errors import JobError, SlurmError
+from jobs.exclusion import exclude_nodes
 from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
 from jobs.job_report import describe_machine
@@ -39,6 +40,7 @@ __all__ = [
     "describe_local",
     "describe_machine",
     "dry_run",
+    "exclude_nodes",
     "find_notices",
     "fit_resources",
     "is_running_locally",

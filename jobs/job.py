@@ -9,6 +9,7 @@ from typing import Any
 from jobs import attempt_log
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
+from jobs.exclusion import apply_exclusion
 from jobs.failure import is_peer_loss
 from jobs.folder_lock import share_lock
 from jobs.interfaces import export_interface
@@ -129,6 +130,8 @@ class Job:
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
         if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
             self._end(task, place, "cancelled", Outcome.CANCELLED, "while the attempt ended")
+        else:
+            apply_exclusion(self._home, place.job_id)
 
     def _end(self, task: Task, place: Place, logged: str, outcome: Outcome, reason: str = "") -> None:
         """Write the end to the attempt log, and then tell the task, which may take long over it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs import attempt_log
 from jobs.environment import slurm_job_of
 from jobs.errors import JobError
+from jobs.exclusion import apply_exclusion
 from jobs.failure import rank_errors
 from jobs.log import log
 from jobs.requeue import Decision, ask_slurm, requeue_on_slurm
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
         attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="lost", reason=f"srun: {status}")
         if requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
             attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled")
+        else:
+            apply_exclusion(folder, job_id)
     except JobError as error:
         log(f"job {job_id} lost ranks and cannot be requeued: {error}")
     return status

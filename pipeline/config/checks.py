@@ -63,7 +63,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "must be in [0, 1]",
         lambda value: 0 <= value <= 1,
-        ("augment.horizontal_flip", "augment.random_erasing", "mix.switch", "mix.probability"),
+        ("exclude_share", "augment.horizontal_flip", "augment.random_erasing", "mix.switch", "mix.probability"),
     ),
     (
         "must be in [0, 1)",

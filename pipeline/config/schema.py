@@ -266,6 +266,13 @@ class TrainConfig:
     """Seconds that a rank waits for the others before the attempt ends with the names of the hanging ranks."""
     slow_factor: float = 1.5
     """A rank is called slow when its own work takes more than this many times that of the others."""
+    preflight: Literal["auto", "on", "off"] = "auto"
+    """Try ranks, nodes and network at the start of each attempt; auto: where several nodes or GPUs train."""
+    preflight_slow: Literal["go-on", "restart"] = "go-on"
+    """Where the preflight finds a slow node that Slurm can leave out: go on, or requeue the job at once."""
+    exclude_share: float = 0.25
+    """Greatest share of the partition's nodes that a requeued job avoids, because the preflight found them slow or
+    broken; 0: none, and those that were left out before are taken back."""
     audit_samples: bool = False
     """Write which rank read which sample to `RUN_DIR/audit/`."""
     profile: int = 0

@@ -18,8 +18,8 @@ ATTEMPTS_NAME = "attempts.jsonl"
 
 `start` (finished steps, ranks, and the steps of the previous attempt that are computed again), `first_step` (where the
 start-up time went), `save` and `saved` (how long a checkpoint held up the training), `evaluate`, `back` (a return to a
-checkpoint, to skip a batch), `slow_rank`, `well_rank` and `hang` (`rank_troubles.py`),
-`end` (the outcome, and where the time went)."""
+checkpoint, to skip a batch), `preflight` (what it has found), `slow_rank`, `well_rank`, `hang` and `hang_over`
+(`rank_troubles.py`), `end` (the outcome, and where the time went)."""
 REGISTERED_NAME = "registered.json"
 """The version that was registered last."""
 TEACHER_NAME = "teacher.json"

@@ -14,6 +14,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
+from pipeline.run.preflight import read_table
 from pipeline.run.rank_troubles import describe_troubles
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
 from pipeline.run.usage import read_usage
@@ -109,6 +110,15 @@ def _describe_classes(run_dir: Path) -> str:
     return "\n".join([title, "", "```text", *lines, "```", "", *shown, ""])
 
 
+def _describe_preflight(status: RunStatus) -> str:
+    """Return the table of the newest attempt that had a preflight; empty if none had."""
+    for span in reversed(status.attempts):
+        lines = read_table(status.run_dir, span.number)
+        if lines:
+            return "\n".join([f"Preflight of attempt {span.number}:", "", "```text", *lines, "```", "", ""])
+    return ""
+
+
 def markdown(
     status: RunStatus, records: list[dict[str, Any]], config: RunConfig, spent: Mapping[int, TimeSpent]
 ) -> str:
@@ -167,7 +177,7 @@ def markdown(
 |---|---|---|---|---|---|---|
 {attempts}
 
-```python
+{_describe_preflight(status)}```python
 import mlflow
 
 {server}model = mlflow.pyfunc.load_model("{uri}")

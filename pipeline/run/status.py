@@ -75,6 +75,8 @@ class RunStatus:
     logs: Path
     troubles: list[RankTrouble]
     """Ranks that were slow or hung, in any attempt."""
+    preflight: list[str]
+    """What the preflight of the newest attempt has found."""
 
     @property
     def goodput(self) -> float | None:
@@ -129,6 +131,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         registered=read_registered(run_dir),
         logs=_logs(run_dir),
         troubles=rank_troubles(events),
+        preflight=_preflight(events),
     )
 
 
@@ -153,6 +156,17 @@ def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptS
         span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
         spans[number] = span
     return [spans[number] for number in sorted(spans)]
+
+
+def _preflight(events: list[dict[str, Any]]) -> list[str]:
+    """Return what the preflight of the newest attempt has found, in words."""
+    newest = max((int(event.get("attempt", 1)) for event in events), default=1)
+    found = [
+        event.get("findings")
+        for event in events
+        if event.get("event") == "preflight" and int(event.get("attempt", 1)) == newest
+    ]
+    return [str(each) for each in found[-1]] if found and isinstance(found[-1], list) else []
 
 
 def _until(span: AttemptSpan, ended: float, outcome: str | None = None) -> AttemptSpan:

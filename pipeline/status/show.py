@@ -47,6 +47,8 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
     )
     if troubles:
         rows["ranks"] = troubles
+    if status.preflight:
+        rows["preflight"] = "; ".join(status.preflight)
     if status.attempts:
         rows["used"] = read_usage(status.run_dir, status.attempts).describe()
     rows["tracking"] = _tracking(status, now)

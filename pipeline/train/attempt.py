@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from jobs import node_name
 from pipeline.common.errors import TrainingError
+from pipeline.config.schema import TrainConfig
 from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.deepspeed_imports import import_deepspeed
 from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
@@ -16,6 +18,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.run.system import SystemMonitor
 from pipeline.tracking.tracker import EndStatus, Tracker
 from pipeline.train.loop import Training
+from pipeline.train.preflight import preflight, should_run
 from pipeline.weights.export import export_weights
 
 
@@ -46,7 +49,7 @@ class Attempt:
         Raises:
             TrainingError: the training cannot go on; the message says why and what to do.
         """
-        config = read_config(self._run_dir).train
+        config = self._read_config()
         self._start_up.lap("imports")
         world = join_world(config.collective_timeout_s)
         self.is_main = world.is_main
@@ -69,6 +72,9 @@ class Attempt:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
             recorder.lap("tracking")
+            if should_run(config, world) and not preflight(self._run_dir, config, world, recorder):
+                return False
+            recorder.lap("preflight")
             with CollectiveTimer() as timer:
                 training = Training(self._run_dir, world, recorder, self._tracker, timer)
                 if not training.run(stop_requested):
@@ -88,6 +94,17 @@ class Attempt:
                 self._monitor.stop()
             leave_world()
         return True
+
+    def _read_config(self) -> TrainConfig:
+        """Read the configuration before the ranks join.
+
+        Raises:
+            TrainingError: this rank does not see the run; the message names its host.
+        """
+        try:
+            return read_config(self._run_dir).train
+        except run_directory.RunDirectoryError as error:
+            raise TrainingError(f"{error} (rank {os.environ.get('RANK', '0')} on {node_name()})") from error
 
     def close(self, outcome: str) -> None:
         """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status.

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import Outcome, StopRequested
+from jobs import Outcome, StopRequested, exclude_nodes, node_name
 
 
 class Group:
@@ -80,7 +80,8 @@ class Count:
     `ended` takes `ended_s` seconds. At `hold` ("import", "begin" or "export"), each rank writes a file of that name and
     its number, and waits `hold_s` seconds, only in the first attempt: before it connects to the others, before the
     first step, after the last step. Rank 1 aborts at its end with `crash`: "atexit" while the interpreter shuts down,
-    "late" when its result is on disk.
+    "late" when its result is on disk. With `avoids`, the share of the partition's nodes that may be left out, the first
+    attempt ends after two steps, so as to be started again without the node of rank 0.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class Count:
     hold: str = ""
     hold_s: float = 3.0
     crash: str = ""
+    avoids: float | None = None
 
     def progress(self) -> str:
         """The saved step."""
@@ -139,14 +141,18 @@ class Count:
             file.write(f"{first} {os.getpid()} {restarts} {os.environ['MASTER_PORT']}\n")
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
         (self.folder / f"place{rank}").write_text(f"{os.environ['LOCAL_RANK']} {devices}\n")
+        with (self.folder / f"node{rank}").open("a") as file:
+            file.write(f"{node_name()}\n")
         print(f"rank {rank} starts at {first}", flush=True)
+        if self.avoids is not None and rank == 0 and restarts == 0:
+            exclude_nodes({node_name(): "it is slow"}, self.avoids)
         self._hold("begin", rank, restarts)
         for step in range(first, end):
             if self.raise_at == (rank, step):
                 raise ValueError(f"step {step} cannot be done")
             if self.kill_at == (rank, step) and not (self.once and restarts):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if group.any(stop_requested()):
+            if group.any(stop_requested() or (self.avoids is not None and (restarts, step) == (0, first + 2))):
                 self.save(first if self.stuck else step, rank)
                 group.any(False)
                 return Outcome.INTERRUPTED

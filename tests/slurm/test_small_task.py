@@ -105,6 +105,19 @@ def test_requeue_or_signal_by_the_user_loses_no_step(slurm, tmp_path, command):
     assert assert_resumed(tmp_path)[1][0] > 0
 
 
+def test_a_node_that_is_left_out_is_not_taken_again_and_only_while_enough_are_left(slurm, tmp_path):
+    for share, is_left_out in ((0.25, True), (0.2, False)):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        submission = submit(folder, nodes=2, avoids=share)
+        assert submission.wait(0.2) is jobs.Outcome.FINISHED
+        first, second = zip(*((folder / f"node{rank}").read_text().split() for rank in range(2)), strict=True)
+        assert (first[0] not in second) == is_left_out, (first, second)
+        log = (folder / "jobs" / f"{submission.job_id}_0_log.out").read_text()
+        assert (f"node {first[0]} will be left out when this job is requeued: it is slow" in log) == is_left_out
+        assert ("at most 0 more may be left out" in log) != is_left_out
+
+
 def test_cancelled_job_saves_and_is_not_requeued(slurm, tmp_path):
     submission = submit(tmp_path)
     wait_for_start(tmp_path)

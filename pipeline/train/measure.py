@@ -1,0 +1,251 @@
+"""What a rank measures in the preflight of an attempt: its device, its node, and the network to the other ranks."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs import node_name
+from jobs.snapshot import digest
+from pipeline.common.errors import one_line
+from pipeline.common.packages import PACKAGES
+from pipeline.common.processes import PROJECT_ROOT
+from pipeline.config.schema import TrainConfig
+from pipeline.engine.distributed import World, gather_objects, sum_over_ranks
+from pipeline.run.files import CONFIG_NAME
+from pipeline.run.preflight import Measured
+
+PRODUCTS_S, COPIES_S = 0.2, 0.1
+"""Seconds for which products and copies are repeated."""
+TRIES = 5
+"""Exchanges and sums, of which the median counts."""
+
+
+def ranks_of_node() -> int:
+    """Return the number of ranks on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def measure(run_dir: Path, config: TrainConfig, world: World) -> Measured:
+    """Measure this rank, its node, and the network. Collective.
+
+    What fails on this rank alone is told as its `problem`, and the other ranks do not wait for it.
+
+    Args:
+        run_dir: of the run, as this rank sees it.
+        config: of the training.
+        world: this process among the ranks.
+    """
+    problems: list[str] = []
+
+    def attempted(what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (OSError, RuntimeError, ValueError) as error:
+            problems.append(f"{what} failed: {one_line(error)}")
+            return None
+
+    is_gpu = world.device.type == "cuda"
+    mine = Measured(
+        host=node_name(),
+        versions=_versions(),
+        code=digest(PROJECT_ROOT, PACKAGES),
+        run=_digest_of(run_dir / CONFIG_NAME),
+        shards=_shards_seen(config),
+        product_s=attempted("a matrix product", lambda: _product_s(world.device)),
+        copy_s=attempted("a copy in memory", lambda: _copy_s(world.device)),
+        fsync_s=attempted("writing to the run directory", lambda: _fsync_s(run_dir, world.rank)),
+        free_gb=attempted("looking at the temporary folder", _free_gb),
+    )
+    mine = replace(mine, problem="; ".join(problems))
+    if any(gather_objects(bool(problems))):
+        # A rank whose device fails would keep the others waiting.
+        return mine
+    elements = 2**23 if is_gpu else 2**18
+    # The first collective of all ranks, before those of pairs: NCCL makes its connections then.
+    reduce_s, sum_right = _sum_over_all(world, elements)
+    partners, pair_s, pairs_right = _exchanges(world, elements)
+    return replace(
+        mine,
+        partners=partners,
+        pair_s=pair_s,
+        reduce_s=reduce_s,
+        sums_right=pairs_right and sum_right,
+        clock_s=_clock_s(world),
+    )
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return f"Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}, DeepSpeed " + (
+        version("deepspeed")
+    )
+
+
+def _digest_of(path: Path) -> str:
+    """Return the start of the SHA-256 of a file; empty if this node does not see it."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return ""
+
+
+def _shards_seen(config: TrainConfig) -> str:
+    """Return a digest of the newest file of the training shards, the manifest, which is published last."""
+    if "://" in config.data.shards:
+        return ""
+    files = Path(config.data.shards).glob(f"*-{config.data.train_split}.json")
+    return " ".join(_digest_of(path) for path in sorted(files))
+
+
+def _repeated(action: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Return the mean time of an action that is repeated for a while, after one run that does not count."""
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        action()
+        count += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / count
+
+
+def _product_s(device: torch.device) -> float:
+    """Return the seconds of a matrix product: of 4096 x 4096 bf16 on a GPU, of 256 x 256 fp32 on a CPU."""
+    size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (256, torch.float32)
+    # Without torch's random numbers, whose state belongs to the training.
+    matrix = torch.linspace(-1, 1, size * size, dtype=torch.float32, device=device).reshape(size, size).to(dtype)
+    return _repeated(lambda: matrix @ matrix, device, PRODUCTS_S)
+
+
+def _copy_s(device: torch.device) -> float:
+    """Return the seconds of a copy in the device's memory: of 256 MB on a GPU, of 16 MB on a CPU."""
+    source = torch.zeros(2**26 if device.type == "cuda" else 2**22, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return _repeated(lambda: target.copy_(source), device, COPIES_S)
+
+
+def _fsync_s(run_dir: Path, rank: int) -> float:
+    """Return the seconds of writing a small file durably to the run directory."""
+    path = run_dir / f".preflight-{rank}"
+    began = time.perf_counter()
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(1024))
+            file.flush()
+            os.fsync(file.fileno())
+        return time.perf_counter() - began
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _free_gb() -> float:
+    return shutil.disk_usage(tempfile.gettempdir()).free / 1e9
+
+
+def _meet() -> None:
+    """Wait for all ranks. Collective, through gloo."""
+    sum_over_ranks([0.0])
+
+
+def _clock_s(world: World) -> float:
+    """Return the clock of this node minus that of rank 0, in seconds, as far as a collective tells it. Collective."""
+    offsets = []
+    for _ in range(TRIES):
+        _meet()
+        times = gather_objects(time.time())
+        offsets.append(float(str(times[world.rank])) - float(str(times[0])))
+    return statistics.median(offsets)
+
+
+def _filled(world: World, elements: int, rank: int) -> torch.Tensor:
+    """Return numbers fp32 [elements] that depend on a rank, and whose sums over ranks are exact."""
+    return torch.arange(elements, device=world.device, dtype=torch.float32).remainder_(1024).add_(rank % 1024)
+
+
+def _timed(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def partner_of(number: int, count: int, shift: int) -> int | None:
+    """Return the partner of one of `count` nodes in the first or second round (`shift` 0 or 1); None: it has none.
+
+    In the second round all are paired otherwise than in the first one, if there are more than two.
+    """
+    if count % 2:
+        left_out = count - 1 if shift == 0 else 0
+        return None if number == left_out else ((number - shift) ^ 1) + shift
+    return (((number - shift) % count ^ 1) + shift) % count
+
+
+def _exchanges(world: World, elements: int) -> tuple[tuple[int | None, ...], tuple[float | None, ...], bool]:
+    """Exchange numbers with the previous and the next node, or rank on a single node.
+
+    Both ranks send theirs and add what they receive, which is the sum over the pair. Collective.
+
+    Returns:
+        The two partners, the time of the exchange with each, and whether the numbers were right. A partner is None
+        where there is none, since their number is odd.
+    """
+    local = ranks_of_node()
+    stride = local if world.size > local else 1
+    partners: list[int | None] = []
+    times: list[float | None] = []
+    is_right = True
+    own = _filled(world, elements, world.rank)
+    for shift in (0, 1):
+        other = partner_of(world.rank // stride, world.size // stride, shift)
+        partner = None if other is None else other * stride + world.rank % stride
+        seconds = []
+        for _ in range(TRIES):
+            _meet()
+            if partner is not None:
+                began = time.perf_counter()
+                received = _exchange(own, partner)
+                if world.device.type == "cuda":
+                    torch.cuda.synchronize(world.device)
+                seconds.append(time.perf_counter() - began)
+                is_right &= bool(torch.equal(own + received, own + _filled(world, elements, partner)))
+        partners.append(partner)
+        times.append(statistics.median(seconds) if seconds else None)
+    return tuple(partners), tuple(times), is_right
+
+
+def _exchange(own: torch.Tensor, partner: int) -> torch.Tensor:
+    """Send a tensor to another rank, and return the one that it sends at the same time."""
+    received = torch.empty_like(own)
+    operations = [dist.P2POp(dist.isend, own, partner), dist.P2POp(dist.irecv, received, partner)]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    return received
+
+
+def _sum_over_all(world: World, elements: int) -> tuple[float, bool]:
+    """Sum numbers over all ranks; return the seconds, and whether the sum is right. Collective."""
+    seconds = []
+    total = torch.empty(0)
+    for _ in range(TRIES):
+        total = _filled(world, elements, world.rank)
+        _meet()
+        seconds.append(_timed(lambda total=total: dist.all_reduce(total), world.device))
+    expected = world.size * _filled(world, elements, 0) + sum(rank % 1024 for rank in range(world.size))
+    return statistics.median(seconds), bool(torch.equal(total, expected))

@@ -1,0 +1,108 @@
+"""The preflight of an attempt: each rank, each node and the network between them are tried before the training begins.
+
+It costs a second or two. A node that is broken or slow is found here, and not after hours.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs import exclude_nodes
+from pipeline.common.atomic import write_json
+from pipeline.common.errors import TrainingError
+from pipeline.config.schema import TrainConfig
+from pipeline.engine.distributed import World, gather_objects
+from pipeline.run.preflight import Finding, Measured, as_json, judge, report_path, table
+from pipeline.run.recorder import Recorder
+from pipeline.train.measure import measure, ranks_of_node
+
+REPEATS = 2
+"""How often it is measured again where a rank seems slow: by chance it is not so each time."""
+
+
+def should_run(config: TrainConfig, world: World) -> bool:
+    """Whether an attempt has a preflight: as configured, or by itself where several nodes or GPUs train."""
+    if config.preflight == "auto":
+        return world.size > 1 and (world.size > ranks_of_node() or world.device.type == "cuda")
+    return config.preflight == "on"
+
+
+def preflight(run_dir: Path, config: TrainConfig, world: World, recorder: Recorder) -> bool:
+    """Try the ranks, and log and keep what was found. Collective.
+
+    Returns:
+        Whether the attempt goes on; if not, it is to be started again without the nodes that were found.
+
+    Raises:
+        TrainingError: on every rank, if the ranks would not compute one training, or one of them cannot compute.
+    """
+    began = time.monotonic()
+    ranks = [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
+    findings = judge(ranks, config.slow_factor)
+    for _ in range(REPEATS):
+        if not any(finding.kind == "slow" for finding in findings):
+            break
+        again = [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
+        ranks = [_faster(first, second) for first, second in zip(ranks, again, strict=True)]
+        findings = judge(ranks, config.slow_factor)
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(world.device)
+    seconds = time.monotonic() - began
+    if world.is_main:
+        _keep(run_dir, recorder, as_json(ranks, findings, seconds))
+    recorder.event("preflight", seconds=round(seconds, 3), findings=[finding.describe() for finding in findings])
+    recorder.log(f"preflight of {world.size} ranks in {seconds:.1f} s:\n  " + "\n  ".join(table(ranks, findings)))
+    wrong = [finding for finding in findings if finding.kind == "wrong"]
+    if wrong:
+        raise TrainingError(
+            f"preflight: {_all(wrong)}; nothing was trained (--train.preflight off leaves this check out)"
+        )
+    excluded = _exclude(config, world, [finding for finding in findings if finding.kind in ("failed", "slow")])
+    failed = [finding for finding in findings if finding.kind == "failed"]
+    if failed and not {finding.host for finding in failed} <= set(excluded):
+        raise TrainingError(f"preflight: {_all(failed)}; start again without that node")
+    return not failed and not (excluded and config.preflight_slow == "restart")
+
+
+def _all(findings: list[Finding]) -> str:
+    return "; ".join(finding.describe() for finding in findings)
+
+
+def _keep(run_dir: Path, recorder: Recorder, content: dict[str, Any]) -> None:
+    path = report_path(run_dir, recorder.attempt)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_json(path, content)
+    except OSError as error:
+        recorder.warn(f"{path} could not be written ({error.strerror})")
+
+
+def _exclude(config: TrainConfig, world: World, findings: list[Finding]) -> list[str]:
+    """Have the nodes left out when the job is requeued; return those that will be. Collective."""
+    nodes: list[str] = []
+    if world.is_main:
+        # Not all of them may be left out: first those that failed, then the slowest.
+        reasons: dict[str, str] = {}
+        for finding in sorted(findings, key=lambda each: (each.kind != "failed", -each.ratio)):
+            reasons.setdefault(finding.host, finding.describe())
+        nodes = exclude_nodes(reasons, config.exclude_share)
+    return [str(node) for node in gather_objects(nodes)[0]]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _faster(first: Measured, second: Measured) -> Measured:
+    """Return what was measured first, with the lower one of both times."""
+
+    def lower(one: float | None, other: float | None) -> float | None:
+        return other if one is None else one if other is None else min(one, other)
+
+    return replace(
+        first,
+        product_s=lower(first.product_s, second.product_s),
+        copy_s=lower(first.copy_s, second.copy_s),
+        pair_s=tuple(lower(*pair) for pair in zip(first.pair_s, second.pair_s, strict=False)),
+        reduce_s=lower(first.reduce_s, second.reduce_s),
+    )
