@@ -277,6 +277,8 @@ class TrainConfig:
     """Write which rank read which sample to `RUN_DIR/audit/`."""
     profile: int = 0
     """Steps of each attempt, after its first ten, that torch's profiler traces on every rank, to `RUN_DIR/profile/`."""
+    memory_snapshot: bool = False
+    """Write to `RUN_DIR/profile/` what each line of code allocates on the GPUs in the first steps of each attempt."""
     initialise_from: str | None = None
     """Weights to start a new run from: a run directory, a `models:/` URI, or a .safetensors, .pth or .ckpt file."""
     initialise_entry: str | None = None

@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset(
         "exclude_share",
         "audit_samples",
         "profile",
+        "memory_snapshot",
         "compile",
         "cuda_graphs",
         "gradient_checkpointing",

@@ -29,7 +29,7 @@ def check_tracking() -> None:
 
 
 def check_gpus(config: TrainConfig, resources: Resources, cluster: str) -> None:
-    """Refuse CUDA graphs and the kernels where the processes will have no GPUs.
+    """Refuse CUDA graphs, the kernels and snapshots of GPU memory where the processes will have no GPUs.
 
     Args:
         config: the training.
@@ -43,6 +43,7 @@ def check_gpus(config: TrainConfig, resources: Resources, cluster: str) -> None:
     interprets = os.environ.get("TRITON_INTERPRET") == "1"
     asked = {
         "--train.cuda-graphs": config.cuda_graphs,
+        "--train.memory-snapshot": config.memory_snapshot,
         "--train.model.backend triton": config.model.backend == "triton" and not interprets,
     }
     for flag, is_given in asked.items():

@@ -138,13 +138,13 @@ def log_job_reports(client: "MlflowClient", run_dir: Path, state: TrackingState)
 
 
 def log_traces(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
-    """Log the profiler's traces as artifacts, each once it is whole.
+    """Log the profiler's traces and the snapshots of GPU memory as artifacts, each once it is whole.
 
     Returns:
         Whether `state.traces` has changed.
     """
     assert state.run_id is not None
-    new = [path for path in sorted((run_dir / TRACES).glob("step_*.json.gz")) if path.name not in state.traces]
+    new = [path for path in sorted((run_dir / TRACES).glob("[!.]*")) if path.name not in state.traces]
     for path in new:
         client.log_artifact(state.run_id, str(path), TRACES)
         state.traces.append(path.name)

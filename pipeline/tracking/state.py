@@ -47,7 +47,7 @@ class TrackingState:
     job_reports: list[str] = field(default_factory=list)
     """File names of the jobs' reports that were sent."""
     traces: list[str] = field(default_factory=list)
-    """File names of the profiler's traces that were sent."""
+    """File names of the profiler's traces and of the snapshots of GPU memory that were sent."""
     troubles: str = ""
     """What was sent of the ranks that were slow or hung."""
     tags: dict[str, str] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.hang_watch import HangWatch
 from pipeline.train.kernels import check_kernels
+from pipeline.train.memory_snapshot import open_memory_snapshot
 from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
 from pipeline.train.rank_times import RankTimes
@@ -60,12 +61,13 @@ class Training:
         Raises:
             ConfigError: the configuration does not fit this number of ranks.
             TrainingError: the shards or the teacher are not those that the run began with, there are no such weights to
-                start from, or CUDA graphs are asked for without GPUs.
+                start from, or CUDA graphs or a snapshot of GPU memory are asked for without GPUs.
         """
         # torchrun may start another number of ranks than the launch had checked, and config.json can be edited.
         self.config = config = check(read_config(run_dir).train, world.size)
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
+        self.memory = open_memory_snapshot(run_dir, world, recorder, wanted=config.memory_snapshot)
         self.task = read_config(run_dir).task
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
@@ -118,12 +120,14 @@ class Training:
                     except NotFiniteError as problem:
                         self._go_back(problem)
         finally:
+            self.memory.close()
             self.engine.close()
 
     def _run_from_checkpoint(self, stop_requested: Callable[[], bool]) -> bool:
         """Train from the newest checkpoint; return whether the end was reached."""
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step = self._restore()
+        self.memory.start(step)
         skipped = self._skipped()
         trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
         with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):
@@ -174,6 +178,7 @@ class Training:
                 self._track()
                 trace.step()
                 self.hang_watch.step(step)
+                self.memory.step()
                 if stop and step < total:
                     break
                 began = self.times.begin()

@@ -76,6 +76,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
         ),
         (["--registered-name", "toys/digits"], "--registered-name 'toys/digits' cannot name a model in MLflow"),
         (["--train.cuda-graphs"], "--train.cuda-graphs needs GPUs: this machine has none"),
+        (["--train.memory-snapshot"], "--train.memory-snapshot needs GPUs: this machine has none"),
         (["--train.model.backend", "triton"], "--train.model.backend triton needs GPUs: this machine has none"),
         (["--train.micro-batch-size", "1"], "micro_batch_size 1: the norm in IDConv"),
         (["--resume", "runs/x"], "there is no --resume: the same --run-dir, given again, resumes that run"),
