@@ -50,6 +50,8 @@ def submit_array(
         raise JobError(
             f"an array needs one folder for each task, but got {len(tasks)} tasks and {len(task_folders)} folders"
         )
+    if resources.chain is not None:
+        raise JobError("--chain is for one run, and the runs of a sweep are one job array: leave one of them out")
     resources.check()
     resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)

@@ -6,6 +6,7 @@ With it, a job that is requeued again and again without progress is ended.
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ class AttemptEvent:
         host: node of rank 0.
         world_size: processes of the job.
         progress: the task's `progress()` at the start, or "".
-        outcome: how the attempt ended: "finished", "requeued" (saved and requeued), "stopped", "cancelled", "failed",
-            "given up" (no progress), "peer lost" (another rank died), "lost" (ranks died and the job was requeued).
+        outcome: how the attempt ended: "finished", "requeued" (saved and requeued, or left to the next job of a chain),
+            "stopped", "cancelled", "failed", "given up" (no progress), "peer lost" (another rank died), "lost" (ranks
+            died, and the job was requeued or left to the next one).
         reason: human-readable reason of the outcome.
     """
 
@@ -52,8 +54,15 @@ def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: ob
         os.fsync(file.fileno())
 
 
-def read(folder: Path, job_id: str) -> list[AttemptEvent]:
-    """The attempt log of a job, oldest event first. A line that a crash cut short is left out."""
+def read(folder: Path, *job_ids: str) -> list[AttemptEvent]:
+    """The attempt logs of one job, or of several in turn, oldest event first.
+
+    A line that a crash cut short is left out.
+    """
+    return [event for job_id in job_ids for event in _read(folder, job_id)]
+
+
+def _read(folder: Path, job_id: str) -> list[AttemptEvent]:
     try:
         lines = log_path(folder, job_id).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -73,10 +82,10 @@ def last_outcome(folder: Path, job_id: str) -> str:
     return events[-1].outcome if events and events[-1].event == "end" else ""
 
 
-def count_stalls(folder: Path, job_id: str, progress: str) -> int:
-    """How many of the newest attempts of this job, one after the other, started from `progress`."""
+def count_stalls(folder: Path, job_ids: Sequence[str], progress: str) -> int:
+    """How many of the newest attempts of a job, or of the jobs of a chain, in turn started from `progress`."""
     count = 0
-    for event in reversed(read(folder, job_id)):
+    for event in reversed(read(folder, *job_ids)):
         if event.event != "start":
             continue
         if event.progress != progress:
@@ -85,14 +94,12 @@ def count_stalls(folder: Path, job_id: str, progress: str) -> int:
     return count
 
 
-def count_unstarted(folder: Path, job_id: str) -> int:
-    """How many of the newest attempts of this job, one after the other, were lost before rank 0 had started."""
-    started: set[int] = set()
-    lost: list[int] = []
-    for event in read(folder, job_id):
+def count_unstarted(folder: Path, job_ids: Sequence[str]) -> int:
+    """How many of the newest attempts of a job, or of a chain, in turn were lost before rank 0 had started."""
+    lost: list[tuple[str, int]] = []
+    for event in reversed(read(folder, *job_ids)):
         if event.event == "start":
-            started.add(event.restarts)
-        elif event.outcome == "lost":
-            lost.append(event.restarts)
-    last = max(started, default=-1)
-    return sum(restarts > last for restarts in lost)
+            return sum(attempt != (event.job_id, event.restarts) for attempt in lost)
+        if event.outcome == "lost":
+            lost.append((event.job_id, event.restarts))
+    return len(lost)

@@ -39,6 +39,13 @@ coreutils 8.31 or later the signal stays pending until `jobs.rank` handles it; b
 """
 
 
+FIND_APPTAINER = (
+    "container=$(command -v apptainer || command -v singularity) || "
+    '{ echo "$(hostname) has neither apptainer nor singularity on its PATH: load a module with --setup" >&2; exit 1; }'
+)
+"""Line of the batch script that finds the program which opens a .sif image."""
+
+
 def rank_command(python: str, folder: Path) -> str:
     """The shell command that each process runs."""
     return f"{python} -u -m jobs.rank {shlex.quote(str(folder))}"
@@ -52,9 +59,13 @@ class Slurm(SlurmExecutor):
         """Claim that Slurm is there; where it is not, sbatch fails later."""
         return 2
 
+    enters_container = ""
+    """The words before the command of a rank that start it in a container, where srun itself does not do that."""
+
     @property
     def _submitit_command_str(self) -> str:
-        return f"sh -c {shlex.quote(START)} sh {rank_command(self.python, self.folder)}"
+        words = [f"sh -c {shlex.quote(START)} sh", self.enters_container, rank_command(self.python, self.folder)]
+        return " ".join(filter(None, words))
 
     def script(self, elements: int = 1) -> str:
         """The script that `submit` would give to sbatch, or `submit_array` for that many elements."""
@@ -142,6 +153,11 @@ def build_executor(
         return Debug(folder)
     python = resources.python or ("python3" if resources.container_image else shlex.quote(sys.executable))
     executor = Slurm(folder, max_num_timeout=NO_TIMEOUT_LIMIT, python=python)
+    if resources.uses_apptainer:
+        gpus = "--nv " if resources.gpus_per_node else ""
+        mounts = shlex.quote(resources.container_mounts or _mounts(folder, code))
+        image = shlex.quote(str(resources.container_image))
+        executor.enters_container = f'"$container" exec {gpus}--bind {mounts} {image}'
     after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status {resources.max_stalls}"
     executor.update_parameters(
         **_slurm_parameters(resources, name, folder, code),
@@ -165,10 +181,12 @@ def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path)
     srun = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--open-mode=append"]
     if resources.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
-    if resources.container_image:
+    if resources.container_image and not resources.uses_apptainer:
         mounts = resources.container_mounts or _mounts(folder, code)
         srun += [f"--container-image={resources.container_image}", f"--container-mounts={mounts}"]
+    options = resources.option_set()
     parameters: dict[str, Any] = {
+        "dependency": options.pop("dependency", None),
         "job_name": name,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.processes_per_node,
@@ -185,9 +203,10 @@ def _slurm_parameters(resources: Resources, name: str, folder: Path, code: Path)
         "srun_args": srun,
         "setup": [
             *resources.setup,
+            *([FIND_APPTAINER] if resources.uses_apptainer else []),
             # The processes import the given code, not the packages in the folder of submission.
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         ],
-        "additional_parameters": {"requeue": True, **resources.option_set()},
+        "additional_parameters": {"requeue" if resources.chain is None else "no-requeue": True, **options},
     }
     return {key: value for key, value in parameters.items() if value is not None}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import attempt_log
+from jobs import attempt_log, chain
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
 from jobs.exclusion import apply_exclusion
@@ -20,6 +20,7 @@ from jobs.orphan_watch import stop_when_orphaned
 from jobs.rendezvous import Location, node_name, rendezvous
 from jobs.requeue import Decision, decide, requeue_on_slurm
 from jobs.resources import Resources
+from jobs.slurm import ask
 from jobs.snapshot import Code
 from jobs.stop_flag import StopFlag
 from jobs.task import Outcome, Task
@@ -91,7 +92,11 @@ class Job:
         """Rank 0: run the task, write the attempt log around it, and decide what follows."""
         task = self._load()
         progress = str(getattr(task, "progress", lambda: "")())
-        stalls = attempt_log.count_stalls(self._folder, place.job_id, progress)
+        cancelled = chain.was_cancelled(self._folder, place.job_id)
+        if cancelled:
+            return self._leave_chain(task, place, cancelled)
+        jobs = [*chain.before(self._folder, place.job_id), place.job_id]
+        stalls = attempt_log.count_stalls(self._folder, jobs, progress)
         if stalls >= self._resources.max_stalls:
             tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
             reason = f"{tries} started at {progress or 'the beginning'} and made no progress"
@@ -109,6 +114,7 @@ class Job:
             raise
         if outcome is Outcome.FINISHED:
             self._end(task, place, "finished", outcome)
+            chain.end_rest(self._folder, place.job_id)
         else:
             self._follow_interruption(task, flag, place, cluster)
         return outcome
@@ -122,16 +128,33 @@ class Job:
             raise JobError(f"{decision.value}, so rank 0 stops")
         if decision in (Decision.CANCELLED, Decision.STOPPED):
             self._end(task, place, decision.name.lower(), Outcome.CANCELLED, signals)
+            chain.end_rest(self._folder, place.job_id)
+            return
+        if self._resources.chain is not None and not chain.after(self._folder, place.job_id):
+            reason = f"the last job of the chain ({self._resources.chain} in all) has ended; launch again to go on"
+            log(reason)
+            self._end(task, place, "stopped", Outcome.CANCELLED, reason)
             return
         self._end(task, place, "requeued", Outcome.INTERRUPTED, signals)
         if decision is Decision.REQUEUE and cluster == "local":
             from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+        if self._resources.chain is not None:
+            return
         if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
             self._end(task, place, "cancelled", Outcome.CANCELLED, "while the attempt ended")
         else:
             apply_exclusion(self._home, place.job_id)
+
+    def _leave_chain(self, task: Task, place: Place, cancelled: str) -> Outcome:
+        """Cancel this job, which has just started, and the rest of its chain, since a user cancelled the one before."""
+        reason = f"job {cancelled}, the one before it in the chain, was cancelled"
+        log(f"job {place.job_id} ends: {reason}")
+        self._end(task, place, "cancelled", Outcome.CANCELLED, reason)
+        chain.end_rest(self._folder, place.job_id)
+        ask("scancel", place.job_id)
+        return Outcome.INTERRUPTED
 
     def _end(self, task: Task, place: Place, logged: str, outcome: Outcome, reason: str = "") -> None:
         """Write the end to the attempt log, and then tell the task, which may take long over it."""

@@ -2,6 +2,7 @@
 
 The job is requeued, and goes on from its last checkpoint, when ranks died without an error of their own: their node was
 lost, they ran out of memory, or they were killed. It ends when a rank raised an error, since it would raise it again.
+In a chain the next job goes on instead of a requeue, or the rest of the chain is cancelled.
 The batch script goes on with the exit status that this command returns.
 """
 
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs import attempt_log
+from jobs import attempt_log, chain
 from jobs.environment import slurm_job_of
 from jobs.errors import JobError
 from jobs.exclusion import apply_exclusion
@@ -41,7 +42,8 @@ def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, m
     if any(not error.is_peer_loss for error in rank_errors(folder, job_id, world_size)):
         return False
     if not events:
-        return status > KILLED and attempt_log.count_unstarted(folder, job_id) < max_stalls
+        jobs = [*chain.before(folder, job_id), job_id]
+        return status > KILLED and attempt_log.count_unstarted(folder, jobs) < max_stalls
     if events[-1].outcome == "finished":
         # Rank 0 was lost while it told others of the end, such as a model registry.
         return not ended_well(folder, job_id, 0)
@@ -69,18 +71,21 @@ def _world_size(environment: Mapping[str, str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Requeue the job or let it end. Returns srun's exit status, or 0 where the work was over."""
     folder, status, max_stalls = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    job_id, restarts = slurm_job_of(os.environ)
     if has_ended_well(folder, os.environ):
         return 0
+    is_chained = job_id in chain.jobs_of_chain(folder)
     if not only_lost_ranks(folder, os.environ, status, max_stalls):
+        chain.end_rest(folder, job_id)
         return status
-    job_id, restarts = slurm_job_of(os.environ)
     try:
-        if ask_slurm(job_id, restarts) is not Decision.REQUEUE:
+        if not is_chained and ask_slurm(job_id, restarts) is not Decision.REQUEUE:
             return status
-        log(f"job {job_id} lost ranks (exit status of srun: {status}) and is requeued")
+        follows = "the next job of the chain goes on" if is_chained else "is requeued"
+        log(f"job {job_id} lost ranks (exit status of srun: {status}) and {follows}")
         # Before the requeue, since Slurm ends this process then.
         attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="lost", reason=f"srun: {status}")
-        if requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
+        if not is_chained and requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
             attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled")
         else:
             apply_exclusion(folder, job_id)

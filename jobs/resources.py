@@ -7,7 +7,7 @@ from jobs.errors import JobError
 
 DEFAULT_TIMEOUT_MIN = 24 * 60
 
-_SLURM_ONLY = ("partition", "account", "qos", "constraint", "container_image", "slurm")
+_SLURM_ONLY = ("partition", "account", "qos", "constraint", "container_image", "slurm", "chain")
 """Fields of `Resources` that only Slurm understands."""
 
 _FLAG_OF_OPTION = {
@@ -22,7 +22,7 @@ _FLAG_OF_OPTION = {
     "qos": "--qos",
     "constraint": "--constraint",
 }
-_RESERVED = {"job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "array", "ntasks", "wait"}
+_RESERVED = {"job-name", "output", "error", "open-mode", "signal", "array", "ntasks", "wait"}
 """Options of sbatch that this package sets itself."""
 
 
@@ -47,13 +47,16 @@ class Resources:
         qos: quality of service
         constraint: features that the nodes must have
         setup: shell commands to run before the processes start, such as "module load cuda"
-        container_image: image in which the processes run (through the pyxis plug-in of srun)
-        container_mounts: mounts of the container, in pyxis's syntax; by default the run's folder, the code and the
+        container_image: image in which the processes run: a .sif file through apptainer or singularity, any other one
+            through the pyxis plug-in of srun
+        container_mounts: mounts of the container, as SOURCE:TARGET,…; by default the run's folder, the code and the
             folder of submission, each under its own path
         python: Python interpreter of the processes; by default the current one, or python3 in a container
         slurm: any other sbatch options, each as KEY=VALUE
         signal_delay_s: how long before the time limit the job is asked to save; by default two minutes, or a quarter of
             a limit under eight minutes
+        chain: where jobs may not be requeued, this many jobs are submitted instead of one; each starts when the one
+            before it ends, and goes on with the run, at whose end the rest is cancelled
         max_stalls: number of attempts that may start from the same progress before the job is ended
         meeting_s: how long the processes wait for each other at the start
     """
@@ -74,6 +77,7 @@ class Resources:
     python: str | None = None
     slurm: tuple[str, ...] = ()
     signal_delay_s: int | None = None
+    chain: int | None = None
     max_stalls: int = 5
     meeting_s: float = 300.0
 
@@ -83,6 +87,11 @@ class Resources:
         if self.tasks_per_node is not None:
             return self.tasks_per_node
         return max(1, self.gpus_per_node or 0)
+
+    @property
+    def uses_apptainer(self) -> bool:
+        """Whether the image is opened by apptainer or singularity, and not by srun."""
+        return self.container_image is not None and self.container_image.endswith(".sif")
 
     @property
     def world_size(self) -> int:
@@ -111,6 +120,7 @@ class Resources:
                 ("--cpus-per-task", self.cpus_per_task, 1),
                 ("--timeout-min", self.timeout_min, 1),
                 ("--signal-delay-s", self.signal_delay_s, 1),
+                ("--chain", self.chain, 1),
                 ("--max-stalls", self.max_stalls, 1),
             )
             if value is not None and value < least
@@ -132,12 +142,16 @@ class Resources:
                 "--container-mounts is for a container: add --container-image, or leave --container-mounts out"
             )
         for option in self.slurm:
-            key, equals, _ = option.partition("=")
+            key, equals, value = option.partition("=")
             if not equals:
                 errors.append(f"--slurm {option}: write it as KEY=VALUE, such as exclusive=true")
             plain = key.lstrip("-").replace("_", "-")
             if plain in _FLAG_OF_OPTION:
                 errors.append(f"--slurm {key}=…: use {_FLAG_OF_OPTION[plain]} instead")
+            elif plain == "no-requeue" or (plain == "requeue" and value.lower() == "false"):
+                errors.append(f"--slurm {option}: use --chain N, with which N jobs go on one after the other")
+            elif plain == "requeue" and self.chain is not None:
+                errors.append(f"--slurm {option}: the jobs of a --chain are not requeued: leave one of them out")
             elif plain in _RESERVED:
                 errors.append(f"--slurm {key}=…: this option is set by the launcher")
         if errors:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.attempt_log import last_outcome
+from jobs.chain import SUBMISSION_FILE
 from jobs.errors import SlurmError
 from jobs.failure import describe_failure
 from jobs.log import log
 from jobs.task import Outcome
-
-SUBMISSION_FILE = "submission.json"
-"""Names a folder's newest submission: cluster, job id, number of processes, and folder of the logs."""
 
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL"}
 """Slurm's states of a job that has ended."""
@@ -32,12 +30,14 @@ class Update:
         reason: Slurm's reason for the state, or "".
         restarts: how often the job was requeued.
         nodes: nodes on which the job runs, or "".
+        part: which job of a chain it is, or "".
     """
 
     state: str
     reason: str = ""
     restarts: int = 0
     nodes: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         """One human-readable line."""
@@ -48,6 +48,8 @@ class Update:
             parts.append(f"on {self.nodes}")
         if self.restarts:
             parts.append(f"after {self.restarts} requeue{'s' if self.restarts > 1 else ''}")
+        if self.part:
+            parts.append(f"as {self.part}")
         return " ".join(parts)
 
 
@@ -66,6 +68,11 @@ class Submission(ABC):
         self.folder = folder
         self.job_id = job_id
         self.world_size = world_size
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that were submitted: one, or those of a chain."""
+        return [self.job_id]
 
     @abstractmethod
     def update(self) -> Update:
@@ -138,7 +145,7 @@ class Submission(ABC):
             return Outcome.INTERRUPTED if last in ("stopped", "cancelled", "requeued") else Outcome.FINISHED
         return Outcome.CANCELLED if update.state == "CANCELLED" else Outcome.FAILED
 
-    def remember(self, task_folder: Path | None = None) -> None:
+    def remember(self, task_folder: Path | None = None, *, is_chain: bool = False) -> None:
         """Write `submission.json`, from which `attach` finds the job, to `task_folder` or to the job's own folder."""
         task_folder = task_folder or self.folder
         fields = {
@@ -147,6 +154,8 @@ class Submission(ABC):
             "world_size": self.world_size,
             "folder": str(self.folder),
         }
+        if is_chain:
+            fields["chain"] = self.job_ids
         temporary = task_folder / f"{SUBMISSION_FILE}.tmp"
         temporary.write_text(json.dumps(fields) + "\n", encoding="utf-8")
         temporary.replace(task_folder / SUBMISSION_FILE)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from jobs.errors import JobError, SlurmError
 from jobs.folder_lock import is_running_locally
@@ -20,6 +20,9 @@ from jobs.slurm import Cluster, slurm_job
 from jobs.snapshot import Code
 from jobs.submission import SUBMISSION_FILE, Submission
 from jobs.task import Task
+
+if TYPE_CHECKING:
+    from jobs.executors import Executor
 
 Submitted = TypeVar("Submitted")
 
@@ -69,14 +72,18 @@ def submit(
     # Two jobs that write the same checkpoints would destroy them.
     unfinished = unfinished_job(folder)
     if unfinished is not None and cluster == "slurm":
-        job_id = unfinished.job_id
-        log(f"job {job_id} of this run is still in the queue: following it (scancel {job_id} ends it)")
+        ids = " ".join(unfinished.job_ids)
+        log(f"job {unfinished.job_id} of this run is still in the queue: following it (scancel {ids} ends it)")
         return unfinished
     if unfinished is not None:
-        raise JobError(f"job {unfinished.job_id} on Slurm still uses {folder}; scancel {unfinished.job_id} ends it")
+        ids = " ".join(unfinished.job_ids)
+        raise JobError(f"job {unfinished.job_id} on Slurm still uses {folder}; scancel {ids} ends it")
+    _end_former_chain(folder)
     code = code or Code(root=package_root())
     job = Job(task, folder, resources, code)
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
+    if cluster == "slurm" and resources.chain is not None:
+        return _submit_chain(executor, job, folder, resources)
     submitted = call_submitit(lambda: executor.submit(job))
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
@@ -86,6 +93,42 @@ def submit(
     else:
         submission = SlurmSubmission(folder, submitted.job_id, resources.world_size)
     submission.remember()
+    return submission
+
+
+def _end_former_chain(folder: Path) -> None:
+    """Cancel what is left in the queue of a former chain of this folder, so that it does not start beside a new job."""
+    from jobs.chain_submission import ChainSubmission
+
+    former = attach(folder)
+    if isinstance(former, ChainSubmission):
+        former.update()
+        former.end_rest()
+
+
+def _submit_chain(executor: "Executor", job: Job, folder: Path, resources: Resources) -> Submission:
+    """Submit a job several times, each to start after those before it.
+
+    Raises:
+        JobError: the cluster refuses one of the jobs; those before it are cancelled.
+    """
+    from jobs.chain_submission import ChainSubmission
+
+    ids: list[str] = []
+    submission = None
+    for _ in range(resources.chain or 1):
+        if ids:
+            # After all of them: one that is cancelled while it waits must not let the next start beside the first.
+            executor.update_parameters(dependency=f"afterany:{':'.join(ids)}")
+        try:
+            ids.append(call_submitit(lambda: executor.submit(job)).job_id)
+        except JobError:
+            if submission is not None:
+                submission.cancel()
+            raise
+        submission = ChainSubmission(folder, ids, resources.world_size)
+        submission.remember(is_chain=True)
+    assert submission is not None
     return submission
 
 
@@ -149,13 +192,17 @@ def attach(folder: Path) -> Submission | None:
     Returns:
         None where there was no job, or where it ran on the local cluster and so ended with its launcher.
     """
+    from jobs.chain_submission import ChainSubmission
     from jobs.slurm_submission import SlurmSubmission
 
     try:
         fields = json.loads((folder / SUBMISSION_FILE).read_text(encoding="utf-8"))
         if fields["cluster"] != "slurm":
             return None
-        return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), int(fields["world_size"]))
+        world_size = int(fields["world_size"])
+        if fields.get("chain"):
+            return ChainSubmission(Path(fields["folder"]), [str(job_id) for job_id in fields["chain"]], world_size)
+        return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), world_size)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -191,7 +238,14 @@ def dry_run(
         return f"{describe_local(resources)}{limit}{times}, each:\n{command}\n"
     executor = build_executor(cluster, folder, resources, name, code=code.root if code else package_root())
     assert isinstance(executor, Slurm)
-    return executor.script(elements)
+    following = "" if resources.chain is None or resources.chain < 2 else _describe_chain(resources.chain)
+    return executor.script(elements) + following
+
+
+def _describe_chain(length: int) -> str:
+    """What else is submitted for a chain of this length."""
+    jobs = "a second job" if length == 2 else f"{length - 1} more jobs"
+    return f"\n\n# the same script again as {jobs}, each with --dependency=afterany: and those before it\n"
 
 
 def package_root() -> Path:

@@ -42,7 +42,8 @@ def launch(options: LaunchOptions) -> int:
         return conclude(run.run_dir)
     print(describe_cluster(plan))
     submission = submit_run(plan, run)
-    print(f"job {submission.job_id}; everything of this run is in {run.run_dir}")
+    jobs = ", ".join(submission.job_ids)
+    print(f"job{'s' if len(submission.job_ids) > 1 else ''} {jobs}; everything of this run is in {run.run_dir}")
     if not options.wait:
         print(f"follow it: python -m pipeline.status {run.run_dir} --watch")
         return 0

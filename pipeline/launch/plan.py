@@ -226,7 +226,7 @@ def _complete_cores(resources: Resources, runs: tuple[PlannedRun, ...], dry_run:
 def _with_absolute_paths(resources: Resources) -> Resources:
     """Make the paths of the interpreter and of the image absolute; a name, or a path within a container, stays."""
     image, python = resources.container_image, resources.python
-    if image is not None and image.startswith(("~", "./", "../")):
+    if image is not None and (image.startswith(("~", "./", "../")) or resources.uses_apptainer):
         image = absolute_path(image)
     if python is not None and "/" in python and image is None:
         python = absolute_path(python)

@@ -16,6 +16,9 @@ import jobs
         ({"slurm": ("nodes=3",)}, "--slurm nodes=…: use --nodes instead"),
         ({"slurm": ("exclusive",)}, "--slurm exclusive: write it as KEY=VALUE"),
         ({"slurm": ("output=x",)}, "is set by the launcher"),
+        ({"slurm": ("no-requeue=",)}, "--slurm no-requeue=: use --chain N"),
+        ({"slurm": ("requeue=expedite",), "chain": 3}, "the jobs of a --chain are not requeued"),
+        ({"chain": 0}, "--chain 0 must be at least 1"),
     ],
 )
 def test_error_for_a_wrong_value_names_the_flag(wrong, message):
@@ -27,7 +30,7 @@ def test_error_for_a_wrong_value_names_the_flag(wrong, message):
 def test_flags_that_only_slurm_understands_are_listed_when_set():
     assert list(jobs.Resources(nodes=2, timeout_min=5, setup=("true",)).slurm_only()) == []
     resources = jobs.Resources(
-        partition="low", account="a", qos="q", constraint="c", container_image="i", slurm=("exclusive=",)
+        partition="low", account="a", qos="q", constraint="c", container_image="i", slurm=("exclusive=",), chain=2
     )
-    flags = ["--partition", "--account", "--qos", "--constraint", "--container-image", "--slurm"]
+    flags = ["--partition", "--account", "--qos", "--constraint", "--container-image", "--slurm", "--chain"]
     assert list(resources.slurm_only()) == flags

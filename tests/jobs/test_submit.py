@@ -44,6 +44,21 @@ def test_dry_run_shows_the_script_without_slurm(fake_command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "#SBATCH --requeue"),
+        ({"slurm": ("requeue=",)}, "#SBATCH --requeue"),
+        ({"slurm": ("requeue=expedite",)}, "#SBATCH --requeue=expedite"),
+        ({"chain": 3}, "#SBATCH --no-requeue"),
+    ],
+)
+def test_requeue_is_asked_for_in_the_words_of_the_user(tmp_path, changes, line):
+    script = jobs.dry_run(cluster="slurm", folder=tmp_path, resources=jobs.Resources(**changes), name="x")
+    assert [each for each in script.splitlines() if each.partition("=")[0].endswith("requeue")] == [line]
+    assert ("# the same script again as 2 more jobs" in script) == ("chain" in changes)
+
+
 def test_container_mounts_the_run_and_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resources = jobs.Resources(container_image="registry#image:1")
@@ -53,6 +68,16 @@ def test_container_mounts_the_run_and_the_code(tmp_path, monkeypatch):
     mounts = ",".join(f"{path}:{path}" for path in (tmp_path / "run", tmp_path / "code", tmp_path))
     assert f"'--container-image=registry#image:1' --container-mounts={mounts} sh -c " in srun
     assert " sh python3 -u -m jobs.rank " in srun
+
+
+def test_sif_image_is_opened_by_apptainer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resources = jobs.Resources(container_image="/images/x.sif", container_mounts="/data:/data", gpus_per_node=2)
+    script = jobs.dry_run(cluster="slurm", folder=tmp_path / "run/jobs", resources=resources, name="x")
+    srun = next(line for line in script.splitlines() if line.startswith("srun"))
+    assert "--container-image" not in srun
+    command = '"$container" exec --nv --bind /data:/data /images/x.sif python3 -u -m jobs.rank'
+    assert f" sh {command} {tmp_path}/run/jobs" in srun
 
 
 def test_dry_run_on_the_local_cluster_describes_the_processes(tmp_path):

@@ -223,6 +223,18 @@ def test_gpus_are_requested_and_each_process_has_its_own_local_rank(signalling_s
     assert {place[1] for place in local_ranks} == {"0,1"}
 
 
+def test_ranks_run_in_a_container_of_apptainer(slurm, tmp_path):
+    # In place of apptainer: a program that notes its options, and runs the rest.
+    program = tmp_path / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$1 $2 $3 $4" >> {tmp_path}/opened\nshift 4\nexec "$@"\n')
+    program.chmod(0o700)
+    wanted = {"container_image": "/images/x.sif", "container_mounts": "/data:/data", "python": sys.executable}
+    submission = submit(tmp_path, nodes=2, end=3, resources=wanted | {"setup": (f"PATH={program.parent}:$PATH",)})
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED, submission.failure()
+    assert (tmp_path / "opened").read_text() == "exec --bind /data:/data /images/x.sif\n" * 2
+
+
 def test_resources_that_the_cluster_lacks_are_refused_before_submission(slurm, tmp_path):
     for resources, message in (
         ({"partition": "gpu"}, "--partition gpu does not exist; there are: high, low"),
@@ -245,7 +257,10 @@ def test_refusal_by_sbatch_is_reported_in_one_line(slurm, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(slurm, tmp_path):
+@pytest.mark.parametrize(
+    "event", ["scontrol requeue", *(pytest.param(event, marks=pytest.mark.slow) for event in ("signal", "lost rank"))]
+)
+def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(slurm, tmp_path, event):
     homes = [tmp_path / f"run{number}" for number in range(3)]
     for home in homes:
         home.mkdir()
@@ -268,7 +283,12 @@ def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(s
     again = jobs.attach(homes[1] / "jobs")
     assert again is not None
     assert [submission.job_id for submission in sweep()] == ids, "a running element was submitted again"
-    slurm.run("scontrol", "requeue", again.job_id)
+    if event == "lost rank":
+        wait_until(lambda: starts(homes[1], 1))
+        os.kill(starts(homes[1], 1)[0][1], signal.SIGKILL)
+    else:
+        command = "scontrol requeue" if event == "scontrol requeue" else "scancel --signal=USR1"
+        slurm.run(*command.split(), again.job_id)
     assert jobs.wait_all(submissions, 0.2) == [jobs.Outcome.FINISHED] * 3
     assert [(home / "step").read_text() for home in homes] == ["60", "61", "62"]
     assert [len(starts(home)) for home in homes] == [1, 2, 1]

@@ -1,0 +1,73 @@
+"""A submitted chain of jobs, which is followed as one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs import chain
+from jobs.attempt_log import last_outcome, log_path
+from jobs.slurm import ask, slurm_job
+from jobs.slurm_submission import SlurmSubmission
+from jobs.submission import FINAL_STATES, Update
+from jobs.task import Outcome
+
+_ENDED = FINAL_STATES | {"PREEMPTED", "UNKNOWN"}
+_LAST = ("finished", "stopped", "cancelled", "given up", "failed")
+"""Outcomes in the attempt log after which no job of the chain goes on."""
+
+
+class ChainSubmission(SlurmSubmission):
+    """A chain in Slurm's queue; `job_id` is the job with which the chain stands."""
+
+    def __init__(self, folder: Path, job_ids: Sequence[str], world_size: int) -> None:
+        super().__init__(folder, job_ids[0], world_size)
+        self._job_ids = list(job_ids)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """All jobs of the chain, in order."""
+        return self._job_ids
+
+    def update(self) -> Update:
+        """Ask Slurm how the chain stands: the next job takes over when one has ended and has left work."""
+        update = super().update()
+        while update.state in _ENDED and last_outcome(self.folder, self.job_id) not in _LAST:
+            following = self._following()
+            if not following:
+                break
+            self.job_id = following
+            update = super().update()
+        number = self._job_ids.index(self.job_id) + 1
+        return replace(update, part=f"job {number} of {len(self._job_ids)}")
+
+    def is_over(self, update: Update) -> bool:
+        """Whether no job of the chain will start any more."""
+        return update.state in _ENDED or super().is_over(update)
+
+    def cancel(self) -> None:
+        """Run scancel for all jobs that are left."""
+        ask("scancel", *self._left())
+
+    def detach(self) -> str:
+        """Leave the jobs alone."""
+        left = " ".join(self._left())
+        return f"the chain goes on without this launcher; scancel {left} ends it; its logs: {self.folder}"
+
+    def end_rest(self) -> None:
+        """Cancel what is still in the queue of a chain that has ended."""
+        chain.end_rest(self.folder, self.job_id)
+
+    def _outcome(self, update: Update) -> Outcome:
+        self.end_rest()
+        return super()._outcome(update)
+
+    def _left(self) -> list[str]:
+        return self._job_ids[self._job_ids.index(self.job_id) :]
+
+    def _following(self) -> str:
+        """The next job, if it has started or will start; else ""."""
+        for job_id in self._left()[1:2]:
+            job = slurm_job(job_id)
+            if log_path(self.folder, job_id).exists() or (job is not None and job.state != "CANCELLED"):
+                return job_id
+        return ""

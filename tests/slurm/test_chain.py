@@ -1,0 +1,86 @@
+"""Chains of jobs, whose jobs Slurm may not requeue."""
+
+import pytest
+
+import jobs
+from jobs import attempt_log
+from jobs.slurm import ask, slurm_job
+from jobs.submission import Submission
+from tests.jobs.support import REPOSITORY, starts, wait_until
+from tests.jobs.tasks import Count
+from tests.slurm.support import preempt
+
+pytestmark = pytest.mark.slurm
+
+
+def submit(folder, *, length: int = 3, max_stalls: int = 5, **changes) -> Submission:
+    resources = jobs.Resources(nodes=2, timeout_min=60, partition="low", chain=length, max_stalls=max_stalls)
+    task = Count(folder=folder, **{"end": 60, "save_every": 10_000, **changes})
+    code = jobs.Code(root=REPOSITORY)
+    return jobs.submit(task, cluster="slurm", folder=folder / "jobs", resources=resources, name="count", code=code)
+
+
+def outcomes(submission: Submission) -> list[str]:
+    """How the attempts of the chain ended, oldest first."""
+    events = attempt_log.read(submission.folder, *submission.job_ids)
+    return [event.outcome for event in events if event.event == "end"]
+
+
+def state_of(job_id: str) -> str:
+    job = slurm_job(job_id)
+    return "" if job is None else job.state
+
+
+def assert_ended(submission: Submission, states: list[str]) -> None:
+    """Assert that the jobs of the chain have ended in these states."""
+    wait_until(lambda: [state_of(job_id) for job_id in submission.job_ids] == states)
+
+
+def test_next_job_goes_on_after_a_preemption_and_the_rest_is_cancelled_at_the_end(slurm, tmp_path):
+    submission = submit(tmp_path)
+    wait_until(lambda: len(starts(tmp_path, 1)) == 1)
+    with pytest.raises(jobs.SlurmError, match="disabled"):
+        ask("scontrol", "requeue", submission.job_id)
+    preempt(slurm)
+    attached = jobs.attach(tmp_path / "jobs")
+    assert attached is not None
+    updates: list[str] = []
+    assert attached.wait(0.2, lambda update: updates.append(str(update))) is jobs.Outcome.FINISHED
+    assert updates[0].endswith("as job 1 of 3")
+    assert updates[-1].endswith("as job 2 of 3")
+    assert outcomes(submission) == ["requeued", "finished"]
+    assert (tmp_path / "step").read_text() == "60"
+    assert_ended(submission, [state_of(submission.job_ids[0]), "COMPLETED", "CANCELLED"])
+
+
+def test_chain_whose_jobs_make_no_progress_is_given_up(slurm, tmp_path):
+    submission = submit(tmp_path, length=4, max_stalls=2, kill_at=(1, 3), once=False)
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    assert "2 attempts started at step 0 and made no progress" in submission.failure()
+    assert outcomes(submission)[-1] == "given up"
+    assert_ended(submission, ["FAILED", "FAILED", "FAILED", "CANCELLED"])
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_cancel_of_one_job_ends_the_chain(slurm, tmp_path, number):
+    submission = submit(tmp_path, end=100)
+    wait_until(lambda: len(starts(tmp_path, 1)) == 1)
+    slurm.run("scancel", submission.job_ids[number])
+    if number == 1:
+        # The job that runs goes on alone; the third one waits for it, and then finds that the chain was cancelled.
+        assert state_of(submission.job_ids[2]) == "PENDING"
+        slurm.run("scancel", "--signal=USR1", submission.job_ids[0])
+    assert submission.wait(0.2) is jobs.Outcome.CANCELLED
+    assert_ended(submission, [state_of(submission.job_ids[0]), "CANCELLED", "CANCELLED"])
+    assert len(starts(tmp_path)) == 1
+    assert 0 < int((tmp_path / "step").read_text()) < 100
+
+
+def test_chain_that_is_used_up_is_gone_on_with_by_the_same_launch(slurm, tmp_path):
+    submission = submit(tmp_path, length=1)
+    wait_until(lambda: len(starts(tmp_path, 1)) == 1)
+    slurm.run("scancel", "--signal=USR1", submission.job_id)
+    assert submission.wait(0.2) is jobs.Outcome.INTERRUPTED
+    assert (tmp_path / "ended").read_text() == "CANCELLED\n"
+    assert submit(tmp_path, length=2).wait(0.2) is jobs.Outcome.FINISHED
+    assert len(starts(tmp_path)) == 2
