@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import attempt_log, chain
+from jobs import attempt_log, chain, superseded
 from jobs.environment import Place, find_place
 from jobs.errors import JobError
 from jobs.exclusion import apply_exclusion
@@ -65,10 +65,17 @@ class Job:
             if cluster == "local":
                 stop_when_orphaned()
                 share_lock(self._folder)
+            if cluster == "slurm" and place.local_rank == 0:
+                superseded.watch(self._folder, place.job_id, place.restarts)
             if place.rank == 0:
                 return self._lead(flag, place, cluster)
-            meet(place, self._resources.meeting_s)
-            return _run(self._load(), flag)
+            try:
+                meet(place, self._resources.meeting_s)
+                return _run(self._load(), flag)
+            except Exception:
+                # Its result would be taken for one of the newer attempt.
+                superseded.leave_if_superseded(self._folder, place.job_id, place.restarts)
+                raise
         finally:
             flag.close()
 
@@ -109,9 +116,11 @@ class Job:
             outcome = _run(task, flag)
         except Exception as error:
             flag.close()
+            superseded.leave_if_superseded(self._folder, place.job_id, place.restarts)
             reason = f"{type(error).__name__}: {error}"
             self._end(task, place, "peer lost" if is_peer_loss(reason) else "failed", Outcome.FAILED, reason)
             raise
+        superseded.leave_if_superseded(self._folder, place.job_id, place.restarts)
         if outcome is Outcome.FINISHED:
             self._end(task, place, "finished", outcome)
             chain.end_rest(self._folder, place.job_id)

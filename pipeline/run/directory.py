@@ -104,8 +104,12 @@ def _program(path: Path) -> list[str]:
     return ["python", "-m", f"{path.parent.parent.name}.{path.parent.name}"]
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path, patience_s: float = STATUS_LOCK_S) -> IO[str]:
     """Hold `run_dir` for this process; the kernel releases the lock when the process ends, however it ends.
+
+    Args:
+        run_dir: of the run.
+        patience_s: how long to wait for another holder, in seconds; by default as long as a process reads the status.
 
     Returns:
         The open lock file.
@@ -115,7 +119,7 @@ def lock(run_dir: Path) -> IO[str]:
     """
     file = (run_dir / LOCK_NAME).open("a+", encoding="utf-8")
     try:
-        _flock(file)
+        _flock(file, patience_s)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
@@ -134,9 +138,9 @@ def lock(run_dir: Path) -> IO[str]:
     return file
 
 
-def _flock(file: IO[str]) -> None:
-    """Take the lock; retry for a moment, because a process that reads the status holds the lock as well."""
-    deadline = time.monotonic() + STATUS_LOCK_S
+def _flock(file: IO[str], patience_s: float) -> None:
+    """Take the lock, or try again until the time is over."""
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

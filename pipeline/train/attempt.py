@@ -21,6 +21,9 @@ from pipeline.train.loop import Training
 from pipeline.train.preflight import preflight, should_run
 from pipeline.weights.export import export_weights
 
+FORMER_ATTEMPT_S = 90.0
+"""How long an attempt waits for the former one, which may still run on a node that Slurm has lost, to leave."""
+
 
 class Attempt:
     """One attempt at a run, in one rank; on rank 0 `close` ends it."""
@@ -57,7 +60,7 @@ class Attempt:
         import_deepspeed()
         self._start_up.lap("imports")
         try:
-            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir))
+            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir, FORMER_ATTEMPT_S))
             self._recorder = recorder = Recorder(
                 self._run_dir,
                 is_main=world.is_main,

@@ -135,6 +135,8 @@ class Cluster:
                 self.start_node(node)
             elif self.has_hosts:
                 self.hosts.reconnect(node)
+                # Slurm itself would ask a node that had not answered after some minutes.
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
         self.run("scontrol", "update", "PartitionName=low", f"GraceTime={Settings.grace_s}")
         self.wait_until_idle()
 

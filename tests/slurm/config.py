@@ -23,7 +23,6 @@ class Settings:
         slurmd_timeout_s: seconds without an answer after which a node counts as lost.
         kill_wait_s: seconds between TERM and KILL when a job is ended.
         hosts: whether each node is on a host of its own, with a network, a host name and a `/tmp`.
-        requeue: whether Slurm may requeue jobs (`JobRequeue`).
     """
 
     grace_s: int = 15
@@ -33,7 +32,6 @@ class Settings:
     slurmd_timeout_s: int = 6
     kill_wait_s: int = 5
     hosts: bool = False
-    requeue: bool = True
 
 
 def config_text(directory: Path, settings: Settings, port: int, addresses: Sequence[str] | None = None) -> str:
@@ -76,7 +74,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-JobRequeue={int(settings.requeue)}
+JobRequeue=1
 ReturnToService=2
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none

@@ -171,6 +171,8 @@ class Hosts:
         for pid in own:
             kill(pid, signal.SIGKILL)
         _wait_for(own)
+        # The kernel may keep the host's network for a while.
+        _ip("link", "del", self._link(name))
 
     def processes(self, name: str) -> Iterator[int]:
         """The processes on a host."""

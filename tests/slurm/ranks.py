@@ -37,6 +37,12 @@ def rank_process(cluster: Cluster, rank: int) -> RankProcess:
     return RankProcess(min(pids))
 
 
+def ranks_on_host(cluster: Cluster, node: str) -> list[int]:
+    """The processes of ranks on a host, with their guards; those of srun, whose command names the ranks', are none."""
+    commands = {pid: command_of(pid) for pid in cluster.hosts.processes(node)}
+    return [pid for pid, command in commands.items() if "jobs.rank" in command and not command.startswith("srun")]
+
+
 @contextlib.contextmanager
 def slowed(cluster: Cluster, node: str, factor: float) -> Iterator[None]:
     """Make the ranks on a node, and their loader workers, slower by a factor within this block.

@@ -53,6 +53,7 @@ def test_next_job_goes_on_after_a_preemption_and_the_rest_is_cancelled_at_the_en
     assert_ended(submission, [state_of(submission.job_ids[0]), "COMPLETED", "CANCELLED"])
 
 
+@pytest.mark.thorough
 def test_chain_whose_jobs_make_no_progress_is_given_up(slurm, tmp_path):
     submission = submit(tmp_path, length=4, max_stalls=2, kill_at=(1, 3), once=False)
     assert submission.wait(0.2) is jobs.Outcome.FAILED
@@ -61,7 +62,8 @@ def test_chain_whose_jobs_make_no_progress_is_given_up(slurm, tmp_path):
     assert_ended(submission, ["FAILED", "FAILED", "FAILED", "CANCELLED"])
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 def test_cancel_of_one_job_ends_the_chain(slurm, tmp_path, number):
     submission = submit(tmp_path, end=100)
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)
@@ -76,6 +78,7 @@ def test_cancel_of_one_job_ends_the_chain(slurm, tmp_path, number):
     assert 0 < int((tmp_path / "step").read_text()) < 100
 
 
+@pytest.mark.slow
 def test_chain_that_is_used_up_is_gone_on_with_by_the_same_launch(slurm, tmp_path):
     submission = submit(tmp_path, length=1)
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)

@@ -223,6 +223,7 @@ def test_gpus_are_requested_and_each_process_has_its_own_local_rank(signalling_s
     assert {place[1] for place in local_ranks} == {"0,1"}
 
 
+@pytest.mark.thorough
 def test_ranks_run_in_a_container_of_apptainer(slurm, tmp_path):
     # In place of apptainer: a program that notes its options, and runs the rest.
     program = tmp_path / "bin" / "apptainer"
