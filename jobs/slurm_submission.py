@@ -81,5 +81,9 @@ class SlurmSubmission(Submission):
         log_file = self.folder / f"{self.job_id}_0_log.out"
         reason = f" ({update.reason})" if update.reason else ""
         last = tail(log_file)
-        where = f"\n  end of {log_file}:\n{last}" if last else f"; it left no log in {self.folder}"
+        where = (
+            f"\n  end of {log_file}:\n{last}"
+            if last
+            else f"; it left no log in {self.folder}: is that folder on a disk that the nodes see?"
+        )
         return f"job {self.job_id} ended as {update.state}{reason}{where}"

@@ -1,7 +1,10 @@
 """The checks of what surrounds a launch: MLflow's addresses in the environment, and the GPUs of the cluster."""
 
 import os
+import socket
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs import Resources
 from pipeline.config.schema import TrainConfig
@@ -12,8 +15,13 @@ CPUS = Path("/proc/cpuinfo")
 """What the kernel says of this machine's CPUs."""
 
 
-def check_tracking() -> None:
+def check_tracking(cluster: str) -> None:
     """Refuse addresses in the environment that MLflow cannot open, and make the paths in them absolute.
+
+    Under Slurm, a server whose address leads each node to itself is warned of.
+
+    Args:
+        cluster: where the processes run.
 
     Raises:
         InputError: the message shows the forms of an address.
@@ -25,6 +33,13 @@ def check_tracking() -> None:
         address = os.environ.get(variable)
         if address:
             check_address(address, variable)
+            host = urlsplit(address).hostname or ""
+            if cluster == "slurm" and (host in ("localhost", "::1") or host.startswith("127.")):
+                print(
+                    f"warning: {variable} names {host}, which leads each node to itself: name this machine "
+                    f"({socket.gethostname()}), or the nodes will not reach the server",
+                    file=sys.stderr,
+                )
     use_absolute_addresses()
 
 

@@ -123,7 +123,7 @@ def build_plan(options: LaunchOptions) -> Plan:
     resources = _complete_resources(options.resources, cluster, options.dry_run)
     if cluster != "slurm":
         checks.refuse_slurm_flags(resources, f"--cluster {cluster} ({why})")
-    place_checks.check_tracking()
+    place_checks.check_tracking(cluster)
     checks.check_waits_for_sweep(options, cluster)
     default = f"runs/{options.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(os.path.expanduser(options.run_dir or default)).absolute()

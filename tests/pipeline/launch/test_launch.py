@@ -224,6 +224,25 @@ def test_the_configuration_says_which_result_the_recipe_aims_at_and_what_differs
     assert aim("--recipe", "demo", "--tasks-per-node", "2") is None
 
 
+@pytest.mark.parametrize(
+    ("cluster", "address", "is_warned"),
+    [
+        ("slurm", "http://127.0.0.1:5000", True),
+        ("slurm", "http://user:secret@localhost:5000", True),
+        ("slurm", "http://login:5000", False),
+        ("local", "http://localhost:5000", False),
+    ],
+)
+def test_a_server_that_only_this_machine_reaches_is_warned_of_under_slurm(
+    monkeypatch, capsys, cluster, address, is_warned
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    check_tracking(cluster)
+    warning = capsys.readouterr().err
+    assert ("which leads each node to itself" in warning) == is_warned
+    assert "secret" not in warning
+
+
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
 def test_an_address_that_mlflow_cannot_open_is_refused(variable, monkeypatch):
     for uri, words in (
@@ -238,14 +257,14 @@ def test_an_address_that_mlflow_cannot_open_is_refused(variable, monkeypatch):
     ):
         monkeypatch.setenv(variable, uri)
         with pytest.raises(InputError) as refused:
-            check_tracking()
+            check_tracking("local")
         assert words in str(refused.value)
         assert str(refused.value).startswith(f"{variable} ")
         assert "write http://HOST:PORT, sqlite:////PATH/mlflow.db or postgresql://" in str(refused.value)
         assert "pw@" not in str(refused.value)
     for uri in ("", "http://host:5000", "https://bob:pw@host/x", "sqlite:////y.db", "postgresql+psycopg2://h/d"):
         monkeypatch.setenv(variable, uri)
-        check_tracking()
+        check_tracking("local")
 
 
 def test_python_without_docstrings_is_refused_before_tracking_is_lost(tmp_path):
