@@ -7,35 +7,48 @@ plus SyncBN, which overlaps with nothing. Each constant says where it was measur
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GPUS = 8
 GLOBAL_BATCH = 1024
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ENOUGH = 0.8
+"""Share of linear scaling above which no limit is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A TransXNet variant.
+    """A network with what is particular to its recipe.
 
     Attributes:
         parameters: number of parameters; counted.
         buffers: number of values in buffers, BatchNorm's statistics; counted.
-        images_per_s: bound for one H200 with fused kernels at 128 images, from bytes and FLOPs.
+        images_per_s: bound for one H200 with fused kernels, from bytes and FLOPs at 128 images; for dense networks the
+            classifier's, divided by how many times its FLOPs the recipe's image takes.
         kernels: launches of one fused step at any batch size; counted for T, scaled by blocks for the others.
+        global_batch: images of a step.
+        batchnorms: SyncBN collectives in a step; None for the machine's figure.
+        images_per_core_s: loader's rate on one core; None for the machine's figure.
+        image_kb: mean size of a stored image; None for the machine's figure.
     """
 
     parameters: int
     buffers: int
     images_per_s: float
     kernels: int = 761
+    global_batch: int = GLOBAL_BATCH
+    batchnorms: int | None = None
+    images_per_core_s: float | None = None
+    image_kb: float | None = None
 
 
 MODELS = {
-    "transxnet_t": Model(parameters=12_834_808, buffers=92_092, images_per_s=18_100),
-    "transxnet_s": Model(parameters=26_864_068, buffers=167_444, images_per_s=8_900, kernels=1_015),
-    "transxnet_b": Model(parameters=48_009_002, buffers=273_101, images_per_s=5_800, kernels=1_395),
+    "T": Model(parameters=12_834_808, buffers=92_092, images_per_s=18_100),
+    "S": Model(parameters=26_864_068, buffers=167_444, images_per_s=8_900, kernels=1_015),
+    "B": Model(parameters=48_009_002, buffers=273_101, images_per_s=5_800, kernels=1_395),
 }
+"""The classifier of each variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +88,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Parts of a step and of a save in seconds; MB sent by one GPU and read by one node."""
+    """Images of a GPU, GPUs without any, parts of a step and of a save in seconds; MB sent by a GPU, read by a node."""
 
     nodes: int
     batch: int
+    idle: int
     compute: float
+    launches: float
     talk: float
     sync: float
     feed: float
@@ -92,14 +107,23 @@ class Step:
     @property
     def total(self) -> float:
         """Duration of a step."""
-        return max(self.compute, self.talk, self.feed) + self.sync
+        return max(self.compute, self.launches, self.talk, self.feed) + self.sync
 
     @property
     def limit(self) -> str:
         """The part that bounds the step."""
-        parts = {"computing": self.compute, "gradients": self.talk, "loading": self.feed}
+        if self.idle:
+            return f"{self.idle} GPUs without an image"
+        parts = {
+            "computing": self.compute,
+            "launches": self.launches,
+            "gradients": self.talk,
+            "loading": self.feed,
+        }
         longest = max(parts, key=parts.__getitem__)
-        return f"{longest} + SyncBN" if self.sync > max(parts.values()) / 2 else longest
+        if self.sync > parts[longest]:
+            return "SyncBN"
+        return f"{longest} + SyncBN" if self.sync > parts[longest] / 2 else longest
 
 
 def allreduce_bytes(parameters: int, world_size: int) -> float:
@@ -112,14 +136,12 @@ def state_bytes(parameters: int, buffers: int, world_size: int) -> float:
     return 16 * parameters + 8 * buffers * world_size
 
 
-def step(
-    model: Model, machine: Machine, nodes: int, *, sync_batchnorm: bool = True, global_batch: int = GLOBAL_BATCH
-) -> Step:
-    """Predict one step with the recipe's global batch, divided over all GPUs."""
+def step(model: Model, machine: Machine, nodes: int, *, sync_batchnorm: bool = True) -> Step:
+    """Predict one step with the recipe's global batch, divided over all GPUs that it has an image for."""
     world = nodes * GPUS
-    batch = max(1, global_batch // world)
-    images = batch * world
-    compute = max(batch / model.images_per_s, model.kernels * machine.launch_s)
+    batch = max(1, model.global_batch // world)
+    images = min(batch * world, model.global_batch)
+    compute, launches = batch / model.images_per_s, model.kernels * machine.launch_s
     sent = allreduce_bytes(model.parameters, world)
     # Inside a node each GPU sends alone; between nodes the eight GPUs share the adapters, an eighth each.
     talk = sent / (machine.nvlink_gb_s * 1e9)
@@ -128,9 +150,10 @@ def step(
         talk = max(talk, allreduce_bytes(model.parameters, nodes) / (machine.network_gb_s * 1e9))
         hops = 2 * math.ceil(math.log2(nodes)) * machine.hop_s
     # Every BatchNorm reduces its statistics once in the forward and once in the backward, one after the other.
-    sync = machine.batchnorms * (20e-6 + hops) if sync_batchnorm else 0.0
-    feed = batch * GPUS / (machine.cores * machine.images_per_core_s)
-    total = max(compute, talk + hops, feed) + sync
+    batchnorms = machine.batchnorms if model.batchnorms is None else model.batchnorms
+    sync = batchnorms * (20e-6 + hops) if sync_batchnorm else 0.0
+    feed = batch * GPUS / (machine.cores * (model.images_per_core_s or machine.images_per_core_s))
+    total = max(compute, launches, talk + hops, feed) + sync
     state = state_bytes(model.parameters, model.buffers, world)
     # Every rank hashes its file; rank 0 hashes all files before it publishes the checkpoint.
     save = state / world / (machine.hash_gb_s * 1e9) + state / (machine.store_gb_s * 1e9) + 0.05
@@ -142,34 +165,67 @@ def step(
     return Step(
         nodes=nodes,
         batch=batch,
+        idle=world - images // batch,
         compute=compute,
+        launches=launches,
         talk=talk + hops,
         sync=sync,
         feed=feed,
         allreduce_mb=sent / 1e6,
-        reads_mb_s=images / nodes * machine.image_kb / 1e3 / total,
+        reads_mb_s=images / nodes * (model.image_kb or machine.image_kb) / 1e3 / total,
         save=save,
         restart=restart,
         goodput=1 - lost,
     )
 
 
-def table(machine: Machine, *, sync_batchnorm: bool) -> str:
+def images_per_s(now: Step) -> float:
+    """Images of a step by its duration."""
+    return now.batch * (now.nodes * GPUS - now.idle) / now.total
+
+
+def share_of_linear(model: Model, machine: Machine, now: Step, *, sync_batchnorm: bool) -> float:
+    """The rate beside that of one node, as many times."""
+    first = step(model, machine, 1, sync_batchnorm=sync_batchnorm)
+    return images_per_s(now) / (images_per_s(first) * now.nodes)
+
+
+def first_limits(models: Mapping[str, Model], machine: Machine, *, sync_batchnorm: bool) -> str:
+    """How far each recipe scales at 80 % of linear or more, and what ends it, in Markdown."""
+    lines = ["| recipe | batch | nodes | images/s there | next | of linear there | first limit |", "|" + "---|" * 7]
+    for name, model in models.items():
+        last = step(model, machine, 1, sync_batchnorm=sync_batchnorm)
+        for nodes in NODES[1:]:
+            now = step(model, machine, nodes, sync_batchnorm=sync_batchnorm)
+            share = share_of_linear(model, machine, now, sync_batchnorm=sync_batchnorm)
+            if share < ENOUGH:
+                limit = f"{nodes} | {share:.0%} | {now.limit}"
+                break
+            last = now
+        else:
+            limit = f"| | none up to {NODES[-1]}"
+        rate = images_per_s(last)
+        lines.append(f"| {name} | {model.global_batch} | {last.nodes} | {rate:,.0f} | {limit} |")
+    return "\n".join(lines)
+
+
+def table(models: Mapping[str, Model], machine: Machine, *, sync_batchnorm: bool) -> str:
     """The table of all variants, in Markdown."""
     lines = [
-        "| model | nodes | images a GPU | step ms | images/s | of linear | computing | gradients | SyncBN | loading "
-        "| MB sent a GPU | MB/s read a node | save s | restart s | goodput | bound by |",
-        "|" + "---|" * 16,
+        "| model | nodes | images a GPU | step ms | images/s | of linear | computing | launches | gradients | SyncBN "
+        "| loading | MB sent a GPU | MB/s read a node | save s | restart s | goodput | bound by |",
+        "|" + "---|" * 17,
     ]
-    for name, model in MODELS.items():
-        first = step(model, machine, 1, sync_batchnorm=sync_batchnorm)
-        for nodes in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+    for name, model in models.items():
+        for nodes in NODES:
             now = step(model, machine, nodes, sync_batchnorm=sync_batchnorm)
-            rate = now.batch * nodes * GPUS / now.total
-            linear = rate / (first.batch * GPUS / first.total * nodes)
-            parts = " | ".join(f"{part * 1e3:.2f}" for part in (now.compute, now.talk, now.sync, now.feed))
+            rate = images_per_s(now)
+            linear = share_of_linear(model, machine, now, sync_batchnorm=sync_batchnorm)
+            parts = " | ".join(
+                f"{part * 1e3:.2f}" for part in (now.compute, now.launches, now.talk, now.sync, now.feed)
+            )
             lines.append(
-                f"| {name[-1].upper()} | {nodes} | {now.batch} | {now.total * 1e3:.2f} | {rate:,.0f} | {linear:.0%} "
+                f"| {name} | {nodes} | {now.batch} | {now.total * 1e3:.2f} | {rate:,.0f} | {linear:.0%} "
                 f"| {parts} | {now.allreduce_mb:.0f} | {now.reads_mb_s:,.0f} | {now.save:.2f} | {now.restart:.0f} "
                 f"| {now.goodput:.2%} | {now.limit} |"
             )
@@ -185,9 +241,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     measure = options.pop("measure")
     machine = Machine(**options)
+    from tests.benchmarks.scaling_dense import DENSE
+
+    models = MODELS | DENSE
     for sync_batchnorm in (True, False):
-        print(f"\n{'With' if sync_batchnorm else 'Without'} SyncBN, global batch {GLOBAL_BATCH}:\n")
-        print(table(machine, sync_batchnorm=sync_batchnorm))
+        print(f"\n{'With' if sync_batchnorm else 'Without'} SyncBN:\n")
+        print(first_limits(models, machine, sync_batchnorm=sync_batchnorm))
+        print(f"\n{table(models, machine, sync_batchnorm=sync_batchnorm)}")
     if measure:
         from tests.benchmarks.scaling_check import check
 
