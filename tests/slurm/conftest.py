@@ -54,6 +54,12 @@ def signalling_slurm(signalling_cluster: Cluster, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
+def slurm_with_hosts_if_possible(request: pytest.FixtureRequest) -> Cluster:
+    """The cluster of hosts, or the plain one where hosts cannot be made."""
+    return request.getfixturevalue("slurm" if why_not() else "hosts")
+
+
+@pytest.fixture
 def hosts(hosts_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """The cluster of hosts, without jobs and with all hosts up and connected."""
     yield from _entered(hosts_cluster, monkeypatch)

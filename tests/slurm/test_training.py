@@ -9,7 +9,7 @@ import pytest
 
 from jobs.attempt_log import last_outcome
 from tests.slurm.cluster import Cluster
-from tests.slurm.ranks import rank_process
+from tests.slurm.ranks import rank_process, ranks_on_host
 from tests.slurm.runs import REPOSITORY, SAVE_EVERY, STEPS, Run, preempt, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -34,10 +34,10 @@ def uninterrupted(plain_cluster: Cluster, folder: Path) -> Run:
     return run
 
 
-def test_preempted_run_goes_on_at_its_save_and_ends_registered(slurm, folder):
+def test_preempted_run_goes_on_at_its_save_and_ends_registered(slurm_with_hosts_if_possible, folder):
     run = Run(folder, "preempted").launch()
     run.wait_for_step(3)
-    preempt(slurm)
+    preempt(slurm_with_hosts_if_possible)
     output = run.finish()
     assert run.status == 0, output
     first, second = run.events("start")
@@ -45,6 +45,19 @@ def test_preempted_run_goes_on_at_its_save_and_ends_registered(slurm, folder):
     assert second["step"] >= 3
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
     run.assert_registered()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_run_with_a_host_that_is_cut_off_equals_an_uninterrupted_one(hosts, folder, uninterrupted, node):
+    run = Run(folder, f"cut-off-{node}").launch()
+    run.wait_for_step(SAVE_EVERY + 2)
+    hosts.hosts.cut_off(node)
+    output = run.finish()
+    assert run.status == 0, output
+    run.assert_equals(uninterrupted)
+    assert [start["step"] for start in run.events("start")] == [0, SAVE_EVERY]
+    assert not ranks_on_host(hosts, node)
 
 
 @pytest.mark.slow
