@@ -42,7 +42,8 @@ class TrainTask:
         """Record the outcome of the job, give the MLflow run its status, and register a finished model, on rank 0.
 
         The user's web address is told last. The ranks have left their process group by then, so that nothing that
-        another rank does can end this. A task that was never called was given up: too many attempts made no progress.
+        another rank does can end this. A task that fails without having been called was given up: too many attempts
+        made no progress. One that is cancelled so is a job of a chain that was cancelled before.
         """
         if self._attempt is not None:
             self._attempt.close(outcome.value)
@@ -53,4 +54,5 @@ class TrainTask:
         if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED):
             from pipeline.run.notify import notify
 
-            notify(self.run_dir, outcome.value if self._was_called else "given up")
+            was_given_up = outcome is Outcome.FAILED and not self._was_called
+            notify(self.run_dir, "given up" if was_given_up else outcome.value)
