@@ -150,6 +150,8 @@ class Job:
 
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
         if self._resources.chain is not None:
+            for following in chain.after(self._folder, place.job_id):
+                apply_exclusion(self._home, following)
             return
         if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
             self._end(task, place, "cancelled", Outcome.CANCELLED, "while the attempt ended")

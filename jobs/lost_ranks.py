@@ -92,7 +92,8 @@ def main(arguments: Sequence[str]) -> int:
         if not is_chained and requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
             attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled")
         else:
-            apply_exclusion(folder, job_id)
+            for following in chain.after(folder, job_id) if is_chained else [job_id]:
+                apply_exclusion(folder, following)
     except JobError as error:
         log(f"job {job_id} lost ranks and cannot be requeued: {error}")
     return status
