@@ -45,7 +45,7 @@ def _page(card: ModelCard, name: str, command: str, license: str | None, picture
     seen = f"\n## What it sees\n{shown}" if shown else ""
     is_on_hub = "/" in name
     place = f"hf-hub:{name}" if is_on_hub else "local-dir:FOLDER"
-    elsewhere = "" if is_on_hub else '  # the folder of this page; "hf-hub:USER/NAME" once it is on the hub'
+    elsewhere = "" if is_on_hub else "; FOLDER is that of this page, or `hf-hub:USER/NAME` once it is on the hub"
     # Within the header a comment is the field to fill in: the hub shows "other" until then.
     terms = license or "other  # fill in: how others may use these weights"
     return f"""---
@@ -68,13 +68,13 @@ TransXNet ({card.name}), an image classifier. Paper: [arXiv 2310.19380](https://
 {trained}
 ## How to load it
 
-With timm (and the package `transxnet`, which adds the architecture):
+With timm (and the package `transxnet`, which adds the architecture){elsewhere}:
 
 ```python
 import timm
 import transxnet.timm
 
-model = timm.create_model("{place}", pretrained=True){elsewhere}
+model = timm.create_model("{place}", pretrained=True)
 ```
 
 In transformers:
