@@ -25,8 +25,8 @@ from pipeline.run.recorder import Recorder, log
 
 PATIENCE = 0.5
 """Share of the time-out of a collective after which a rank that finishes no step says where it is."""
-ANSWER = 0.1
-"""Share of the time-out that the ranks then have to say so."""
+ANSWER = 0.3
+"""Share of the time-out that the ranks then have at most to say so."""
 _STDERR = 2
 
 
@@ -134,8 +134,8 @@ class HangWatch:
         # A store whose process is stopped keeps its caller waiting for ever.
         asking = threading.Thread(target=self._exchange, args=(beat, seconds, where), name="hang-report", daemon=True)
         asking.start()
-        asking.join(2 * ANSWER * self._timeout_s)
-        if asking.is_alive():
+        asking.join(ANSWER * self._timeout_s + 1)
+        if asking.is_alive() and not self._world.is_main:
             log(f"rank {self._world.rank}: rank 0 on {self._hosts[0]} does not answer: it hangs, or its node is lost")
 
     def _exchange(self, beat: int, seconds: float, where: Whereabouts) -> None:
@@ -146,11 +146,11 @@ class HangWatch:
             store.set(f"{key}/{self._world.rank}", json.dumps(asdict(where)))
             if not self._world.is_main:
                 return
-            time.sleep(ANSWER * self._timeout_s)
-            ranks = [
-                Whereabouts(**json.loads(store.get(f"{key}/{rank}"))) if store.check([f"{key}/{rank}"]) else None
-                for rank in range(self._world.size)
-            ]
+            keys = [f"{key}/{rank}" for rank in range(self._world.size)]
+            deadline = time.monotonic() + ANSWER * self._timeout_s
+            while not store.check(keys) and time.monotonic() < deadline:
+                time.sleep(self._timeout_s / 100)
+            ranks = [Whereabouts(**json.loads(store.get(each))) if store.check([each]) else None for each in keys]
             if beat == self._beats and not self._ended.is_set():
                 self._name(seconds, ranks)
 
