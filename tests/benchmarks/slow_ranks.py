@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import queue
 import random
 import signal
 import statistics
@@ -64,14 +65,17 @@ def work(repetitions: int) -> None:
 
 
 def loader(out: Any, repetitions: int) -> None:
-    """Make batches ahead, each with some work."""
-    while True:
+    """Make batches ahead, each with some work, until the rank has ended."""
+    parent = os.getppid()
+    while os.getppid() == parent:
         work(repetitions)
-        out.put(bytes(1000))
+        with contextlib.suppress(queue.Full):
+            out.put(bytes(1000), timeout=5)
 
 
 def rank_loop(run_dir: Path, rank: int, port: int, step: "Synchronized[int]", repetitions: int) -> None:
-    """Take steps until the process is killed."""
+    """Take steps until the process is killed, or this program is."""
+    parent = os.getppid()
     os.environ |= environment(rank, RANKS, port)
     world = join_world()
     recorder = Recorder(run_dir, is_main=world.is_main, world_size=RANKS)
@@ -89,6 +93,8 @@ def rank_loop(run_dir: Path, rank: int, port: int, step: "Synchronized[int]", re
             times.received(number, places)
             if world.is_main:
                 step.value = number
+            if os.getppid() != parent:
+                os._exit(1)
 
 
 @contextlib.contextmanager
