@@ -58,8 +58,12 @@ class ChainSubmission(SlurmSubmission):
         chain.end_rest(self.folder, self.job_id)
 
     def _outcome(self, update: Update) -> Outcome:
+        outcome = super()._outcome(update)
+        if outcome is Outcome.INTERRUPTED and self._left()[1:]:
+            # It has left the work to the next job, which a user has cancelled.
+            outcome = Outcome.CANCELLED
         self.end_rest()
-        return super()._outcome(update)
+        return outcome
 
     def _left(self) -> list[str]:
         return self._job_ids[self._job_ids.index(self.job_id) :]

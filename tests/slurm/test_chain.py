@@ -69,7 +69,7 @@ def test_cancel_of_one_job_ends_the_chain(slurm, tmp_path, number):
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)
     slurm.run("scancel", submission.job_ids[number])
     if number == 1:
-        # The job that runs goes on alone; the third one waits for it, and then finds that the chain was cancelled.
+        # The third job must not start beside the first one.
         assert state_of(submission.job_ids[2]) == "PENDING"
         slurm.run("scancel", "--signal=USR1", submission.job_ids[0])
     assert submission.wait(0.2) is jobs.Outcome.CANCELLED
