@@ -177,7 +177,7 @@ def table(ranks: Sequence[Measured], findings: Sequence[Finding]) -> list[str]:
     named = {finding.rank for finding in findings}
     shown = sorted(range(len(ranks)), key=lambda rank: (rank not in named, rank))[:SHOWN]
     head = ("rank", "host", "product", "copy", "exchange", "sum", "fsync", "clock", "free", "found")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for rank in sorted(shown):
         each = ranks[rank]
         kinds = ", ".join(sorted({finding.kind for finding in findings if finding.rank == rank}))

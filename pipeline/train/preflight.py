@@ -3,7 +3,9 @@
 It costs a second or two. A node that is broken or slow is found here, and not after hours.
 """
 
+import statistics
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.train.measure import measure, ranks_of_node
 
 REPEATS = 2
-"""How often it is measured again where a rank seems slow: by chance it is not so each time."""
+"""How often it is measured again where a rank seems slow: by chance it is not so most of the time."""
 
 
 def should_run(config: TrainConfig, world: World) -> bool:
@@ -40,14 +42,11 @@ def preflight(run_dir: Path, config: TrainConfig, world: World, recorder: Record
         TrainingError: on every rank, if the ranks would not compute one training, or one of them cannot compute.
     """
     began = time.monotonic()
-    ranks = [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
+    rounds = [_measured(run_dir, config, world)]
+    if any(finding.kind == "slow" for finding in judge(rounds[0], config.slow_factor)):
+        rounds += [_measured(run_dir, config, world) for _ in range(REPEATS)]
+    ranks = [_middle(rank) for rank in zip(*rounds, strict=True)]
     findings = judge(ranks, config.slow_factor)
-    for _ in range(REPEATS):
-        if not any(finding.kind == "slow" for finding in findings):
-            break
-        again = [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
-        ranks = [_faster(first, second) for first, second in zip(ranks, again, strict=True)]
-        findings = judge(ranks, config.slow_factor)
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(world.device)
@@ -93,16 +92,24 @@ def _exclude(config: TrainConfig, world: World, findings: list[Finding]) -> list
     return [str(node) for node in gather_objects(nodes)[0]]  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _faster(first: Measured, second: Measured) -> Measured:
-    """Return what was measured first, with the lower one of both times."""
+def _measured(run_dir: Path, config: TrainConfig, world: World) -> list[Measured]:
+    """Return what each rank measures now. Collective."""
+    return [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
 
-    def lower(one: float | None, other: float | None) -> float | None:
-        return other if one is None else one if other is None else min(one, other)
+
+def _middle(rounds: Sequence[Measured]) -> Measured:
+    """Return what a rank has measured in all rounds: the medians of its times, and what failed in any of them."""
+
+    def median(times: Iterable[float | None]) -> float | None:
+        known = [time for time in times if time is not None]
+        return statistics.median(known) if known else None
 
     return replace(
-        first,
-        product_s=lower(first.product_s, second.product_s),
-        copy_s=lower(first.copy_s, second.copy_s),
-        pair_s=tuple(lower(*pair) for pair in zip(first.pair_s, second.pair_s, strict=False)),
-        reduce_s=lower(first.reduce_s, second.reduce_s),
+        rounds[0],
+        problem=next((each.problem for each in rounds if each.problem), ""),
+        sums_right=all(each.sums_right for each in rounds),
+        product_s=median(each.product_s for each in rounds),
+        copy_s=median(each.copy_s for each in rounds),
+        pair_s=tuple(median(times) for times in zip(*(each.pair_s for each in rounds if each.pair_s), strict=True)),
+        reduce_s=median(each.reduce_s for each in rounds),
     )

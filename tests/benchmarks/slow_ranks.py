@@ -44,7 +44,7 @@ from tests.support.small_shards import config, pack
 PATIENCE = 400
 """Steps after which a rank that is not named counts as missed."""
 RANKS = 2
-PART_S = 0.006
+PART_S = 0.004
 """Seconds of a matrix product, and of a batch, in a step."""
 
 

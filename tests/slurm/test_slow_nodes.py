@@ -53,6 +53,7 @@ def test_a_node_that_becomes_slow_is_named_with_the_slow_part(hosts: Cluster, tm
 
 
 def test_a_node_that_is_slow_at_the_start_is_left_out_of_the_next_one(hosts: Cluster, tmp_path: Path):
+    """Beside much other work both nodes are slow, and none is named: run it on an idle machine."""
     with slowed(hosts, "n2", 6):
         run = launch(tmp_path, "--train.preflight-slow", "restart")
         wait_for(run, lambda: run.events("preflight"))
