@@ -13,6 +13,8 @@ from typing import Literal
 
 WINDOW = 10
 """Steps whose times are exchanged together."""
+WINDOW_S = 0.5
+"""Seconds of work that a window has at least: steps of milliseconds are joined, since a moment disturbs ten of them."""
 WINDOWS = 10
 """Windows over which a rank is judged."""
 SLOW, WELL = 6, 2
@@ -64,6 +66,7 @@ class SlowRankDetector:
         self._factor = factor
         self._windows: deque[list[Work]] = deque(maxlen=WINDOWS)
         self._slow: set[int] = set()
+        self._joined: list[list[Work]] = []
 
     def add(self, window: list[Work]) -> list[SlowRank]:
         """Take what the work of each rank took in a window; return the ranks of which the judgement changes.
@@ -71,7 +74,16 @@ class SlowRankDetector:
         Args:
             window: an entry for each rank, in their order; at least two.
         """
-        self._windows.append(window)
+        self._joined.append(window)
+        together = [
+            Work(data=sum(work.data for work in works), computing=sum(work.computing for work in works))
+            for works in zip(*self._joined, strict=True)
+        ]
+        if WINDOW * max(work.seconds for work in together) < WINDOW_S:
+            return []
+        count = len(self._joined)
+        self._joined = []
+        self._windows.append([Work(data=work.data / count, computing=work.computing / count) for work in together])
         if len(self._windows) < WINDOWS:
             return []
         changed = []

@@ -12,7 +12,7 @@ FACTOR = 1.5
 def clusters(draw: st.DrawFn) -> tuple[int, list[list[Work]]]:
     """Number of ranks, and thirty windows in which every rank differs from a common pace by up to a fifth."""
     size = draw(st.sampled_from([2, 3, 4, 7, 16]))
-    pace = st.floats(1e-3, 10.0)
+    pace = st.floats(0.1, 10.0)
     noise = st.floats(0.9, 1.1)
     windows = []
     for _ in range(3 * WINDOWS):
@@ -56,6 +56,14 @@ def test_a_rank_is_named_after_a_hundred_steps_and_well_again_later(
     assert named == [(WINDOWS - 1, rank, part) for rank in sorted(slow)]
     assert {change.rank for _, change in changes if not change.is_slow} == slow
     assert all(change.ratio > 2 for _, change in changes if change.is_slow)
+
+
+def test_short_steps_are_judged_by_windows_of_half_a_second():
+    detector = SlowRankDetector(FACTOR)
+    slow = [Work(data=0.0, computing=0.001), Work(data=0.0, computing=0.01)]
+    named = [number for number in range(1, 101) if detector.add(slow)]
+    # Five windows of ten steps of the slow rank take half a second.
+    assert named == [5 * WINDOWS]
 
 
 def test_slowness_by_hand():
