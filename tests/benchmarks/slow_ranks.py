@@ -41,7 +41,7 @@ from tests.support.attempts import RunningAttempt, finished_steps
 from tests.support.ranks import environment, forks, free_port, run_ranks
 from tests.support.small_shards import config, pack
 
-PATIENCE = 400
+PATIENCE = 4000
 """Steps after which a rank that is not named counts as missed."""
 RANKS = 2
 PART_S = 0.004
