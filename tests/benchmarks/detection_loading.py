@@ -42,14 +42,8 @@ def samples() -> list[Sample]:
             left, top = random.uniform(0, width - side), random.uniform(0, height - side)
             angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
             outline = np.stack([left + side / 2 * (1 + np.cos(angles)), top + side / 2 * (1 + np.sin(angles))], axis=1)
-            objects.append(
-                {
-                    "category": 1,
-                    "bbox": [left, top, side, side],
-                    "iscrowd": 0,
-                    "segmentation": [outline.ravel().tolist()],
-                }
-            )
+            box = {"bbox": [left, top, side, side], "area": side * side, "iscrowd": 0}
+            objects.append({"category": 1, "segmentation": [outline.ravel().tolist()], **box})
         made.append((image.getvalue(), json.dumps({"objects": objects}).encode()))
     return made
 
@@ -73,7 +67,7 @@ def rate(network: str, given: list[Sample], images: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=40)
     arguments = parser.parse_args()

@@ -37,8 +37,8 @@ class Recipe:
 
 
 ADE20K = Recipe(global_batch=32, images_per_core_s=107.0, image_kb=42.0)
-COCO_BOXES = Recipe(global_batch=16, images_per_core_s=100.0, image_kb=163.0)
-COCO_MASKS = Recipe(global_batch=16, images_per_core_s=100.0, image_kb=163.0)
+COCO_BOXES = Recipe(global_batch=16, images_per_core_s=83.2, image_kb=163.0)
+COCO_MASKS = Recipe(global_batch=16, images_per_core_s=23.4, image_kb=163.0)
 
 
 def _model(recipe: Recipe, variant: str, parameters: int, buffers: int, batchnorms: int, gflop: float) -> Model:
