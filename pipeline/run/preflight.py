@@ -176,8 +176,9 @@ def table(ranks: Sequence[Measured], findings: Sequence[Finding]) -> list[str]:
     """Return the lines of a table of the ranks, and of a list of what was found."""
     named = {finding.rank for finding in findings}
     shown = sorted(range(len(ranks)), key=lambda rank: (rank not in named, rank))[:SHOWN]
-    head = ("rank", "host", "product", "copy", "exchange", "sum", "fsync", "clock", "free", "found")
-    rows: list[tuple[str, ...]] = [head]
+    rows: list[tuple[str, ...]] = [
+        ("rank", "host", "product", "copy", "exchange", "sum", "fsync", "clock", "free", "found")
+    ]
     for rank in sorted(shown):
         each = ranks[rank]
         kinds = ", ".join(sorted({finding.kind for finding in findings if finding.rank == rank}))
