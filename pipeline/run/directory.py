@@ -15,6 +15,7 @@ from pipeline.run.code_state import git_state
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import CONFIG_NAME, LOCK_NAME, RunDirectoryError
 from pipeline.run.notify import hide_address
+from pipeline.run.recorder import log
 
 STATUS_LOCK_S = 1.0
 """Seconds for which a process that only reads the status may hold a run's lock."""
@@ -118,11 +119,18 @@ def lock(run_dir: Path, patience_s: float = STATUS_LOCK_S) -> IO[str]:
         RunDirectoryError: another attempt holds the lock, or the file system has no locks.
     """
     file = (run_dir / LOCK_NAME).open("a+", encoding="utf-8")
+    holder = "unknown"
     try:
-        _flock(file, patience_s)
+        try:
+            _flock(file, min(patience_s, STATUS_LOCK_S))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or holder
+            if patience_s <= STATUS_LOCK_S:
+                raise
+            log(f"waiting up to {patience_s:.0f} s for another attempt ({holder}) to leave {run_dir}")
+            _flock(file, patience_s)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
         file.close()
         raise RunDirectoryError(
             f"{run_dir} is being trained by another attempt ({holder}); wait for it or cancel it"

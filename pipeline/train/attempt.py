@@ -60,7 +60,9 @@ class Attempt:
         import_deepspeed()
         self._start_up.lap("imports")
         try:
-            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir, FORMER_ATTEMPT_S))
+            # The other ranks wait for rank 0 in a collective.
+            patience_s = min(FORMER_ATTEMPT_S, config.collective_timeout_s / 2)
+            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir, patience_s))
             self._recorder = recorder = Recorder(
                 self._run_dir,
                 is_main=world.is_main,

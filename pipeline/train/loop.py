@@ -165,6 +165,7 @@ class Training:
                 for batch in batches.read:
                     audit.add(batch)
                 step += 1
+                self.hang_watch.step(step)
                 evaluate = evaluation_is_due(config, step, total, self.num_samples)
                 if evaluate:
                     record |= self._evaluate(step)
@@ -177,7 +178,6 @@ class Training:
                     saver.start(step, self.task.scores.metric_of_record(record))
                 self._track()
                 trace.step()
-                self.hang_watch.step(step)
                 self.memory.step()
                 if stop and step < total:
                     break

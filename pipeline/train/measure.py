@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs import node_name
+from jobs import JobError, node_name
 from jobs.snapshot import digest
 from pipeline.common.errors import one_line
 from pipeline.common.packages import PACKAGES
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.schema import TrainConfig
+from pipeline.config.serialise import to_dict
 from pipeline.engine.distributed import World, gather_objects, sum_over_ranks
-from pipeline.run.files import CONFIG_NAME
 from pipeline.run.preflight import Measured
 
 PRODUCTS_S, COPIES_S = 0.2, 0.1
@@ -52,7 +53,7 @@ def measure(run_dir: Path, config: TrainConfig, world: World) -> Measured:
     def attempted(what: str, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, JobError) as error:
             problems.append(f"{what} failed: {one_line(error)}")
             return None
 
@@ -60,8 +61,8 @@ def measure(run_dir: Path, config: TrainConfig, world: World) -> Measured:
     mine = Measured(
         host=node_name(),
         versions=_versions(),
-        code=digest(PROJECT_ROOT, PACKAGES),
-        run=_digest_of(run_dir / CONFIG_NAME),
+        code=attempted("reading the code", lambda: digest(PROJECT_ROOT, PACKAGES)) or "",
+        run=hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest()[:12],
         shards=_shards_seen(config),
         product_s=attempted("a matrix product", lambda: _product_s(world.device)),
         copy_s=attempted("a copy in memory", lambda: _copy_s(world.device)),

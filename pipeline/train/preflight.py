@@ -14,7 +14,7 @@ import torch
 
 from jobs import exclude_nodes
 from pipeline.common.atomic import write_json
-from pipeline.common.errors import TrainingError
+from pipeline.common.errors import TrainingError, one_line
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.distributed import World, gather_objects
 from pipeline.run.preflight import Finding, Measured, as_json, judge, report_path, table
@@ -58,12 +58,17 @@ def preflight(run_dir: Path, config: TrainConfig, world: World, recorder: Record
     wrong = [finding for finding in findings if finding.kind == "wrong"]
     if wrong:
         raise TrainingError(
-            f"preflight: {_all(wrong)}; nothing was trained (--train.preflight off leaves this check out)"
+            f"preflight: {_all(wrong)}; this attempt trained nothing (--train.preflight off leaves this check out)"
         )
-    excluded = _exclude(config, world, [finding for finding in findings if finding.kind in ("failed", "slow")])
     failed = [finding for finding in findings if finding.kind == "failed"]
-    if failed and not {finding.host for finding in failed} <= set(excluded):
-        raise TrainingError(f"preflight: {_all(failed)}; start again without that node")
+    hosts = {finding.host for finding in failed}
+    # One rank spoils the sum of all, and a full disk fails on every node: then no node is to blame.
+    is_everywhere = len(hosts) > 1 and hosts == {rank.host for rank in ranks}
+    slow = [finding for finding in findings if finding.kind == "slow"]
+    excluded = _exclude(config, world, recorder, slow if is_everywhere else [*failed, *slow])
+    if failed and not hosts <= set(excluded):
+        advice = "it is so on every node" if is_everywhere else f"leave out {', '.join(sorted(hosts))}"
+        raise TrainingError(f"preflight: {_all(failed)}; {advice}; this attempt trained nothing")
     return not failed and not (excluded and config.preflight_slow == "restart")
 
 
@@ -80,7 +85,7 @@ def _keep(run_dir: Path, recorder: Recorder, content: dict[str, Any]) -> None:
         recorder.warn(f"{path} could not be written ({error.strerror})")
 
 
-def _exclude(config: TrainConfig, world: World, findings: list[Finding]) -> list[str]:
+def _exclude(config: TrainConfig, world: World, recorder: Recorder, findings: list[Finding]) -> list[str]:
     """Have the nodes left out when the job is requeued; return those that will be. Collective."""
     nodes: list[str] = []
     if world.is_main:
@@ -88,7 +93,11 @@ def _exclude(config: TrainConfig, world: World, findings: list[Finding]) -> list
         reasons: dict[str, str] = {}
         for finding in sorted(findings, key=lambda each: (each.kind != "failed", -each.ratio)):
             reasons.setdefault(finding.host, finding.describe())
-        nodes = exclude_nodes(reasons, config.exclude_share)
+        try:
+            nodes = exclude_nodes(reasons, config.exclude_share)
+        except OSError as error:
+            # The other ranks wait for the answer.
+            recorder.warn(f"no node is left out of the next start: {one_line(error)}")
     return [str(node) for node in gather_objects(nodes)[0]]  # pyright: ignore[reportGeneralTypeIssues]
 
 

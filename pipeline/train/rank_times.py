@@ -108,7 +108,8 @@ class RankTimes:
             work = f"{first.seconds:.3g} s a step, {first.ratio:.2f} times the {first.others:.3g} s of the other ranks"
             if is_slow:
                 self._recorder.warn(
-                    f"step {step}: {who} slow for {WINDOW * WINDOWS} steps: the work takes {work}, and all ranks wait; "
+                    f"step {step}: {who} slow, as in most of the last {WINDOWS} comparisons: the work takes {work}, "
+                    "and all ranks wait; "
                     f"the slow part is {'waiting for data' if part == 'data' else 'computing'}"
                 )
             else:

@@ -1,4 +1,4 @@
-"""Which ranks are slow: they keep the others waiting, for data or while they compute, a hundred steps long.
+"""Which ranks are slow: they keep the others waiting, for data or while they compute, in most of a hundred steps.
 
 The ranks work in lock-step, so each step takes all of them equally long. The slow rank is the one that waits least for
 the others: its own work, waiting for data and computing, takes longest. Every `WINDOW` steps the ranks exchange what

@@ -51,7 +51,6 @@ def test_partners_are_mutual_and_others_in_the_second_round(count: int):
 
 def folder(path: Path, *, shards: str = "all") -> Path:
     path.mkdir()
-    (path / "config.json").write_text("{}")
     (path / "shards").mkdir()
     (path / "shards" / "small-train.json").write_text(shards)
     return path
@@ -71,11 +70,10 @@ def test_two_ranks_that_see_the_same_go_on_and_leave_a_table(tmp_path: Path):
 
 def test_a_rank_that_sees_another_run_or_other_shards_is_named_and_nothing_is_trained(tmp_path: Path):
     right, other = folder(tmp_path / "right"), folder(tmp_path / "other", shards="half")
-    (other / "config.json").unlink()
     answers = run_ranks(attempt, 2, [str(right), str(other)], [str(each / "shards") for each in (right, other)])
     for answer in answers:
         assert "preflight: rank 1 on " in answer["problem"]
-        assert "another config.json in the run directory than most ranks (none, most: " in answer["problem"]
+        assert "another config.json in the run directory than most ranks (" in answer["problem"]
         assert "other training shards" in answer["problem"]
         assert "rank 0" not in answer["problem"]
         assert "\n" not in answer["problem"]
