@@ -19,7 +19,7 @@ from jobs.failure import rank_errors
 from jobs.log import log
 from jobs.requeue import Decision, ask_slurm, requeue_on_slurm
 from jobs.results import ended_well
-from jobs.superseded import newer_attempt
+from jobs.superseded import newer_attempt, own_start
 
 KILLED = 128
 """srun exits with this plus the number of the signal that ended a rank."""
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     """Requeue the job or let it end. Returns srun's exit status, or 0 where the work was over."""
     folder, status, max_stalls = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     job_id, restarts = slurm_job_of(os.environ)
-    if newer_attempt(folder, job_id, restarts) is not None:
+    if newer_attempt(folder, job_id, restarts, own_start(folder, job_id, restarts) or 0.0) is not None:
         # This node had been lost, and the job has started elsewhere.
         return status
     if has_ended_well(folder, os.environ):

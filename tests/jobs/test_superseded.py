@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs import attempt_log, lost_ranks
-from jobs.superseded import newer_attempt
+from jobs.superseded import CLOCKS_S, leave_if_superseded, newer_attempt, start_of_attempt
 from tests.jobs.support import REPOSITORY
 
 
@@ -30,7 +31,36 @@ def start(folder: Path, job_id: str, restarts: int) -> None:
 def test_a_newer_attempt_is_a_later_start_of_the_job_or_a_later_job_of_the_folder(tmp_path, job_id, started, is_newer):
     for name, restarts in started:
         start(tmp_path, name, restarts)
-    assert (newer_attempt(tmp_path, job_id, 1) is not None) == is_newer
+    assert (newer_attempt(tmp_path, job_id, 1, since=time.time() - 60) is not None) == is_newer
+
+
+def log_start(folder: Path, job_id: str, restarts: int, time_s: float) -> None:
+    attempt_log.append(folder, "start", job_id=job_id, restarts=restarts, time=time_s)
+
+
+def test_an_older_attempt_with_a_higher_id_is_none_of_a_newer_cluster(tmp_path, monkeypatch, fake_command):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("jobs.superseded.leave", lambda status: pytest.fail("the process left"))
+    log_start(tmp_path, "9", 0, 1000.0)
+    log_start(tmp_path, "7", 3, 1000.0)
+    # Before and after rank 0 has written its start: this process goes on.
+    leave_if_superseded(tmp_path, "7", 0)
+    start(tmp_path, "7", 0)
+    leave_if_superseded(tmp_path, "7", 0)
+    fake_command("scontrol", "JobState=RUNNING Restarts=0")
+    fake_command("scancel")
+    asked: list[str] = []
+    monkeypatch.setattr("jobs.chain.end_rest", lambda folder, job_id: asked.append(job_id))
+    attempt_log.append(tmp_path, "end", job_id="7", restarts=0, outcome="failed")
+    assert lost_ranks.main([str(tmp_path), "1", "5"]) == 1
+    assert asked == ["7"]
+
+
+def test_start_of_an_attempt_is_that_of_the_log_unless_it_is_far_from_that_of_the_process():
+    assert start_of_attempt(1003.0, process=1000.0) == 1003.0
+    assert start_of_attempt(None, process=1000.0) == start_of_attempt(3.0, process=1000.0) == 1000.0 - CLOCKS_S
+    # A node that has stood still writes its start late.
+    assert start_of_attempt(5000.0, process=1000.0) == 1000.0 + CLOCKS_S
 
 
 def test_a_process_ends_soon_after_a_newer_attempt_has_started(tmp_path):
