@@ -68,7 +68,7 @@ def apply_exclusion(folder: Path, job_id: str) -> None:
         )
         nodes = sorted(set(present) - set(before) | set(reasons))
         ask("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(nodes)}")
-        _write(folder, reasons, {job_id: sorted(reasons)})
+        _write(folder, reasons, told | {job_id: sorted(reasons)})
     except (JobError, OSError) as error:
         log(f"Slurm does not leave the recorded nodes out of the next start: {error}")
 
