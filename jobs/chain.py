@@ -5,6 +5,7 @@ where to go on. The rest of a chain is cancelled when the run has ended: finishe
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.attempt_log import last_outcome
@@ -53,9 +54,13 @@ def was_cancelled(folder: Path, job_id: str) -> str:
 
 def end_rest(folder: Path, job_id: str) -> None:
     """Cancel the jobs after this one. A job that stays in the queue finds that the run has ended, and ends itself."""
-    rest = after(folder, job_id)
+    cancel(after(folder, job_id))
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """Cancel these jobs of a chain; a failure is logged, and no more."""
     try:
-        if rest:
-            ask("scancel", *rest)
+        if job_ids:
+            ask("scancel", *job_ids)
     except SlurmError as error:
-        log(f"cannot cancel the rest of the chain ({error}): scancel {' '.join(rest)}")
+        log(f"cannot cancel what is left of the chain ({error}): scancel {' '.join(job_ids)}")

@@ -1,11 +1,13 @@
 """A submitted chain of jobs, which is followed as one."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jobs import chain
 from jobs.attempt_log import last_outcome, log_path
+from jobs.errors import SlurmError
 from jobs.slurm import ask, slurm_job
 from jobs.slurm_submission import SlurmSubmission
 from jobs.submission import FINAL_STATES, Update
@@ -54,8 +56,17 @@ class ChainSubmission(SlurmSubmission):
         return f"the chain goes on without this launcher; scancel {left} ends it; its logs: {self.folder}"
 
     def end_rest(self) -> None:
-        """Cancel what is still in the queue of a chain that has ended."""
-        chain.end_rest(self.folder, self.job_id)
+        """Cancel what is still in the queue of a chain that has ended.
+
+        Only jobs that log to this folder are cancelled: Slurm may have given an old id to another job.
+        """
+        queued = []
+        for job_id in self._left()[1:]:
+            with contextlib.suppress(SlurmError):
+                job = slurm_job(job_id)
+                if job is not None and job.state not in _ENDED and job.logs_to(self.folder):
+                    queued.append(job_id)
+        chain.cancel(queued)
 
     def _outcome(self, update: Update) -> Outcome:
         outcome = super()._outcome(update)
@@ -69,9 +80,14 @@ class ChainSubmission(SlurmSubmission):
         return self._job_ids[self._job_ids.index(self.job_id) :]
 
     def _following(self) -> str:
-        """The next job, if it has started or will start; else ""."""
-        for job_id in self._left()[1:2]:
-            job = slurm_job(job_id)
-            if log_path(self.folder, job_id).exists() or (job is not None and job.state != "CANCELLED"):
+        """The next job that has started or will start, unless one before it was cancelled while it waited; else "".
+
+        A job that has left no attempt log and that Slurm has forgotten is passed over.
+        """
+        for job_id in self._left()[1:]:
+            if log_path(self.folder, job_id).exists():
                 return job_id
+            job = slurm_job(job_id)
+            if job is not None:
+                return "" if job.state == "CANCELLED" else job_id
         return ""

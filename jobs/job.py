@@ -20,7 +20,6 @@ from jobs.orphan_watch import stop_when_orphaned
 from jobs.rendezvous import Location, node_name, rendezvous
 from jobs.requeue import Decision, decide, requeue_on_slurm
 from jobs.resources import Resources
-from jobs.slurm import ask
 from jobs.snapshot import Code
 from jobs.stop_flag import StopFlag
 from jobs.task import Outcome, Task
@@ -131,7 +130,7 @@ class Job:
     def _follow_interruption(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> None:
         """Requeue the job, or let it end, after all ranks have saved."""
         signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
-        decision = decide(cluster, self._folder, place, flag)
+        decision = decide(cluster, self._folder, place, flag, is_chained=self._resources.chain is not None)
         if decision is Decision.FAILED:
             self._end(task, place, "failed", Outcome.FAILED, decision.value)
             raise JobError(f"{decision.value}, so rank 0 stops")
@@ -164,7 +163,7 @@ class Job:
         log(f"job {place.job_id} ends: {reason}")
         self._end(task, place, "cancelled", Outcome.CANCELLED, reason)
         chain.end_rest(self._folder, place.job_id)
-        ask("scancel", place.job_id)
+        chain.cancel([place.job_id])
         return Outcome.INTERRUPTED
 
     def _end(self, task: Task, place: Place, logged: str, outcome: Outcome, reason: str = "") -> None:

@@ -30,7 +30,11 @@ class Decision(Enum):
     FAILED = "another rank failed"
 
 
-def decide(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Decision:
+_LEFT_TO_NEXT = {"COMPLETING", "PREEMPTED", "NODE_FAIL", "TIMEOUT"}
+"""States in which the job of a chain was not cancelled, as far as can be told before its end."""
+
+
+def decide(cluster: str, folder: Path, place: Place, flag: StopFlag, *, is_chained: bool = False) -> Decision:
     """Decide on rank 0 what happens to the job, after all ranks have saved.
 
     On Slurm, a job is requeued unless a user cancelled it (`ask_slurm`). On this machine, it is requeued only after
@@ -42,6 +46,8 @@ def decide(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Decision
         folder: folder of the job.
         place: place of this process in the job.
         flag: the flag with the signals that this process has received.
+        is_chained: whether the job is one of a chain. One that is preempted without a grace time looks like one that a
+            user cancels, until it has ended: the next job then sees which it was (`chain.was_cancelled`).
 
     Raises:
         JobError: Slurm does not answer.
@@ -51,7 +57,7 @@ def decide(cluster: str, folder: Path, place: Place, flag: StopFlag) -> Decision
     if cluster != "slurm":
         announced = {signal.SIGUSR1, signal.SIGUSR2} & set(flag.received)
         return Decision.REQUEUE if cluster == "local" and announced else Decision.STOPPED
-    return ask_slurm(place.job_id, place.restarts)
+    return _ask_slurm(place.job_id, place.restarts, is_chained=is_chained)[0]
 
 
 def ask_slurm(job_id: str, restarts: int) -> Decision:
@@ -72,7 +78,7 @@ def ask_slurm(job_id: str, restarts: int) -> Decision:
     return _ask_slurm(job_id, restarts)[0]
 
 
-def _ask_slurm(job_id: str, restarts: int) -> tuple[Decision, SlurmJob | None]:
+def _ask_slurm(job_id: str, restarts: int, *, is_chained: bool = False) -> tuple[Decision, SlurmJob | None]:
     """As `ask_slurm`, with the answer of Slurm that led to the decision."""
     deadline = time.monotonic() + PATIENCE_S
     pause_s = 0.5
@@ -81,6 +87,8 @@ def _ask_slurm(job_id: str, restarts: int) -> tuple[Decision, SlurmJob | None]:
         try:
             job = slurm_job(job_id)
             decision = _decision_of(job, restarts)
+            if is_chained and job is not None and job.state in _LEFT_TO_NEXT:
+                decision = Decision.REQUEUE
             problem = "" if decision else "its state is not final"
         except SlurmError as error:
             decision, problem = None, str(error)

@@ -1,8 +1,10 @@
 """Every Slurm command of this package runs here: which cluster there is, and how a job stands."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from jobs.errors import JobError, SlurmError
@@ -106,12 +108,21 @@ class SlurmJob:
         reason: Slurm's reason for the state, or "".
         restarts: how often the job was requeued.
         nodes: nodes of the job, in Slurm's notation, or "".
+        output: the file of the batch script's output, or "" where Slurm does not say it.
     """
 
     state: str
     reason: str = ""
     restarts: int = 0
     nodes: str = ""
+    output: str = ""
+
+    def logs_to(self, folder: Path) -> bool:
+        """Whether the job writes its output into this folder, or Slurm does not say where."""
+        return not self.output or self.output.startswith(f"{folder}/")
+
+
+_OUTPUT = re.compile(r" StdOut=(.*?)(?= \w+=|$)", re.MULTILINE)
 
 
 def slurm_job(job_id: str) -> SlurmJob | None:
@@ -129,7 +140,9 @@ def slurm_job(job_id: str) -> SlurmJob | None:
         if "Invalid job id" not in str(error):
             raise
         return _ask_accounting(job_id)
-    # A value may contain blanks. The fields read here do not, and they come before every value that could imitate them.
+    output = _OUTPUT.search(text)
+    # A value may contain blanks. The fields read as words do not, and they come before every value that could imitate
+    # them.
     fields: dict[str, str] = {}
     for word in text.split():
         key, _, value = word.partition("=")
@@ -140,6 +153,7 @@ def slurm_job(job_id: str) -> SlurmJob | None:
         reason=clean.get("Reason", ""),
         restarts=int(clean.get("Restarts") or 0),
         nodes=clean.get("NodeList", ""),
+        output=output[1].strip() if output else "",
     )
 
 

@@ -180,8 +180,10 @@ def unfinished_job(folder: Path) -> Submission | None:
     if previous is None:
         return None
     try:
+        # First, since a chain moves to the job that has the work: Slurm may have forgotten those before it.
+        update = previous.update()
         job = slurm_job(previous.job_id)
-        return None if job is None or previous.is_over(previous.update()) else previous
+        return None if job is None or previous.is_over(update) else previous
     except SlurmError as error:
         raise JobError(f"cannot tell whether job {previous.job_id} still uses {folder}: {error}") from None
 

@@ -34,6 +34,13 @@ def test_interrupted_slurm_job_is_requeued_unless_a_user_cancelled_it(fake_comma
     assert decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM)) is expected
 
 
+@pytest.mark.parametrize("state", ["COMPLETING", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "CANCELLED"])
+def test_a_job_of_a_chain_leaves_the_work_to_the_next_unless_it_is_surely_cancelled(fake_command, tmp_path, state):
+    fake_command("scontrol", f"JobId=7 JobName=x JobState={state} Reason=None Restarts=1")
+    expected = Decision.CANCELLED if state == "CANCELLED" else Decision.REQUEUE
+    assert decide("slurm", tmp_path, PLACE, flag_with(signal.SIGTERM), is_chained=True) is expected
+
+
 def test_no_answer_is_no_decision(fake_command, tmp_path, monkeypatch):
     fake_command("scontrol", error="Unable to contact slurm controller (connect failure)", status=1)
     answer = threading.Timer(1, fake_command, ("scontrol", "JobState=COMPLETING Reason=None Restarts=1"))
