@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sharding.errors import ImageError, ManifestError, MissingSplitError, OutputError, ShardingError, SourceError
 
 if TYPE_CHECKING:
+    from sharding.division import describe_contradiction, division_flags
     from sharding.manifest import ClassInfo, Manifest, OddImage, ShardInfo, load_index, load_manifest
     from sharding.storage import open_filesystem
 
@@ -24,12 +25,18 @@ __all__ = [
     "ShardInfo",
     "ShardingError",
     "SourceError",
+    "describe_contradiction",
+    "division_flags",
     "load_index",
     "load_manifest",
     "open_filesystem",
 ]
 
-_MODULE_OF = {"open_filesystem": "sharding.storage"}
+_MODULE_OF = {
+    "describe_contradiction": "sharding.division",
+    "division_flags": "sharding.division",
+    "open_filesystem": "sharding.storage",
+}
 _DEFAULT_MODULE = "sharding.manifest"
 
 

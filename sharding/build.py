@@ -44,7 +44,8 @@ class BuildOptions:
     split: str | None = None
     """train, validation, …; by default every split found in the source"""
     hold_out: float | None = None
-    """share of the images of each class, such as 0.2, that becomes the validation split of a source without one"""
+    """share of the images of each class, such as 0.2, that becomes the validation split of a source without one; images
+    with label maps or objects are divided as a whole"""
     name: str = "imagenet1k"
     """prefix of all files"""
     source_format: Literal["auto", SourceFormat] = "auto"
@@ -54,7 +55,7 @@ class BuildOptions:
     shard_mb: int = 128
     """size of a shard in MB (10^6 bytes) of source images, 1 to 4096"""
     seed: int = 0
-    """seed of the shuffle"""
+    """seed of the shuffle, and of the choice of what --hold-out holds out"""
     shorter_side: int | None = None
     """re-encode larger images to this shorter side in pixels (400 and 256 are useful values)"""
     quality: int = 90
@@ -168,6 +169,7 @@ def _choose_annotated(options: BuildOptions, listing: Listing) -> Listing:
 
 def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process: bool) -> Manifest | None:
     """Pack one split; returns None while shards of other tasks are missing."""
+    from sharding.division import check_division
     from sharding.labels import align_with_published
     from sharding.packing import Packing
     from sharding.pool import run_jobs, worker_count
@@ -187,7 +189,9 @@ def _build_split(options: BuildOptions, listing: Listing, log: Log, own_process:
     _log_listing(listing, log)
     keys = listing.keys.to_pylist()
     plan = _plan(options, listing)
-    packing = Packing(output, options.name, listing, plan, _settings(options, listing, plan, keys))
+    settings = _settings(options, listing, plan, keys)
+    check_division(output, options.name, listing.split, settings)
+    packing = Packing(output, options.name, listing, plan, settings)
     if packing.manifest is not None:
         named = packing.add_class_names() if options.classes else None
         manifest = named or packing.manifest

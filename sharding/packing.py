@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sharding.division import division_of
 from sharding.errors import ManifestError, OutputError, SourceError
 from sharding.imagenet import is_whole_imagenet
 from sharding.images import ImagePolicy
@@ -153,7 +154,11 @@ class Packing:
             if existing.get(key) != self.byte_settings.get(key)
         ]
         if differences:
-            source_changed = existing.get("listing_sha256") != self.byte_settings["listing_sha256"]
+            # Another division of the same source lists other images too.
+            source_changed = (
+                division_of(existing) == division_of(self.byte_settings)
+                and existing.get("listing_sha256") != self.byte_settings["listing_sha256"]
+            )
             advice = (
                 "The source has changed, or is another one: give another --output or --name, or remove "
                 f"{self.stem}-*.tar, {self.stem}.json and {self.work_folder_name} there to pack it again."

@@ -1,16 +1,16 @@
-"""The checks of a launch: its flags, the data, the weights to start from, and the run directory."""
+"""The checks of a launch: its flags, the weights to start from, and the run directory."""
 
 import dataclasses
 import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jobs import Resources
-from pipeline.common.errors import one_line
 from pipeline.config.checks import check as check_config
 from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
+from pipeline.launch.data_checks import Dataset, NotHereError, check_shards
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
@@ -20,32 +20,7 @@ from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
 
 if TYPE_CHECKING:
-    from sharding import Manifest
-
-
-class NotHereError(LaunchError):
-    """Data or weights that this machine does not see; the machine that runs the job may see them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """Size, classes and digests of both splits."""
-
-    num_samples: int
-    num_validation: int
-    num_classes: int
-    digest: str
-    validation_digest: str
-    is_its_own_validation: bool = False
-    """Whether both splits hold the same images."""
-
-    def __str__(self) -> str:
-        """Describe the data in one line."""
-        partial = "" if self.num_classes >= 1000 else f" (a model of {self.num_classes} classes is trained)"
-        return (
-            f"{self.num_samples:,} training and {self.num_validation:,} validation images "
-            f"of {self.num_classes} classes{partial}"
-        )
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,98 +169,6 @@ def _check_registered(uri: str, backbone: str, model_name: str) -> None:
         raise LaunchError(f"--train.initialise-from {uri}: weights of {card.name}, and this run trains {model_name}")
 
 
-def check_shards(config: TrainConfig) -> Dataset:
-    """Check that both splits are complete and have the same classes.
-
-    Raises:
-        NotHereError: a folder of shards does not exist.
-        LaunchError: the splits have different classes, a shard is incomplete, or the storage does not answer.
-        ShardingError: the message says what is missing, and which command makes it.
-    """
-    data = config.data
-    train = _complete_split(config, "train", data.shards, check_sizes=data.on_damage == "stop")
-    validation = _complete_split(config, "validation", data.validation_location)
-    _check_cache(data.shards, train, data)
-    _check_cache(data.validation_location, validation, data)
-    for manifest in (train, validation):
-        if manifest.task != config.task:
-            raise LaunchError(
-                f"{manifest.stem} was packed for {manifest.task}, and this training is a {config.task}: name "
-                f"other shards, or take a recipe of {manifest.task}"
-            )
-    train_classes, validation_classes = [c.wnid for c in train.classes], [c.wnid for c in validation.classes]
-    if train_classes != validation_classes:
-        differing = sorted(set(train_classes) ^ set(validation_classes))[:3]
-        raise LaunchError(
-            f"the training split has {len(train_classes)} classes and the validation split {len(validation_classes)}, "
-            f"which differ (in {', '.join(differing) or 'their order'}): pack both splits from one source"
-        )
-    return Dataset(
-        num_samples=train.num_samples,
-        num_validation=validation.num_samples,
-        num_classes=len(train_classes),
-        digest=train.digest,
-        validation_digest=validation.digest,
-        is_its_own_validation=train.settings.get("listing_sha256", "") == validation.settings.get("listing_sha256"),
-    )
-
-
-def _complete_split(
-    config: TrainConfig, part: Literal["train", "validation"], location: str, *, check_sizes: bool = True
-) -> "Manifest":
-    """Return the manifest of the split that serves as this part, and check that no shard is missing or cut off.
-
-    A training would read a damaged shard only after hours.
-    """
-    from sharding import ManifestError, MissingSplitError, load_manifest
-    from sharding.storage import Folder
-
-    data, name = config.data, config.data.name
-    split = data.train_split if part == "train" else data.validation_split
-    images = f"IMAGES: {find_task(config.task).source}"
-    try:
-        manifest = load_manifest(location, split, name)
-        sizes = {info.base_name: info.size for info in Folder.open(location).list()} if check_sizes else {}
-    except MissingSplitError as error:
-        raise LaunchError(
-            f"{error}; pack it: python -m sharding.build --source IMAGES --output {shlex.quote(location)} "
-            f"--split {split}{f' --name {name}' if name else ''} ({images}), or name another split: "
-            f"--train.data.{part}-split"
-        ) from None
-    except ManifestError as error:
-        if not Folder.open(location).exists():
-            raise NotHereError(f"{error} ({images})") from None
-        raise
-    except OSError as error:
-        raise LaunchError(f"the shards at {location} cannot be read: {one_line(error)}") from error
-    damaged = [shard for shard in manifest.shards if check_sizes and sizes.get(shard.name) != shard.bytes]
-    if damaged:
-        first = damaged[0]
-        size = sizes.get(first.name)
-        state = "is missing" if size is None else f"has {size:,} bytes instead of {first.bytes:,}"
-        others = f", and {len(damaged) - 1} more are damaged" if len(damaged) > 1 else ""
-        raise LaunchError(
-            f"shard {first.name} of {location} {state}{others}: python -m sharding.verify --shards '{location}' names "
-            "all damage; copy or pack it again"
-        )
-    return manifest
-
-
-def _check_cache(location: str, manifest: "Manifest", data: DataConfig) -> None:
-    """Refuse a cache that is smaller than the largest shard of a split that is remote or staged."""
-    from pyarrow.fs import LocalFileSystem
-
-    from sharding import open_filesystem
-
-    largest = max((shard.bytes for shard in manifest.shards), default=0)
-    is_read_in_place = data.stage is None and isinstance(open_filesystem(location)[0], LocalFileSystem)
-    if largest > data.cache_gb * 1e9 and not is_read_in_place:
-        raise LaunchError(
-            f"--train.data.cache-gb {data.cache_gb:g} is less than a shard of {location} ({largest / 1e9:g} GB): "
-            "raise it"
-        )
-
-
 def check_start(run_dir: Path, config: TrainConfig, options: LaunchOptions) -> None:
     """Check what does not need the data: the weights of a new run, or the MLflow run of one that is resumed.
 
@@ -341,6 +224,12 @@ def check_run(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> Chec
     warnings = describe_slow_average(config, total_steps)
     if dataset.is_its_own_validation:
         warnings.append(
-            "both splits hold the same images, so the scores will say nothing of others: pack them with --hold-out 0.2"
+            "both splits hold the same images, so the scores say nothing of new images: pack them with python -m "
+            "sharding.build --source IMAGES --hold-out 0.2 into another --output"
+        )
+    if facts["recipe"] == "fine_tune" and config.initialise_from is None:
+        warnings.append(
+            "fine_tune starts from random weights here, which a few images hardly train: give weights of ImageNet with "
+            "--train.initialise-from"
         )
     return Checked(dataset=dataset, total_steps=total_steps, facts=facts, warnings=warnings)

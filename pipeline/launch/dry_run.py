@@ -8,7 +8,8 @@ from typing import TextIO
 
 from pipeline.common.secrets import mask_secrets
 from pipeline.engine.deepspeed_config import deepspeed_config
-from pipeline.launch.checks import NotHereError, check_run, check_start
+from pipeline.launch.checks import check_run, check_start
+from pipeline.launch.data_checks import NotHereError
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan
 from pipeline.launch.teacher_check import check_teacher

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.config.paths import TIMM
 from pipeline.config.schema import TrainConfig
-from pipeline.launch.checks import NotHereError
+from pipeline.launch.data_checks import NotHereError
 
 
 def check_teacher(config: TrainConfig, run_dir: Path) -> None:

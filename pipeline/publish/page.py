@@ -45,7 +45,11 @@ def _page(card: ModelCard, name: str, command: str, license: str | None, picture
     seen = f"\n## What it sees\n{shown}" if shown else ""
     is_on_hub = "/" in name
     place = f"hf-hub:{name}" if is_on_hub else "local-dir:FOLDER"
-    elsewhere = "" if is_on_hub else "; FOLDER is that of this page, or `hf-hub:USER/NAME` once it is on the hub"
+    hint = (
+        "FOLDER is the folder of this page. Once it is on the hub, write `hf-hub:USER/NAME` for `local-dir:FOLDER`, "
+        "and `USER/NAME` in transformers.\n\n"
+    )
+    elsewhere = "" if is_on_hub else hint
     # Within the header a comment is the field to fill in: the hub shows "other" until then.
     terms = license or "other  # fill in: how others may use these weights"
     return f"""---
@@ -68,7 +72,7 @@ TransXNet ({card.name}), an image classifier. Paper: [arXiv 2310.19380](https://
 {trained}
 ## How to load it
 
-With timm (and the package `transxnet`, which adds the architecture){elsewhere}:
+{elsewhere}With timm (and the package `transxnet`, which adds the architecture):
 
 ```python
 import timm

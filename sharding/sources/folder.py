@@ -18,6 +18,10 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 SPLIT_OF = {folder: split for split, folders in SPLIT_FOLDERS.items() for folder in folders}
 _NOT_A_CLASS = frozenset({"images", "image", "imgs", "img", "jpegimages", "data"})
+_OF_TARGETS = frozenset(
+    {"masks", "mask", "labels", "label", "annotations", "annotation", "segmentation", "segmentations", "gt"}
+    | {"segmentationclass", "segmentationobject", "groundtruth", "ground_truth", "targets", "label_maps"}
+)
 # Folders of thumbnails, deleted files and metadata that operating systems make; besides those that begin with a dot.
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
@@ -75,15 +79,22 @@ def _refuse_nested(base: Folder, files: list[str]) -> None:
 
 
 def _refuse_folder_of_all(base: Folder, files: list[str]) -> None:
-    """Refuse a single folder of a name such as `images` as the only class.
+    """Refuse a folder of a name such as `images` as the only class, and `images` beside `masks` as classes.
 
     Raises:
-        SourceError: all images lie in such a folder.
+        SourceError: all images lie in such folders.
     """
-    tops = {file.partition("/")[0] for file in files}
-    if len(tops) == 1 and (only := tops.pop()).lower() in _NOT_A_CLASS:
+    tops = sorted({file.partition("/")[0] for file in files})
+    names = {top.lower() for top in tops}
+    if len(tops) > 1 and names & _NOT_A_CLASS and names <= _NOT_A_CLASS | _OF_TARGETS:
         raise SourceError(
-            f"{base.location} holds all its images in {only}, which hardly is a class. Understood are CLASS/IMAGE, "
+            f"{base.location} holds its images in {' and '.join(tops)}, which hardly are classes. Images with label "
+            "maps are images/SPLIT/NAME.jpg, masks/SPLIT/NAME.png and classes.json: move them into such folders; "
+            "--hold-out and --split do not divide them."
+        )
+    if names <= _NOT_A_CLASS:
+        raise SourceError(
+            f"{base.location} holds all its images in {tops[0]}, which hardly is a class. Understood are CLASS/IMAGE, "
             "CLASS/images/IMAGE, SPLIT/CLASS/IMAGE, and val/images beside val_annotations.txt (Tiny ImageNet)."
         )
 

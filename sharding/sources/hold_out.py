@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding.division import PARTS
 from sharding.errors import SourceError
 from sharding.plan import sample_hashes
 from sharding.source_format import SourceFormat
 from sharding.sources.detect import find_splits, list_source, open_source
 from sharding.sources.listing import Listing, keep_samples
-
-PARTS = ("train", "validation")
 
 
 def list_divided(
@@ -45,7 +44,8 @@ def list_divided(
     """
     if split not in (None, *PARTS):
         raise SourceError(f"--hold-out divides a source into train and validation: there is no --split {split}")
-    if "validation" in find_splits(open_source(location), source_format):
+    splits = find_splits(open_source(location), source_format)
+    if "validation" in splits:
         raise SourceError(f"{location} has a validation split of its own: leave --hold-out out")
     [whole] = list_source(location, "train", source_format, classes, image_member)
     if whole.blocks is not None:
@@ -54,9 +54,11 @@ def list_divided(
     if not held_out.any():
         raise SourceError(f"no class of {location} has two images, so --hold-out would leave one part empty")
     single = int((np.bincount(whole.labels) == 1).sum())
-    note = f"{single:,} classes have one image each, which is not held out" if single else ""
+    notes = [f"{single:,} classes have one image each, which is not held out"] if single else []
+    if split is None and "test" in splits:
+        notes.append("the split test is left out: --split test without --hold-out packs it")
     parts = {
-        "train": keep_samples(whole, np.flatnonzero(~held_out), "train", *filter(None, (note,))),
+        "train": keep_samples(whole, np.flatnonzero(~held_out), "train", *notes),
         "validation": keep_samples(whole, np.flatnonzero(held_out), "validation"),
     }
     return [parts[name] for name in PARTS if split in (None, name)]

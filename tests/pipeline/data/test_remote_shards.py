@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.loader import build_train_loader
 from pipeline.data.reader import LoaderError
-from pipeline.launch.checks import check_shards
+from pipeline.launch.data_checks import check_shards
 from pipeline.launch.options import LaunchError
 from sharding import open_filesystem
 from tests.pipeline.data.reading import evaluation_loader

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.data.index import CacheFolderError
 from pipeline.data.loader import build_train_loader
-from pipeline.launch.checks import check_container_sees, check_shards
+from pipeline.launch.checks import check_container_sees
+from pipeline.launch.data_checks import check_shards
 from pipeline.launch.options import LaunchError
 from tests.pipeline.data.reading import SHARDS, evaluation_loader, read
 from tests.support.small_shards import config, pack

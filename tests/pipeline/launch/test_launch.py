@@ -17,9 +17,9 @@ from pipeline.common.errors import InputError
 from pipeline.common.packages import PACKAGES
 from pipeline.config.schema import TrainConfig
 from pipeline.data.split import open_split
-from pipeline.launch.checks import check_shards
 from pipeline.launch.closing import describe_end
 from pipeline.launch.command import main
+from pipeline.launch.data_checks import check_shards
 from pipeline.launch.options import LaunchError, parse
 from pipeline.launch.place_checks import check_tracking, describe_slow_precision
 from pipeline.launch.plan import build_plan

@@ -58,6 +58,7 @@ def test_the_page_says_what_it_is_and_how_to_load_it(run, folder):
     assert "license: other  # fill in" in page
     assert json.loads((run / "config.json").read_text(encoding="utf-8"))["command"] in page
     assert "transxnet.transxnet_n(pretrained=" in page
+    assert "FOLDER is the folder of this page. Once it is on the hub, write `hf-hub:USER/NAME`" in page
 
 
 @pytest.mark.thorough
