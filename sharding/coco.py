@@ -92,9 +92,9 @@ def read_coco(content: bytes, where: str) -> CocoSet:
         (f"{where}:", f"images {a.number} ({a.file_name}) and {b.number} ({b.file_name}) have the same {what}")
         for (a, b), what in doubled
     ]
-    clear = (found for found in annotations if not _is_of(found, unclear))
+    clear = ((place, found) for place, found in _named(annotations, where) if not _is_of(found, unclear))
     rest = [image for image in images if image.number not in unclear]
-    return collect_objects(rest, categories, (*faults, *_named(clear, where)))
+    return collect_objects(rest, categories, (*faults, *clear))
 
 
 def _is_of(annotation: Any, numbers: set[int]) -> bool:
