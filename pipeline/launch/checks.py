@@ -5,22 +5,20 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs import Resources
 from pipeline.config.checks import check as check_config
 from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
 from pipeline.launch.data_checks import Dataset, NotHereError, check_shards
 from pipeline.launch.options import LaunchError, LaunchOptions
+from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +225,10 @@ def check_run(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> Chec
             "both splits hold the same images, so the scores say nothing of new images: pack them with python -m "
             "sharding.build --source IMAGES --hold-out 0.2 into another --output"
         )
-    if facts["recipe"] == "fine_tune" and config.initialise_from is None:
+    recipe = RECIPES.get(facts["recipe"])
+    if recipe is not None and recipe.needs_weights and config.initialise_from is None:
         warnings.append(
-            "fine_tune starts from random weights here, which a few images hardly train: give weights of ImageNet with "
-            "--train.initialise-from"
+            f"{facts['recipe']} is meant to start from trained weights, and starts from random ones here: give some "
+            "with --train.initialise-from"
         )
     return Checked(dataset=dataset, total_steps=total_steps, facts=facts, warnings=warnings)

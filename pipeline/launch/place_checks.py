@@ -80,9 +80,9 @@ def describe_slow_precision(config: TrainConfig, resources: Resources, cluster: 
 
 
 def _has_gpus(resources: Resources, cluster: str) -> bool:
-    """Return whether the processes will have GPUs."""
+    """Return whether the processes will have GPUs; a node with more processes than GPUs computes on its CPUs."""
     if resources.gpus_per_node is None and cluster != "slurm":
-        return bool(query_gpus("name"))
+        return len(query_gpus("name")) >= max(1, resources.processes_per_node)
     return bool(resources.gpus_per_node)
 
 

@@ -46,5 +46,7 @@ class Recipe:
     """Published result that the recipe aims at."""
     starts_from: str | None = None
     """Registered weights that a new run starts from where the registry has them and the user names none."""
+    needs_weights: bool = False
+    """Whether it is meant to start from weights that the user gives: from random ones it hardly gets anywhere."""
     own_data: OwnData | None = None
     """Data that the recipe makes itself; None: the user packs the data with `sharding.build`."""

@@ -62,5 +62,5 @@ def test_a_training_that_validates_on_its_own_images_or_begins_with_random_weigh
     assert "both splits hold the same images, so the scores say nothing of new images: pack them with python -m" in (
         warnings
     )
-    assert "fine_tune starts from random weights here" in warnings
+    assert "fine_tune is meant to start from trained weights" in warnings
     assert "--train.initialise-from" in warnings
