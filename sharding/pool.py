@@ -86,7 +86,8 @@ def prepare_workers(module: str) -> None:
     """
     # pyarrow imports pandas, where it is installed, when it first converts a list.
     _CONTEXT.set_forkserver_preload([module, "pandas"])
-    forkserver.ensure_running()
+    with _ignored_interrupts():  # the fork server and its workers inherit this: Ctrl-C concerns their parent alone
+        forkserver.ensure_running()
 
 
 def note_place(place: int) -> None:
@@ -167,9 +168,9 @@ class _Pool(Generic[Job, Result]):
         """
         for number, job in enumerate(jobs):
             self._jobs[number] = job
-            with _without_main():
+            with _without_main(), _delayed_interrupts():  # a worker that starts here is known afterwards
                 self._pending[self._pool.submit(_run, self._function, number, job)] = number
-            self._workers |= getattr(self._pool, "_processes", None) or {}
+                self._workers |= getattr(self._pool, "_processes", None) or {}
             if len(self._pending) >= self._ahead:
                 yield from self._finished()
         while self._pending:
@@ -261,6 +262,36 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C in this context, and in the processes that it starts. Only the main thread can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _delayed_interrupts() -> Iterator[None]:
+    """Answer Ctrl-C at the end of this context: what happens in it happens as a whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupted.is_set():
+        signal.raise_signal(signal.SIGINT)
+
+
 def _limits() -> dict[int, int]:
     """The soft limits of this process, which the fork server has not if they were set after its start."""
     kinds = {value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}
@@ -276,7 +307,7 @@ def _start_worker(environment: dict[str, str], limits: dict[int, int], notes: st
             resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
     with contextlib.suppress(OSError):
         _note.file = os.open(f"{notes}/{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program may have started the fork server without doing so
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"
 
