@@ -10,6 +10,7 @@ from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.engine.distributed import broadcast_from_main, gather_objects, sum_over_ranks
 from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
+from pipeline.run.evaluations import AWAITS
 from pipeline.run.recorder import Recorder
 from pipeline.tasks import Metric
 
@@ -75,7 +76,7 @@ class Saver:
         retry = self._failed_step is not None and step >= self._failed_step + max(1, self._every // 10)
         return retry or step % self._every == 0
 
-    def start(self, step: int, metric: Metric | None) -> None:
+    def start(self, step: int, metric: Metric | None, *, awaits_evaluation: bool = False) -> None:
         """Copy the state after `step` finished steps, and write it in the background.
 
         The method first waits for the previous save.
@@ -83,6 +84,7 @@ class Saver:
         Args:
             step: number of finished steps.
             metric: primary metric of this state, by which the best checkpoint is kept; None: it was not evaluated.
+            awaits_evaluation: whether an evaluation of this state is due, and made later.
         """
         self.finish()
         began = time.monotonic()
@@ -90,7 +92,8 @@ class Saver:
             self._writer = RankWriter(state_tensors(self._engine, self._ema), self._world.rank)
         self._writer.start(self._store.partial(step))
         measured = {"metric": None} if metric is None else metric.stored()
-        summary = state_summary(self._engine) | {"world_size": self._world.size, **measured, "time": time.time()}
+        place = {"world_size": self._world.size, AWAITS: awaits_evaluation, "time": time.time()}
+        summary = state_summary(self._engine) | measured | place
         self._current = (step, began, summary)
         self._recorder.event("save", step=step, stall_s=round(time.monotonic() - began, 4))
 
@@ -120,7 +123,11 @@ class Saver:
                     # No later attempt computes these steps again, so their records must be as durable as their result.
                     self._recorder.sync()
                     self._store.publish(step, summary | self._facts())
-                    self._store.retain(self._keep)
+                    for late in self._store.retain(self._keep):
+                        self._recorder.warn(
+                            f"step {late} is not evaluated: the evaluations are behind, and only {self._keep} "
+                            "checkpoints await theirs (--train.keep-checkpoints)"
+                        )
             except OSError as publish_error:
                 problem = str(publish_error)
         if error is not None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.common.atomic import file_sha256, fsync, write_text
 from pipeline.common.errors import PipelineError
-from pipeline.run.files import CHECKPOINTS, MANIFEST_NAME, step_folders, step_name
+from pipeline.run.evaluations import awaiting
+from pipeline.run.files import CHECKPOINTS, MANIFEST_NAME, read_evaluations, step_folders, step_name
 from pipeline.tasks import Metric, stored_metric
 
 SCHEMA = 1
@@ -126,20 +127,27 @@ class CheckpointStore:
                 warn(f"damaged checkpoint, going back to the previous one: {error}")
         return None
 
-    def retain(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` and the best by the primary metric; of equals the newest."""
-        steps = self.steps()
+    def retain(self, keep: int) -> list[int]:
+        """Delete all checkpoints but the newest `keep` and the best by the primary metric; of equals the newest.
+
+        Those that await their evaluation are kept too, the newest `keep` of them.
+
+        Returns:
+            The steps of the checkpoints that were deleted although they awaited their evaluation.
+        """
+        steps, later = self.steps(), read_evaluations(self._run_dir)
         best: int | None = None
         best_metric: Metric | None = None
         for step in steps:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                metric = stored_metric(
-                    json.loads((self.folder / step_name(step) / MANIFEST_NAME).read_text(encoding="utf-8"))
-                )
+                content = (self.folder / step_name(step) / MANIFEST_NAME).read_text(encoding="utf-8")
+                metric = stored_metric(later.get(step) or json.loads(content))
                 if metric is not None and metric.beats(None) and not (best_metric and best_metric.beats(metric)):
                     best, best_metric = step, metric
-        for step in steps[:-keep]:
-            if step != best:
-                doomed = self.folder / f".{step_name(step)}.deleted"
-                (self.folder / step_name(step)).rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+        waiting = awaiting(self._run_dir)
+        deleted = [step for step in steps[:-keep] if step != best and step not in waiting[-keep:]]
+        for step in deleted:
+            doomed = self.folder / f".{step_name(step)}.deleted"
+            (self.folder / step_name(step)).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        return [step for step in deleted if step in waiting]

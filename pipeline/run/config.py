@@ -124,6 +124,14 @@ class RunConfig:
         return _text(self.content, "experiment_name")
 
     @property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """Where checkpoints are evaluated beside the training: `cluster`, `name` and `resources` of the jobs.
+
+        None: the training evaluates them itself. Written by `pipeline.launch.evaluation`.
+        """
+        return _object(self.content, "evaluation") or None
+
+    @property
     def initialised_from(self) -> str | None:
         """Weights that the training began from: a path or a `models:/NAME/NUMBER` URI; None: none."""
         return self.train_fields.get("initialise_from")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.common.atomic import read_json
 from pipeline.common.errors import PipelineError
+from pipeline.tasks.metric import PREFIX as SCORE_PREFIX
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
@@ -20,6 +21,8 @@ ATTEMPTS_NAME = "attempts.jsonl"
 start-up time went), `save` and `saved` (how long a checkpoint held up the training), `evaluate`, `back` (a return to a
 checkpoint, to skip a batch), `preflight` (what it has found), `slow_rank`, `well_rank`, `hang` and `hang_over`
 (`rank_troubles.py`), `end` (the outcome, and where the time went)."""
+EVALUATIONS = "evaluations"
+"""Folder of the evaluations that were made later than their step, one JSON file each, named as the checkpoint."""
 REGISTERED_NAME = "registered.json"
 """The version that was registered last."""
 TEACHER_NAME = "teacher.json"
@@ -75,10 +78,23 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the records of all finished steps, oldest first, without a last line that a kill cut short.
 
     A record without `step` is left out, and so is a field whose value is not of its type: files are damaged by full
-    disks, partial copies and editors.
+    disks, partial copies and editors. The scores of an evaluation that was made later are in the record of its step.
     """
+    later = {step: _scores(result) for step, result in read_evaluations(run_dir).items()}
     records = (_typed(record) for record, _ in read_records(run_dir / METRICS_NAME))
-    return [record for record in records if "step" in record]
+    return [record | later.get(record["step"], {}) for record in records if "step" in record]
+
+
+def read_evaluations(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Return the evaluations that were made later than their step, by step: scores by key, and the primary metric."""
+    paths = (run_dir / EVALUATIONS).glob(f"{_STEP}*.json")
+    results = (_typed(content) for path in paths if (content := read_json(path)) is not None)
+    return {result["step"]: result for result in results if "step" in result}
+
+
+def _scores(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a step's record gets of an evaluation."""
+    return {key: value for key, value in result.items() if key.startswith(SCORE_PREFIX)}
 
 
 def read_timed_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -123,7 +139,7 @@ def _typed(record: dict[str, Any]) -> dict[str, Any]:
             return True
         if name in _TIMES:
             return _is_number(value) and 0 <= value < _LATEST
-        if name in _NUMBERS or name.startswith("eval_"):
+        if name in _NUMBERS or name.startswith(SCORE_PREFIX):
             return _is_number(value) and (math.isfinite(value) or name in _MAY_BE_MISSING)
         return True
 

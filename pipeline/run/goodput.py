@@ -106,9 +106,11 @@ def _spent(events: list[dict[str, Any]], records: list[dict[str, Any]], lost: li
     known = {
         "productive": seconds - waited,
         "data_wait": waited,
-        # The start-up ends with the first step, which counts as a step.
+        # The start-up ends with the first step, which counts as a step; an evaluation in it has an event of its own.
         "restart": sum(
-            e.get("seconds", 0) - e.get("parts", {}).get("first step", 0) for e in events if e["event"] == "first_step"
+            e.get("seconds", 0) - sum(e.get("parts", {}).get(part, 0) for part in ("first step", "evaluation"))
+            for e in events
+            if e["event"] == "first_step"
         ),
         "save": sum(float(e.get("stall_s", 0)) for e in events if e["event"] in ("save", "saved")),
         "evaluation": sum(float(e.get("seconds", 0)) for e in events if e["event"] == "evaluate"),

@@ -91,6 +91,11 @@ def write_evaluation(run_dir: Path, step: int, names: list[str], classes: Mappin
         write_json(folder / CLASSES_NAME, {"step": step, "names": names, "values": values})
 
 
+def evaluated_step(run_dir: Path) -> int:
+    """Return the step whose classes the report has; -1 if it has none."""
+    return int((read_json(run_dir / FOLDER / CLASSES_NAME) or {}).get("step", -1))
+
+
 def _describe_classes(run_dir: Path) -> str:
     """Return what the last evaluation has measured of each class, the lowest first; empty if nothing."""
     content = read_json(run_dir / FOLDER / CLASSES_NAME)

@@ -22,8 +22,6 @@ class TimeToSave:
 
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     """Seconds of the newest steps."""
-    evaluation: float = 0.0
-    """Seconds of the newest evaluation, which runs to its end first."""
     save: float | None = None
     """Seconds of the newest save, from its start to the published checkpoint; None before the first one."""
 
@@ -37,18 +35,16 @@ class TimeToSave:
         return measured
 
     def note(self, event: str, seconds: float) -> None:
-        """Keep the time of an event of the attempt log, if it is an evaluation or a save."""
-        if event == "evaluate":
-            self.evaluation = seconds
-        elif event == "saved":
+        """Keep the time of an event of the attempt log, if it is a save."""
+        if event == "saved":
             self.save = seconds
 
     @property
     def seconds(self) -> float | None:
-        """Sum of a step, an evaluation and a save; None until steps and a save were measured."""
+        """Sum of a step and a save, since an evaluation is interrupted; None until steps and a save were measured."""
         if self.save is None or len(self.steps) < LEAST_STEPS:
             return None
-        return statistics.median(self.steps) + self.evaluation + self.save
+        return statistics.median(self.steps) + self.save
 
 
 def describe_short_notices(need: TimeToSave, notices: Sequence[Notice]) -> list[str]:
@@ -56,8 +52,6 @@ def describe_short_notices(need: TimeToSave, notices: Sequence[Notice]) -> list[
     seconds = need.seconds
     if seconds is None or need.save is None:
         return []
-    parts = [f"a step of {statistics.median(need.steps):.1f} s"]
-    if need.evaluation:
-        parts.append(f"an evaluation of {need.evaluation:.1f} s")
-    needed = f"asked to stop, this run needs up to {seconds:.0f} s ({', '.join(parts)} and a save of {need.save:.1f} s)"
+    parts = f"a step of {statistics.median(need.steps):.1f} s and a save of {need.save:.1f} s"
+    needed = f"asked to stop, this run needs up to {seconds:.0f} s ({parts})"
     return [f"{needed}, but {notice.describe_shortage(seconds)}" for notice in too_short(notices, seconds)]

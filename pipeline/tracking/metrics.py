@@ -30,10 +30,10 @@ def record_metrics(record: dict[str, Any], step: int) -> list["Metric"]:
     ]
 
 
-def evaluation_metrics(run_dir: Path, step: int, model_id: str) -> "list[Metric]":
-    """Return the evaluation of a step as metrics of a logged model; empty if the step was not evaluated.
+def evaluation_metrics(run_dir: Path, step: int, model_id: str | None) -> "list[Metric]":
+    """Return the evaluation of a step as metrics of a logged model, or of the run; empty if it was not evaluated.
 
-    They have the value, time and step of the run's own metrics, so that MLflow stores each once.
+    They all have the time of the step's record, so that MLflow stores each once, however often they are sent.
     """
     from mlflow.entities import Metric
 

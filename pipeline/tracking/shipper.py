@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import read_config
-from pipeline.run.files import METRICS_NAME, read_records
+from pipeline.run.files import METRICS_NAME, read_evaluations, read_records, step_name
 from pipeline.run.system import FOLDER as SYSTEM_FOLDER
 from pipeline.tasks import was_evaluated
 from pipeline.tracking.client import experiment_id, open_client, refuse_deleted_run
@@ -28,7 +28,7 @@ from pipeline.tracking.description import (
     log_report,
     log_traces,
 )
-from pipeline.tracking.metrics import record_metrics
+from pipeline.tracking.metrics import evaluation_metrics, record_metrics
 from pipeline.tracking.state import TrackingState, copied, load_state, new_key, save_state, tracking_uri_of
 from pipeline.tracking.sweep_parent import KEY_TAG, PARENT_TAG, find_or_create_run, parent_run_id, update_parent_status
 
@@ -145,6 +145,7 @@ class Shipper:
             self.client.log_batch(self._run_id, metrics=metrics)
             self._offset, self.state.shipped_step = offset, step
             self.save()
+        self._ship_evaluations()
         self._ship_system()
         changes = [
             log(self.client, self.run_dir, self.state)
@@ -161,7 +162,7 @@ class Shipper:
         self.save()
 
     def evaluated_step(self) -> int:
-        """Return the last evaluated step, -1 before the first; read only the records added since the last call."""
+        """Return the last evaluated step, -1 before the first; of the records read those added since the last call."""
         path = self.run_dir / METRICS_NAME
         inode = path.stat().st_ino if path.exists() else None
         if inode != self._evaluated.inode:
@@ -171,7 +172,7 @@ class Shipper:
             self._evaluated.offset = offset
             if was_evaluated(record):
                 self._evaluated.step = record["step"]
-        return self._evaluated.step
+        return max(self._evaluated.step, *read_evaluations(self.run_dir), -1)
 
     def send_status(self) -> None:
         """Send the status that the last attempt ended with, and update the sweep's run."""
@@ -276,6 +277,16 @@ class Shipper:
         self.state.sent_status = "RUNNING"
         self.save()
         update_parent_status(self.client, self.config.sweep)
+
+    def _ship_evaluations(self) -> None:
+        """Send the evaluations that were made after their steps were sent, also to the models of checkpoints."""
+        new = read_evaluations(self.run_dir).keys() - self.state.shipped_evaluations
+        for step in sorted(step for step in new if step <= self.state.shipped_step):
+            for model_id in (None, self.state.checkpoints.get(step_name(step))):
+                metrics = evaluation_metrics(self.run_dir, step, model_id)
+                self.client.log_batch(self._run_id, metrics=metrics)
+            self.state.shipped_evaluations.append(step)
+            self.save()
 
     def _ship_system(self) -> None:
         """Send each node's system metrics; their step is the number of seconds since the run's first sample."""

@@ -36,6 +36,8 @@ class TrackingState:
     """Whether parameters, data sets and configuration were sent."""
     shipped_step: int = -1
     """Last step whose metrics were sent."""
+    shipped_evaluations: list[int] = field(default_factory=list)
+    """Steps whose evaluation was made and sent later than the rest of their metrics."""
     shipped_system: dict[str, int] = field(default_factory=dict)
     """Number of bytes of each node's system metrics that were sent."""
     system_began: float | None = None
@@ -98,6 +100,7 @@ def copied(state: TrackingState) -> TrackingState:
         experiment_id=None,
         described=False,
         shipped_step=-1,
+        shipped_evaluations=[],
         shipped_system={},
         reported_step=-1,
         checkpoints={},

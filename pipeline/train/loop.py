@@ -26,9 +26,11 @@ from pipeline.engine.ema import Ema
 from pipeline.engine.engine import Engine
 from pipeline.order.draws import step_seed
 from pipeline.run.config import read_config
+from pipeline.run.evaluations import drop_evaluations
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.recorder import Recorder
 from pipeline.tracking.tracker import Tracker
+from pipeline.train.evaluation import Evaluation
 from pipeline.train.hang_watch import HangWatch
 from pipeline.train.kernels import check_kernels
 from pipeline.train.memory_snapshot import open_memory_snapshot
@@ -97,7 +99,9 @@ class Training:
         entered, timeout_s = lambda: timer.entered, config.collective_timeout_s
         self.hang_watch = HangWatch(world, recorder, self.times.hosts, entered, timeout_s)
         names = [entry.name for entry in manifest.classes]
-        self.evaluate = Evaluator(config, world, run_dir, names, self.hang_watch.alive)
+        evaluator = Evaluator(config, world, run_dir, names, self.hang_watch.alive)
+        self.evaluation = Evaluation(config, world, run_dir, recorder, evaluator)
+        self.evaluates_beside = read_config(run_dir).evaluation is not None
         self.saver = Saver(
             store,
             self.engine,
@@ -126,8 +130,11 @@ class Training:
     def _run_from_checkpoint(self, stop_requested: Callable[[], bool]) -> bool:
         """Train from the newest checkpoint; return whether the end was reached."""
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
-        step = self._restore()
+        step, interrupted = self._restore(), False
         self.memory.start(step)
+        if not self.evaluates_beside and not self.evaluation.make_up(step, self.ema, stop_requested):
+            return False
+        self.recorder.lap("evaluation")
         skipped = self._skipped()
         trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
         with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):
@@ -167,22 +174,25 @@ class Training:
                 step += 1
                 self.hang_watch.step(step)
                 evaluate = evaluation_is_due(config, step, total, self.num_samples)
-                if evaluate:
-                    record |= self._evaluate(step)
+                if evaluate and not self.evaluates_beside:
+                    scores = None if stop else self.evaluation.at(step, self.ema, stop_requested)
+                    record |= scores or {}
+                    stop = interrupted = scores is None
                 recorder.step(record)
                 if step % config.log_every_steps == 0 or step == total:
                     recorder.progress(record, total, self.epoch(step))
                 saver.publish_if_written(written)
                 if evaluate or saver.is_due(step) or stop:
                     audit.flush()
-                    saver.start(step, self.task.scores.metric_of_record(record))
+                    awaits = interrupted or (evaluate and self.evaluates_beside)
+                    saver.start(step, self.task.scores.metric_of_record(record), awaits_evaluation=awaits)
                 self._track()
                 trace.step()
                 self.memory.step()
-                if stop and step < total:
+                if interrupted or (stop and step < total):
                     break
                 began = self.times.begin()
-        return self._finish(step)
+        return self._finish(step, interrupted=interrupted)
 
     def _restore(self) -> int:
         """Load the newest valid checkpoint; return the number of finished steps."""
@@ -193,11 +203,17 @@ class Training:
             if lost is not None:
                 raise TrainingError(str(lost))
         self.recorder.open(step)
+        if self.world.is_main:
+            drop_evaluations(self.run_dir, after=step)
         self.recorder.lap("checkpoint")
         return step
 
-    def _finish(self, step: int) -> bool:
+    def _finish(self, step: int, *, interrupted: bool) -> bool:
         """Publish the last checkpoint; return whether the end was reached.
+
+        Args:
+            step: finished steps.
+            interrupted: whether the training was asked to stop before or while it evaluated this step.
 
         Raises:
             TrainingError: the last step could not be saved.
@@ -205,14 +221,15 @@ class Training:
         total, saver = self.schedule.total_steps, self.saver
         saver.finish()
         self._track()
-        if step < total:
-            self.recorder.log(f"asked to stop: saved step {saver.durable_step} of {total}")
+        if step < total or interrupted:
+            rest = "; its evaluation is made up for when the training goes on" if interrupted else ""
+            self.recorder.log(f"asked to stop: saved step {saver.durable_step} of {total}{rest}")
         elif saver.durable_step < total:
             raise TrainingError(
                 f"the last step is computed but could not be saved ({saver.problem}): make room there; the same "
                 f"command goes on from step {saver.durable_step}"
             )
-        return step >= total
+        return step >= total and not interrupted
 
     def _open_loader(self, start_step: int) -> TrainLoader:
         return build_train_loader(
@@ -223,22 +240,6 @@ class Training:
             total_steps=self.schedule.total_steps,
             device=self.world.device,
         )
-
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Evaluate the averaged weights; returns what the step's record gets."""
-        began = time.monotonic()
-        scores = self.evaluate(self.ema, step)
-        self.recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
-        self.recorder.log(f"step {step}: {self.task.scores.describe(scores)}")
-        if self.evaluate.unwritten is not None:
-            self.recorder.warn(f"the report lacks the classes and pictures of step {step}: {self.evaluate.unwritten}")
-        if self.evaluate.suspicion is not None:
-            data = self.config.data
-            self.recorder.warn(
-                f"{self.evaluate.suspicion}: the labels of {data.validation_split} and {data.train_split} hardly "
-                "mean the same classes; compare the samples of both, and stop this run"
-            )
-        return self.task.scores.record(scores)
 
     def _skipped(self) -> set[int]:
         """The batches that are left out, as rank 0 reads them."""

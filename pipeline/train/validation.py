@@ -1,7 +1,7 @@
 """The scores of the averaged weights during a training."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from pipeline.common.errors import InputError
 from pipeline.config.schema import TrainConfig
 from pipeline.data.loader import build_evaluation_loader
 from pipeline.engine.distributed import World, broadcast_from_main, join_on_main, sum_over_ranks
-from pipeline.engine.ema import Ema
 from pipeline.engine.engine import DTYPES
 from pipeline.run import report
 from pipeline.tasks import find_task
+from pipeline.tasks.batch import Batch
 from pipeline.tasks.task import Evaluator as TaskEvaluator
 from pipeline.train.model import build_model
 
@@ -51,10 +51,23 @@ class Evaluator:
         self.unwritten: OSError | None = None
         self._model = build_model(config, len(names)).to(world.device).eval()
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every weight and buffer of the network."""
+        return {name: value.shape for name, value in self._model.state_dict().items()}
+
     @torch.no_grad()
-    def __call__(self, ema: Ema, step: int) -> dict[str, float]:
-        """Return the scores of the average after a step by name. Collective."""
-        self._model.load_state_dict(ema.full_state())
+    def __call__(
+        self, state: Mapping[str, torch.Tensor], step: int, stop_requested: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Return the scores of averaged weights by name; None if a rank was asked to stop meanwhile. Collective.
+
+        Args:
+            state: the averaged weights and statistics of the network, the same on all ranks.
+            step: finished steps of the weights.
+            stop_requested: whether this rank is asked to stop; asked after each batch.
+        """
+        self._model.load_state_dict(state)
         config, device = self._config, self._world.device
         evaluator = find_task(config.task).evaluator(config.augment, self._num_classes, device)
         loader = build_evaluation_loader(
@@ -73,15 +86,33 @@ class Evaluator:
             contextlib.closing(loader),
             torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32"),
         ):
-            for batch in loader:
-                evaluator.add(self._model, batch)
-                self._alive()
+            if not self._add_batches(evaluator, loader, stop_requested):
+                return None
         if evaluator.is_gathered:
             return self._on_main(evaluator, join_on_main(evaluator.sums()), step)
         sums = sum_over_ranks(evaluator.sums())
         self.suspicion = evaluator.suspicion(sums)
         self.unwritten = self._write(evaluator, sums, step) if self._world.is_main else None
         return evaluator.scores(sums)
+
+    def _add_batches(
+        self, evaluator: TaskEvaluator, batches: Iterable[Batch], stop_requested: Callable[[], bool]
+    ) -> bool:
+        """Evaluate this rank's batches; return False as soon as a rank was asked to stop. Collective.
+
+        The ranks agree after each batch, also those that have fewer batches than others.
+        """
+        mine = iter(batches)
+        while True:
+            batch = next(mine, None)
+            if batch is not None:
+                evaluator.add(self._model, batch)
+                self._alive()
+            stopping, at_work = sum_over_ranks([float(stop_requested()), float(batch is not None)])
+            if stopping:
+                return False
+            if not at_work:
+                return True
 
     def _on_main(self, evaluator: TaskEvaluator, entries: list[Any], step: int) -> dict[str, float]:
         """Return the scores that rank 0 computes from the entries of all ranks. Collective.
@@ -102,7 +133,12 @@ class Evaluator:
         return answer
 
     def _write(self, evaluator: TaskEvaluator, sums: list[Any], step: int) -> OSError | None:
-        """Write classes and pictures for the report; a full disk does not end the training."""
+        """Write classes and pictures for the report, unless it has those of a later step.
+
+        A full disk does not end the training.
+        """
+        if step < report.evaluated_step(self._run_dir):
+            return None
         try:
             report.write_evaluation(self._run_dir, step, self._names, evaluator.classes(sums))
             evaluator.draw(self._run_dir / report.FOLDER, self._names)

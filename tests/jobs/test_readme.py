@@ -8,6 +8,7 @@ FILES = {
     "L": "tests/jobs/test_endings.py",
     "S": "tests/slurm/test_endings.py",
     "A": "tests/pipeline/train/test_attempt.py",
+    "E": "tests/pipeline/train/test_evaluation.py",
     "T": "tests/slurm/test_training.py",
     "C": "tests/pipeline/status/test_command.py",
 }
@@ -18,7 +19,7 @@ def test_each_ending_in_the_readme_has_a_test():
     table = readme.partition("| it comes |")[2].partition("\n\n")[0].splitlines()[2:]
     for row in table:
         tests = row.rstrip("| ").rpartition("| ")[2]
-        words = re.findall(r"\b([LSATC]) `|`(test_\w+)", tests)
+        words = re.findall(r"\b([LSAETC]) `|`(test_\w+)", tests)
         assert words, row
         file = ""
         for letter, name in words:

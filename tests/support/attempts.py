@@ -4,6 +4,7 @@ The ranks are forked with everything imported, and MLflow is left out: importing
 than all else. Everything else is the real thing: `TrainTask`, its locks, its process group, its files.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ FINISHED, FAILED, INTERRUPTED = 0, 1, 3
 """Exit codes of a rank."""
 
 
-def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed: float) -> None:
+def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed: float, stop_at: int | None) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -32,6 +33,13 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
         time.time = lambda: began + clock_speed * (real() - began)
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+    looks = itertools.count(1)
+
+    def stop_requested() -> bool:
+        if next(looks) == stop_at and rank == size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return bool(stop)
+
     # A rank hangs at the line at which this reaches it.
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))
 
@@ -41,7 +49,7 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
 
     task, outcome = TrainTask(run_dir), Outcome.FAILED
     try:
-        outcome = task(lambda: bool(stop))
+        outcome = task(stop_requested)
     except (TrainingError, ValueError, RuntimeError) as error:
         print(f"error: {error}", flush=True)
     finally:
@@ -53,13 +61,31 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
 class RunningAttempt:
     """A started attempt at the run in `run_dir`; leaving the `with` block kills it."""
 
-    def __init__(self, run_dir: Path, *, log: Path | None = None, ranks: int = 2, clock_speed: float = 1.0) -> None:
-        """Start the ranks; their `time.time` runs `clock_speed` times as fast, backwards where it is negative."""
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        log: Path | None = None,
+        ranks: int = 2,
+        clock_speed: float = 1.0,
+        stop_at: int | None = None,
+    ) -> None:
+        """Start the ranks.
+
+        Args:
+            run_dir: of the run.
+            log: file that gets what the ranks print.
+            ranks: number of ranks.
+            clock_speed: their `time.time` runs this many times as fast, backwards where it is negative.
+            stop_at: the last rank gets a SIGTERM when it looks for this time whether it is asked to stop: once in each
+                step, and once after each batch of an evaluation.
+        """
         context, port = forks(), free_port()
         self.run_dir = run_dir
         self.log = log or run_dir.parent / f"{run_dir.name}.{port}.log"
+        settings = (ranks, port, clock_speed, stop_at)
         self.processes = [
-            context.Process(target=_rank, args=(run_dir, self.log, rank, ranks, port, clock_speed), daemon=True)
+            context.Process(target=_rank, args=(run_dir, self.log, rank, *settings), daemon=True)
             for rank in range(ranks)
         ]
         for process in self.processes:

@@ -10,7 +10,7 @@ from pipeline.engine.distributed import World
 from pipeline.run.recorder import Recorder
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 
-WORDS = "asked to stop, this run needs up to 45 s (a step of 2.0 s, an evaluation of 3.0 s and a save of 40.0 s), but "
+WORDS = "asked to stop, this run needs up to 42 s (a step of 2.0 s and a save of 40.0 s), but "
 
 
 def train(run_dir: Path, world: World) -> None:
@@ -36,7 +36,7 @@ def test_an_attempt_warns_once_of_each_notice_too_short_to_save(tmp_path, world,
     known = [
         {"seconds": 30, "partition": ""},
         {"seconds": 15, "partition": "low"},
-        {"seconds": 46, "partition": "high"},
+        {"seconds": 43, "partition": "high"},
     ]
     monkeypatch.setenv("JOB_NOTICES", json.dumps(known))
     train(tmp_path, world)
@@ -51,5 +51,5 @@ def test_the_next_launch_reads_the_measured_times(tmp_path, world, monkeypatch):
     monkeypatch.delenv("JOB_NOTICES", raising=False)
     assert describe_short_notices(TimeToSave.of_run(tmp_path), [Notice(seconds=1)]) == []
     train(tmp_path, world)
-    assert TimeToSave.of_run(tmp_path).seconds == pytest.approx(45.0)
-    assert len(describe_short_notices(TimeToSave.of_run(tmp_path), [Notice(seconds=44), Notice(seconds=45)])) == 1
+    assert TimeToSave.of_run(tmp_path).seconds == pytest.approx(42.0)
+    assert len(describe_short_notices(TimeToSave.of_run(tmp_path), [Notice(seconds=41), Notice(seconds=42)])) == 1

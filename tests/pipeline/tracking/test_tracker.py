@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.run import system as tracking_system
+from pipeline.run.evaluations import write_evaluation
+from pipeline.run.journal import Journal
 from pipeline.tracking import worker as tracking_worker
 from pipeline.tracking.client import open_client
 from pipeline.tracking.shipper import Shipper
@@ -21,7 +23,7 @@ from pipeline.tracking.state import load_state
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.tracking.runs import history, new_run
 from tests.support import REPOSITORY
-from tests.support.tracking_runs import append_records, new_store, write_checkpoint
+from tests.support.tracking_runs import START, append_records, new_store, write_checkpoint
 from tests.support.tracking_servers import wait_for
 
 
@@ -74,6 +76,31 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert not list(tmp_path.rglob("mlartifacts/**/state.bin"))
     # Only the database and its artifacts were created.
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlartifacts", "run"}
+
+
+def test_an_evaluation_that_is_made_later_is_sent_once_at_its_step(tmp_path):
+    uri = new_store(tmp_path)
+    run_dir, _ = new_run(tmp_path / "runs", uri)
+    append_records(run_dir, range(1, 21), eval_every=15)
+    write_checkpoint(run_dir, 20)
+    shipper = Shipper(run_dir)
+    shipper.ship(20)
+    write_evaluation(run_dir, 20, {"top1": 0.5, "top5": 0.75, "loss": 0.25}, seconds=3.0)
+    # A resumed training writes it into the records too.
+    Journal(run_dir, 20).close()
+    for sender in (shipper, Shipper(run_dir)):
+        sender.ship(20)
+    run_id = shipper.state.run_id
+    assert run_id is not None
+    history = [(m.step, m.value, m.timestamp) for m in open_client(uri).get_metric_history(run_id, "eval/top1")]
+    assert history == [(15, 0.3, int(1000 * START) + 15000), (20, 0.5, int(1000 * START) + 20000)]
+    assert shipper.evaluated_step() == 20
+    (model,) = open_client(uri).search_logged_models([shipper.state.experiment_id or ""])
+    assert {metric.key: metric.value for metric in model.metrics} == {
+        "eval/top1": 0.5,
+        "eval/top5": 0.75,
+        "eval/loss": 0.25,
+    }
 
 
 def test_a_failed_training_is_a_failed_run(tmp_path):

@@ -25,7 +25,8 @@ def evaluate(world: World, folder: str, cache: str) -> dict[str, float]:
         for name, weight in model.named_parameters()
     ]
     names = [str(number) for number in range(CLASSES)]
-    return Evaluator(settings, world, Path(cache), names)(Ema(weights, model, 0.9, partitioned=False), 1)
+    average = Ema(weights, model, 0.9, partitioned=False)
+    return Evaluator(settings, world, Path(cache), names)(average.full_state(), 1) or {}
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def evaluate(world: World, folder: str) -> dict[str, float]:
         for name, weight in model.named_parameters()
     ]
     average = Ema(weights, model, 0.9, partitioned=False)
-    return Evaluator(config, world, Path(folder), list(NAMES.values()))(average, 1)
+    return Evaluator(config, world, Path(folder), list(NAMES.values()))(average.full_state(), 1) or {}
 
 
 @pytest.mark.slow
