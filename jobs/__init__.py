@@ -18,6 +18,7 @@ from jobs.resources import Resources
 from jobs.slurm import Cluster, check_script, choose_cluster
 from jobs.snapshot import Code, take_snapshot
 from jobs.submission import Submission, Update
+from jobs.submission_file import forget_submission, logs_folder
 from jobs.submit import attach, describe_local, dry_run, submit
 from jobs.task import Outcome, StopRequested, Task
 
@@ -43,7 +44,9 @@ __all__ = [
     "exclude_nodes",
     "find_notices",
     "fit_resources",
+    "forget_submission",
     "is_running_locally",
+    "logs_folder",
     "node_groups",
     "node_name",
     "notices_from_environment",

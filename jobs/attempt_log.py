@@ -3,6 +3,7 @@
 With it, a job that is requeued again and again without progress is ended.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -28,6 +29,7 @@ class AttemptEvent:
         host: node of rank 0.
         world_size: processes of the job.
         progress: the task's `progress()` at the start, or "".
+        home: folder of the task, which holds its report; that of an element of an array is not the folder of the job.
         outcome: how the attempt ended: "finished", "requeued" (saved and requeued, or left to the next job of a chain),
             "stopped", "cancelled", "failed", "given up" (no progress), "peer lost" (another rank died), "lost" (ranks
             died, and the job was requeued or left to the next one).
@@ -41,6 +43,7 @@ class AttemptEvent:
     host: str = ""
     world_size: int = 0
     progress: str = ""
+    home: str = ""
     outcome: str = ""
     reason: str = ""
 
@@ -52,6 +55,15 @@ def append(folder: Path, event: str, *, job_id: str, restarts: int, **fields: ob
         file.write(json.dumps(asdict(AttemptEvent(**row))) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def log_cancel(folder: Path, job_id: str, restarts: int) -> None:
+    """Append that a job was cancelled, where no rank of it could: it was pending, or its ranks were killed.
+
+    The folder may be another user's, or gone; then nothing is written.
+    """
+    with contextlib.suppress(OSError):
+        append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled", reason="Slurm")
 
 
 def read(folder: Path, *job_ids: str) -> list[AttemptEvent]:
@@ -80,6 +92,12 @@ def last_outcome(folder: Path, job_id: str) -> str:
     """How the newest attempt of a job ended, or "" while it runs or when it was killed."""
     events = read(folder, job_id)
     return events[-1].outcome if events and events[-1].event == "end" else ""
+
+
+def home(folder: Path, job_id: str) -> Path:
+    """The folder of the task of a job; the folder of the job where rank 0 has not started."""
+    homes = [event.home for event in read(folder, job_id) if event.home]
+    return Path(homes[-1]) if homes else folder
 
 
 def count_stalls(folder: Path, job_ids: Sequence[str], progress: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs import chain
 from jobs.attempt_log import last_outcome, log_path
 from jobs.errors import SlurmError
-from jobs.slurm import ask, slurm_job
+from jobs.slurm import ask, own_job
 from jobs.slurm_submission import SlurmSubmission
 from jobs.submission import FINAL_STATES, Update
 from jobs.task import Outcome
@@ -63,8 +63,8 @@ class ChainSubmission(SlurmSubmission):
         queued = []
         for job_id in self._left()[1:]:
             with contextlib.suppress(SlurmError):
-                job = slurm_job(job_id)
-                if job is not None and job.state not in _ENDED and job.logs_to(self.folder):
+                job = own_job(self.folder, job_id)
+                if job is not None and job.state not in _ENDED:
                     queued.append(job_id)
         chain.cancel(queued)
 
@@ -87,7 +87,7 @@ class ChainSubmission(SlurmSubmission):
         for job_id in self._left()[1:]:
             if log_path(self.folder, job_id).exists():
                 return job_id
-            job = slurm_job(job_id)
+            job = own_job(self.folder, job_id)
             if job is not None:
                 return "" if job.state == "CANCELLED" else job_id
         return ""

@@ -14,6 +14,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
 from jobs.folder_lock import lock_folder
+from jobs.lost_ranks import CHAINED
 from jobs.resources import DEFAULT_TIMEOUT_MIN, Resources
 from jobs.slurm import Cluster
 from jobs.stop_flag import stop_signals_blocked
@@ -159,6 +160,7 @@ def build_executor(
         image = shlex.quote(str(resources.container_image))
         executor.enters_container = f'"$container" exec {gpus}--bind {mounts} {image}'
     after_failure = f"{python} -m jobs.lost_ranks {shlex.quote(str(folder))} $status {resources.max_stalls}"
+    after_failure += "" if resources.chain is None else f" {CHAINED}"
     executor.update_parameters(
         **_slurm_parameters(resources, name, folder, code),
         # Submitit's own one may be refused where such keys are enforced.

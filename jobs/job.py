@@ -98,17 +98,20 @@ class Job:
         """Rank 0: run the task, write the attempt log around it, and decide what follows."""
         task = self._load()
         progress = str(getattr(task, "progress", lambda: "")())
-        cancelled = chain.was_cancelled(self._folder, place.job_id)
-        if cancelled:
-            return self._leave_chain(task, place, cancelled)
-        jobs = [*chain.before(self._folder, place.job_id), place.job_id]
+        if self._resources.chain is not None:
+            over = chain.why_over(self._folder, self._chain(place), place.world_size)
+            if over is not None:
+                return self._leave_chain(task, place, *over)
+        jobs = [*self._chain(place).before, place.job_id]
         stalls = attempt_log.count_stalls(self._folder, jobs, progress)
         if stalls >= self._resources.max_stalls:
             tries = "1 attempt" if stalls == 1 else f"{stalls} attempts"
             reason = f"{tries} started at {progress or 'the beginning'} and made no progress"
+            chain.cancel(self._chain(place).after)
             self._end(task, place, "given up", Outcome.FAILED, reason)
             raise JobError(f"job {place.job_id} is not tried again: {reason}; the logs are in {self._folder}")
-        self._append_event("start", place, host=node_name(), world_size=place.world_size, progress=progress)
+        start = {"host": node_name(), "world_size": place.world_size, "progress": progress, "home": str(self._home)}
+        self._append_event("start", place, **start)
         try:
             place, locations = meet(place, self._resources.meeting_s)
             self._write_report(place, locations, cluster)
@@ -117,12 +120,15 @@ class Job:
             flag.close()
             superseded.leave_if_superseded(self._folder, place.job_id, place.restarts)
             reason = f"{type(error).__name__}: {error}"
-            self._end(task, place, "peer lost" if is_peer_loss(reason) else "failed", Outcome.FAILED, reason)
+            is_lost = is_peer_loss(reason)
+            if not is_lost:
+                chain.cancel(self._chain(place).after)
+            self._end(task, place, "peer lost" if is_lost else "failed", Outcome.FAILED, reason)
             raise
         superseded.leave_if_superseded(self._folder, place.job_id, place.restarts)
         if outcome is Outcome.FINISHED:
             self._end(task, place, "finished", outcome)
-            chain.end_rest(self._folder, place.job_id)
+            chain.cancel(self._chain(place).after)
         else:
             self._follow_interruption(task, flag, place, cluster)
         return outcome
@@ -130,39 +136,66 @@ class Job:
     def _follow_interruption(self, task: Task, flag: StopFlag, place: Place, cluster: str) -> None:
         """Requeue the job, or let it end, after all ranks have saved."""
         signals = ", ".join(number.name for number in flag.received) or "a signal to another rank"
-        decision = decide(cluster, self._folder, place, flag, is_chained=self._resources.chain is not None)
+        is_chained = self._resources.chain is not None
+        decision = decide(cluster, self._folder, place, flag, is_chained=is_chained)
         if decision is Decision.FAILED:
+            chain.cancel(self._chain(place).after)
             self._end(task, place, "failed", Outcome.FAILED, decision.value)
             raise JobError(f"{decision.value}, so rank 0 stops")
         if decision in (Decision.CANCELLED, Decision.STOPPED):
+            chain.cancel(self._chain(place).after)
             self._end(task, place, decision.name.lower(), Outcome.CANCELLED, signals)
-            chain.end_rest(self._folder, place.job_id)
             return
-        if self._resources.chain is not None and not chain.after(self._folder, place.job_id):
-            reason = f"the last job of the chain ({self._resources.chain} in all) has ended; launch again to go on"
-            log(reason)
-            self._end(task, place, "stopped", Outcome.CANCELLED, reason)
+        if is_chained:
+            self._leave_to_next(task, place, signals)
             return
         self._end(task, place, "requeued", Outcome.INTERRUPTED, signals)
         if decision is Decision.REQUEUE and cluster == "local":
             from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
-        if self._resources.chain is not None:
-            for following in chain.after(self._folder, place.job_id):
-                apply_exclusion(self._home, following)
-            return
         if requeue_on_slurm(place.job_id, place.restarts) is Decision.CANCELLED:
             self._end(task, place, "cancelled", Outcome.CANCELLED, "while the attempt ended")
         else:
             apply_exclusion(self._home, place.job_id)
 
-    def _leave_chain(self, task: Task, place: Place, cancelled: str) -> Outcome:
-        """Cancel this job, which has just started, and the rest of its chain, since a user cancelled the one before."""
-        reason = f"job {cancelled}, the one before it in the chain, was cancelled"
+    def _chain(self, place: Place) -> chain.Chain:
+        """The chain of this job as it stands now, since its last jobs may be submitted while the first one runs."""
+        return chain.Chain() if self._resources.chain is None else chain.chain_of(self._folder, place.job_id)
+
+    def _leave_to_next(self, task: Task, place: Place, signals: str) -> None:
+        """Leave the work of an interrupted job to the next one of the chain, unless there is none to go on."""
+        jobs = self._chain(place)
+        over = chain.why_over(self._folder, jobs, place.world_size)
+        if over is not None:
+            chain.cancel(jobs.after)
+            self._end(task, place, "cancelled", Outcome.CANCELLED, over[1])
+        elif jobs.is_used_up:
+            reason = f"the last job of the chain ({self._resources.chain} in all) has ended; launch again to go on"
+            log(reason)
+            self._end(task, place, "stopped", Outcome.STOPPED, reason)
+        else:
+            self._end(task, place, "requeued", Outcome.INTERRUPTED, signals)
+            for following in jobs.after:
+                apply_exclusion(self._home, following)
+
+    def _leave_chain(self, task: Task, place: Place, outcome: str, reason: str) -> Outcome:
+        """End this job, which has just started, and the rest of its chain, since the run is not to be gone on with.
+
+        Args:
+            task: the task, which is not called.
+            place: place of this process in the job.
+            outcome: for the attempt log, "cancelled" or "failed".
+            reason: for the user.
+
+        Raises:
+            JobError: the run has failed.
+        """
         log(f"job {place.job_id} ends: {reason}")
-        self._end(task, place, "cancelled", Outcome.CANCELLED, reason)
-        chain.end_rest(self._folder, place.job_id)
+        chain.cancel(self._chain(place).after)
+        self._end(task, place, outcome, Outcome.FAILED if outcome == "failed" else Outcome.CANCELLED, reason)
+        if outcome == "failed":
+            raise JobError(reason)
         chain.cancel([place.job_id])
         return Outcome.INTERRUPTED
 

@@ -1,4 +1,4 @@
-"""Last command of the batch script when srun has failed: `python -m jobs.lost_ranks FOLDER STATUS MAX_STALLS`.
+"""Last command of the batch script when srun has failed: `python -m jobs.lost_ranks FOLDER STATUS MAX_STALLS [chain]`.
 
 The job is requeued, and goes on from its last checkpoint, when ranks died without an error of their own: their node was
 lost, they ran out of memory, or they were killed. It ends when a rank raised an error, since it would raise it again.
@@ -25,7 +25,13 @@ KILLED = 128
 """srun exits with this plus the number of the signal that ended a rank."""
 
 
-def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, max_stalls: int) -> bool:
+CHAINED = "chain"
+"""Last argument for a job of a chain, which Slurm does not requeue."""
+
+
+def only_lost_ranks(
+    folder: Path, environment: Mapping[str, str], status: int, max_stalls: int, earlier: Sequence[str] = ()
+) -> bool:
     """Whether the attempt that just ended lost ranks, and failed for no other reason.
 
     Args:
@@ -33,6 +39,7 @@ def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, m
         environment: Slurm's variables in the batch script.
         status: exit status of srun.
         max_stalls: how many attempts, one after the other, may be lost before rank 0 has started.
+        earlier: the jobs of the chain before this one.
     """
     job_id, restarts = slurm_job_of(environment)
     events = [event for event in attempt_log.read(folder, job_id) if event.restarts == restarts]
@@ -43,8 +50,7 @@ def only_lost_ranks(folder: Path, environment: Mapping[str, str], status: int, m
     if any(not error.is_peer_loss for error in rank_errors(folder, job_id, world_size)):
         return False
     if not events:
-        jobs = [*chain.before(folder, job_id), job_id]
-        return status > KILLED and attempt_log.count_unstarted(folder, jobs) < max_stalls
+        return status > KILLED and attempt_log.count_unstarted(folder, [*earlier, job_id]) < max_stalls
     if events[-1].outcome == "finished":
         # Rank 0 was lost while it told others of the end, such as a model registry.
         return not ended_well(folder, job_id, 0)
@@ -78,9 +84,10 @@ def main(arguments: Sequence[str]) -> int:
         return status
     if has_ended_well(folder, os.environ):
         return 0
-    is_chained = job_id in chain.jobs_of_chain(folder)
-    if not only_lost_ranks(folder, os.environ, status, max_stalls):
-        chain.end_rest(folder, job_id)
+    is_chained = CHAINED in arguments[3:]
+    jobs = chain.chain_of(folder, job_id) if is_chained else chain.Chain()
+    if not only_lost_ranks(folder, os.environ, status, max_stalls, jobs.before):
+        chain.cancel(jobs.after)
         return status
     try:
         if not is_chained and ask_slurm(job_id, restarts) is not Decision.REQUEUE:
@@ -92,8 +99,9 @@ def main(arguments: Sequence[str]) -> int:
         if not is_chained and requeue_on_slurm(job_id, restarts) is Decision.CANCELLED:
             attempt_log.append(folder, "end", job_id=job_id, restarts=restarts, outcome="cancelled")
         else:
-            for following in chain.after(folder, job_id) if is_chained else [job_id]:
-                apply_exclusion(folder, following)
+            home = attempt_log.home(folder, job_id)
+            for following in jobs.after if is_chained else [job_id]:
+                apply_exclusion(home, following)
     except JobError as error:
         log(f"job {job_id} lost ranks and cannot be requeued: {error}")
     return status

@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.environment import Place
 from jobs.errors import JobError, SlurmError
 from jobs.failure import rank_errors
+from jobs.log import log
 from jobs.slurm import SlurmJob, ask, slurm_job
 from jobs.stop_flag import StopFlag
 
@@ -47,7 +48,8 @@ def decide(cluster: str, folder: Path, place: Place, flag: StopFlag, *, is_chain
         place: place of this process in the job.
         flag: the flag with the signals that this process has received.
         is_chained: whether the job is one of a chain. One that is preempted without a grace time looks like one that a
-            user cancels, until it has ended: the next job then sees which it was (`chain.was_cancelled`).
+            user cancels, until it has ended: the next job then sees which it was (`chain.why_over`), as it does where
+            Slurm does not answer.
 
     Raises:
         JobError: Slurm does not answer.
@@ -57,7 +59,13 @@ def decide(cluster: str, folder: Path, place: Place, flag: StopFlag, *, is_chain
     if cluster != "slurm":
         announced = {signal.SIGUSR1, signal.SIGUSR2} & set(flag.received)
         return Decision.REQUEUE if cluster == "local" and announced else Decision.STOPPED
-    return _ask_slurm(place.job_id, place.restarts, is_chained=is_chained)[0]
+    try:
+        return _ask_slurm(place.job_id, place.restarts, is_chained=is_chained)[0]
+    except JobError as error:
+        if not is_chained:
+            raise
+        log(f"{error}; the next job of the chain asks again")
+        return Decision.REQUEUE
 
 
 def ask_slurm(job_id: str, restarts: int) -> Decision:

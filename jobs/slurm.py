@@ -157,6 +157,16 @@ def slurm_job(job_id: str) -> SlurmJob | None:
     )
 
 
+def own_job(folder: Path, job_id: str) -> SlurmJob | None:
+    """Ask Slurm how a job of a folder stands; as `slurm_job`, which raises the same.
+
+    Returns:
+        None also where Slurm has given the job's old id to another job, which logs elsewhere.
+    """
+    job = slurm_job(job_id)
+    return job if job is not None and job.logs_to(folder) else None
+
+
 def _ask_accounting(job_id: str) -> SlurmJob | None:
     if shutil.which("sacct") is None:
         return None

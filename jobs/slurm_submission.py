@@ -1,13 +1,12 @@
 """A job that was submitted to Slurm."""
 
-import contextlib
 import time
 from pathlib import Path
 
 from jobs import attempt_log
 from jobs.attempt_log import last_outcome
 from jobs.failure import tail
-from jobs.slurm import ask, slurm_job
+from jobs.slurm import ask, own_job
 from jobs.submission import FINAL_STATES, Submission, Update
 
 _GOES_ON = ("", "requeued", "lost", "peer lost")
@@ -32,21 +31,14 @@ class SlurmSubmission(Submission):
 
         A cancel of which no rank could tell, since the job was pending or its ranks were killed, is added to that log.
         """
-        job = slurm_job(self.job_id)
+        job = own_job(self.folder, self.job_id)
         if job is not None:
             if job.state == "CANCELLED" and last_outcome(self.folder, self.job_id) in _GOES_ON:
-                self._log_cancel(job.restarts)
+                attempt_log.log_cancel(self.folder, self.job_id, job.restarts)
             return Update(state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes)
         return Update(
             state=_FORGOTTEN.get(last_outcome(self.folder, self.job_id), "FAILED"), reason="Slurm has forgotten the job"
         )
-
-    def _log_cancel(self, restarts: int) -> None:
-        # The folder may be another user's, or gone.
-        with contextlib.suppress(OSError):
-            attempt_log.append(
-                self.folder, "end", job_id=self.job_id, restarts=restarts, outcome="cancelled", reason="Slurm"
-            )
 
     def is_over(self, update: Update) -> bool:
         """Whether Slurm will not start the job again. A requeued job that is held counts as over."""

@@ -1,6 +1,5 @@
 """A submitted job: follow it over its requeues, find out why it failed, cancel it."""
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.attempt_log import last_outcome
-from jobs.chain import SUBMISSION_FILE
 from jobs.errors import SlurmError
 from jobs.failure import describe_failure
 from jobs.log import log
+from jobs.submission_file import Submitted, write_submission
 from jobs.task import Outcome
 
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "NODE_FAIL"}
@@ -147,15 +146,11 @@ class Submission(ABC):
 
     def remember(self, task_folder: Path | None = None, *, is_chain: bool = False) -> None:
         """Write `submission.json`, from which `attach` finds the job, to `task_folder` or to the job's own folder."""
-        task_folder = task_folder or self.folder
-        fields = {
-            "cluster": self.cluster,
-            "job_id": self.job_id,
-            "world_size": self.world_size,
-            "folder": str(self.folder),
-        }
-        if is_chain:
-            fields["chain"] = self.job_ids
-        temporary = task_folder / f"{SUBMISSION_FILE}.tmp"
-        temporary.write_text(json.dumps(fields) + "\n", encoding="utf-8")
-        temporary.replace(task_folder / SUBMISSION_FILE)
+        submitted = Submitted(
+            cluster=self.cluster,
+            job_id=self.job_id,
+            world_size=self.world_size,
+            folder=self.folder,
+            chain=tuple(self.job_ids) if is_chain else (),
+        )
+        write_submission(task_folder or self.folder, submitted)

@@ -1,7 +1,6 @@
 """Submit a task as a job, follow a submitted job again, or show what would be submitted."""
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -16,9 +15,10 @@ from jobs.job import Job
 from jobs.log import log
 from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
-from jobs.slurm import Cluster, slurm_job
+from jobs.slurm import Cluster, own_job
 from jobs.snapshot import Code
-from jobs.submission import SUBMISSION_FILE, Submission
+from jobs.submission import Submission
+from jobs.submission_file import read_submission
 from jobs.task import Task
 
 if TYPE_CHECKING:
@@ -174,15 +174,20 @@ def unfinished_job(folder: Path) -> Submission | None:
     """The job that was last submitted from a folder, if it is pending or running in Slurm.
 
     Raises:
-        JobError: Slurm does not answer.
+        JobError: Slurm does not answer, or it is not known which job that was.
     """
-    previous = attach(folder)
+    try:
+        previous = attach(folder)
+    except JobError as error:
+        raise JobError(
+            f"{error}: if no job of this run is in a queue (squeue --me), remove that file and launch again"
+        ) from None
     if previous is None:
         return None
     try:
         # First, since a chain moves to the job that has the work: Slurm may have forgotten those before it.
         update = previous.update()
-        job = slurm_job(previous.job_id)
+        job = own_job(previous.folder, previous.job_id)
         return None if job is None or previous.is_over(update) else previous
     except SlurmError as error:
         raise JobError(f"cannot tell whether job {previous.job_id} still uses {folder}: {error}") from None
@@ -193,20 +198,19 @@ def attach(folder: Path) -> Submission | None:
 
     Returns:
         None where there was no job, or where it ran on the local cluster and so ended with its launcher.
+
+    Raises:
+        JobError: that cannot be read.
     """
     from jobs.chain_submission import ChainSubmission
     from jobs.slurm_submission import SlurmSubmission
 
-    try:
-        fields = json.loads((folder / SUBMISSION_FILE).read_text(encoding="utf-8"))
-        if fields["cluster"] != "slurm":
-            return None
-        world_size = int(fields["world_size"])
-        if fields.get("chain"):
-            return ChainSubmission(Path(fields["folder"]), [str(job_id) for job_id in fields["chain"]], world_size)
-        return SlurmSubmission(Path(fields["folder"]), str(fields["job_id"]), world_size)
-    except (OSError, ValueError, KeyError, TypeError):
+    submitted = read_submission(folder)
+    if submitted is None or submitted.cluster != "slurm":
         return None
+    if submitted.chain:
+        return ChainSubmission(submitted.folder, submitted.chain, submitted.world_size)
+    return SlurmSubmission(submitted.folder, submitted.job_id, submitted.world_size)
 
 
 def dry_run(

@@ -15,6 +15,8 @@ class Outcome(Enum):
     """The work cannot go on: the next attempt would fail in the same way."""
     CANCELLED = "cancelled"
     """A user cancelled the job."""
+    STOPPED = "stopped"
+    """The job was interrupted, and no job goes on with the work by itself: it was the last one of a chain."""
     DETACHED = "detached"
     """The launcher stopped following the job; the job goes on."""
 
@@ -33,5 +35,6 @@ A task may have two more methods. Both are called on rank 0 only:
 - `progress() -> str`: where the work stands, such as the name of the newest checkpoint; called before the task starts.
   A job is ended instead of requeued when too many of its attempts start from the same progress.
 - `ended(outcome: Outcome) -> None`: called last, with what happens to the job: INTERRUPTED when it is requeued,
-  CANCELLED when it is not, FAILED after an exception. The process may have only seconds left.
+  CANCELLED when it is not, STOPPED when it was the last one of a chain, FAILED after an exception. The process may have
+  only seconds left.
 """

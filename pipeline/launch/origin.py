@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from jobs import forget_submission
 from pipeline.run import directory as run_directory
 from pipeline.run.files import CONFIG_NAME, LOCK_NAME, LOGS
 from pipeline.tracking.state import LOCK_NAME as SENDING_LOCK_NAME
@@ -11,7 +12,6 @@ from pipeline.tracking.state import TrackingState, load_state, new_key, original
 FORMER = "former"
 """Folders `former-1`, `former-2`, … hold the files of a run as they were before it was begun again."""
 _STAY = (CONFIG_NAME, LOCK_NAME, SENDING_LOCK_NAME, LOGS, "code")
-SUBMISSION_NAME = "submission.json"
 
 
 def begin_again(run_dir: Path) -> Path:
@@ -48,5 +48,5 @@ def adopt_copy(run_dir: Path) -> Path | None:
     state = load_state(run_dir)
     assert state is not None
     save_state(run_dir, state)
-    (run_dir / LOGS / SUBMISSION_NAME).unlink(missing_ok=True)
+    forget_submission(run_dir / LOGS)
     return original

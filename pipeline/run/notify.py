@@ -23,7 +23,7 @@ from pipeline.run.usage import read_usage
 
 FILE_NAME = "notify.json"
 FLAG = "--notify"
-Event = Literal["finished", "failed", "given up", "cancelled", "champion"]
+Event = Literal["finished", "failed", "given up", "cancelled", "stopped", "champion"]
 _ANSWER_S = 5.0
 """Seconds that the address may take to connect, and for each part of its answer."""
 _PATIENCE_S = 8.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.common.atomic import read_json
+from jobs import logs_folder
 from pipeline.run.config import read_config
 from pipeline.run.files import (
     ATTEMPTS_NAME,
@@ -221,6 +221,4 @@ def _is_locked(path: Path) -> bool:
 
 def _logs(run_dir: Path) -> Path:
     """Return the folder of the job's logs: below the run, or below the sweep that it belongs to."""
-    own = run_dir / LOGS
-    folder = (read_json(own / "submission.json") or {}).get("folder")
-    return Path(folder) if isinstance(folder, str) else own
+    return logs_folder(run_dir / LOGS)

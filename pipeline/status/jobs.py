@@ -68,7 +68,10 @@ class Jobs:
     def _ask(self, run_dir: Path) -> _Look:
         folder = run_dir / LOGS
         if run_dir not in self._submissions:
-            self._submissions[run_dir] = attach(folder)
+            try:
+                self._submissions[run_dir] = attach(folder)
+            except JobError as error:
+                return _Look(description=str(error))
         submission = self._submissions[run_dir]
         if submission is None:
             return _Look(has_ended=not is_running_locally(folder))

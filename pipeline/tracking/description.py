@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 CONFIGURATION = "configuration"
 DESCRIPTION_TAG = "mlflow.note.content"
 TROUBLES_TAG = "slow_or_hanging_ranks"
+HINT_TAG = "to_go_on"
+"""Tag that says what a person must do for a run to go on, where nothing goes on by itself."""
 MAX_TAG = 5000
-"""Number of characters that are kept of that tag: the latest ranks."""
+"""Number of characters that are kept of a tag; of slow ranks the latest."""
 EXTERNAL_TAG = "mlflow.model.isExternal"
 """Tag of a logged model whose files MLflow does not hold: a checkpoint stays in the run's directory."""
 
@@ -163,6 +165,23 @@ def log_rank_troubles(client: "MlflowClient", run_dir: Path, state: TrackingStat
         return False
     client.set_tag(state.run_id, TROUBLES_TAG, text)
     state.troubles = text
+    return True
+
+
+def log_hint(client: "MlflowClient", state: TrackingState) -> bool:
+    """Set the tag with the hint, or remove it where an attempt has begun since.
+
+    Returns:
+        Whether `state.sent_hint` has changed.
+    """
+    assert state.run_id is not None
+    if state.hint == state.sent_hint:
+        return False
+    if state.hint:
+        client.set_tag(state.run_id, HINT_TAG, mask_secrets(state.hint)[:MAX_TAG])
+    elif HINT_TAG in client.get_run(state.run_id).data.tags:
+        client.delete_tag(state.run_id, HINT_TAG)
+    state.sent_hint = state.hint
     return True
 
 

@@ -23,6 +23,7 @@ from pipeline.tracking.client import experiment_id, open_client, refuse_deleted_
 from pipeline.tracking.description import (
     link_checkpoints,
     log_description,
+    log_hint,
     log_job_reports,
     log_rank_troubles,
     log_report,
@@ -105,11 +106,12 @@ class Shipper:
         self.state.senders.append(new_key())
         self.state.began_at = self.state.began_at or time.time()
         self.state.sent_status = self.state.ended_at = None
+        self.state.hint = ""
         self.save()
 
-    def end(self, status: str) -> None:
-        """Record the status that the attempt ended with; `send_status` sends it."""
-        self.state.status, self.state.ended_at = status, time.time()
+    def end(self, status: str, hint: str = "") -> None:
+        """Record the status that the attempt ended with, and what a person must do then; `send_status` sends them."""
+        self.state.status, self.state.ended_at, self.state.hint = status, time.time(), hint
         self.save()
 
     def mark_behind(self, problem: str) -> None:
@@ -175,7 +177,9 @@ class Shipper:
         return max(self._evaluated.step, *read_evaluations(self.run_dir), -1)
 
     def send_status(self) -> None:
-        """Send the status that the last attempt ended with, and update the sweep's run."""
+        """Send the status that the last attempt ended with, its hint, and update the sweep's run."""
+        if log_hint(self.client, self.state):
+            self.save()
         if self.state.status == self.state.sent_status:
             # The last call may have failed before it updated the sweep's run.
             update_parent_status(self.client, self.config.sweep)
@@ -273,6 +277,7 @@ class Shipper:
         tags = [RunTag(name, mask_secrets(value)[:MAX_VALUE]) for name, value in sent.items()]
         self.client.log_batch(self._run_id, tags=tags)
         del self.state.senders[:-1]
+        log_hint(self.client, self.state)
         self.client.update_run(self._run_id, status="RUNNING")
         self.state.sent_status = "RUNNING"
         self.save()

@@ -58,6 +58,10 @@ class TrackingState:
     """Status that the run should have."""
     sent_status: str | None = None
     """Status that was last sent."""
+    hint: str = ""
+    """What a person must do for the run to go on, where nothing goes on by itself."""
+    sent_hint: str = ""
+    """Hint that was last sent."""
     behind_since: float | None = None
     """Time since which the server has taken nothing, in unix seconds; None while it answers."""
     problem: str = ""

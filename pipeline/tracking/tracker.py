@@ -86,7 +86,7 @@ class Tracker:
         """Let the metrics up to `step` be sent, because a complete checkpoint covers them."""
         self._send({"durable": step})
 
-    def close(self, status: EndStatus | None, timeout_s: float | None = None) -> bool:
+    def close(self, status: EndStatus | None, timeout_s: float | None = None, hint: str = "") -> bool:
         """End the attempt: send what remains, and give the run its status.
 
         If the server has not taken everything and the training has ended, the command that sends the rest is logged.
@@ -94,6 +94,7 @@ class Tracker:
         Args:
             status: how the training ended; None: it was interrupted and will be resumed (SCHEDULED until then).
             timeout_s: how long the server may take; None: `PATIENCE_S`.
+            hint: what a person must do for the run to go on; empty if nothing.
 
         Returns:
             Whether the server has taken everything.
@@ -101,7 +102,7 @@ class Tracker:
         if self._worker is None:
             return False
         timeout_s = PATIENCE_S[status] if timeout_s is None else timeout_s
-        self._send({"close": status or "SCHEDULED", "timeout_s": timeout_s})
+        self._send({"close": status or "SCHEDULED", "timeout_s": timeout_s, "hint": hint})
         if self._worker.stdin:
             with contextlib.suppress(OSError):
                 self._worker.stdin.close()

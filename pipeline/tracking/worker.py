@@ -5,7 +5,7 @@ training. It reads messages from stdin, one JSON object a line:
 
 - `{"begin": TAGS}`, the first message: an attempt has begun;
 - `{"durable": STEP}`: a checkpoint covers the metrics up to STEP;
-- `{"close": STATUS, "timeout_s": S}`: the attempt has ended.
+- `{"close": STATUS, "timeout_s": S, "hint": TEXT}`: the attempt has ended; TEXT is what a person must do then, if any.
 
 If stdin ends without `close`, the training was killed.
 """
@@ -77,7 +77,7 @@ def _work(shipper: Shipper, inbox: "queue.Queue[dict[str, Any]]") -> int:
                 durable = max(durable, int(message["durable"]))
             elif deadline is None:
                 deadline = time.monotonic() + float(message["timeout_s"])
-                shipper.end(message["close"])
+                shipper.end(message["close"], str(message.get("hint", "")))
                 durable = EVERYTHING if message["close"] == "FINISHED" else durable
         try:
             shipper.ship(durable)

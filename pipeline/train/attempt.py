@@ -117,11 +117,17 @@ class Attempt:
         A no-op on ranks other than 0. An interrupted attempt may be closed again, as cancelled: a user has cancelled
         the job before it was requeued.
         """
-        status: dict[str, EndStatus] = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+        status: dict[str, EndStatus] = {
+            "finished": "FINISHED",
+            "failed": "FAILED",
+            "cancelled": "KILLED",
+            "stopped": "KILLED",
+        }
         if self._recorder is not None:
             self._recorder.end(outcome)
         if self._tracker is not None:
-            self._tracker.close(status.get(outcome))
+            hint = f"launch again with --run-dir {self._run_dir}: no job is left" if outcome == "stopped" else ""
+            self._tracker.close(status.get(outcome), hint=hint)
             self._tracker = None
         elif self._closed_as == "interrupted":
             from pipeline.tracking.settle import settle_after_contact

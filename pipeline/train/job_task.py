@@ -51,7 +51,12 @@ class TrainTask:
                 from pipeline.register.registration import register_or_explain
 
                 register_or_explain(self.run_dir)
-        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED):
+        elif not self._was_called:
+            # The attempt before may have left the run as one that goes on.
+            from pipeline.tracking.settle import settle_after_end
+
+            settle_after_end(self.run_dir)
+        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED, Outcome.STOPPED):
             from pipeline.run.notify import notify
 
             was_given_up = outcome is Outcome.FAILED and not self._was_called

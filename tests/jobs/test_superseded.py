@@ -49,11 +49,11 @@ def test_an_older_attempt_with_a_higher_id_is_none_of_a_newer_cluster(tmp_path, 
     leave_if_superseded(tmp_path, "7", 0)
     fake_command("scontrol", "JobState=RUNNING Restarts=0")
     fake_command("scancel")
-    asked: list[str] = []
-    monkeypatch.setattr("jobs.chain.end_rest", lambda folder, job_id: asked.append(job_id))
+    asked: list[object] = []
+    monkeypatch.setattr("jobs.chain.cancel", asked.append)
     attempt_log.append(tmp_path, "end", job_id="7", restarts=0, outcome="failed")
     assert lost_ranks.main([str(tmp_path), "1", "5"]) == 1
-    assert asked == ["7"]
+    assert asked == [()]
 
 
 def test_start_of_an_attempt_is_that_of_the_log_unless_it_is_far_from_that_of_the_process():

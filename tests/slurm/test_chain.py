@@ -1,5 +1,7 @@
 """Chains of jobs, whose jobs Slurm may not requeue."""
 
+import sys
+
 import pytest
 
 import jobs
@@ -13,8 +15,10 @@ from tests.slurm.support import preempt
 pytestmark = pytest.mark.slurm
 
 
-def submit(folder, *, length: int = 3, max_stalls: int = 5, **changes) -> Submission:
-    resources = jobs.Resources(nodes=2, timeout_min=60, partition="low", chain=length, max_stalls=max_stalls)
+def submit(folder, *, length: int = 3, max_stalls: int = 5, python: str | None = None, **changes) -> Submission:
+    resources = jobs.Resources(
+        nodes=2, timeout_min=60, partition="low", chain=length, max_stalls=max_stalls, python=python
+    )
     task = Count(folder=folder, **{"end": 60, "save_every": 10_000, **changes})
     code = jobs.Code(root=REPOSITORY)
     return jobs.submit(task, cluster="slurm", folder=folder / "jobs", resources=resources, name="count", code=code)
@@ -36,7 +40,10 @@ def assert_ended(submission: Submission, states: list[str]) -> None:
     wait_until(lambda: [state_of(job_id) for job_id in submission.job_ids] == states)
 
 
-def test_next_job_goes_on_after_a_preemption_and_the_rest_is_cancelled_at_the_end(slurm, tmp_path):
+@pytest.mark.parametrize("grace_s", [15, pytest.param(0, marks=pytest.mark.slow)])
+def test_next_job_goes_on_after_a_preemption_and_the_rest_is_cancelled_at_the_end(slurm, tmp_path, grace_s):
+    """Without a grace time the job is killed after `KillWait`, and looks until then as if a user had cancelled it."""
+    slurm.run("scontrol", "update", "PartitionName=low", f"GraceTime={grace_s}")
     submission = submit(tmp_path)
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)
     with pytest.raises(jobs.SlurmError, match="disabled"):
@@ -63,14 +70,14 @@ def test_chain_whose_jobs_make_no_progress_is_given_up(slurm, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_cancel_of_one_job_ends_the_chain(slurm, tmp_path, number):
     submission = submit(tmp_path, end=100)
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)
     slurm.run("scancel", submission.job_ids[number])
-    if number == 1:
-        # The third job must not start beside the first one.
-        assert state_of(submission.job_ids[2]) == "PENDING"
+    if number > 0:
+        # No other job must start beside the first one.
+        assert state_of(submission.job_ids[3 - number]) == "PENDING"
         slurm.run("scancel", "--signal=USR1", submission.job_ids[0])
     assert submission.wait(0.2) is jobs.Outcome.CANCELLED
     assert_ended(submission, [state_of(submission.job_ids[0]), "CANCELLED", "CANCELLED"])
@@ -84,6 +91,19 @@ def test_chain_that_is_used_up_is_gone_on_with_by_the_same_launch(slurm, tmp_pat
     wait_until(lambda: len(starts(tmp_path, 1)) == 1)
     slurm.run("scancel", "--signal=USR1", submission.job_id)
     assert submission.wait(0.2) is jobs.Outcome.INTERRUPTED
-    assert (tmp_path / "ended").read_text() == "CANCELLED\n"
+    assert (tmp_path / "ended").read_text() == "STOPPED\n"
     assert submit(tmp_path, length=2).wait(0.2) is jobs.Outcome.FINISHED
     assert len(starts(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_error_ends_a_chain_whose_batch_script_cannot_see_it(slurm, tmp_path):
+    """As where the ranks are in a container, and there is no Python outside: the next job sees it."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = jobs.lost_ranks ] && exit 127\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    submission = submit(tmp_path, raise_at=(1, 3), python=str(python))
+    assert submission.wait(0.2) is jobs.Outcome.FAILED
+    assert "rank 1 failed: step 3 cannot be done" in submission.failure()
+    assert_ended(submission, ["FAILED", "FAILED", "CANCELLED"])
+    assert len(starts(tmp_path)) == 1

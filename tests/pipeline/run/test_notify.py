@@ -30,6 +30,7 @@ def begun(run_dir):
         (Outcome.FAILED, True, "failed"),
         (Outcome.CANCELLED, True, "cancelled"),
         (Outcome.FAILED, False, "given up"),
+        (Outcome.STOPPED, True, "stopped"),
         (Outcome.INTERRUPTED, True, None),
     ],
 )

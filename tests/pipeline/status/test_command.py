@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.folder_lock import lock_folder
+from jobs.submission_file import Submitted, write_submission
 from pipeline.common.cli import exit_status
 from pipeline.run.status import read_status
 from pipeline.status.command import main
@@ -56,7 +57,7 @@ def test_watching_ends_when_every_run_has_ended(run_dir, monkeypatch):
     append_event(finished, "start", 1, 0, step=0, world_size=1)
     append_event(finished, "end", 1, 9, outcome="finished")
     (run_dir / "submitit").mkdir()
-    (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
+    write_submission(run_dir / "submitit", Submitted(cluster="local", job_id="1", world_size=1, folder=run_dir))
     # The job is submitted, and its processes have not begun the attempt.
     held = lock_folder(run_dir / "submitit")
     with ThreadPoolExecutor(1) as pool:

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.folder_lock import lock_folder
+from jobs.submission_file import Submitted, write_submission
 from pipeline.run.files import read_metrics
 from pipeline.run.journal import Journal
 from pipeline.status.command import main
@@ -46,7 +47,7 @@ def test_watching_mirrors_each_step_of_a_run_that_goes_on(run_dir, monkeypatch):
     append_event(run_dir, "start", 1, 0, step=0, world_size=1)
     append_records(run_dir, range(1, 4))
     (run_dir / "submitit").mkdir()
-    (run_dir / "submitit/submission.json").write_text('{"cluster": "local", "job_id": "1"}')
+    write_submission(run_dir / "submitit", Submitted(cluster="local", job_id="1", world_size=1, folder=run_dir))
     held = lock_folder(run_dir / "submitit")  # the job runs
 
     def wait_for_steps(number: int) -> None:

@@ -1,0 +1,49 @@
+"""What the task of a training tells MLflow of the end of a job."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import Outcome
+from pipeline.tracking.client import open_client
+from pipeline.tracking.description import HINT_TAG
+from pipeline.tracking.shipper import Shipper
+from pipeline.train.job_task import TrainTask
+from tests.pipeline.tracking.runs import new_run
+from tests.support.tracking_runs import append_event, new_store
+
+
+def interrupted(folder: Path) -> tuple[Shipper, str]:
+    """A run whose attempt has left it to the next job, as MLflow knows too."""
+    uri = new_store(folder)
+    run_dir, _ = new_run(folder, uri)
+    shipper = Shipper(run_dir)
+    shipper.begin({})
+    shipper.ship(-1)
+    shipper.end("SCHEDULED")
+    shipper.send_status()
+    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
+    append_event(run_dir, "end", 1, 1, outcome="interrupted")
+    return shipper, uri
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.FAILED])
+def test_a_job_that_ends_before_its_attempt_does_not_leave_the_run_waiting(tmp_path: Path, outcome: Outcome):
+    """The job of a chain that a user has cancelled, or that has failed; or attempts made no progress."""
+    shipper, uri = interrupted(tmp_path)
+    TrainTask(shipper.run_dir).ended(outcome)
+    assert open_client(uri).get_run(str(shipper.state.run_id)).info.status == "KILLED"
+
+
+def test_a_run_whose_chain_is_used_up_says_so_in_mlflow_until_it_goes_on(tmp_path: Path):
+    shipper, uri = interrupted(tmp_path)
+    shipper.begin({})
+    shipper.end("KILLED", "launch again")
+    shipper.send_status()
+    run = open_client(uri).get_run(str(shipper.state.run_id))
+    assert (run.info.status, run.data.tags[HINT_TAG]) == ("KILLED", "launch again")
+    shipper = Shipper(shipper.run_dir)
+    shipper.begin({})
+    shipper.ship(-1)
+    run = open_client(uri).get_run(str(shipper.state.run_id))
+    assert (run.info.status, HINT_TAG in run.data.tags) == ("RUNNING", False)
