@@ -165,8 +165,9 @@ def build_executor(
         **_slurm_parameters(resources, name, folder, code),
         # Submitit's own one may be refused where such keys are enforced.
         wckey=None,
-        # At the first line of the teardown, $? is still the exit status of srun.
-        teardown=["status=$?", f"[ $status -eq 0 ] || {{ {after_failure}; status=$?; }}", "exit $status"],
+        # At the first line of the teardown, $? is still the exit status of srun. Slurm sends TERM when the job is
+        # requeued, and only then can be told which nodes to leave out.
+        teardown=["status=$?", f"[ $status -eq 0 ] || {{ trap '' TERM; {after_failure}; status=$?; }}", "exit $status"],
     )
     return executor
 
