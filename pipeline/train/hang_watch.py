@@ -82,7 +82,9 @@ class HangWatch:
         self._timeout_s = timeout_s
         self._main = threading.get_ident()
         self._ended = threading.Event()
-        self._beats = self._step = 0
+        self._beats = self._step = self._alarms = 0
+        self._answers: dict[int, bytes] = {}
+        """The answer of each rank that was read last, on rank 0."""
         self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -120,6 +122,7 @@ class HangWatch:
                 faulthandler.dump_traceback_later(patience + 4 * every, file=_STDERR)
             elif not told and time.monotonic() - since > patience:
                 told = True
+                self._alarms += 1
                 faulthandler.cancel_dump_traceback_later()
                 self._tell(seen, time.monotonic() - since)
 
@@ -142,17 +145,28 @@ class HangWatch:
         with contextlib.suppress(RuntimeError):
             # The store of the process group may be waiting for something itself.
             store: Any = dist.distributed_c10d._get_default_store().clone()
-            key = f"hang/{self._step}"
-            store.set(f"{key}/{self._world.rank}", json.dumps(asdict(where)))
+            # Not two answers are equal: a step may have several alarms.
+            answer = {"alarm": self._alarms, **asdict(where)}
+            store.set(f"hang/{self._step}/{self._world.rank}", json.dumps(answer))
             if not self._world.is_main:
                 return
-            keys = [f"{key}/{rank}" for rank in range(self._world.size)]
-            deadline = time.monotonic() + ANSWER * self._timeout_s
-            while not store.check(keys) and time.monotonic() < deadline:
-                time.sleep(self._timeout_s / 100)
-            ranks = [Whereabouts(**json.loads(store.get(each))) if store.check([each]) else None for each in keys]
+            answers = self._collect(store)
             if beat == self._beats and not self._ended.is_set():
-                self._name(seconds, ranks)
+                self._name(seconds, [_whereabouts(answers.get(rank)) for rank in range(self._world.size)])
+
+    def _collect(self, store: Any) -> dict[int, bytes]:
+        """Wait a while for the answers of all ranks to this alarm; return those that came, by rank."""
+        answers: dict[int, bytes] = {}
+        deadline = time.monotonic() + ANSWER * self._timeout_s
+        while True:
+            for rank in range(self._world.size):
+                key = f"hang/{self._step}/{rank}"
+                if rank not in answers and store.check([key]) and (answer := store.get(key)) != self._answers.get(rank):
+                    answers[rank] = answer
+            if len(answers) == self._world.size or time.monotonic() > deadline:
+                self._answers |= answers
+                return answers
+            time.sleep(self._timeout_s / 100)
 
     def _name(self, seconds: float, ranks: list[Whereabouts | None]) -> None:
         """Log and record, on rank 0, which ranks hang."""
@@ -165,6 +179,13 @@ class HangWatch:
             f"no step is finished for {seconds:.0f} s after step {self._step}: {who}; the log of each rank shows its "
             f"stack, and the attempt ends after {self._timeout_s:.0f} s"
         )
+
+
+def _whereabouts(answer: bytes | None) -> Whereabouts | None:
+    if answer is None:
+        return None
+    fields = json.loads(answer)
+    return Whereabouts(entered=fields["entered"], waits=fields["waits"], place=fields["place"])
 
 
 def _of(where: Whereabouts | None) -> str:

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.checks import check
+from pipeline.engine.distributed import World, sum_over_ranks
 from pipeline.run import directory as run_directory
 from pipeline.run.files import read_events
-from pipeline.train.hang_watch import Whereabouts, find_hanging
+from pipeline.run.recorder import Recorder
+from pipeline.train.hang_watch import HangWatch, Whereabouts, find_hanging
 from tests.support.attempts import FAILED, RunningAttempt
+from tests.support.ranks import run_ranks
 from tests.support.small_shards import config, pack
 
 
@@ -70,3 +73,29 @@ def test_a_rank_that_hangs_at_a_line_is_named_with_it_before_the_time_out(tmp_pa
     assert output.count("; its threads:") == 2
     assert "distributed_c10d.py" in output
     assert attempt.processes[1 - rank].exitcode == FAILED
+
+
+def two_hangs_in_one_step(world: World, folder: str) -> None:
+    """Rank 1 keeps rank 0 waiting, and after that rank 0 keeps rank 1 waiting, as batches of an evaluation may."""
+    recorder = Recorder(Path(folder), is_main=world.is_main, world_size=world.size)
+    entered = 0
+    with HangWatch(world, recorder, ["n1", "n2"], lambda: entered, timeout_s=6.0) as watch:
+        for hanging in (1, 0):
+            if world.rank == hanging:
+                time.sleep(6.0)
+            elif hanging == 0:
+                # It goes on for a while, and so answers later than rank 0 asks.
+                time.sleep(0.8)
+                watch.alive()
+            entered += 1
+            sum_over_ranks([0.0])
+            watch.alive()
+            # Each rank sees that this hang is over.
+            time.sleep(0.5)
+
+
+@pytest.mark.thorough
+def test_a_second_hang_in_one_step_is_not_told_by_the_answers_to_the_first(tmp_path: Path):
+    run_ranks(two_hangs_in_one_step, 2, str(tmp_path))
+    hangs = [event for event in read_events(tmp_path) if event["event"] == "hang"]
+    assert [(hang["step"], hang["rank"]) for hang in hangs] == [(0, 1), (0, 0)]
