@@ -1,5 +1,6 @@
 """One attempt at a run: from the process group to the exported weights."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.run.system import SystemMonitor
 from pipeline.tracking.tracker import EndStatus, Tracker
 from pipeline.train.loop import Training
+from pipeline.train.memory_snapshot import open_memory_snapshot
 from pipeline.train.preflight import preflight, should_run
 from pipeline.weights.export import export_weights
 
@@ -80,8 +82,9 @@ class Attempt:
             if should_run(config, world) and not preflight(self._run_dir, config, world, recorder):
                 return False
             recorder.lap("preflight")
-            with CollectiveTimer() as timer:
-                training = Training(self._run_dir, world, recorder, self._tracker, timer)
+            memory = open_memory_snapshot(self._run_dir, world, recorder, wanted=config.memory_snapshot)
+            with CollectiveTimer() as timer, contextlib.closing(memory):
+                training = Training(self._run_dir, world, recorder, self._tracker, timer, memory)
                 if not training.run(stop_requested):
                     return False
                 export_weights(training.ema, training.config, self._run_dir, world, training.epoch)

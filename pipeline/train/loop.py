@@ -33,7 +33,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.hang_watch import HangWatch
 from pipeline.train.kernels import check_kernels
-from pipeline.train.memory_snapshot import open_memory_snapshot
+from pipeline.train.memory_snapshot import MemorySnapshot, NoSnapshot
 from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
 from pipeline.train.rank_times import RankTimes
@@ -49,7 +49,13 @@ class Training:
     """The parts of one attempt, built once; `run` is the loop."""
 
     def __init__(
-        self, run_dir: Path, world: World, recorder: Recorder, tracker: Tracker | None, timer: CollectiveTimer
+        self,
+        run_dir: Path,
+        world: World,
+        recorder: Recorder,
+        tracker: Tracker | None,
+        timer: CollectiveTimer,
+        memory: MemorySnapshot | NoSnapshot,
     ) -> None:
         """Build the network, the engine and what surrounds them; no checkpoint is loaded yet.
 
@@ -59,17 +65,18 @@ class Training:
             recorder: writes what rank 0 records.
             tracker: tells MLflow's worker how far the checkpoints reach; None but on rank 0.
             timer: measures how long this rank waits for the others.
+            memory: records the GPU's memory; the caller closes it, also if this fails, as it does without memory.
 
         Raises:
             ConfigError: the configuration does not fit this number of ranks.
             TrainingError: the shards or the teacher are not those that the run began with, there are no such weights to
-                start from, or CUDA graphs or a snapshot of GPU memory are asked for without GPUs.
+                start from, or CUDA graphs are asked for without GPUs.
         """
         # torchrun may start another number of ranks than the launch had checked, and config.json can be edited.
         self.config = config = check(read_config(run_dir).train, world.size)
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
-        self.memory = open_memory_snapshot(run_dir, world, recorder, wanted=config.memory_snapshot)
+        self.memory = memory
         self.task = read_config(run_dir).task
         self.run_dir, self.world, self.recorder, self.tracker = run_dir, world, recorder, tracker
         self._tracked_step = -1
@@ -124,6 +131,7 @@ class Training:
                     except NotFiniteError as problem:
                         self._go_back(problem)
         finally:
+            # Before the engine gives its memory back.
             self.memory.close()
             self.engine.close()
 

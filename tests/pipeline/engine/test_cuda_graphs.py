@@ -35,6 +35,7 @@ from pipeline.order.draws import step_seed
 from pipeline.run import directory as run_directory
 from pipeline.run.recorder import Recorder
 from pipeline.train.loop import Training
+from pipeline.train.memory_snapshot import NoSnapshot
 from pipeline.train.model import build_model
 from tests.support.networks import small_network
 from tests.support.ranks import environment, free_port, run_ranks
@@ -323,4 +324,4 @@ def test_cuda_graphs_are_refused_on_a_cpu(tmp_path: Path):
     run_directory.prepare(tmp_path / "run", TrainConfig(cuda_graphs=True), {})
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     with pytest.raises(TrainingError, match=r"--train\.cuda-graphs needs GPUs"):
-        Training(tmp_path / "run", world, cast("Any", None), None, CollectiveTimer())
+        Training(tmp_path / "run", world, cast("Any", None), None, CollectiveTimer(), NoSnapshot())
