@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from pipeline.run.preflight import Measured
 PRODUCTS_S, COPIES_S = 0.2, 0.1
 """Seconds for which products and copies are repeated."""
 TRIES = 5
-"""Exchanges and sums, of which the median counts."""
+"""Greatest number of exchanges and of sums, of which the median counts."""
+TRIES_S = {"cpu": 0.4, "cuda": 2.0}
+"""Seconds after which there is no further try, by the kind of device: with a slow node each of them takes long."""
 
 
 def ranks_of_node() -> int:
@@ -48,32 +50,57 @@ def measure(run_dir: Path, config: TrainConfig, world: World) -> Measured:
         config: of the training.
         world: this process among the ranks.
     """
-    problems: list[str] = []
-
-    def attempted(what: str, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except (OSError, RuntimeError, ValueError, JobError) as error:
-            problems.append(f"{what} failed: {one_line(error)}")
-            return None
-
-    is_gpu = world.device.type == "cuda"
+    tries = _Attempted()
     mine = Measured(
         host=node_name(),
         versions=_versions(),
-        code=attempted("reading the code", lambda: digest(PROJECT_ROOT, PACKAGES)) or "",
+        code=tries("reading the code", lambda: digest(PROJECT_ROOT, PACKAGES)) or "",
         run=hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest()[:12],
         shards=_shards_seen(config),
-        product_s=attempted("a matrix product", lambda: _product_s(world.device)),
-        copy_s=attempted("a copy in memory", lambda: _copy_s(world.device)),
-        fsync_s=attempted("writing to the run directory", lambda: _fsync_s(run_dir, world.rank)),
-        free_gb=attempted("looking at the temporary folder", _free_gb),
+        fsync_s=tries("writing to the run directory", lambda: _fsync_s(run_dir, world.rank)),
+        free_gb=tries("looking at the temporary folder", _free_gb),
     )
-    mine = replace(mine, problem="; ".join(problems))
-    if any(gather_objects(bool(problems))):
+    mine = _with_times(mine, world, tries)
+    return mine if mine.reduce_s is None else replace(mine, clock_s=_clock_s(world))
+
+
+def measure_again(mine: Measured, world: World) -> Measured:
+    """Measure the times of a rank anew; what it has seen stays as it was. Collective."""
+    return _with_times(mine, world, _Attempted())
+
+
+class _Attempted:
+    """Keeps what fails on this rank, since the other ranks would wait for one that raises."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __call__(self, what: str, action: Callable[[], Any]) -> Any:
+        """Return what the action does; None if it fails."""
+        try:
+            return action()
+        except (OSError, RuntimeError, ValueError, JobError) as error:
+            self.problems.append(f"{what} failed: {one_line(error)}")
+            return None
+
+
+def _with_times(mine: Measured, world: World, tries: _Attempted) -> Measured:
+    """Add the times of this rank's device, and of the network unless something has failed on a rank. Collective."""
+    mine = replace(
+        mine,
+        product_s=tries("a matrix product", lambda: _product_s(world.device)),
+        copy_s=tries("a copy in memory", lambda: _copy_s(world.device)),
+    )
+    mine = replace(mine, problem="; ".join(tries.problems))
+    if any(gather_objects(bool(tries.problems))):
         # A rank whose device fails would keep the others waiting.
-        return mine
-    elements = 2**23 if is_gpu else 2**18
+        return replace(mine, partners=(), pair_s=(), reduce_s=None)
+    return _with_network(mine, world)
+
+
+def _with_network(mine: Measured, world: World) -> Measured:
+    """Add the times of the network. Collective."""
+    elements = 2**23 if world.device.type == "cuda" else 2**18
     # The first collective of all ranks, before those of pairs: NCCL makes its connections then.
     reduce_s, sum_right = _sum_over_all(world, elements)
     partners, pair_s, pairs_right = _exchanges(world, elements)
@@ -82,8 +109,7 @@ def measure(run_dir: Path, config: TrainConfig, world: World) -> Measured:
         partners=partners,
         pair_s=pair_s,
         reduce_s=reduce_s,
-        sums_right=pairs_right and sum_right,
-        clock_s=_clock_s(world),
+        sums_right=mine.sums_right and pairs_right and sum_right,
     )
 
 
@@ -157,16 +183,23 @@ def _free_gb() -> float:
     return shutil.disk_usage(tempfile.gettempdir()).free / 1e9
 
 
-def _meet() -> None:
-    """Wait for all ranks. Collective, through gloo."""
-    sum_over_ranks([0.0])
+def _tries(world: World) -> Iterator[None]:
+    """Let all ranks begin each of several tries together, at least one, as many as there is time for by rank 0's clock.
+
+    Collective, through gloo.
+    """
+    began = time.monotonic()
+    for number in range(TRIES):
+        is_over = world.is_main and number > 0 and time.monotonic() - began > TRIES_S[world.device.type]
+        if sum_over_ranks([float(is_over)])[0]:
+            return
+        yield
 
 
 def _clock_s(world: World) -> float:
     """Return the clock of this node minus that of rank 0, in seconds, as far as a collective tells it. Collective."""
     offsets = []
-    for _ in range(TRIES):
-        _meet()
+    for _ in _tries(world):
         times = gather_objects(time.time())
         offsets.append(float(str(times[world.rank])) - float(str(times[0])))
     return statistics.median(offsets)
@@ -198,6 +231,26 @@ def partner_of(number: int, count: int, shift: int) -> int | None:
     return (((number - shift) % count ^ 1) + shift) % count
 
 
+def neighbour_of(rank: int, nodes: Sequence[str], shift: int) -> int | None:
+    """Return the rank with which a rank exchanges numbers: the one in its place on the next or the previous node.
+
+    On a single node it is the next or the previous rank. All ranks find the same pairs, also where nodes have different
+    numbers of ranks; one whose partner's node has fewer of them has none, as in `partner_of`.
+
+    Args:
+        rank: the rank.
+        nodes: node of each rank.
+        shift: 0 or 1, the first or the second round.
+    """
+    members: dict[str, list[int]] = {}
+    for each, node in enumerate(nodes):
+        members.setdefault(node, []).append(each)
+    groups = list(members.values()) if len(members) > 1 else [[each] for each in range(len(nodes))]
+    [number] = [number for number, group in enumerate(groups) if rank in group]
+    other, place = partner_of(number, len(groups), shift), groups[number].index(rank)
+    return None if other is None or place >= len(groups[other]) else groups[other][place]
+
+
 def _exchanges(world: World, elements: int) -> tuple[tuple[int | None, ...], tuple[float | None, ...], bool]:
     """Exchange numbers with the previous and the next node, or rank on a single node.
 
@@ -205,20 +258,17 @@ def _exchanges(world: World, elements: int) -> tuple[tuple[int | None, ...], tup
 
     Returns:
         The two partners, the time of the exchange with each, and whether the numbers were right. A partner is None
-        where there is none, since their number is odd.
+        where there is none.
     """
-    local = ranks_of_node()
-    stride = local if world.size > local else 1
+    nodes = [str(node) for node in gather_objects(os.environ.get("GROUP_RANK") or node_name())]
     partners: list[int | None] = []
     times: list[float | None] = []
     is_right = True
     own = _filled(world, elements, world.rank)
     for shift in (0, 1):
-        other = partner_of(world.rank // stride, world.size // stride, shift)
-        partner = None if other is None else other * stride + world.rank % stride
+        partner = neighbour_of(world.rank, nodes, shift)
         seconds = []
-        for _ in range(TRIES):
-            _meet()
+        for _ in _tries(world):
             if partner is not None:
                 began = time.perf_counter()
                 received = _exchange(own, partner)
@@ -244,9 +294,8 @@ def _sum_over_all(world: World, elements: int) -> tuple[float, bool]:
     """Sum numbers over all ranks; return the seconds, and whether the sum is right. Collective."""
     seconds = []
     total = torch.empty(0)
-    for _ in range(TRIES):
+    for _ in _tries(world):
         total = _filled(world, elements, world.rank)
-        _meet()
         seconds.append(_timed(lambda total=total: dist.all_reduce(total), world.device))
     expected = world.size * _filled(world, elements, 0) + sum(rank % 1024 for rank in range(world.size))
     return statistics.median(seconds), bool(torch.equal(total, expected))

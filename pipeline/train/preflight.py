@@ -16,19 +16,25 @@ from jobs import exclude_nodes
 from pipeline.common.atomic import write_json
 from pipeline.common.errors import TrainingError, one_line
 from pipeline.config.schema import TrainConfig
-from pipeline.engine.distributed import World, gather_objects
+from pipeline.engine.distributed import World, broadcast_from_main, gather_objects
 from pipeline.run.preflight import Finding, Measured, as_json, judge, report_path, table
 from pipeline.run.recorder import Recorder
-from pipeline.train.measure import measure, ranks_of_node
+from pipeline.train.measure import measure, measure_again, ranks_of_node
 
 REPEATS = 2
 """How often it is measured again where a rank seems slow: by chance it is not so most of the time."""
+LONGEST_S = {"cpu": 3.5, "cuda": 15.0}
+"""Seconds after which it is not measured again, by the kind of device; a round with a slow node takes 1.5 s and 5 s."""
 
 
 def should_run(config: TrainConfig, world: World) -> bool:
-    """Whether an attempt has a preflight: as configured, or by itself where several nodes or GPUs train."""
+    """Whether an attempt has a preflight: as configured, or by itself where several nodes or GPUs train. Collective.
+
+    Rank 0 decides: nodes may have different numbers of ranks.
+    """
     if config.preflight == "auto":
-        return world.size > 1 and (world.size > ranks_of_node() or world.device.type == "cuda")
+        has_several = world.size > 1 and (world.size > ranks_of_node() or world.device.type == "cuda")
+        return bool(broadcast_from_main(has_several))
     return config.preflight == "on"
 
 
@@ -42,9 +48,13 @@ def preflight(run_dir: Path, config: TrainConfig, world: World, recorder: Record
         TrainingError: on every rank, if the ranks would not compute one training, or one of them cannot compute.
     """
     began = time.monotonic()
-    rounds = [_measured(run_dir, config, world)]
-    if any(finding.kind == "slow" for finding in judge(rounds[0], config.slow_factor)):
-        rounds += [_measured(run_dir, config, world) for _ in range(REPEATS)]
+    mine = measure(run_dir, config, world)
+    rounds = [_gathered(mine)]
+    if any(finding.kind == "slow" for finding in judge(rounds[0], config.slow_factor)) and not _failed(rounds[0]):
+        for _ in range(REPEATS):
+            if broadcast_from_main(time.monotonic() - began > LONGEST_S[world.device.type]):
+                break
+            rounds.append(_gathered(measure_again(mine, world)))
     ranks = [_middle(rank) for rank in zip(*rounds, strict=True)]
     findings = judge(ranks, config.slow_factor)
     if world.device.type == "cuda":
@@ -101,17 +111,24 @@ def _exclude(config: TrainConfig, world: World, recorder: Recorder, findings: li
     return [str(node) for node in gather_objects(nodes)[0]]  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _measured(run_dir: Path, config: TrainConfig, world: World) -> list[Measured]:
-    """Return what each rank measures now. Collective."""
-    return [each for each in gather_objects(measure(run_dir, config, world)) if isinstance(each, Measured)]
+def _gathered(mine: Measured) -> list[Measured]:
+    """Return what each rank has measured. Collective."""
+    return [each for each in gather_objects(mine) if isinstance(each, Measured)]
+
+
+def _failed(ranks: Sequence[Measured]) -> bool:
+    return any(each.problem for each in ranks)
 
 
 def _middle(rounds: Sequence[Measured]) -> Measured:
-    """Return what a rank has measured in all rounds: the medians of its times, and what failed in any of them."""
+    """Return what a rank has measured in all rounds: the medians of its times, and what failed in any of them.
+
+    Of two rounds the shorter time counts: a rank that is slow is slow in both.
+    """
 
     def median(times: Iterable[float | None]) -> float | None:
         known = [time for time in times if time is not None]
-        return statistics.median(known) if known else None
+        return statistics.median_low(known) if known else None
 
     return replace(
         rounds[0],

@@ -1,6 +1,7 @@
 """The preflight of two real ranks: what is found, and what stops the attempt."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.engine.distributed import World
 from pipeline.run.files import read_events
 from pipeline.run.preflight import read_table
 from pipeline.run.recorder import Recorder
-from pipeline.train.measure import partner_of
+from pipeline.train.measure import measure, neighbour_of, partner_of
 from pipeline.train.preflight import preflight
 from tests.support.ranks import run_ranks
 
@@ -47,6 +48,32 @@ def test_partners_are_mutual_and_others_in_the_second_round(count: int):
         assert all(0 <= partner < count and partner != number for number, partner in pairs)
         assert all(partners[partner] == number for number, partner in pairs)
     assert count == 2 or all(first != second for first, second in zip(*rounds, strict=True))
+
+
+@pytest.mark.parametrize("nodes", ["aab", "abb", "aaabbc", "aabbcc", "abab", "aaa"])
+def test_neighbours_are_mutual_whatever_the_number_of_ranks_of_each_node(nodes: str):
+    for shift in (0, 1):
+        pairs = [(rank, neighbour_of(rank, nodes, shift)) for rank in range(len(nodes))]
+        assert any(partner is not None for _, partner in pairs)
+        for rank, partner in pairs:
+            if partner is not None:
+                assert neighbour_of(partner, nodes, shift) == rank
+                assert len(set(nodes)) == 1 or nodes[rank] != nodes[partner]
+
+
+def attempt_on_two_nodes(world: World, run_dir: str) -> tuple[bool, tuple[int | None, ...]]:
+    """The preflight of three ranks, of which one has a node for itself; returns what torchrun's variables allow."""
+    node = int(world.rank == 2)
+    os.environ |= {"GROUP_RANK": str(node), "LOCAL_WORLD_SIZE": str(2 - node)}
+    recorder = Recorder(Path(run_dir), is_main=world.is_main, world_size=world.size)
+    goes_on = preflight(Path(run_dir), TrainConfig(preflight="on", slow_factor=100.0), world, recorder)
+    return goes_on, measure(Path(run_dir), TrainConfig(), world).partners
+
+
+@pytest.mark.thorough
+def test_nodes_may_have_different_numbers_of_ranks(tmp_path: Path):
+    answers = run_ranks(attempt_on_two_nodes, 3, str(tmp_path), timeout_s=60)
+    assert answers == [(True, (2, 2)), (True, (None, None)), (True, (0, 0))]
 
 
 def folder(path: Path, *, shards: str = "all") -> Path:
