@@ -89,9 +89,12 @@ def judge(ranks: Sequence[Measured], factor: float) -> list[Finding]:
     def find(rank: int, kind: Kind, what: str) -> None:
         found.append(Finding(rank=rank, host=ranks[rank].host, kind=kind, what=what))
 
+    blind = _blind(ranks)
+    for rank in blind:
+        find(rank, "failed", "it does not see the training shards, which other ranks see")
     for name, what in _MUST_BE_EQUAL.items():
         values = [getattr(each, name) for each in ranks]
-        for rank in _minority(values):
+        for rank in _minority(values, () if name != "shards" else blind):
             find(rank, "wrong", f"{what} than most ranks ({_short(values[rank])}, most: {_short(_most(values))})")
     for rank, each in enumerate(ranks):
         if each.problem:
@@ -135,6 +138,11 @@ _MUST_BE_EQUAL = {
 }
 
 
+def _blind(ranks: Sequence[Measured]) -> list[int]:
+    """Return the ranks that see no shards where others do: their node lacks a file system."""
+    return [rank for rank, each in enumerate(ranks) if not each.shards] if any(each.shards for each in ranks) else []
+
+
 def _exchange_s(ranks: Sequence[Measured], rank: int) -> float | None:
     """Return the time of the faster one of a rank's exchanges; None if it has not two of them.
 
@@ -163,9 +171,9 @@ def _most(values: Sequence[str]) -> str:
     return Counter(values).most_common(1)[0][0]
 
 
-def _minority(values: Sequence[str]) -> list[int]:
-    most = _most(values)
-    return [rank for rank, value in enumerate(values) if value != most]
+def _minority(values: Sequence[str], left_out: Sequence[int]) -> list[int]:
+    most = _most([value for rank, value in enumerate(values) if rank not in left_out])
+    return [rank for rank, value in enumerate(values) if value != most and rank not in left_out]
 
 
 def _short(value: str) -> str:

@@ -2,15 +2,10 @@
 
 import contextlib
 import signal
-import threading
-import time
-from collections.abc import Iterator
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.processes import command_of, environment_of, kill
-
-CYCLE_S = 0.06
-"""How often the processes of a slow node are stopped and continued."""
+from tests.slurm.throttle import throttled
 
 
 class RankProcess:
@@ -43,35 +38,9 @@ def ranks_on_host(cluster: Cluster, node: str) -> list[int]:
     return [pid for pid, command in commands.items() if "jobs.rank" in command and not command.startswith("srun")]
 
 
-@contextlib.contextmanager
-def slowed(cluster: Cluster, node: str, factor: float) -> Iterator[None]:
-    """Make the ranks on a node, and their loader workers, slower by a factor within this block.
-
-    They are stopped for a part of each cycle, so they compute as on a slow processor, whatever the machine's cores and
-    control groups are.
-    """
-    over = threading.Event()
-    brake = threading.Thread(target=_brake, args=(cluster, node, factor, over), daemon=True)
-    brake.start()
-    try:
-        yield
-    finally:
-        over.set()
-        brake.join()
-
-
-def _brake(cluster: Cluster, node: str, factor: float, over: threading.Event) -> None:
-    searched, own = 0.0, list[int]()
-    while not over.is_set():
-        if time.monotonic() - searched > 1.0:
-            own = [pid for pid in cluster.job_processes() if _is_of_rank(pid, node)]
-            searched = time.monotonic()
-        for pid in own:
-            kill(pid, signal.SIGSTOP)
-        time.sleep(CYCLE_S * (1 - 1 / factor))
-        for pid in own:
-            kill(pid, signal.SIGCONT)
-        time.sleep(CYCLE_S / factor)
+def slowed(cluster: Cluster, node: str, factor: float) -> contextlib.AbstractContextManager[None]:
+    """Make the ranks on a node, and their loader workers, slower by a factor within this block."""
+    return throttled(lambda: [pid for pid in cluster.job_processes() if _is_of_rank(pid, node)], factor)
 
 
 def _is_of_rank(pid: int, node: str) -> bool:

@@ -1,5 +1,6 @@
 """Nodes that are slow, hang, or see something else than the others, each a host of its own: what is said, and done."""
 
+import json
 import os
 import signal
 import subprocess
@@ -53,28 +54,64 @@ def test_a_node_that_becomes_slow_is_named_with_the_slow_part(hosts: Cluster, tm
 
 
 def test_a_node_that_is_slow_at_the_start_is_left_out_of_the_next_one(hosts: Cluster, tmp_path: Path):
-    """Beside much other work both nodes are slow, and none is named: run it on an idle machine."""
-    with slowed(hosts, "n2", 6):
-        run = launch(tmp_path, "--train.preflight-slow", "restart")
+    """The brake is so hard that the node stays the slower one, whatever else the machine does."""
+    run = launch(tmp_path, "--train.preflight-slow", "restart")
+    # Rank 0 takes the lock before the preflight, when the imports of both ranks are over.
+    wait_for(run, (run.path / ".lock").exists)
+    with slowed(hosts, "n2", 20):
         wait_for(run, lambda: run.events("preflight"))
-        assert "rank 1 on n2: " in " ".join(run.events("preflight")[0]["findings"])
-        assert "slow" in "\n".join(read_table(run.path, 1))
-        wait_for(run, lambda: len(run.events("preflight")) == 2)
-        assert run.events("end")[0]["outcome"] == "interrupted"
+    [first] = run.events("preflight")
+    assert "rank 1 on n2: " in " ".join(first["findings"])
+    assert "slow" in "\n".join(read_table(run.path, 1))
+    wait_for(run, lambda: len(run.events("preflight")) == 2)
+    assert_went_on_without(run, "n2")
+
+
+def assert_went_on_without(run: Run, node: str) -> None:
+    """Assert that the first attempt trained nothing, and the second one everything on other nodes."""
     output = run.finish()
     assert run.status == 0, output
-    assert "n2" in (run.path / "submitit" / "excluded_nodes.json").read_text()
-    assert " on n2" not in " ".join(run.events("preflight")[1]["findings"])
+    assert node in json.loads((run.path / "submitit" / "excluded_nodes.json").read_text())["nodes"]
     assert [event["outcome"] for event in run.events("end")] == ["interrupted", "finished"]
-    assert " n2 " not in "\n".join(read_table(run.path, 2))
+    assert f" {node} " not in "\n".join(read_table(run.path, 2))
+    assert {row["attempt"] for row in run.records()} == {2}
     run.assert_registered()
+
+
+@pytest.mark.parametrize("what", ["shards", "disk"])
+def test_a_node_that_fails_is_left_out_and_the_run_goes_on_elsewhere(hosts: Cluster, tmp_path: Path, what: str):
+    """A node on which the file system of the shards is missing, or whose disk is full."""
+    blocker = block(hosts)
+    run = launch(tmp_path)
+    wait_for(run, lambda: (run.path / "submitit" / "submission.json").exists())
+    enter = hosts.hosts.enter("n2")
+    if what == "shards":
+        path = Path(json.loads((run.path / "config.json").read_text())["train"]["data"]["shards"])
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "tmpfs", str(path)], check=True)
+    else:
+        path = run.path / ".preflight-1"
+        path.touch()
+        # Each write to it fails as one to a full disk does.
+        bind(hosts, "n2", Path("/dev/full"), path)
+    hosts.run("scancel", blocker)
+    wait_for(run, lambda: run.events("preflight"))
+    found = " ".join(run.events("preflight")[0]["findings"])
+    why = "it does not see the training shards" if what == "shards" else "writing to the run directory failed: "
+    assert f"rank 1 on n2: {why}" in found
+    assert_went_on_without(run, "n2")
+    # The rank of the second attempt has removed its file, and with it this mount.
+    subprocess.run([*enter, "umount", str(path)], check=what == "shards")
+
+
+def block(cluster: Cluster) -> str:
+    """Take all nodes, so that the jobs that are submitted wait; return the id of the job that does it."""
+    command = ("sbatch", "--parsable", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 600")
+    return cluster.run(*command).strip()
 
 
 @pytest.mark.parametrize("what", ["code", "run"])
 def test_a_node_that_sees_other_code_or_another_run_stops_the_attempt(hosts: Cluster, tmp_path: Path, what: str):
-    blocker = hosts.run(
-        "sbatch", "--parsable", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 600"
-    )
+    blocker = block(hosts)
     run = launch(tmp_path)
     wait_for(run, lambda: (run.path / "submitit" / "submission.json").exists())
     if what == "code":
@@ -85,7 +122,7 @@ def test_a_node_that_sees_other_code_or_another_run_stops_the_attempt(hosts: Clu
     text = path.read_text()
     other.write_text(text + "\n" if what == "code" else text.replace('"log_every_steps": ', '"log_every_steps": 1'))
     bind(hosts, "n2", other, path)
-    hosts.run("scancel", blocker.strip())
+    hosts.run("scancel", blocker)
     output = run.finish()
     assert run.status != 0
     assert "preflight: rank 1 on n2: it " in output, output[-3000:]

@@ -295,23 +295,6 @@ def test_array_runs_each_task_in_its_own_folder_and_requeues_one_element_alone(s
     assert [len(starts(home)) for home in homes] == [1, 2, 1]
 
 
-@pytest.mark.slow
-def test_element_of_an_array_that_lost_a_rank_leaves_its_node_out(slurm, tmp_path):
-    home = tmp_path / "run"
-    home.mkdir()
-    [submission] = jobs.submit_array(
-        [Count(folder=home, end=10, avoids=0.25, kill_at=(1, 1))],
-        task_folders=[home / "jobs"],
-        folder=tmp_path / "array",
-        resources=jobs.Resources(nodes=2, partition="low", timeout_min=10),
-        name="sweep",
-        code=CODE,
-    )
-    assert submission.wait(0.2) is jobs.Outcome.FINISHED
-    first, second = zip(*((home / f"node{rank}").read_text().split() for rank in range(2)), strict=True)
-    assert first[0] not in second, (first, second)
-
-
 def test_rank_that_cannot_reach_rank_0_ends_the_job_and_is_named(slurm, tmp_path):
     python = tmp_path / "python"
     python.write_text(

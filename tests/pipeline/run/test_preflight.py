@@ -47,6 +47,7 @@ def test_equal_ranks_are_well_and_so_is_one_that_is_a_little_slower():
         ({"versions": "torch 2.14"}, "wrong", "other versions"),
         ({"run": ""}, "wrong", "(none, most: 5ee4)"),
         ({"shards": "0ld"}, "wrong", "other training shards"),
+        ({"shards": ""}, "failed", "it does not see the training shards, which other ranks see"),
         ({"problem": "a matrix product failed: ECC error"}, "failed", "ECC error"),
         ({"sums_right": False}, "failed", "wrong numbers"),
         ({"product_s": 0.003}, "slow", "a matrix product takes 3 ms, 3.0 times the others"),
@@ -62,6 +63,11 @@ def test_each_kind_of_finding_names_its_rank(changes: dict, kind: str, words: st
     [finding] = found(index, **changes)
     assert (finding.rank, finding.kind) == (index, kind)
     assert words in finding.what
+
+
+def test_of_two_ranks_the_one_without_shards_has_failed_and_remote_shards_are_seen_by_none():
+    assert [(finding.rank, finding.kind) for finding in found(0, ranks=2, shards="")] == [(0, "failed")]
+    assert judge([replace(WELL, shards="")] * 2, 1.5) == []
 
 
 def test_a_slow_link_is_found_of_no_rank_and_a_slow_rank_of_two_is_found():
