@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sharding.errors import ImageError, SourceError
@@ -40,12 +40,14 @@ class CocoSet:
         objects: by image id, the objects in the file's order: `category` (the label), `bbox` (x, y, width, height in
             pixels), `area`, `iscrowd`, and `segmentation` (polygons or run lengths) as given, if there is one.
         faults: a line for each annotation that was left out.
+        doubled_files: names of the images that share an id or a file, and were left out.
     """
 
     classes: tuple[ClassInfo, ...]
     images: tuple[CocoImage, ...]
     objects: Mapping[int, tuple[dict[str, Any], ...]]
     faults: tuple[str, ...]
+    doubled_files: frozenset[str] = frozenset()
 
     @property
     def annotated(self) -> tuple[CocoImage, ...]:
@@ -88,13 +90,14 @@ def read_coco(content: bytes, where: str) -> CocoSet:
             raise SourceError(f"{where}: image {image.number} has {image.width} x {image.height} pixels")
     doubled = list(_doubled(images))
     unclear = {image.number for pair, _ in doubled for image in pair}
+    files = frozenset(image.file_name for image in images if image.number in unclear)
     faults = [
         (f"{where}:", f"images {a.number} ({a.file_name}) and {b.number} ({b.file_name}) have the same {what}")
         for (a, b), what in doubled
     ]
     clear = ((place, found) for place, found in _named(annotations, where) if not _is_of(found, unclear))
     rest = [image for image in images if image.number not in unclear]
-    return collect_objects(rest, categories, (*faults, *clear))
+    return replace(collect_objects(rest, categories, (*faults, *clear)), doubled_files=files)
 
 
 def _is_of(annotation: Any, numbers: set[int]) -> bool:

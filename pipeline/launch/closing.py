@@ -1,6 +1,7 @@
 """The last lines of a launch: the result, where everything is, and what to type next."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -19,6 +20,9 @@ from pipeline.weights.card import EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, is_exp
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
+
+_COMMAND = re.compile(r"^(    |follow it: )((?:python|mlflow) )", re.MULTILINE)
+"""A command that a user can type, on a line of its own or after these words."""
 
 
 def describe_end(run_dir: Path, outcome: Outcome) -> str:
@@ -43,13 +47,12 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
         lines.append(f"    python -m pipeline.register {run_dir}")
     if outcome is not Outcome.DETACHED:
         lines += _unsent(run_dir)
-    return "\n".join(map(_as_typed, lines))
+    return as_typed("\n".join(lines))
 
 
-def _as_typed(line: str) -> str:
-    """Return a line as it is; a command in a launch by `uv run` begins with these words, as the next one must."""
-    is_command = line.startswith(("    python ", "    mlflow "))
-    return f"    uv run {line.strip()}" if is_command and "UV_RUN_RECURSION_DEPTH" in os.environ else line
+def as_typed(text: str) -> str:
+    """Return lines as they are; in a launch by `uv run` each command begins with these words, as the next one must."""
+    return _COMMAND.sub(r"\1uv run \2", text) if "UV_RUN_RECURSION_DEPTH" in os.environ else text
 
 
 def _result(run_dir: Path, outcome: Outcome, card: ModelCard | None) -> Iterator[str]:
@@ -190,7 +193,7 @@ def describe_sweep_end(folder: Path, run_dirs: Sequence[Path]) -> str:
         lines.append(f"{finished - len(registered)} of {finished} models are not registered; when the server answers:")
         lines.append(f"    the same command with --run-dir {folder}")
     lines.append(f"    python -m pipeline.status {folder}")
-    return "\n".join(lines)
+    return as_typed("\n".join(lines))
 
 
 def _registered_metric(status: "RunStatus") -> Metric | None:

@@ -31,6 +31,7 @@ def launch(options: LaunchOptions) -> int:
         from pipeline.launch.sweep import launch_sweep
 
         return launch_sweep(plan)
+    from pipeline.launch.closing import as_typed
     from pipeline.launch.run import describe_cluster, prepare_run, submit_run
     from pipeline.weights.card import is_exported
 
@@ -45,7 +46,7 @@ def launch(options: LaunchOptions) -> int:
     jobs = ", ".join(submission.job_ids)
     print(f"job{'s' if len(submission.job_ids) > 1 else ''} {jobs}; everything of this run is in {run.run_dir}")
     if not options.wait:
-        print(f"follow it: python -m pipeline.status {run.run_dir} --watch")
+        print(as_typed(f"follow it: python -m pipeline.status {run.run_dir} --watch"))
         return 0
     return follow(submission, run.run_dir, checked.total_steps)
 

@@ -22,8 +22,13 @@ from pipeline.train.job_task import TrainTask
 from pipeline.weights.card import is_exported
 
 
-def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
+def prepare_run(plan: Plan, run: PlannedRun, told: set[str] | None = None) -> Checked:
     """Make all checks, write the run's folder, and print warnings, also if a job would have too little time to save.
+
+    Args:
+        plan: the launch.
+        run: the run.
+        told: warnings that were printed for other runs of a sweep; those of this run are added.
 
     Raises:
         LaunchError, ShardingError, ConfigError, RunDirectoryError: as `check_start`, `check_run` and `check_teacher`.
@@ -42,8 +47,11 @@ def prepare_run(plan: Plan, run: PlannedRun) -> Checked:
     notices = find_notices(plan.cluster, plan.resources)
     short_notices = describe_short_notices(TimeToSave.of_run(run.run_dir), notices)
     slow = describe_slow_precision(run.config, plan.resources, plan.cluster)
+    told = set() if told is None else told
     for warning in [*checked.warnings, *slow, *short_notices]:
-        print(f"warning: {warning}", file=sys.stderr)
+        if warning not in told:
+            print(f"warning: {warning}", file=sys.stderr)
+        told.add(warning)
     return checked
 
 

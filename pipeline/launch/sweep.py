@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs import Outcome, Submission, Update, private_directory, submit_array, wait_all
 from pipeline.common.errors import PipelineError
-from pipeline.launch.closing import describe_return, describe_sweep_end
+from pipeline.launch.closing import as_typed, describe_return, describe_sweep_end
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.progress import Progress
 from pipeline.launch.run import describe_cluster, prepare_run, submit_run
@@ -21,7 +21,8 @@ def launch_sweep(plan: Plan) -> int:
     """Train the runs that are not finished; return 0 if every run of the sweep ends in a registered model."""
     private_directory(plan.run_dir)
     prepare_folder(plan.run_dir, plan.options.sweep, [run.run_dir.name for run in plan.runs])
-    prepared = {run.run_dir: prepare_run(plan, run) for run in plan.runs}
+    told: set[str] = set()
+    prepared = {run.run_dir: prepare_run(plan, run, told) for run in plan.runs}
     total_steps = {run_dir: checked.total_steps for run_dir, checked in prepared.items()}
     for dataset in dict.fromkeys(str(checked.dataset) for checked in prepared.values()):
         print(dataset)
@@ -60,13 +61,13 @@ def _train_as_array(plan: Plan, runs: list[PlannedRun], total_steps: dict[Path, 
     for run, submission in zip(runs, submissions, strict=True):
         print(f"job {submission.job_id}: {run.run_dir.name}")
     if not plan.options.wait:
-        print(f"follow it: python -m pipeline.status {plan.run_dir} --watch")
+        print(as_typed(f"follow it: python -m pipeline.status {plan.run_dir} --watch"))
         return 0
     outcomes = _follow_array(runs, submissions, sum(total_steps[run.run_dir] for run in runs))
     detached = [s.job_id for s, outcome in zip(submissions, outcomes, strict=True) if outcome is Outcome.DETACHED]
     if detached:
         print(f"\nthe sweep goes on without this launcher; scancel {' '.join(detached)} ends it; its logs: {plan.logs}")
-        print(describe_return(plan.run_dir))
+        print(as_typed(describe_return(plan.run_dir)))
         return 0
     for run, submission, outcome in zip(runs, submissions, outcomes, strict=True):
         if outcome is Outcome.FAILED:
@@ -115,7 +116,8 @@ def _report_ended(runs: Sequence[PlannedRun]) -> None:
         try:
             sync_run(run.run_dir)
         except PipelineError as error:
-            print(f"{run.run_dir.name}: {error}; to tell MLflow later: python -m pipeline.status --sync {run.run_dir}")
+            print(f"{run.run_dir.name}: {error}; to tell MLflow later:")
+            print(as_typed(f"    python -m pipeline.status --sync {run.run_dir}"))
 
 
 def _conclude(plan: Plan) -> int:

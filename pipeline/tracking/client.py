@@ -256,12 +256,16 @@ def fetch_model_file(uri: str, path: str) -> Path | None:
 
 
 def fetch_command(run_id: str) -> str:
-    """Return the command that launched a run of the tracking server; empty if the server does not give it."""
-    try:
-        with mlflow_session(resolve_tracking_uri(Path.cwd()), timeout_s=20, retries=1) as client:
+    """Return the command that launched the run of a registered version; empty if no server gives it.
+
+    The server of the registry is asked first, from which the version comes; its run may be on the tracking server.
+    """
+    store = resolve_tracking_uri(Path.cwd())
+    for server in dict.fromkeys((registry_uri() or store, store)):
+        # MLflow raises many types; the command is only shown.
+        with contextlib.suppress(Exception), mlflow_session(server, timeout_s=20, retries=1) as client:
             return client.get_run(run_id).data.tags.get("command", "")
-    except Exception:  # MLflow raises many types; the command is only shown
-        return ""
+    return ""
 
 
 def check_model_uri(uri: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,7 +63,9 @@ def list_divided(
         "train": keep_samples(whole, np.flatnonzero(~held_out), "train", *notes),
         "validation": keep_samples(whole, np.flatnonzero(held_out), "validation"),
     }
-    return [parts[name] for name in PARTS if split in (None, name)]
+    first, *rest = (parts[name] for name in PARTS if split in (None, name))
+    # A fault is of the whole source: it is told and counted once.
+    return [first, *(dataclasses.replace(part, faults=()) for part in rest)]
 
 
 def _choose(keys: list[str], labels: NDArray[np.int32], share: float, seed: int) -> NDArray[np.bool_]:

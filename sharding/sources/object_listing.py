@@ -62,7 +62,7 @@ def list_objects(
     there = [image for image in coco.images if image.file_name in files]
     missing = [image for image in coco.images if image.file_name not in files]
     faults = (f"{where}: {image.file_name} (image {image.number}) is not in {images}" for image in missing)
-    unnamed = len(files.keys() - {image.file_name for image in coco.images})
+    unnamed = len(files.keys() - {image.file_name for image in coco.images} - coco.doubled_files)
     if unnamed:
         notes = (*notes, f"{unnamed:,} files in {images} are not in {where} and are left out")
     names = [image.file_name if in_zip else f"{images}/{image.file_name}" for image in there]

@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.launch.command import main
 from pipeline.launch.data_checks import check_shards
-from pipeline.launch.options import LaunchError
+from pipeline.launch.options import LaunchError, parse
+from pipeline.launch.plan import build_plan
+from pipeline.launch.run import prepare_run
 from pipeline.recipes import RECIPES
 from sharding.build import BuildOptions, build
 from tests.sharding.synthetic import write_class_folders
@@ -64,3 +66,16 @@ def test_a_training_that_validates_on_its_own_images_or_begins_with_random_weigh
     )
     assert "fine_tune is meant to start from trained weights" in warnings
     assert "--train.initialise-from" in warnings
+
+
+def test_a_sweep_tells_what_is_so_of_all_its_runs_once(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation"):
+        pack(photos, tmp_path / "shards", split)
+    flags = ["--recipe", "fine_tune", "--cluster", "local", "--run-dir", "sweep", "--sweep", "train.seed=1,2"]
+    plan = build_plan(parse([*flags, "--train.precision", "fp32", "--train.data.shards", str(tmp_path / "shards")]))
+    told = set()
+    for run in plan.runs:
+        prepare_run(plan, run, told)
+    assert len(plan.runs) == 2
+    assert capsys.readouterr().err.count("both splits hold the same images") == 1

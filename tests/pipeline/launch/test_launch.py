@@ -17,7 +17,7 @@ from pipeline.common.errors import InputError
 from pipeline.common.packages import PACKAGES
 from pipeline.config.schema import TrainConfig
 from pipeline.data.split import open_split
-from pipeline.launch.closing import describe_end
+from pipeline.launch.closing import as_typed, describe_end
 from pipeline.launch.command import main
 from pipeline.launch.data_checks import check_shards
 from pipeline.launch.options import LaunchError, parse
@@ -151,6 +151,9 @@ def test_after_a_launch_by_uv_the_next_commands_are_typed_with_uv(tmp_path, monk
     assert commands() == ["    mlflow ui --ba", "    python -m pipe", "    python -c 'imp"]
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert commands() == ["    uv run mlflow ", "    uv run python ", "    uv run python "]
+    # After Ctrl-C the training goes on, and one follows it again.
+    assert f"\n    uv run python -m pipeline.status {tmp_path} --watch\n" in describe_end(tmp_path, Outcome.DETACHED)
+    assert as_typed("follow it: python -m pipeline.status x") == "follow it: uv run python -m pipeline.status x"
 
 
 def test_half_precision_on_cpus_without_it_is_told(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from sharding import load_index
 from sharding.build import BuildOptions, build
 from sharding.errors import ShardingError
+from sharding.sources.hold_out import list_divided
 from sharding.verify import VerifyOptions, verify
 from tests.support.objects import pack_objects, write_coco_json, write_coco_zips
 
@@ -73,3 +74,18 @@ def test_an_image_of_another_size_than_its_annotation_says_is_refused(tmp_path):
     [train] = pack(source, tmp_path / "shards", split="train", on_bad="skip")
     assert [entry.key for entry in train.odd] == ["000"]
     assert train.num_samples == 12
+
+
+def test_images_that_cannot_be_told_apart_are_one_fault_of_a_source_that_is_divided(tmp_path):
+    source = write_coco_json(tmp_path / "objects", {"train": 13})
+    content = json.loads((source / "annotations/train.json").read_text())
+    content["images"][1]["id"] = content["images"][0]["id"]
+    content["annotations"] = [found for found in content["annotations"] if found["image_id"] > 1]
+    (source / "annotations/train.json").write_text(json.dumps(content))
+    train, validation = list_divided(str(source), 0.3, None)
+    assert [len(train.faults), len(validation.faults)] == [1, 0]
+    assert "have the same id" in train.faults[0]
+    # Their files are in the annotation file, and so is each other file.
+    assert train.notes == validation.notes == ()
+    [alone] = list_divided(str(source), 0.3, "validation")
+    assert alone.faults == train.faults
