@@ -66,7 +66,9 @@ def run_command(
     try:
         import tyro
 
-        options = tyro.cli(options_class, prog=program, description=inspect.getdoc(options_class))
+        # A flag that is left out is None; help shows STR for it, not {None}|STR.
+        description, config = inspect.getdoc(options_class), (tyro.conf.DisallowNone,)
+        options = tyro.cli(options_class, prog=program, description=description, config=config)
         return action(options)
     except ShardingError as error:
         print_status(f"error: {error}")

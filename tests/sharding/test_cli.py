@@ -36,6 +36,12 @@ def test_an_unknown_flag_suggests_the_right_one():
     assert "--source" in done.stderr
 
 
+def test_help_shows_what_is_typed():
+    shown = run_build("--help").stdout
+    assert "--split STR" in shown
+    assert "None}" not in shown
+
+
 def test_a_path_that_is_not_utf8_is_a_one_line_error(source: str, tmp_path: Path):
     path = tmp_path / os.fsdecode(b"\xff")
     path.mkdir()
