@@ -32,10 +32,12 @@ def launch(options: LaunchOptions) -> int:
 
         return launch_sweep(plan)
     from pipeline.launch.closing import as_typed
+    from pipeline.launch.elsewhere import bring_run
     from pipeline.launch.run import describe_cluster, prepare_run, submit_run
     from pipeline.weights.card import is_exported
 
     (run,) = plan.runs
+    bring_run(plan)
     checked = prepare_run(plan, run)
     print(checked.dataset)
     if is_exported(run.run_dir):

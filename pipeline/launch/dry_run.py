@@ -10,6 +10,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import check_run, check_start
 from pipeline.launch.data_checks import NotHereError
+from pipeline.launch.elsewhere import check_mirror_of, describe_run_to_bring
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan
 from pipeline.launch.teacher_check import check_teacher
@@ -74,9 +75,13 @@ def print_checks(plan: Plan) -> None:
         check_folder(plan.run_dir)
     own_data = RECIPES[plan.options.recipe].own_data
     lines: dict[str, TextIO] = {}
+    source = describe_run_to_bring(plan)
+    if source is not None:
+        lines[f"# from: {source}"] = sys.stdout
     for run in plan.runs:
         try:
             check_start(run.run_dir, run.config, plan.options)
+            check_mirror_of(plan, run)
             own = own_data if own_data is not None and own_data.is_used_by(run.config) else None
             if own is not None and not own.is_packed(Path(run.config.data.shards)):
                 lines[f"# data: {own.description}, which the launch packs"] = sys.stdout

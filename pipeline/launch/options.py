@@ -69,6 +69,12 @@ class LaunchOptions:
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
     notify: str | None = None
     """web address that gets one POST of JSON when a run ends, fails, is given up or becomes the champion"""
+    mirror: str | None = None
+    """folder or URI, as s3://BUCKET/RUN, that checkpoints, journal and weights are copied to behind the training"""
+    mirrored_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="STR")] = None
+    """mirror of a run to go on from in a fresh --run-dir; all that is not given here is as it was there"""
+    take_over: bool = False
+    """with --from: go on although the run is still trained elsewhere; from then on it copies nothing to the mirror"""
     begin_again: bool = False
     """begin a run again whose checkpoints are gone; its former files and its former MLflow run are kept"""
     dry_run: bool = False
@@ -90,9 +96,7 @@ def parse(arguments: list[str]) -> LaunchOptions:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in _OTHER_NAMES:
             raise LaunchError(f"there is no {argument.partition('=')[0]}: {_OTHER_NAMES[flag]}")
-    name = _recipe_name(arguments)
-    recipe = RECIPES[name]
-    default = LaunchOptions(recipe=name, cluster=recipe.cluster, resources=recipe.resources, train=recipe.train())
+    default = _defaults(_recipe_name(arguments), _value_of("--from", arguments))
     options = tyro.cli(
         LaunchOptions,
         args=_join_lists(arguments),
@@ -101,7 +105,33 @@ def parse(arguments: list[str]) -> LaunchOptions:
         registry=help_registry(),
     )
     refuse_contradictions(options.sweep, arguments)
+    if options.mirrored_from is not None and (options.sweep or options.begin_again):
+        raise LaunchError("--from goes on with one run: leave --sweep and --begin-again out")
     return options
+
+
+def _defaults(recipe_name: str | None, mirror: str | None) -> LaunchOptions:
+    """Return the values of all flags that are not given: the recipe's, or those of the run that a mirror holds.
+
+    Raises:
+        LaunchError: the mirror holds a run of another recipe than the given one.
+        MirrorError: the mirror holds no run, or does not answer.
+        ConfigError: the run was trained by another version.
+    """
+    train = None
+    if mirror is not None:
+        from pipeline.config.serialise import from_dict
+        from pipeline.mirror.fetch import read_mirrored_config
+
+        mirrored = read_mirrored_config(mirror)
+        name, train = str(mirrored.get("recipe")), from_dict(mirrored["train"])
+        if recipe_name not in (None, name):
+            raise LaunchError(f"--recipe {recipe_name}: the run in the mirror is of {name}: leave --recipe out")
+        recipe_name = name if name in RECIPES else None
+    name = recipe_name or DEFAULT_RECIPE
+    recipe = RECIPES[name]
+    train = train or recipe.train()
+    return LaunchOptions(recipe=name, cluster=recipe.cluster, resources=recipe.resources, train=train)
 
 
 def _join_lists(arguments: list[str]) -> list[str]:
@@ -122,17 +152,22 @@ def _join_lists(arguments: list[str]) -> list[str]:
     return [*others, *(argument for flag, given in lists.items() for argument in (flag, *given))]
 
 
-def _recipe_name(arguments: list[str]) -> str:
-    """Return the value of `--recipe`, which decides the defaults of all other flags."""
-    if sum(argument.partition("=")[0] == "--recipe" for argument in arguments) > 1:
-        raise LaunchError("--recipe is given twice: leave one of them out")
+def _recipe_name(arguments: list[str]) -> str | None:
+    """Return the value of `--recipe`, which decides the defaults of all other flags; None if it is not given."""
+    name = _value_of("--recipe", arguments)
+    if name is not None and name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LaunchError(f"--recipe {name} does not exist; there are: {', '.join(RECIPES)}{hint}")
+    return name
+
+
+def _value_of(wanted: str, arguments: list[str]) -> str | None:
+    """Return the value of a flag that decides the defaults of others; None if it is not given."""
+    if sum(argument.partition("=")[0] == wanted for argument in arguments) > 1:
+        raise LaunchError(f"{wanted} is given twice: leave one of them out")
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")
-        if flag == "--recipe":
-            name = value or following
-            if name not in RECIPES:
-                near = difflib.get_close_matches(name, RECIPES, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise LaunchError(f"--recipe {name} does not exist; there are: {', '.join(RECIPES)}{hint}")
-            return name
-    return DEFAULT_RECIPE
+        if flag == wanted:
+            return value or following
+    return None

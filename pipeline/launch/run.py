@@ -7,6 +7,7 @@ from jobs import Submission, describe_local, find_notices, submit
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
+from pipeline.launch.elsewhere import check_mirror_of, use_mirror_of
 from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan, PlannedRun
@@ -17,6 +18,7 @@ from pipeline.run import notify
 from pipeline.run.code_state import keep_changes
 from pipeline.run.files import LOGS
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
+from pipeline.run.mirror_files import read_target
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 from pipeline.train.job_task import TrainTask
 from pipeline.weights.card import is_exported
@@ -32,8 +34,10 @@ def prepare_run(plan: Plan, run: PlannedRun, told: set[str] | None = None) -> Ch
 
     Raises:
         LaunchError, ShardingError, ConfigError, RunDirectoryError: as `check_start`, `check_run` and `check_teacher`.
+        MirrorError: the run cannot be copied to `--mirror`.
     """
     check_start(run.run_dir, run.config, plan.options)
+    check_mirror_of(plan, run)
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
@@ -43,6 +47,7 @@ def prepare_run(plan: Plan, run: PlannedRun, told: set[str] | None = None) -> Ch
     run_directory.prepare(run.run_dir, run.config, checked.facts)
     if plan.options.notify is not None:
         notify.remember(run.run_dir, plan.options.notify)
+    use_mirror_of(plan, run)
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)
     short_notices = describe_short_notices(TimeToSave.of_run(run.run_dir), notices)
@@ -64,8 +69,11 @@ def _mark_origin(plan: Plan, run_dir: Path) -> None:
         return
     is_verified = CheckpointStore(run_dir).newest_valid(lambda _: None) is None
     if describe_lost_checkpoints(run_dir, is_verified=is_verified) is not None:
+        was_mirrored = read_target(run_dir) is not None
         former = begin_again(run_dir)
         print(f"{run_dir} begins again, in an MLflow run of its own; its former files are in {former}")
+        if was_mirrored and plan.options.mirror is None:
+            print("warning: it is copied to its mirror no longer: give --mirror again", file=sys.stderr)
 
 
 def submit_run(plan: Plan, run: PlannedRun) -> Submission:

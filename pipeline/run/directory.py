@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from pipeline.common.atomic import write_json
 from pipeline.common.processes import PROJECT_ROOT
+from pipeline.common.secrets import mask_secrets
 from pipeline.config.schema import TrainConfig
 from pipeline.config.serialise import difference, digest, to_dict
 from pipeline.run.code_state import git_state
@@ -89,7 +90,7 @@ def prepare(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         "train": to_dict(config),
         "digest": digest(config),
         "git": git_state(PROJECT_ROOT),
-        "command": [*_program(Path(sys.argv[0])), *hide_address(sys.argv[1:])],
+        "command": [*_program(Path(sys.argv[0])), *map(mask_secrets, hide_address(sys.argv[1:]))],
         **facts,
     }
     try:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.common.secrets import mask_secrets
 from pipeline.run.files import (
     CHECKPOINTS,
     METRICS_NAME,
@@ -10,6 +11,7 @@ from pipeline.run.files import (
     read_metrics,
     step_folders,
 )
+from pipeline.run.mirror_files import read_target
 
 
 def describe_lost_checkpoints(run_dir: Path, *, is_verified: bool = False) -> str | None:
@@ -36,7 +38,9 @@ def describe_lost_checkpoints(run_dir: Path, *, is_verified: bool = False) -> st
     if saved:
         known.append(f"step {saved} was saved")
     left = f"none of the {len(damaged)} checkpoints that are left is whole" if damaged else "no checkpoint is left"
+    target = read_target(run_dir)
+    mirror = "" if target is None else f", or go on from its mirror (--from {mask_secrets(target.location)}) there"
     return (
         f"{run_dir}: {', '.join([*known, left])}: put {run_dir / CHECKPOINTS} back, or launch with --begin-again, "
-        "which keeps the former files and the former MLflow run, or take another --run-dir"
+        f"which keeps the former files and the former MLflow run, or take another --run-dir{mirror}"
     )

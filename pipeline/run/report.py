@@ -14,6 +14,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
+from pipeline.run.mirror_files import describe_mirror
 from pipeline.run.preflight import read_table
 from pipeline.run.rank_troubles import describe_troubles
 from pipeline.run.status import AttemptSpan, RunStatus, read_status
@@ -142,6 +143,10 @@ def markdown(
         "time": duration(status.attempts[-1].ended - status.attempts[0].started) if status.attempts else "none",
         "used": read_usage(status.run_dir, status.attempts).describe(),
     }
+    is_running = status.state == "running"
+    mirror = describe_mirror(status.run_dir, status.checkpoint_step, time.time(), is_running=is_running)
+    if mirror is not None:
+        rows["mirror"] = mirror
     if status.troubles:
         rows["slow or hanging ranks"] = describe_troubles(status.troubles[-LISTED_TROUBLES:])
     setup = {

@@ -11,7 +11,7 @@ from pipeline.common.cli import print_error
 from pipeline.common.errors import PipelineError
 from pipeline.status.export import Export, Format, open_export
 from pipeline.status.show import format_run, format_table
-from pipeline.status.sync import settle_ended, sync_run, unsent_runs
+from pipeline.status.sync import settle_ended, sync_mirror, sync_run, unsent_runs
 
 if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
@@ -35,7 +35,7 @@ def main(
     Args:
         run_dir: Directory of a run, or a folder of runs; by default that of --runs.
         watch: Look again every five seconds until no run will go on by itself.
-        sync: Send MLflow what it missed while its server did not answer.
+        sync: Send MLflow, and copy to the mirror, what they missed while they did not answer.
         export: Write the metrics into the run directory, as csv, parquet, tensorboard or wandb (offline); with --watch
             again and again.
         runs: Folder that holds the runs.
@@ -144,7 +144,7 @@ def _format(statuses: "list[RunStatus]", folder: Path | None, jobs: "Jobs") -> l
 
 
 def _sync(run_dir: Path | None, root: Path) -> int:
-    """Send what MLflow lacks of a run, of a sweep, or of all runs in a folder; return the exit status.
+    """Send what MLflow and the mirror lack of a run, of a sweep, or of all runs in a folder; return the exit status.
 
     A run that cannot be sent does not keep the next from being sent.
     """
@@ -154,12 +154,15 @@ def _sync(run_dir: Path | None, root: Path) -> int:
     if folder is not None and not (folder / SWEEP_NAME).exists():
         runs = unsent_runs(runs)
     if not runs:
-        print("MLflow has taken everything of these runs")
+        print("MLflow and the mirrors have taken everything of these runs")
     has_failed = False
     for run in runs:
-        try:
-            print(sync_run(run), flush=True)
-        except PipelineError as error:
-            has_failed = True
-            print_error(f"{run}: {error}" if len(runs) > 1 else str(error))
+        for sync_with in (sync_run, sync_mirror):
+            try:
+                said = sync_with(run)
+            except PipelineError as error:
+                has_failed = True
+                print_error(f"{run}: {error}" if len(runs) > 1 else str(error))
+            else:
+                print(said or "", end="\n" if said else "", flush=True)
     return int(has_failed)

@@ -21,6 +21,7 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         job: description of the run's job; None: not shown.
     """
     from pipeline.run.files import METRICS_NAME
+    from pipeline.run.mirror_files import describe_mirror
     from pipeline.run.rank_troubles import describe_troubles, present_troubles
     from pipeline.run.usage import read_usage
 
@@ -52,6 +53,10 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
     if status.attempts:
         rows["used"] = read_usage(status.run_dir, status.attempts).describe()
     rows["tracking"] = _tracking(status, now)
+    newest, is_running = status.checkpoint_step, status.state == "running"
+    mirror = describe_mirror(status.run_dir, newest, now, is_running=is_running)
+    if mirror is not None:
+        rows["mirror"] = mirror
     if status.registered:
         rows["model"] = f"{status.registered['uri']} (version {status.registered['version']})"
     rows["logs"] = str(status.logs)

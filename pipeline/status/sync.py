@@ -1,4 +1,4 @@
-"""Sends MLflow what it missed while its server did not answer (`pipeline.status --sync`)."""
+"""Sends MLflow, and copies to the mirror, what they missed while they did not answer (`pipeline.status --sync`)."""
 
 from pathlib import Path
 
@@ -23,13 +23,31 @@ def sync_run(run_dir: Path) -> str:
     return f"MLflow run {state.run_id} at {state.tracking_uri}: {sent}, status {state.status}"
 
 
+def sync_mirror(run_dir: Path) -> str | None:
+    """Copy to a run's mirror what it lacks; return a line on it, None if the run has no mirror or is being trained.
+
+    Raises:
+        MirrorError: the mirror does not take it.
+    """
+    from pipeline.run.mirror_files import read_target
+    from pipeline.run.status import run_state
+
+    if read_target(run_dir) is None or run_state(run_dir) == "running":
+        return None
+    from pipeline.mirror.worker import complete
+
+    return complete(run_dir)
+
+
 def unsent_runs(runs: list[Path]) -> list[Path]:
-    """Return the runs that MLflow has not taken everything of, or whose end it may not know."""
+    """Return the runs that MLflow or the mirror have not taken everything of, or whose end MLflow may not know."""
+    from pipeline.run.mirror_files import lacks_something
     from pipeline.tracking.settle import is_settled, may_go_on
     from pipeline.tracking.state import load_state
 
     states = {run: load_state(run) for run in runs}
-    return [run for run, state in states.items() if state is None or not is_settled(state) or may_go_on(state.status)]
+    unsent = [run for run, state in states.items() if state is None or not is_settled(state) or may_go_on(state.status)]
+    return [run for run in runs if run in unsent or lacks_something(run)]
 
 
 def settle_ended(run_dir: Path) -> None:

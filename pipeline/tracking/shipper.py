@@ -50,7 +50,7 @@ LISTED_TAGS = {"world_size": "world_sizes", "job_id": "job_ids"}
 """Tag of an attempt, and the tag that lists its values of all attempts in order."""
 SENDER_TAG = "sender"
 """Tag with the token of the attempt that sent last."""
-_LINKS = {"copied_from": "(copy)", "begun_again_from": "(begun again)"}
+_LINKS = {"copied_from": "(copy)", "begun_again_from": "(begun again)", "handed_over_from": "(handed over)"}
 """What the name of an MLflow run says of the run that it comes from."""
 END_STATUSES = ("FINISHED", "FAILED", "KILLED")
 EVERYTHING = 2**62

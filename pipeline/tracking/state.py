@@ -77,7 +77,7 @@ class TrackingState:
     senders: list[str] = field(default_factory=list)
     """Tokens of this folder's attempts, from the last one that the server has; of another folder's it has another."""
     links: dict[str, str] = field(default_factory=dict)
-    """Tags that name the MLflow run that this one comes from: `copied_from`, `begun_again_from`."""
+    """Tags that name the MLflow run that this one comes from: `copied_from`, `begun_again_from`, `handed_over_from`."""
 
 
 def new_key() -> str:
@@ -91,7 +91,7 @@ def load_state(run_dir: Path) -> TrackingState | None:
     In a copy of a run directory whose original still exists, the state is that of a run that nothing was sent of yet:
     two trainings would else write one MLflow run.
     """
-    state = _read_state(run_dir)
+    state = read_state(run_dir)
     return copied(state) if state is not None and _is_copy(run_dir, state) else state
 
 
@@ -122,7 +122,7 @@ def original_of(run_dir: Path) -> Path | None:
     An original on another host is not seen. Then the folder that goes on first keeps the MLflow run, and the other
     one finds out when it sends (`Shipper.ship`).
     """
-    state = _read_state(run_dir)
+    state = read_state(run_dir)
     return Path(state.folder) if state is not None and _is_copy(run_dir, state) else None
 
 
@@ -134,7 +134,8 @@ def _is_copy(run_dir: Path, state: TrackingState) -> bool:
         return False
 
 
-def _read_state(run_dir: Path) -> TrackingState | None:
+def read_state(run_dir: Path) -> TrackingState | None:
+    """Read `RUN_DIR/mlflow.json` as it is, also in a copy; return None if it is missing or cannot be used."""
     try:
         content = json.loads((run_dir / STATE_NAME).read_text(encoding="utf-8"))
         kinds = get_type_hints(TrackingState)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.deepspeed_imports import import_deepspeed
 from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
+from pipeline.mirror.handle import Mirror
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.goodput import StartUp
@@ -39,10 +41,13 @@ class Attempt:
         """
         self._run_dir, self._start_up = run_dir, start_up
         self._tracker: Tracker | None = None
+        self._mirror: Mirror | None = None
         self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
         self._recorder: Recorder | None = None
         self._closed_as: str | None = None
+        self._end_began = 0.0
+        """When `close` was called, in seconds of the monotonic clock."""
         self.is_main = False
         """Whether this is rank 0; known once the ranks have joined."""
 
@@ -74,6 +79,7 @@ class Attempt:
             )
             if world.is_main:
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
+                self._mirror = Mirror.start(self._run_dir)
                 self._tracker = Tracker.start(self._run_dir, attempt=recorder.attempt, world_size=world.size, tags=tags)
             elif world.local_rank == 0:
                 # The tracker's worker monitors the node of rank 0.
@@ -120,6 +126,7 @@ class Attempt:
         A no-op on ranks other than 0. An interrupted attempt may be closed again, as cancelled: a user has cancelled
         the job before it was requeued.
         """
+        self._end_began = time.monotonic()
         status: dict[str, EndStatus] = {
             "finished": "FINISHED",
             "failed": "FAILED",
@@ -128,6 +135,9 @@ class Attempt:
         }
         if self._recorder is not None:
             self._recorder.end(outcome)
+        if self._mirror is not None and outcome != "finished":
+            # Slurm may leave only seconds; the mirror takes them together with the tracking server.
+            self._mirror.hasten()
         if self._tracker is not None:
             hint = f"launch again with --run-dir {self._run_dir}: no job is left" if outcome == "stopped" else ""
             self._tracker.close(status.get(outcome), hint=hint)
@@ -137,6 +147,16 @@ class Attempt:
 
             settle_after_contact(self._run_dir)
         self._closed_as = outcome
+
+    def close_mirror(self, outcome: str) -> None:
+        """Let the mirror take what is left, within the time that the end of an attempt has. A no-op but on rank 0.
+
+        Called after `close`, and after a finished run was registered.
+        """
+        if self._mirror is not None:
+            is_finished = outcome == "finished"
+            self._mirror.close(outcome, time.monotonic() if is_finished else self._end_began)
+            self._mirror = None
 
 
 def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:

@@ -51,6 +51,7 @@ class TrainTask:
                 from pipeline.register.registration import register_or_explain
 
                 register_or_explain(self.run_dir)
+            self._attempt.close_mirror(outcome.value)
         elif not self._was_called:
             # The attempt before may have left the run as one that goes on.
             from pipeline.tracking.settle import settle_after_end

@@ -19,14 +19,14 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request r
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[int]:
-    """Start the server; yield its port."""
+def s3_server(address: str = "127.0.0.1") -> Iterator[int]:
+    """Start the server, at an address of this machine; yield its port."""
     program = shutil.which("moto_server", path=str(Path(sys.executable).parent))
     assert program is not None, "needs an S3 server: moto[server] of the dev group"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [program, "-H", "127.0.0.1", "-p", str(port)]
+    command = [program, "-H", address, "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while True:

@@ -1,0 +1,297 @@
+"""Brings a run from a mirror into a fresh run directory, so that it goes on there: `pipeline.launch --from`."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.atomic import fsync, replacing
+from pipeline.common.errors import one_line
+from pipeline.common.secrets import mask_secrets
+from pipeline.mirror.claim import claim
+from pipeline.mirror.layout import EXPORT, Snapshot, describe_owner, owners, read_owner, snapshots
+from pipeline.mirror.place import MirrorError, Place
+from pipeline.run.files import CHECKPOINTS, CONFIG_NAME, MANIFEST_NAME, step_name
+from pipeline.run.mirror_files import read_target, write_target
+from pipeline.tasks import Metric, stored_metric
+from pipeline.tracking.address import local_database, resolve_tracking_uri
+from pipeline.tracking.state import copied, read_state, save_state
+
+
+class _DamagedError(Exception):
+    """A snapshot that cannot be used; the message names the file and the fault."""
+
+
+def read_mirrored_config(location: str) -> dict[str, Any]:
+    """Return the `config.json` of the newest complete checkpoint of a mirror.
+
+    Raises:
+        MirrorError: there is no such checkpoint, or the store does not answer.
+    """
+    place = Place(location)
+    with _explained(place):
+        for snapshot in _checkpoints(place):
+            with contextlib.suppress(_DamagedError, ValueError):
+                content = json.loads(_verified(snapshot, CONFIG_NAME))
+                if isinstance(content.get("train"), dict):
+                    return content
+    raise MirrorError(f"--from {place.shown}: none of its checkpoints has a readable {CONFIG_NAME}")
+
+
+def fetch_run(location: str, run_dir: Path, *, take_over: bool, say: Callable[[str], None]) -> None:
+    """Bring the newest complete checkpoint of a mirror, with what belongs to it, and become the mirror's owner.
+
+    A run directory that owns the mirror already is left as it is: its own checkpoints are the newest.
+
+    Args:
+        location: path or URI of the mirror.
+        run_dir: folder of the run; it must be missing or empty, or own the mirror.
+        take_over: also if the run is still trained where it was.
+        say: gets a line for what was brought, and for each checkpoint that cannot be used.
+
+    Raises:
+        MirrorError: nothing is there, no checkpoint is whole, the run is still trained elsewhere, the folder is another
+            run's, or the store does not answer.
+        OSError: `run_dir` cannot be written.
+    """
+    place = Place(location)
+    with _explained(place):
+        present = _present_owner(place)
+        if _is_there(run_dir, place, present):
+            say(f"{run_dir} owns the mirror {place.shown}: it goes on from its own checkpoints")
+            return
+        owner = read_owner(place, present)
+        if owner is not None and owner.is_alive(time.time()) and not take_over:
+            raise MirrorError(
+                f"--from {place.shown}: the run is still trained at {describe_owner(owner)}: stop it there, or give "
+                "--take-over, after which it copies nothing there any more"
+            )
+        aside = run_dir.with_name(f".{run_dir.name}.fetching")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700, parents=True)
+        try:
+            step = _bring(place, aside, say)
+            _adopt_tracking(aside)
+            run = owner.run if owner is not None else present
+            write_target(aside, claim(place, location, run, run_dir))
+            aside.replace(run_dir)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    fsync(run_dir.parent)
+    was = "" if owner is None else f" of {owner.place}"
+    say(f"brought step {step} from the mirror {place.shown}{was} into {run_dir}, which owns the mirror now")
+    if owner is not None and owner.state == "interrupted":
+        say(f"warning: a job at {owner.place} may be waiting to go on with this run: cancel it there")
+
+
+def describe_source(location: str) -> str:
+    """Describe what `fetch_run` would bring, in one line.
+
+    Raises:
+        MirrorError: nothing is there, no checkpoint is complete, or the store does not answer.
+    """
+    place = Place(location)
+    with _explained(place):
+        newest = next(iter(_checkpoints(place)))
+        owner = describe_owner(read_owner(place, _present_owner(place)))
+        return f"step {newest.step} of {owner}, {newest.num_bytes:,} bytes, from {place.shown}"
+
+
+def _present_owner(place: Place) -> str:
+    names = owners(place)
+    if not names:
+        raise MirrorError(f"--from {place.shown}: nothing is there: a run is mirrored by pipeline.launch --mirror")
+    return names[-1]
+
+
+def _is_there(run_dir: Path, place: Place, present: str) -> bool:
+    """Whether a run directory owns the mirror already.
+
+    Raises:
+        MirrorError: the folder holds something else.
+    """
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return False
+    target = read_target(run_dir)
+    if target is not None and target.owner == present:
+        return True
+    owner = read_owner(place, present)
+    is_same_run = target is not None and owner is not None and owner.run == target.run
+    what = "an earlier part of this run" if is_same_run else "something else"
+    raise MirrorError(f"--from {place.shown}: --run-dir {run_dir} holds {what}: take a folder that does not exist")
+
+
+def _checkpoints(place: Place) -> list[Snapshot]:
+    """Return the complete checkpoints: those of the present owner first, and the newest first among an owner's.
+
+    Raises:
+        MirrorError: there is none.
+    """
+    found: list[Snapshot] = []
+    _present_owner(place)
+    for name in reversed(owners(place)):
+        readable: list[Snapshot] = []
+        for each in snapshots(place, name)[0]:
+            with contextlib.suppress(MirrorError):
+                if not each.is_export and each.step >= 0:
+                    readable.append(each)
+        found += sorted(readable, key=lambda each: (each.step, each.path), reverse=True)
+    if not found:
+        raise MirrorError(
+            f"--from {place.shown}: no checkpoint is complete there: launch without --from to begin again"
+        )
+    return found
+
+
+def _bring(place: Place, folder: Path, say: Callable[[str], None]) -> int:
+    """Copy the newest whole checkpoint, the best one, and the export into a folder; return the step.
+
+    Raises:
+        MirrorError: no checkpoint is whole.
+    """
+    candidates = _checkpoints(place)
+    for newest in candidates:
+        try:
+            _copy(newest, folder, say)
+            break
+        except _DamagedError as error:
+            say(f"warning: step {newest.step} of the mirror {place.shown} is not whole ({error}); taking an older one")
+            shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+    else:
+        raise MirrorError(f"--from {place.shown}: none of its {len(candidates)} checkpoints is whole")
+    owner = newest.path.partition("/")[0]
+    same = [each for each in candidates if each.path.startswith(f"{owner}/") and each.step < newest.step]
+    exports = [each for each in snapshots(place, owner)[0] if each.is_export]
+    for each in filter(None, (_best([newest, *same]), *exports)):
+        try:
+            if each is not newest and each.step <= newest.step:
+                _copy(each, folder, say, records=each.is_export and each.step == newest.step)
+        except (_DamagedError, MirrorError) as error:
+            say(f"warning: {each.path} of the mirror {place.shown} is left out: {error}")
+            part = EXPORT if each.is_export else f"{CHECKPOINTS}/{step_name(each.step)}"
+            shutil.rmtree(folder / part, ignore_errors=True)
+    return newest.step
+
+
+def _best(candidates: list[Snapshot]) -> Snapshot | None:
+    """Return the checkpoint with the best primary metric, which is kept as locally; of equals the newest."""
+    best: tuple[Metric, Snapshot] | None = None
+    for each in candidates:
+        name = f"{CHECKPOINTS}/{step_name(each.step)}/{MANIFEST_NAME}"
+        with contextlib.suppress(_DamagedError, ValueError, KeyError, TypeError, AttributeError):
+            metric = stored_metric(json.loads(_verified(each, name)))
+            if metric is not None and metric.beats(best[0] if best else None):
+                best = metric, each
+    return best[1] if best else None
+
+
+def _copy(snapshot: Snapshot, folder: Path, say: Callable[[str], None], *, records: bool = True) -> None:
+    """Copy the files of a snapshot, and verify their sizes and digests.
+
+    Args:
+        snapshot: what is copied.
+        folder: where to; a file that is there is replaced by a whole one.
+        say: gets a line.
+        records: also the files at the top, such as the journal.
+
+    Raises:
+        _DamagedError: a file is missing or differs.
+    """
+    try:
+        files = snapshot.content["files"]
+    except MirrorError as error:
+        raise _DamagedError(str(error)) from error
+    say(f"copying step {snapshot.step}: {snapshot.num_bytes:,} bytes")
+    for name, expected in files.items():
+        if "/" not in name and not records:
+            continue
+        path = folder / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
+            for chunk in _verified_chunks(snapshot, name, expected):
+                file.write(chunk)
+
+
+def _verified(snapshot: Snapshot, name: str) -> bytes:
+    """Return the content of a small file of a snapshot.
+
+    Raises:
+        _DamagedError: the file is missing or differs.
+    """
+    try:
+        expected = snapshot.content["files"][name]
+    except (MirrorError, KeyError) as error:
+        raise _DamagedError(f"{name} is missing: {error}") from error
+    return b"".join(_verified_chunks(snapshot, name, expected))
+
+
+def _verified_chunks(snapshot: Snapshot, name: str, expected: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the content of a file.
+
+    Raises:
+        _DamagedError: the file is missing, or its size or digest, known at the end, differs.
+    """
+    digest, size = sha256(), 0
+    try:
+        for chunk in snapshot.place.chunks(f"{snapshot.path}/{name}"):
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{name} is missing") from error
+    if size != expected["bytes"]:
+        raise _DamagedError(f"{name}: {size} bytes instead of {expected['bytes']}")
+    if digest.hexdigest() != expected["sha256"]:
+        raise _DamagedError(f"{name}: its sha256 is not the one that was copied")
+
+
+def _adopt_tracking(folder: Path) -> None:
+    """Let the run go on in its MLflow run if the tracking server is the same; else in a new one that names the former.
+
+    Args:
+        folder: what was fetched.
+    """
+    state = read_state(folder)
+    if state is None:
+        return
+    here = resolve_tracking_uri(Path.cwd())
+    if state.run_id is not None and not _knows(here, state.tracking_uri, state.run_id):
+        state = dataclasses.replace(copied(state), links={"handed_over_from": state.run_id}, tracking_uri=None)
+    # The files of system metrics begin anew here.
+    state.shipped_system = {}
+    save_state(folder, state)
+
+
+def _knows(here: str, there: str | None, run_id: str) -> bool:
+    """Whether the tracking store of this place is the one of the run; a database is asked, for paths may be alike."""
+    if mask_secrets(here) != there:
+        return False
+    database = local_database(here)
+    if database is None:
+        return True
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute("select 1 from runs where run_uuid = ?", (run_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
+@contextlib.contextmanager
+def _explained(place: Place) -> Iterator[None]:
+    """Name the mirror in an error of its store.
+
+    Raises:
+        MirrorError: the store does not answer, or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MirrorError(f"--from {place.shown}: {one_line(error)}") from error

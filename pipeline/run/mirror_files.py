@@ -1,0 +1,113 @@
+"""What a run directory keeps on its mirror: where it is (`mirror.json`), and how far it is (`mirror_progress.json`).
+
+The address may hold a secret, so the first file can only be read by the user.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.atomic import read_json, replacing, write_json
+from pipeline.common.console import duration
+from pipeline.common.secrets import mask_secrets
+
+TARGET_NAME = "mirror.json"
+PROGRESS_NAME = "mirror_progress.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorTarget:
+    """Where a run is mirrored."""
+
+    location: str
+    """Path or URI of the mirror."""
+    run: str
+    """Id of the run, which stays the same when it goes on elsewhere."""
+    owner: str
+    """Folder in the mirror that this run directory writes to, and no other one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorProgress:
+    """How far a mirror has got. Times are unix seconds."""
+
+    step: int | None = None
+    """Newest step in the mirror; None: none yet."""
+    time: float | None = None
+    """When that step was complete there."""
+    is_complete: bool = False
+    """Whether the mirror had everything at the last look."""
+    behind_since: float | None = None
+    """Since when the mirror has taken nothing; None while it works."""
+    problem: str = ""
+    """Why it takes nothing, or why it is not used any more; empty while it works."""
+    taken_over: bool = False
+    """Whether another run directory has taken the mirror over, so that this one copies nothing any more."""
+
+
+def read_target(run_dir: Path) -> MirrorTarget | None:
+    """Return where a run is mirrored; None if it is not."""
+    content = read_json(run_dir / TARGET_NAME) or {}
+    known = {field.name: content.get(field.name) for field in dataclasses.fields(MirrorTarget)}
+    return MirrorTarget(**known) if all(isinstance(value, str) for value in known.values()) else None
+
+
+def write_target(run_dir: Path, target: MirrorTarget) -> None:
+    """Keep where a run is mirrored, for the processes of its jobs."""
+    with replacing(run_dir / TARGET_NAME, durable=True) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(dataclasses.asdict(target)) + "\n", encoding="utf-8")
+
+
+def forget_target(run_dir: Path) -> None:
+    """Mirror a run no longer."""
+    for name in (TARGET_NAME, PROGRESS_NAME):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def read_progress(run_dir: Path) -> MirrorProgress:
+    """Return how far the mirror of a run has got."""
+    content = read_json(run_dir / PROGRESS_NAME) or {}
+    names = {field.name for field in dataclasses.fields(MirrorProgress)}
+    return MirrorProgress(**{name: value for name, value in content.items() if name in names})
+
+
+def write_progress(run_dir: Path, progress: MirrorProgress) -> None:
+    """Keep how far the mirror of a run has got."""
+    write_json(run_dir / PROGRESS_NAME, dataclasses.asdict(progress))
+
+
+def lacks_something(run_dir: Path) -> bool:
+    """Whether a run has a mirror that it still owns and that had not everything at the last look."""
+    progress = read_progress(run_dir)
+    return read_target(run_dir) is not None and not (progress.is_complete or progress.taken_over)
+
+
+def describe_mirror(run_dir: Path, newest: int | None, now: float, *, is_running: bool) -> str | None:
+    """Describe the mirror of a run in one line: its newest step, how far it is behind, and its last error.
+
+    Args:
+        run_dir: folder of the run.
+        newest: step of the run's newest checkpoint; None: there is none.
+        now: current time, in unix seconds.
+        is_running: whether the run is being trained; else the line has the command that completes the mirror.
+
+    Returns:
+        The line; None if the run has no mirror.
+    """
+    target = read_target(run_dir)
+    if target is None:
+        return None
+    progress = read_progress(run_dir)
+    text = "nothing yet" if progress.step is None else f"step {progress.step}"
+    behind = 0 if newest is None else newest - (progress.step or 0)
+    if behind > 0:
+        text += f", {behind} steps behind"
+    text += f" in {mask_secrets(target.location)}"
+    if progress.problem:
+        since = "" if progress.behind_since is None else f" for {duration(max(0.0, now - progress.behind_since))}"
+        text += f"; {progress.problem}{since}"
+    elif not (is_running or (progress.is_complete and behind == 0)):
+        text += f"; to complete it: python -m pipeline.status --sync {run_dir}"
+    return text
