@@ -13,6 +13,10 @@ from dataclasses import dataclass
 GPUS = 8
 GLOBAL_BATCH = 1024
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SAVE_EVERY = 500
+"""Steps between two checkpoints; the default."""
+RECORD_BYTES = 308
+"""Bytes of a step's record in the journal; measured in the demo."""
 ENOUGH = 0.8
 """Share of linear scaling above which no limit is named."""
 
@@ -232,6 +236,19 @@ def table(models: Mapping[str, Model], machine: Machine, *, sync_batchnorm: bool
     return "\n".join(lines)
 
 
+def mirror_table(models: Mapping[str, Model], machine: Machine) -> str:
+    """What `--mirror` copies, in Markdown: a checkpoint every `SAVE_EVERY` steps, with the journal until then."""
+    lines = ["| model | nodes | MB a checkpoint | MB of journal at step 100,000 | MB/s to keep up |", "|" + "---|" * 5]
+    journal = RECORD_BYTES * 100_000
+    for name, model in models.items():
+        for nodes in (1, 4):
+            now = step(model, machine, nodes, sync_batchnorm=False)
+            state = state_bytes(model.parameters, model.buffers, nodes * GPUS - now.idle)
+            rate = (state + journal) / (SAVE_EVERY * now.total)
+            lines.append(f"| {name} | {nodes} | {state / 1e6:.0f} | {journal / 1e6:.0f} | {rate / 1e6:.0f} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables, and with `--measure` the comparison with processes on this machine."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling", description=__doc__)
@@ -248,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{'With' if sync_batchnorm else 'Without'} SyncBN:\n")
         print(first_limits(models, machine, sync_batchnorm=sync_batchnorm))
         print(f"\n{table(models, machine, sync_batchnorm=sync_batchnorm)}")
+    print(f"\nThe mirror, without SyncBN:\n\n{mirror_table(models, machine)}")
     if measure:
         from tests.benchmarks.scaling_check import check
 
