@@ -31,7 +31,9 @@ def test_an_editable_installation_puts_the_packages_on_the_import_path(tmp_path:
         assert wheel.read(entry).decode().strip() == str(copy)
 
 
-@pytest.mark.parametrize("package", ["jobs", "sharding", "transxnet"])
+@pytest.mark.parametrize(
+    "package", ["jobs", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("sharding", "transxnet"))]
+)
 def test_a_folder_with_the_name_of_a_package_hides_nothing_or_is_named(package: str, tmp_path: Path):
     folder = tmp_path / package
     folder.mkdir()

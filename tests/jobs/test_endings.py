@@ -93,7 +93,10 @@ POINTS = {
 """What the task does at each point, by the name of the file that it writes there."""
 
 
-@pytest.mark.parametrize("point", POINTS)
+EACH_POINT = ["begin1", *(pytest.param(point, marks=pytest.mark.thorough) for point in POINTS if point != "begin1")]
+
+
+@pytest.mark.parametrize("point", EACH_POINT)
 def test_stop_request_at_each_point(tmp_path, point):
     submission = submit(tmp_path, **POINTS[point])
     wait_until((tmp_path / point).exists)
@@ -104,9 +107,7 @@ def test_stop_request_at_each_point(tmp_path, point):
     assert len(starts(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "point", ["begin1", *(pytest.param(point, marks=pytest.mark.thorough) for point in POINTS if point != "begin1")]
-)
+@pytest.mark.parametrize("point", EACH_POINT)
 def test_announced_end_at_each_point(tmp_path, point):
     submission = submit(tmp_path, **POINTS[point])
     wait_until((tmp_path / point).exists)

@@ -66,6 +66,7 @@ def test_usr2_to_one_rank_saves_on_all_ranks_and_restarts_the_job_on_another_por
     assert (tmp_path / "ended").read_text() == "INTERRUPTED\nFINISHED\n"
 
 
+@pytest.mark.thorough
 def test_exception_in_one_rank_ends_all_ranks_and_is_reported_to_the_launcher(tmp_path):
     submission = submit(tmp_path, raise_at=(2, 5))
     assert submission.wait(0.05) is jobs.Outcome.FAILED
@@ -168,6 +169,7 @@ def test_ranks_of_a_killed_controller_end(tmp_path):
     wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 
 
+@pytest.mark.thorough
 def test_job_without_progress_is_ended_after_max_stalls_attempts(tmp_path):
     folder = tmp_path / "jobs"
     task = Count(folder=tmp_path, end=1000, pause_s=0.02, stuck=True)

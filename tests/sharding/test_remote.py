@@ -102,7 +102,7 @@ def test_a_killed_build_publishes_no_manifest_and_resumes(endpoint: str, picture
     assert verify(VerifyOptions(shards=uri, workers=1)) == []
 
 
-@pytest.mark.parametrize("write", [write_folders, write_archives])
+@pytest.mark.parametrize("write", [write_folders, pytest.param(write_archives, marks=pytest.mark.thorough)])
 def test_a_remote_source_gives_the_same_bytes(write, endpoint: str, tmp_path: Path):
     local = write(tmp_path / "imagenet", train_images(1), validation_images(4))
     uri = upload(local, f"s3://{write.__name__.replace('_', '-')}/imagenet?{endpoint}")

@@ -94,7 +94,7 @@ def test_unusable_weights_are_refused_with_a_reason(trained, run_dir, tmp_path, 
         transxnet.load_weights(transxnet.transxnet_n(**SMALL), less)
 
 
-@pytest.mark.parametrize("stages", [(0, 1, 2, 3), (1, 2, 3)])
+@pytest.mark.parametrize("stages", [pytest.param((0, 1, 2, 3), marks=pytest.mark.thorough), (1, 2, 3)])
 def test_the_backbone_of_a_dense_file_loads_with_its_norms(stages, tmp_path):
     """The file as mmcv writes it; RetinaNet, which does not use the first map, has no norm on it."""
     torch.manual_seed(0)

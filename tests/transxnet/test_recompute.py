@@ -36,7 +36,7 @@ def trained(precision: torch.dtype, *, recompute: bool) -> tuple[dict[str, torch
     return state | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, kept
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.thorough)])
 def test_gradients_and_statistics_are_equal_in_a_fraction_of_the_memory(precision: torch.dtype):
     expected, kept_before = trained(precision, recompute=False)
     result, kept = trained(precision, recompute=True)

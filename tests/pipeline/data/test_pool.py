@@ -86,7 +86,7 @@ def test_workers_do_not_outlive_their_parent(shards, cache):
     assert not alive
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.thorough), 2])
 def test_memory_does_not_grow_over_epochs(shards, cache, workers):
     """Private memory of all processes over 38 epochs."""
     settings = config(shards, cache, global_batch_size=64, micro_batch_size=64, data={"workers": workers})

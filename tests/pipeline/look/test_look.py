@@ -51,7 +51,8 @@ def test_a_classifier_is_drawn_on_a_page(weights, folder, tmp_path, capsys):
     assert "4 pictures of 2 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["semantic_fpn_n", pytest.param("mask_rcnn_n", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["semantic_fpn_n", "mask_rcnn_n"])
 def test_answers_with_a_place_are_drawn_over_the_images(name, folder, tmp_path):
     task = find_task("segmentation" if name.startswith("semantic") else "detection")
     torch.manual_seed(0)

@@ -69,6 +69,7 @@ def test_the_better_of_two_simultaneous_registrations_is_champion(client, monkey
         assert champion_of(client, name) == (slow if slow_top1 > fast_top1 else fast)
 
 
+@pytest.mark.thorough
 def test_the_best_of_many_simultaneous_registrations_is_champion(tmp_path):
     """Eight registrations at once, each with its own connection, four times."""
     uri = new_store(tmp_path)

@@ -93,6 +93,7 @@ def build() -> dense.RetinaNet:
     return network.double()
 
 
+@pytest.mark.thorough
 @reference.needs_reference
 def test_outputs_and_detections_are_upstreams():
     evaluation = reference.recorded("dense_retinanet_t_256x320", double=True)["evaluation"]

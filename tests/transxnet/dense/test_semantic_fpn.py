@@ -52,6 +52,7 @@ def test_the_loss_is_the_sum_over_labelled_pixels_divided_by_all_pixels():
     assert pixel_cross_entropy(logits, torch.full_like(labels, 255)).item() == 0.0
 
 
+@pytest.mark.thorough
 def test_recomputed_blocks_give_equal_gradients():
     gradients = []
     for recompute in (False, True):
@@ -72,6 +73,7 @@ def test_unknown_variants_and_classes_are_refused():
         dense.semantic_fpn("n", 0)
 
 
+@pytest.mark.thorough
 @reference.needs_reference
 def test_outputs_losses_gradients_and_statistics_are_upstreams():
     expected = reference.recorded("dense_semantic_fpn_t_2x128x160", double=True)
@@ -106,6 +108,7 @@ def test_outputs_losses_gradients_and_statistics_are_upstreams():
     reference.assert_statistics(network, training["batchnorm"], rel=1e-6)
 
 
+@pytest.mark.thorough
 @reference.needs_reference
 def test_logits_at_the_size_of_the_recipe_are_upstreams():
     evaluation = reference.recorded("dense_semantic_fpn_t_1x512x512")["evaluation"]

@@ -16,7 +16,10 @@ def classifier():
     return model
 
 
-@pytest.mark.parametrize("build", [dense.semantic_fpn, dense.retinanet, dense.mask_rcnn])
+@pytest.mark.parametrize(
+    "build",
+    [dense.semantic_fpn, *(pytest.param(b, marks=pytest.mark.thorough) for b in (dense.retinanet, dense.mask_rcnn))],
+)
 def test_the_backbone_has_the_classifiers_weights(build, classifier, tmp_path):
     save_file(transxnet.to_upstream(classifier.state_dict()), tmp_path / "weights.safetensors")
     network = build("n", 3, image_size=32, pretrained=tmp_path / "weights.safetensors").eval()

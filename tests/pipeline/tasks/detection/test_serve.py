@@ -54,7 +54,7 @@ def detector(folder, name: str) -> tuple[torch.nn.Module, ObjectDetector]:
     return network, served
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_n", "retinanet_n"])
+@pytest.mark.parametrize("name", ["mask_rcnn_n", pytest.param("retinanet_n", marks=pytest.mark.thorough)])
 def test_the_objects_are_the_evaluations(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "serve", pipeline.serve)
     pack_objects(tmp_path)
