@@ -22,6 +22,10 @@ PAUSE_S = 2.0
 """Seconds between two tries."""
 
 
+_MAY_HAVE_FAILED = ("", "failed", "peer lost")
+"""Outcomes in the attempt log of a job, one of whose ranks may have left an error of its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chain:
     """The jobs of a chain, as seen from one of them.
@@ -73,6 +77,8 @@ def why_over(folder: Path, chain: Chain, world_size: int) -> tuple[str, str] | N
     if any(attempt_log.last_outcome(folder, job_id) == "finished" for job_id in chain.before):
         return None
     for job_id in chain.before:
+        if attempt_log.last_outcome(folder, job_id) not in _MAY_HAVE_FAILED:
+            continue
         errors = [error for error in rank_errors(folder, job_id, world_size) if not error.is_peer_loss]
         if errors:
             return "failed", f"in job {job_id} of the chain rank {errors[0].rank} failed: {errors[0].error}"

@@ -40,6 +40,8 @@ class ChainSubmission(SlurmSubmission):
             self.job_id = following
             update = super().update()
         number = self._job_ids.index(self.job_id) + 1
+        if update.state in _ENDED and last_outcome(self.folder, self.job_id) == "stopped":
+            update = replace(update, reason="no job is left: launch again to go on")
         return replace(update, part=f"job {number} of {len(self._job_ids)}")
 
     def is_over(self, update: Update) -> bool:

@@ -167,7 +167,7 @@ class Job:
         """Leave the work of an interrupted job to the next one of the chain, unless there is none to go on."""
         jobs = self._chain(place)
         over = chain.why_over(self._folder, jobs, place.world_size)
-        if over is not None:
+        if over is not None and over[0] == "cancelled":
             chain.cancel(jobs.after)
             self._end(task, place, "cancelled", Outcome.CANCELLED, over[1])
         elif jobs.is_used_up:

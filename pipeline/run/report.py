@@ -41,6 +41,7 @@ _COLOURS = {
     "finished": "tab:green",
     "running": "tab:blue",
     "interrupted": "tab:orange",
+    "stopped": "tab:orange",
     "cancelled": "tab:orange",
     "failed": "tab:red",
     "killed": "tab:red",
@@ -286,7 +287,7 @@ def _draw_time(axis: Any, run_dir: Path, status: RunStatus, records: list[dict[s
             )
     saves = [event["time"] for event in read_events(run_dir) if event.get("event") == "save"]
     axis.plot([(at - begin) / unit for at in saves], [0.55] * len(saves), "v", color="black", markersize=5)
-    preempted = sum(_outcome(span, status) == "interrupted" for span in status.attempts)
+    preempted = sum(_outcome(span, status) in ("interrupted", "stopped") for span in status.attempts)
     count = len(status.attempts)
     title = [f"{count} attempt{'s' if count > 1 else ''}", f"{preempted} preempted", f"{len(saves)} saves (triangles)"]
     title += [] if status.goodput is None else [f"goodput {100 * status.goodput:.0f} % of the time"]

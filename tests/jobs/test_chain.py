@@ -186,6 +186,7 @@ def test_a_finished_run_is_not_cancelled_with_the_jobs_that_it_has_left(folder, 
         ({"6": "FAILED", "7": "PENDING"}, "failed", "6"),
         ({"6": "RUNNING", "7": "PENDING"}, "", "6"),
         ({"6": "COMPLETED", "7": "forgotten", "8": "PENDING"}, "requeued", "8"),
+        ({"6": "COMPLETED"}, "stopped", "6"),
     ],
 )
 def test_a_chain_stands_with_the_job_that_has_the_work(folder, monkeypatch, states, outcome, followed):
@@ -207,6 +208,7 @@ def test_a_chain_stands_with_the_job_that_has_the_work(folder, monkeypatch, stat
     assert submission.job_id == followed
     assert update.state == states[followed]
     assert update.part == f"job {int(followed) - 5} of 3"
+    assert ("launch again to go on" in str(update)) == (outcome == "stopped")
 
 
 def test_an_interrupted_job_whose_next_one_was_cancelled_ends_a_cancelled_chain(folder, monkeypatch):

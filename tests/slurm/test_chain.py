@@ -1,5 +1,6 @@
 """Chains of jobs, whose jobs Slurm may not requeue."""
 
+import subprocess
 import sys
 
 import pytest
@@ -8,8 +9,11 @@ import jobs
 from jobs import attempt_log
 from jobs.slurm import ask, slurm_job
 from jobs.submission import Submission
+from pipeline.tracking.client import open_client
+from pipeline.tracking.description import HINT_TAG
 from tests.jobs.support import REPOSITORY, starts, wait_until
 from tests.jobs.tasks import Count
+from tests.slurm.runs import Run
 from tests.slurm.support import preempt
 
 pytestmark = pytest.mark.slurm
@@ -92,6 +96,7 @@ def test_chain_that_is_used_up_is_gone_on_with_by_the_same_launch(slurm, tmp_pat
     slurm.run("scancel", "--signal=USR1", submission.job_id)
     assert submission.wait(0.2) is jobs.Outcome.INTERRUPTED
     assert (tmp_path / "ended").read_text() == "STOPPED\n"
+    assert str(submission.update()).endswith("(no job is left: launch again to go on) on n[1-2] as job 1 of 1")
     assert submit(tmp_path, length=2).wait(0.2) is jobs.Outcome.FINISHED
     assert len(starts(tmp_path)) == 2
 
@@ -107,3 +112,25 @@ def test_error_ends_a_chain_whose_batch_script_cannot_see_it(slurm, tmp_path):
     assert "rank 1 failed: step 3 cannot be done" in submission.failure()
     assert_ended(submission, ["FAILED", "FAILED", "CANCELLED"])
     assert len(starts(tmp_path)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_whose_chain_is_used_up_says_what_to_do_and_goes_on(slurm, tmp_path):
+    run = Run(tmp_path, "run").launch("--chain", "1")
+    run.wait_for_step(3)
+    slurm.run("scancel", "--signal=USR1", run.job_id)
+    output = run.finish()
+    assert run.status == 1
+    assert f"to go on, repeat the command with:\n    --run-dir {run.path}" in output
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    in_mlflow = open_client(uri).get_run(run.mlflow()["run_id"])
+    assert in_mlflow.info.status == "KILLED"
+    assert in_mlflow.data.tags[HINT_TAG] == f"launch again with --run-dir {run.path}: no job is left"
+    status = [sys.executable, "-m", "pipeline.status", str(run.path)]
+    shown = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert "COMPLETED (no job is left: launch again to go on) on n[1-2] as job 1 of 1\n" in shown
+    output = run.launch("--chain", "2").finish()
+    assert run.status == 0, output
+    run.assert_registered()
+    assert HINT_TAG not in open_client(uri).get_run(run.mlflow()["run_id"]).data.tags
