@@ -16,8 +16,8 @@ from sharding.errors import SourceError
 from sharding.sources.classes import ClassList
 from sharding.sources.listing import Listing
 from sharding.sources.object_listing import SPLITS, Place, list_files, list_objects
-from sharding.sources.zip_members import list_members, read_member
 from sharding.storage import Folder
+from sharding.zips import list_members, read_member
 
 __all__ = ["find_coco_json_splits", "find_coco_splits", "list_coco", "list_coco_json"]
 

@@ -19,7 +19,7 @@ from sharding.sources.devkit import read_devkit
 from sharding.sources.labels import align_labels
 from sharding.sources.listing import Listing
 from sharding.storage import Folder
-from sharding.zip_folder import open_zip
+from sharding.zips import open_zip
 
 _CITYSCAPES = "Cityscapes, which needs leftImg8bit/{train,val} and gtFine/{train,val}"
 _VOC = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharding import Manifest, SourceError, load_index, zip_folder
+from sharding import Manifest, SourceError, load_index, zips
 from sharding.build import BuildOptions, build
 from sharding.sources import list_source, list_split
 from tests.sharding.builds import digests, faults_of
@@ -114,11 +114,11 @@ def test_a_zip_that_would_fill_the_memory_is_to_be_unpacked(
     ade20k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = zipped(ade20k, "ADE")
-    monkeypatch.setattr(zip_folder, "_MOST_FILES", 11)
+    monkeypatch.setattr(zips, "_MOST_FILES", 11)
     with pytest.raises(SourceError, match=r"\.zip has 12 files; up to 11 are read in place. Unpack"):
         list_source(str(path), None)
-    monkeypatch.setattr(zip_folder, "_MOST_FILES", 12)
-    monkeypatch.setattr(zip_folder, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(zips, "_MOST_FILES", 12)
+    monkeypatch.setattr(zips, "_MOST_BYTES", 1000)
     with pytest.raises(SourceError, match=r"images/training/00.\.jpg, which is too large to be read there: unpack it"):
         packed(path, tmp_path / "shards")
 

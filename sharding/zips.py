@@ -1,10 +1,11 @@
-"""A zip archive as a folder: its files are read in place, nothing is extracted."""
+"""Zip archives that are read in place, as a folder or member by member: nothing is extracted."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ _IGNORED_TOP = "__MACOSX"
 # The table of contents of an archive is in the memory of each worker, and so is a file while it is read.
 _MOST_FILES = 400_000
 _MOST_BYTES = 1 << 30
+_LOCAL_HEADER = 30
+"""Bytes of a member's own header, before its name and its extra field."""
 
 
 def open_zip(location: str) -> Folder:
@@ -115,3 +118,53 @@ class _ZipHandler(fs.FileSystemHandler):
 
     create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _refuse
     move = copy_file = open_output_stream = open_append_stream = _refuse
+
+
+@dataclass(frozen=True, slots=True)
+class ZipMember:
+    """A member of a zip file: its name, and offset and size of its content in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_members(root: Folder, archive: str) -> list[ZipMember]:
+    """List the files in a zip whose members are stored as they are, as those of COCO's images are.
+
+    Raises:
+        SourceError: the zip cannot be read, or a member is compressed.
+    """
+    members = []
+    try:
+        with root.open_input(archive) as file, zipfile.ZipFile(file) as content:
+            for info in content.infolist():
+                if info.is_dir():
+                    continue
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise SourceError(
+                        f"{root.location}/{archive} holds {info.filename} compressed, so it cannot be read in place: "
+                        "unpack the file, and give the folder"
+                    )
+                # The extra field of a member's own header may be longer than that of the directory.
+                file.seek(info.header_offset)
+                header = file.read(_LOCAL_HEADER)
+                lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                offset = info.header_offset + _LOCAL_HEADER + lengths
+                members.append(ZipMember(info.filename, offset, info.file_size))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{root.location}/{archive} cannot be read: {error}. Fetch it again.") from error
+    return members
+
+
+def read_member(root: Folder, archive: str, name: str) -> bytes | None:
+    """Return the content of a member of a zip, compressed or not; None if there is none of that name.
+
+    Raises:
+        SourceError: the zip cannot be read.
+    """
+    try:
+        with root.open_input(archive) as file, zipfile.ZipFile(file) as content:
+            return content.read(name) if name in content.namelist() else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{root.location}/{archive} cannot be read: {error}. Fetch it again.") from error
