@@ -81,7 +81,7 @@ def assert_went_on_without(run: Run, node: str) -> None:
 @pytest.mark.parametrize("what", ["shards", "disk"])
 def test_a_node_that_fails_is_left_out_and_the_run_goes_on_elsewhere(hosts: Cluster, tmp_path: Path, what: str):
     """A node on which the file system of the shards is missing, or whose disk is full."""
-    blocker = block(hosts)
+    first, second = block(hosts, "n1,n2", "n3,n4")
     run = launch(tmp_path)
     wait_for(run, lambda: (run.path / "submitit" / "submission.json").exists())
     enter = hosts.hosts.enter("n2")
@@ -93,8 +93,9 @@ def test_a_node_that_fails_is_left_out_and_the_run_goes_on_elsewhere(hosts: Clus
         path.touch()
         # Each write to it fails as one to a full disk does.
         bind(hosts, "n2", Path("/dev/full"), path)
-    hosts.run("scancel", blocker)
+    hosts.run("scancel", first)
     wait_for(run, lambda: run.events("preflight"))
+    hosts.run("scancel", second)
     found = " ".join(run.events("preflight")[0]["findings"])
     why = "it does not see the training shards" if what == "shards" else "writing to the run directory failed: "
     assert f"rank 1 on n2: {why}" in found
@@ -103,15 +104,17 @@ def test_a_node_that_fails_is_left_out_and_the_run_goes_on_elsewhere(hosts: Clus
     subprocess.run([*enter, "umount", str(path)], check=what == "shards")
 
 
-def block(cluster: Cluster) -> str:
-    """Take all nodes, so that the jobs that are submitted wait; return the id of the job that does it."""
-    command = ("sbatch", "--parsable", "-p", "high", "--exclusive", "-N4", "-o", "/dev/null", "--wrap", "sleep 600")
-    return cluster.run(*command).strip()
+def block(cluster: Cluster, *pairs: str) -> list[str]:
+    """Take pairs of nodes, so that the jobs that are submitted wait for them; return the job that takes each pair."""
+    command = ("sbatch", "--parsable", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 600")
+    jobs = [cluster.run(*command, "-w", pair).strip() for pair in pairs]
+    wait_until(lambda: {*cluster.run("squeue", "-h", "-t", "R", "-o", "%i").split()} == {*jobs})
+    return jobs
 
 
 @pytest.mark.parametrize("what", ["code", "run"])
 def test_a_node_that_sees_other_code_or_another_run_stops_the_attempt(hosts: Cluster, tmp_path: Path, what: str):
-    blocker = block(hosts)
+    blocker, _ = block(hosts, "n1,n2", "n3,n4")
     run = launch(tmp_path)
     wait_for(run, lambda: (run.path / "submitit" / "submission.json").exists())
     if what == "code":
