@@ -176,7 +176,9 @@ def _fsync_s(run_dir: Path, rank: int) -> float:
             os.fsync(file.fileno())
         return time.perf_counter() - began
     finally:
-        path.unlink(missing_ok=True)
+        # What has failed is the write.
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _free_gb() -> float:

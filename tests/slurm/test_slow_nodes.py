@@ -97,7 +97,8 @@ def test_a_node_that_fails_is_left_out_and_the_run_goes_on_elsewhere(hosts: Clus
     wait_for(run, lambda: run.events("preflight"))
     hosts.run("scancel", second)
     found = " ".join(run.events("preflight")[0]["findings"])
-    why = "it does not see the training shards" if what == "shards" else "writing to the run directory failed: "
+    full = "writing to the run directory failed: [Errno 28] No space left on device"
+    why = "it does not see the training shards" if what == "shards" else full
     assert f"rank 1 on n2: {why}" in found
     assert_went_on_without(run, "n2")
     # The rank of the second attempt has removed its file, and with it this mount.
