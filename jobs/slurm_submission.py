@@ -21,6 +21,7 @@ class SlurmSubmission(Submission):
     """A job in Slurm's queue."""
 
     cluster = "slurm"
+    goes_on_alone = True
 
     def __init__(self, folder: Path, job_id: str, world_size: int) -> None:
         super().__init__(folder, job_id, world_size)

@@ -62,6 +62,8 @@ class Submission(ABC):
     """
 
     cluster: str
+    goes_on_alone = False
+    """Whether the job goes on after the process that has submitted it has ended."""
 
     def __init__(self, folder: Path, job_id: str, world_size: int) -> None:
         self.folder = folder

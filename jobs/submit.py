@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from jobs.executors import Executor
 
 Submitted = TypeVar("Submitted")
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+"""Beginnings of the variables by which Slurm, Submitit, this package and torchrun tell a process its place."""
 
 
 def submit(
@@ -84,7 +86,7 @@ def submit(
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
     if cluster == "slurm" and resources.chain is not None:
         return _submit_chain(executor, job, folder, resources)
-    submitted = call_submitit(lambda: executor.submit(job))
+    submitted = call_submitit(lambda: executor.submit(job), is_slurm=cluster == "slurm")
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
     if cluster == "local":
@@ -132,8 +134,12 @@ def _submit_chain(executor: "Executor", job: Job, folder: Path, resources: Resou
     return submission
 
 
-def call_submitit(submit_job: Callable[[], Submitted]) -> Submitted:
+def call_submitit(submit_job: Callable[[], Submitted], *, is_slurm: bool = True) -> Submitted:
     """Call Submitit so that its files are private, without the variables of an enclosing job, and explain its errors.
+
+    Args:
+        submit_job: calls Submitit.
+        is_slurm: whether the job is submitted to Slurm.
 
     Raises:
         JobError: the cluster refuses the job, or its commands are missing.
@@ -142,7 +148,7 @@ def call_submitit(submit_job: Callable[[], Submitted]) -> Submitted:
 
     previous = os.umask(0o077)
     try:
-        with _without_job_variables():
+        with _without_job_variables(is_slurm=is_slurm):
             return submit_job()
     except FileNotFoundError as error:
         raise JobError(f"{error.filename} is not installed on this machine; use --cluster local") from None
@@ -155,14 +161,18 @@ def call_submitit(submit_job: Callable[[], Submitted]) -> Submitted:
 
 
 @contextlib.contextmanager
-def _without_job_variables() -> Iterator[None]:
+def _without_job_variables(*, is_slurm: bool) -> Iterator[None]:
     """Remove an enclosing job's variables for a while: a job submitted from that job would take them for its own."""
+    is_slurm = is_slurm and "SLURM_JOB_ID" in os.environ
     keep = {"SLURM_CONF", "SLURM_CLUSTERS"}
     own = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    if is_slurm:
+        # Slurm gives them to a job with GPUs, and one without would look for those of the enclosing job.
+        own |= {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES"}
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if name in own or (name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_")) and name not in keep)
+        if name in own or (name.startswith(_OF_A_JOB) and name not in keep)
     }
     try:
         yield

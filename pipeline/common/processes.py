@@ -43,11 +43,19 @@ def environment_without_rank() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Variables with which each library computes in one thread."""
+
+
+def package_environment() -> dict[str, str]:
+    """Return the environment of a process that is no rank and imports this process's packages."""
+    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
+    return {**environment_without_rank(), "PYTHONPATH": path}
+
+
 def helper_environment() -> dict[str, str]:
     """Return the environment of a helper process: this process's packages, and one thread for each library."""
-    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**environment_without_rank(), **threads, "PYTHONPATH": path}
+    return {**package_environment(), **ONE_THREAD}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import Outcome
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import read_config
+from pipeline.run.evaluations import awaiting
 from pipeline.run.files import LOGS, newest_record, read_registered
 from pipeline.tasks import Metric, stored_metric
 from pipeline.tracking.address import local_database, registry_uri
@@ -42,6 +43,9 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
     ]
     if registered:
         lines += _registered_model(run_dir, registered, card)
+    elif outcome is Outcome.FINISHED and awaiting(run_dir):
+        lines.append("the model is registered by the job that evaluates its last checkpoints:")
+        lines.append(f"    python -m pipeline.status {run_dir} --watch")
     elif outcome is Outcome.FINISHED:
         lines.append("the model is not registered yet; when the tracking server answers:")
         lines.append(f"    python -m pipeline.register {run_dir}")
@@ -58,10 +62,8 @@ def as_typed(text: str) -> str:
 def _result(run_dir: Path, outcome: Outcome, card: ModelCard | None) -> Iterator[str]:
     """Yield what was trained, or how to go on."""
     if outcome is Outcome.FINISHED and card:
-        yield (
-            f"trained {card.name}: {card.of_task.scores.describe(card.scores)} "
-            f"on {card.validation_samples:,} validation images, {card.step:,} steps"
-        )
+        scores = card.of_task.scores.describe(card.scores) if card.scores else "not evaluated yet"
+        yield f"trained {card.name}: {scores} on {card.validation_samples:,} validation images, {card.step:,} steps"
     elif outcome is Outcome.DETACHED:
         yield describe_return(run_dir)
     else:

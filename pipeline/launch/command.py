@@ -80,9 +80,10 @@ def conclude(run_dir: Path) -> int:
     """
     from jobs import Outcome
     from pipeline.launch.closing import describe_end
+    from pipeline.launch.evaluation import conclude_evaluations
     from pipeline.run.files import is_registered
 
-    if not is_registered(run_dir):
+    if not conclude_evaluations(run_dir) and not is_registered(run_dir):
         from pipeline.register.registration import register_or_explain
 
         register_or_explain(run_dir)

@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from jobs import Resources
 from pipeline.common.secrets import mask_secrets
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import check_run, check_start
 from pipeline.launch.data_checks import NotHereError
 from pipeline.launch.elsewhere import check_mirror_of, describe_run_to_bring
+from pipeline.launch.evaluation import evaluation_facts
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
-from pipeline.run.files import CONFIG_NAME
+from pipeline.run.files import CONFIG_NAME, EVALUATIONS, LOGS
 from pipeline.run.sweep import check_folder
 
 
@@ -23,6 +25,9 @@ def print_plan(plan: Plan) -> None:
     """Print the sbatch script, and the configuration and the DeepSpeed JSON of each run."""
     print(f"# cluster: {plan.cluster} ({plan.why})\n")
     print(mask_secrets(_script(plan)))
+    if plan.evaluation is not None:
+        print("# each evaluation")
+        print(mask_secrets(_evaluation_script(plan, plan.evaluation)))
     for run in plan.runs:
         print(f"# {run.run_dir / CONFIG_NAME}")
         content = {"train": dataclasses.asdict(run.config), **plan.run_facts(run.config)}
@@ -42,6 +47,20 @@ def _script(plan: Plan) -> str:
         name=plan.name,
         code=plan.code(copy=False),
         elements=len(plan.runs),
+    )
+
+
+def _evaluation_script(plan: Plan, resources: Resources) -> str:
+    from jobs import dry_run
+
+    facts = evaluation_facts(plan.name, resources, plan.cluster)
+    assert facts is not None
+    return dry_run(
+        cluster=facts["cluster"],
+        folder=plan.runs[0].run_dir / EVALUATIONS / LOGS,
+        resources=resources,
+        name=facts["name"],
+        code=plan.code(copy=False),
     )
 
 

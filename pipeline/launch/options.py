@@ -67,6 +67,14 @@ class LaunchOptions:
     """model in the registry that it becomes a version of; by default that of the network, such as transxnet_t"""
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
+    evaluate: Literal["inline", "job"] = "inline"
+    """who evaluates: the training itself between two steps, or a job of its own beside it for each checkpoint due"""
+    evaluate_gpus: int | None = None
+    """with --evaluate job: GPUs of that job, with a process for each; by default one where the training has some"""
+    evaluate_partition: str | None = None
+    """with --evaluate job: its partition; by default that of the training"""
+    evaluate_timeout_min: int | None = None
+    """with --evaluate job: its time limit in minutes; by default that of the training"""
     notify: str | None = None
     """web address that gets one POST of JSON when a run ends, fails, is given up or becomes the champion"""
     mirror: str | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs import forget_submission
 from pipeline.run import directory as run_directory
-from pipeline.run.files import CONFIG_NAME, LOCK_NAME, LOGS
+from pipeline.run.files import CONFIG_NAME, EVALUATIONS, LOCK_NAME, LOGS
 from pipeline.run.mirror_files import forget_target
 from pipeline.tracking.state import LOCK_NAME as SENDING_LOCK_NAME
 from pipeline.tracking.state import TrackingState, load_state, new_key, original_of, save_state
@@ -41,7 +41,7 @@ def begin_again(run_dir: Path) -> Path:
 def adopt_copy(run_dir: Path) -> Path | None:
     """Give a copied run directory an identity of its own; return the folder that it is a copy of, None if it is none.
 
-    It gets an MLflow run of its own, with the tag `copied_from`, no longer follows the original's job, and is not
+    It gets an MLflow run of its own, with the tag `copied_from`, no longer follows the original's jobs, and is not
     copied to the original's mirror.
     """
     original = original_of(run_dir)
@@ -50,6 +50,7 @@ def adopt_copy(run_dir: Path) -> Path | None:
     state = load_state(run_dir)
     assert state is not None
     save_state(run_dir, state)
-    forget_submission(run_dir / LOGS)
+    for folder in (run_dir, run_dir / EVALUATIONS):
+        forget_submission(folder / LOGS)
     forget_target(run_dir)
     return original

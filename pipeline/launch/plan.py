@@ -15,6 +15,7 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.paths import absolute_path, with_absolute_paths
 from pipeline.config.schema import TrainConfig
 from pipeline.launch import checks, place_checks
+from pipeline.launch.evaluation import evaluation_facts, evaluation_resources
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import RECIPES
 from pipeline.recipes.published import describe_aim
@@ -42,6 +43,7 @@ class Plan:
         run_dir: folder of the run, or of the sweep.
         runs: the one run, or those of the sweep.
         options: the flags.
+        evaluation: resources of an evaluation job; None: the training evaluates itself.
     """
 
     cluster: Cluster
@@ -50,6 +52,7 @@ class Plan:
     run_dir: Path
     runs: tuple[PlannedRun, ...]
     options: LaunchOptions
+    evaluation: Resources | None = None
 
     @property
     def name(self) -> str:
@@ -89,6 +92,7 @@ class Plan:
             "sweep": str(self.run_dir) if self.options.sweep else None,
             "registered_name": self.options.registered_name,
             "published": self._aim(config),
+            "evaluation": evaluation_facts(self.name, self.evaluation, self.cluster),
         }
 
     def _aim(self, config: TrainConfig) -> dict[str, Any] | None:
@@ -135,7 +139,16 @@ def build_plan(options: LaunchOptions) -> Plan:
         checks.check_training(run.config, resources.world_size, run.run_dir.name if options.sweep else None)
         if resources.container_image and not resources.container_mounts:
             checks.check_container_sees(run.config.data, run.run_dir)
-    return Plan(cluster=cluster, why=why, resources=resources, run_dir=run_dir, runs=runs, options=options)
+    workers = max(run.config.data.workers for run in runs)
+    return Plan(
+        cluster=cluster,
+        why=why,
+        resources=resources,
+        run_dir=run_dir,
+        runs=runs,
+        options=options,
+        evaluation=evaluation_resources(options, resources, cluster, workers),
+    )
 
 
 def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:

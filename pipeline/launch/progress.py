@@ -9,7 +9,7 @@ from typing import Any
 from jobs import Update
 from pipeline.common.console import LINE_EVERY_S, format_remaining
 from pipeline.run.config import read_config
-from pipeline.run.files import newest_record, recent_records
+from pipeline.run.files import newest_record, read_evaluations, recent_records
 from pipeline.tasks import was_evaluated
 from pipeline.tracking.backlog import BacklogWatch, steps_waiting
 from pipeline.tracking.state import load_state
@@ -60,8 +60,9 @@ class Progress:
             self._bar.close()
 
     def _show_evaluation(self, name: str) -> None:
-        evaluated = (record for record in recent_records(self._runs[name]) if was_evaluated(record))
-        newest = next(evaluated, None)
+        later = read_evaluations(self._runs[name])
+        evaluated = [record for record in (*recent_records(self._runs[name]), *later.values()) if was_evaluated(record)]
+        newest = max(evaluated, key=lambda record: record["step"], default=None)
         if newest is not None and newest["step"] > self._evaluated.get(name, 0):
             self._evaluated[name] = newest["step"]
             scores = read_config(self._runs[name]).task.scores

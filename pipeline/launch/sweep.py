@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs import Outcome, Submission, Update, private_directory, submit_array, wait_all
 from pipeline.common.errors import PipelineError
 from pipeline.launch.closing import as_typed, describe_return, describe_sweep_end
+from pipeline.launch.evaluation import conclude_evaluations
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.progress import Progress
 from pipeline.launch.run import describe_cluster, prepare_run, submit_run
@@ -41,7 +42,7 @@ def launch_sweep(plan: Plan) -> int:
 def _register_finished(plan: Plan) -> None:
     """Register the models of finished runs that could not be registered before."""
     for run in plan.runs:
-        if is_exported(run.run_dir) and not is_registered(run.run_dir):
+        if is_exported(run.run_dir) and not conclude_evaluations(run.run_dir) and not is_registered(run.run_dir):
             from pipeline.register.registration import register_or_explain
 
             register_or_explain(run.run_dir)
@@ -121,6 +122,8 @@ def _report_ended(runs: Sequence[PlannedRun]) -> None:
 
 
 def _conclude(plan: Plan) -> int:
-    """Print how every run of the sweep stands; return the exit status."""
+    """Print how every run of the sweep stands, after its last evaluations; return the exit status."""
+    for run in plan.runs:
+        conclude_evaluations(run.run_dir)
     print(describe_sweep_end(plan.run_dir, [run.run_dir for run in plan.runs]))
     return 0 if all(is_registered(run.run_dir) for run in plan.runs) else 1

@@ -51,16 +51,18 @@ def best_weights(run_dir: Path) -> tuple[Path, ModelCard]:
 
 def _better_checkpoints(run_dir: Path, card: ModelCard) -> list[tuple[int, dict[str, Any]]]:
     """Return (step, its record) of the kept checkpoints whose metric is better than the card's, the best first."""
-    if card.metric is None:
-        return []
     kept = checkpoints(run_dir)
     better: dict[int, tuple[Metric, dict[str, Any]]] = {}
     for record in read_metrics(run_dir):
         metric = card.of_task.scores.metric_of_record(record)
         if record.get("step") in kept and metric is not None and metric.beats(card.metric):
             better[record["step"]] = metric, record
-    sign = 1 if card.metric.higher_is_better else -1
-    best_first = sorted(better, key=lambda step: (sign * better[step][0].value, step), reverse=True)
+
+    def rank(step: int) -> tuple[float, int]:
+        metric = better[step][0]
+        return metric.value if metric.higher_is_better else -metric.value, step
+
+    best_first = sorted(better, key=rank, reverse=True)
     return [(step, better[step][1]) for step in best_first]
 
 

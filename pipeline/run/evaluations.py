@@ -17,6 +17,8 @@ from pipeline.run.files import EVALUATIONS, MANIFEST_NAME, checkpoints, read_eva
 
 AWAITS = "awaits_evaluation"
 """Entry of a checkpoint's manifest: an evaluation of its step was due, and was not made before it was saved."""
+LEAVING_NAME = "leaving.json"
+"""Which evaluation job ends."""
 TRIES_NAME = "tries.json"
 """How many evaluations of each step have begun and come to no end, since their process was killed or failed."""
 
@@ -69,6 +71,17 @@ def end_try(run_dir: Path, step: int) -> None:
     """Count no longer the last evaluation of a step that has begun: it came to its end, or was asked to stop."""
     tries = read_json(run_dir / EVALUATIONS / TRIES_NAME) or {}
     write_json(run_dir / EVALUATIONS / TRIES_NAME, tries | {str(step): int(tries.get(str(step), 1)) - 1})
+
+
+def mark_leaving(run_dir: Path, job_id: str | None) -> None:
+    """Tell that an evaluation job has found nothing to do and ends, before it looks a last time; None: it does not."""
+    (run_dir / EVALUATIONS).mkdir(mode=0o700, exist_ok=True)
+    write_json(run_dir / EVALUATIONS / LEAVING_NAME, {"job_id": job_id})
+
+
+def is_leaving(run_dir: Path, job_id: str) -> bool:
+    """Whether an evaluation job may not see a checkpoint that was published before this call."""
+    return (read_json(run_dir / EVALUATIONS / LEAVING_NAME) or {}).get("job_id") == job_id
 
 
 def count_tries(run_dir: Path) -> int:

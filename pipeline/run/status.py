@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jobs import logs_folder
 from pipeline.run.config import read_config
+from pipeline.run.evaluations import awaiting, describe_problems
 from pipeline.run.files import (
     ATTEMPTS_NAME,
     CONFIG_NAME,
@@ -77,6 +78,10 @@ class RunStatus:
     """Ranks that were slow or hung, in any attempt."""
     preflight: list[str]
     """What the preflight of the newest attempt has found."""
+    awaiting: list[int]
+    """Steps of the checkpoints that await their evaluation."""
+    not_evaluated: list[str]
+    """Steps that could not be evaluated, with the reasons."""
 
     @property
     def goodput(self) -> float | None:
@@ -132,6 +137,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         logs=_logs(run_dir),
         troubles=rank_troubles(events),
         preflight=_preflight(events),
+        awaiting=awaiting(run_dir),
+        not_evaluated=describe_problems(run_dir),
     )
 
 

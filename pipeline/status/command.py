@@ -97,7 +97,7 @@ def _look(run_dir: Path | None, root: Path, watch: bool, export: Format | None, 
         if export is not None:
             text += _export(runs, export, exports)
         print("\n".join(text), flush=True)
-        if not watch or all(status.state in OVER for status in statuses):
+        if not watch or all(status.state in OVER and not jobs.evaluates(status) for status in statuses):
             return
         # For a moment there may be no job, between the end of one and the start of the next.
         looks_without_job = looks_without_job + 1 if all(map(jobs.is_over, statuses)) else 0
@@ -139,7 +139,9 @@ def _format(statuses: "list[RunStatus]", folder: Path | None, jobs: "Jobs") -> l
     unfinished = [status.run_dir for status in statuses if status.state != "finished"]
     descriptions = {run: text for run in unfinished if (text := jobs.describe(run)) is not None}
     if folder is None:
-        return format_run(statuses[0], time.time(), descriptions.get(statuses[0].run_dir))
+        (status,) = statuses
+        evaluated_by = jobs.describe_evaluation(status.run_dir) if status.awaiting else ""
+        return format_run(status, time.time(), descriptions.get(status.run_dir), evaluated_by)
     return format_table(statuses, folder, descriptions)
 
 

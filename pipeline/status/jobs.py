@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs import JobError, Submission, attach, is_running_locally
-from pipeline.run.files import LOGS
+from pipeline.run.config import read_config
+from pipeline.run.files import EVALUATIONS, LOGS
 from pipeline.run.status import RunStatus
 
 OVER = ("finished", "failed", "cancelled")
@@ -40,9 +41,24 @@ class Jobs:
         """Describe the run's job as the cluster's queue shows it; None for a local job or a cluster without answer."""
         return self._look(run_dir).description
 
+    def describe_evaluation(self, run_dir: Path) -> str:
+        """Describe who will evaluate a run's checkpoints that await it."""
+        if read_config(run_dir).evaluation is None:
+            return "the next attempt makes up for it"
+        look = self._look(run_dir / EVALUATIONS)
+        if look.has_ended:
+            return "no job is queued for it"
+        return f"job {look.description}" if look.description else "a job on this machine"
+
     def is_over(self, status: RunStatus) -> bool:
         """Return whether the run will not go on by itself."""
-        return status.state in OVER or (status.state != "running" and self.has_ended(status.run_dir))
+        if status.state in OVER:
+            return not self.evaluates(status)
+        return status.state != "running" and self.has_ended(status.run_dir)
+
+    def evaluates(self, status: RunStatus) -> bool:
+        """Return whether a job is queued that evaluates checkpoints of the run."""
+        return bool(status.awaiting) and not self._look(status.run_dir / EVALUATIONS).has_ended
 
     def has_ended(self, run_dir: Path) -> bool:
         """Return whether the run has no job that may still go on; False if the cluster does not answer."""

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from pipeline.run.status import RunStatus
 
 
-def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[str]:
+def format_run(status: "RunStatus", now: float, job: str | None = None, evaluated_by: str = "") -> list[str]:
     """Return the lines that show a run in full.
 
     Args:
         status: the run's status.
         now: current time, in unix seconds.
         job: description of the run's job; None: not shown.
+        evaluated_by: who will evaluate its checkpoints that await it.
     """
     from pipeline.run.files import METRICS_NAME
     from pipeline.run.mirror_files import describe_mirror
@@ -36,6 +37,9 @@ def format_run(status: "RunStatus", now: float, job: str | None = None) -> list[
         rows["loss"] = f"{status.loss:.4f}"
     if status.metric is not None:
         rows[status.metric_label] = f"{100 * status.metric.value:.2f} %"
+    evaluation = _evaluation(status, evaluated_by)
+    if evaluation:
+        rows["evaluation"] = evaluation
     if status.checkpoint_step is not None:
         age = "" if status.checkpoint_time is None else f", {duration(max(0, now - status.checkpoint_time))} ago"
         rows["checkpoint"] = f"step {status.checkpoint_step}{age}"
@@ -117,6 +121,15 @@ def _attempt(status: "RunStatus") -> str:
     ranks = f" on {last.world_size} ranks" if last.world_size else ""
     text = f"{last.number}{ranks}, from step {last.first_step}, {duration(last.ended - last.started)}"
     return f"{text}; {starting}" if starting else text
+
+
+def _evaluation(status: "RunStatus", evaluated_by: str) -> str:
+    """Return which checkpoints await their evaluation, and which could not be evaluated; empty: none."""
+    parts = list(status.not_evaluated)
+    if status.awaiting:
+        steps = ", ".join(map(str, status.awaiting))
+        parts.append(f"step {steps} awaits evaluation{evaluated_by and ': '}{evaluated_by}")
+    return "; ".join(parts)
 
 
 def _tracking(status: "RunStatus", now: float) -> str:

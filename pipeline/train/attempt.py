@@ -20,6 +20,7 @@ from pipeline.run.goodput import StartUp
 from pipeline.run.recorder import Recorder
 from pipeline.run.system import SystemMonitor
 from pipeline.tracking.tracker import EndStatus, Tracker
+from pipeline.train.evaluation_process import EvaluationProcess
 from pipeline.train.loop import Training
 from pipeline.train.memory_snapshot import open_memory_snapshot
 from pipeline.train.preflight import preflight, should_run
@@ -45,6 +46,7 @@ class Attempt:
         self._monitor: SystemMonitor | None = None
         self._lock: IO[str] | None = None
         self._recorder: Recorder | None = None
+        self._evaluations: EvaluationProcess | None = None
         self._closed_as: str | None = None
         self._end_began = 0.0
         """When `close` was called, in seconds of the monotonic clock."""
@@ -81,6 +83,8 @@ class Attempt:
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
                 self._mirror = Mirror.start(self._run_dir)
                 self._tracker = Tracker.start(self._run_dir, attempt=recorder.attempt, world_size=world.size, tags=tags)
+                if read_config(self._run_dir).evaluation is not None:
+                    self._evaluations = EvaluationProcess(self._run_dir)
             elif world.local_rank == 0:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
@@ -123,6 +127,7 @@ class Attempt:
     def close(self, outcome: str) -> None:
         """Record how the attempt ended (a value of `jobs.Outcome`), and set the MLflow run's status.
 
+        Where checkpoints are evaluated beside a training, its end waits until a job has the last ones, or for them.
         A no-op on ranks other than 0. An interrupted attempt may be closed again, as cancelled: a user has cancelled
         the job before it was requeued.
         """
@@ -147,6 +152,8 @@ class Attempt:
 
             settle_after_contact(self._run_dir)
         self._closed_as = outcome
+        if self._evaluations is not None:
+            self._evaluations.close(finished=outcome == "finished")
 
     def close_mirror(self, outcome: str) -> None:
         """Let the mirror take what is left, within the time that the end of an attempt has. A no-op but on rank 0.

@@ -50,6 +50,7 @@ class Evaluation:
             return False
         if self._world.is_main:
             write_evaluation(self._run_dir, step, scores, time.monotonic() - began)
+        self._recorder.lap("evaluation")
         return True
 
     def _evaluate(self, step: int, ema: Ema, stop_requested: Callable[[], bool]) -> dict[str, float] | None:

@@ -48,9 +48,9 @@ class TrainTask:
         if self._attempt is not None:
             self._attempt.close(outcome.value)
             if outcome is Outcome.FINISHED and self._attempt.is_main:
-                from pipeline.register.registration import register_or_explain
+                from pipeline.train.completion import complete_or_explain
 
-                register_or_explain(self.run_dir)
+                complete_or_explain(self.run_dir)
             self._attempt.close_mirror(outcome.value)
         elif not self._was_called:
             # The attempt before may have left the run as one that goes on.

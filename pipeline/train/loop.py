@@ -142,7 +142,6 @@ class Training:
         self.memory.start(step)
         if not self.evaluates_beside and not self.evaluation.make_up(step, self.ema, stop_requested):
             return False
-        self.recorder.lap("evaluation")
         skipped = self._skipped()
         trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
         with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):

@@ -12,7 +12,7 @@ from pipeline.engine.distributed import World
 from pipeline.engine.ema import Ema
 from pipeline.run.config import read_config
 from pipeline.run.files import read_metrics
-from pipeline.tasks import find_task, was_evaluated
+from pipeline.tasks import find_task
 from pipeline.weights.card import CARD_NAME, EXPORT_FOLDER, WEIGHTS_NAME, ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
 
@@ -23,7 +23,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     Args:
         ema: moving average of the weights.
         config: the training's configuration.
-        run_dir: the run's directory, whose last record holds an evaluation.
+        run_dir: the run's directory, whose last record holds an evaluation, unless it is made later.
         world: this rank's place.
         epoch: maps a step to the passes over the training split until then.
     """
@@ -43,7 +43,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
     store = CheckpointStore(run_dir)
     manifest = store.read(store.steps()[-1]).manifest
     task = read_config(run_dir).task
-    evaluated = next(record for record in reversed(read_metrics(run_dir)) if was_evaluated(record))
+    last = read_metrics(run_dir)[-1]
     card = ModelCard(
         name=config.model.name,
         num_classes=len(train.classes),
@@ -53,7 +53,7 @@ def export_weights(ema: Ema, config: TrainConfig, run_dir: Path, world: World, e
         step=manifest["step"],
         epoch=epoch(manifest["step"]),
         task=task.name,
-        scores=task.scores.of_record(evaluated),
+        scores=task.scores.of_record(last),
         validation_samples=validation.num_samples,
         train_digest=train.digest,
         validation_digest=validation.digest,

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint.rank_file import RankWriter
 from pipeline.checkpoint.store import CheckpointStore, DamagedCheckpointError, step_name
+from pipeline.run.evaluations import AWAITS, awaiting
+from pipeline.run.files import EVALUATIONS
 from tests.support.ranks import forks
 
 
@@ -25,11 +27,11 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def save(store: CheckpointStore, step: int, top1: float | None = None) -> None:
+def save(store: CheckpointStore, step: int, top1: float | None = None, *, awaits: bool = False) -> None:
     writer = RankWriter(tensors(step), rank=0)
     writer.start(store.partial(step))
     assert writer.finish() is None
-    store.publish(step, {"world_size": 1, "top1": top1})
+    store.publish(step, {"world_size": 1, "top1": top1, AWAITS: awaits})
 
 
 @pytest.fixture
@@ -85,6 +87,28 @@ def test_retention_keeps_the_newest_and_the_best(store: CheckpointStore):
         save(store, step, top1)
     store.retain(2)
     assert store.steps() == [2, 4, 5]
+
+
+def test_retention_keeps_those_that_await_their_evaluation_while_they_are_few(store: CheckpointStore, tmp_path: Path):
+    save(store, 1, awaits=True)
+    for step in (2, 3, 4):
+        save(store, step)
+    assert store.retain(2) == []
+    assert store.steps() == [1, 3, 4]
+    for step in (5, 6, 7):
+        save(store, step, awaits=True)
+    # The evaluations are behind: the newest ones win.
+    assert store.retain(2) == [1, 5]
+    assert store.steps() == [6, 7] == awaiting(tmp_path)
+    # A result that comes later decides which one is the best.
+    for step, top1 in ((6, 0.9), (7, 0.7)):
+        result = {"step": step, "metric": "top1", "metric_value": top1}
+        (tmp_path / EVALUATIONS).mkdir(exist_ok=True)
+        (tmp_path / EVALUATIONS / f"{step_name(step)}.json").write_text(json.dumps(result))
+    for step in (8, 9):
+        save(store, step)
+    assert store.retain(2) == []
+    assert store.steps() == [6, 8, 9]
 
 
 def test_a_full_disk_returns_an_error_and_publishes_no_checkpoint(store: CheckpointStore):

@@ -1,0 +1,160 @@
+"""Submits the job that evaluates checkpoints, again whenever some await it and no such job is left."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs import Cluster, JobError, Outcome, Resources, Submission, attach, submit
+from pipeline.common.errors import one_line
+from pipeline.common.processes import ONE_THREAD
+from pipeline.run.config import read_config
+from pipeline.run.evaluations import awaiting, is_leaving
+from pipeline.run.files import EVALUATIONS, LOGS
+from pipeline.run.recorder import log
+from pipeline.train.evaluation_task import EvaluationTask
+
+ASK_EVERY_S = 15.0
+"""Shortest time between two questions to a cluster about a job, and between two submissions that it refuses."""
+MOST_FAILURES = 5
+"""Failed jobs of an attempt after which none is submitted before its end."""
+
+
+def jobs_folder(run_dir: Path) -> Path:
+    """Return the folder of the scripts, pickles and logs of the evaluation jobs."""
+    return run_dir / EVALUATIONS / LOGS
+
+
+class EvaluationJobs:
+    """The evaluation jobs of a run, one at a time: one evaluates everything that awaits it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Look for the job that was last submitted for this run."""
+        self._run_dir = run_dir
+        settings = read_config(run_dir).evaluation
+        assert settings is not None
+        self._cluster, self._name = settings["cluster"], settings["name"]
+        self._resources = _resources(settings)
+        self._submission: Submission | None = attach(jobs_folder(run_dir))
+        self._is_refused = False
+        self._failures, self._asked = 0, 0.0
+
+    @property
+    def submission(self) -> Submission | None:
+        """The job that was last submitted."""
+        return self._submission
+
+    def submit_if_due(self) -> bool:
+        """Submit a job if checkpoints await their evaluation and there is none; say how the last one has failed.
+
+        Returns:
+            Whether nothing awaits its evaluation, or there is a job for it. A refusal of the cluster is logged once;
+            after a few jobs that have failed no other one is submitted before the training's end.
+        """
+        if not awaiting(self._run_dir) or self._is_queued():
+            return True
+        now = time.monotonic()
+        if self._failures >= MOST_FAILURES or (self._is_refused and now - self._asked < ASK_EVERY_S):
+            return False
+        self._asked = now
+        return self._submit(self._cluster)
+
+    def finish(self) -> None:
+        """See to it that all is evaluated after the training: by a job that goes on without it, or here and now."""
+        self._asked = 0.0
+        self.submit_if_due()
+        while self._submission and awaiting(self._run_dir) and is_leaving(self._run_dir, self._submission.job_id):
+            # It may not have seen the last checkpoint.
+            self._asked = 0.0
+            if self._is_queued():
+                time.sleep(0.5)
+        self.submit_if_due()
+        if self._is_queued():
+            assert self._submission is not None
+            if self._submission.goes_on_alone:
+                return
+            self._submission.wait(poll_s=0.5)
+        self._evaluate_here()
+
+    def _evaluate_here(self) -> None:
+        """Evaluate what is left on this machine, and wait for the end."""
+        for _ in range(MOST_FAILURES):
+            if not awaiting(self._run_dir) or not self._submit("local"):
+                return
+            assert self._submission is not None
+            self._submission.wait(poll_s=0.5)
+            self._is_queued()
+
+    def _is_queued(self) -> bool:
+        """Whether the last job waits, runs, or will be started again; how a job has failed is logged."""
+        submission, now = self._submission, time.monotonic()
+        if submission is None:
+            return False
+        if submission.goes_on_alone and now - self._asked < ASK_EVERY_S:
+            return True
+        self._asked = now
+        _, outcome = submission.poll()
+        if outcome is None:
+            return True
+        self._submission = None
+        if outcome is not Outcome.FINISHED:
+            self._failures += 1
+            log(f"warning: evaluation job {submission.job_id} is {outcome.value}: {_reason(submission)}")
+        return False
+
+    def _submit(self, cluster: Cluster) -> bool:
+        refusal = ""
+        try:
+            with _one_thread() if cluster == "local" else contextlib.nullcontext():
+                self._submission = submit(
+                    EvaluationTask(self._run_dir),
+                    cluster=cluster,
+                    folder=jobs_folder(self._run_dir),
+                    resources=self._resources,
+                    name=self._name,
+                )
+        except (JobError, OSError) as error:
+            refusal = one_line(error)
+        if refusal:
+            if not self._is_refused:
+                log(
+                    f"warning: no evaluation job can be submitted from here ({refusal}); the training goes on, and "
+                    "what could not be evaluated before is evaluated at its end"
+                )
+            self._is_refused = True
+            return False
+        assert self._submission is not None
+        self._asked = time.monotonic()
+        steps = ", ".join(map(str, awaiting(self._run_dir)))
+        log(f"evaluation job {self._submission.job_id} is submitted for step {steps}")
+        return True
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that are started meanwhile compute in one thread, unless the environment says otherwise."""
+    missing = {name: value for name, value in ONE_THREAD.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
+def _reason(submission: Submission) -> str:
+    try:
+        return submission.failure() or f"its logs are in {submission.folder}"
+    except JobError as error:
+        return str(error)
+
+
+def _resources(settings: Mapping[str, Any]) -> Resources:
+    """Return the resources of an evaluation job, as `config.json` has them."""
+
+    def value(stored: Any) -> Any:
+        return tuple(stored) if isinstance(stored, list) else stored
+
+    return Resources(**{name: value(stored) for name, stored in settings["resources"].items()})

@@ -1,0 +1,88 @@
+"""The process beside rank 0 that has checkpoints evaluated: `python -m pipeline.train.evaluation_process RUN_DIR`.
+
+It is a process of its own so that neither sbatch nor a cluster that does not answer delays a step. `FINISH` on its
+stdin says that the training has ended: it sees to the rest and leaves. Where stdin ends without it, the training was
+interrupted or killed, and its next attempt goes on.
+"""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.common.processes import PREEMPTION_SIGNALS, package_environment, preemption_blocked
+from pipeline.run.recorder import log
+
+FINISH = b"finish\n"
+LOOK_S = 2.0
+"""Seconds between two looks at the checkpoints."""
+LEAVE_S = 10.0
+"""Seconds that the process gets to leave when the training was interrupted."""
+
+
+class EvaluationProcess:
+    """Rank 0's handle on the process; only `close` waits."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Start the process; where that fails, the end of the training evaluates."""
+        self._run_dir, self._process = run_dir, None
+        try:
+            with preemption_blocked():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__, str(run_dir)], stdin=subprocess.PIPE, env=package_environment()
+                )
+        except OSError as error:
+            log(f"warning: no checkpoint is evaluated beside the training: {error}")
+
+    def close(self, *, finished: bool) -> None:
+        """End the process: at the end of a finished training once it, or this one in its place, has seen to all."""
+        if self._ended(finished=finished) == 0 or not finished:
+            return
+        log("warning: the process that has checkpoints evaluated has failed; rank 0 sees to what is left")
+        from pipeline.train.evaluation_jobs import EvaluationJobs
+
+        EvaluationJobs(self._run_dir).finish()
+
+    def _ended(self, *, finished: bool) -> int | None:
+        """End the process; return its exit code, None if it was never started."""
+        if self._process is None or self._process.stdin is None:
+            return None
+        try:
+            if finished:
+                self._process.stdin.write(FINISH)
+            self._process.stdin.close()
+        except OSError:
+            pass
+        try:
+            return self._process.wait(None if finished else LEAVE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            self._process = None
+
+
+def main(run_dir: Path) -> None:
+    """Look for awaiting checkpoints until stdin ends."""
+    import signal
+
+    from pipeline.train.evaluation_jobs import EvaluationJobs
+
+    # The scheduler signals every process of a job; rank 0 tells this one when it ends.
+    for number in PREEMPTION_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PREEMPTION_SIGNALS)
+    os.nice(10)
+    jobs = EvaluationJobs(run_dir)
+    while True:
+        jobs.submit_if_due()
+        readable, _, _ = select.select([sys.stdin], [], [], LOOK_S)
+        if readable:
+            if os.read(sys.stdin.fileno(), len(FINISH)) == FINISH:
+                jobs.finish()
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
