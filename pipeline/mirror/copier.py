@@ -24,7 +24,7 @@ from pipeline.mirror.layout import (
     write_owner,
 )
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.files import CONFIG_NAME, MANIFEST_NAME, REGISTERED_NAME, checkpoints
+from pipeline.run.files import CONFIG_NAME, EVALUATIONS, MANIFEST_NAME, REGISTERED_NAME, checkpoints
 from pipeline.run.mirror_files import PROGRESS_NAME, TARGET_NAME, MirrorTarget
 from pipeline.run.notify import FILE_NAME as NOTIFY_NAME
 from pipeline.run.status import run_state
@@ -206,8 +206,9 @@ class Copier:
 
 
 def _records(run_dir: Path) -> list[str]:
-    """Names of the small files of a run that a resume needs: configuration, journal, events, state of MLflow."""
+    """Names of the small files of a run that a resume needs: configuration, journal, scores, state of MLflow."""
     names = [path.name for path in run_dir.iterdir() if path.suffix in (".json", ".jsonl") and path.is_file()]
+    names += [f"{EVALUATIONS}/{path.name}" for path in (run_dir / EVALUATIONS).glob("step_*.json")]
     return sorted(name for name in names if not name.startswith(".") and name not in _PRIVATE)
 
 

@@ -20,7 +20,8 @@ from pipeline.mirror.handle import Mirror
 from pipeline.mirror.layout import SNAPSHOT_NAME, owners, snapshots
 from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.config import read_config
-from pipeline.run.files import checkpoints
+from pipeline.run.evaluations import write_evaluation
+from pipeline.run.files import checkpoints, read_evaluations
 from pipeline.run.mirror_files import TARGET_NAME, MirrorTarget, read_target, write_target
 from pipeline.tracking.state import TrackingState, load_state, save_state
 from tests.support.mirrored_runs import copy_all, is_whole, mirror, new_run, publish
@@ -67,6 +68,7 @@ def test_a_run_goes_on_elsewhere_with_all_that_it_needs(kind: str, run_dir: Path
         location = f"s3://runs/one?{query}"
     for step in (100, 200, 300):
         publish(run_dir, step, top1=0.9 if step == 100 else 0.5)
+    write_evaluation(run_dir, 200, {"top1": 0.5}, seconds=1.0)
     copy_all(mirror(run_dir, location))
     there = tmp_path / "there" / "run"
     said = bring(location, there)
@@ -77,6 +79,7 @@ def test_a_run_goes_on_elsewhere_with_all_that_it_needs(kind: str, run_dir: Path
     assert is_whole(there, 300)
     assert is_whole(there, 100)
     assert read_config(there).train.steps == 900
+    assert read_evaluations(there) == read_evaluations(run_dir) != {}
     assert stat.S_IMODE(there.stat().st_mode) == 0o700
     # The mirror continues from there.
     publish(there, 400)
