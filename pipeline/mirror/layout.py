@@ -83,11 +83,13 @@ class Snapshot:
             for name, of in content["files"].items():
                 if name != str(PurePosixPath(name)) or name.startswith("/") or ".." in PurePosixPath(name).parts:
                     raise MirrorError(f"{self.path} names a file {name!r}")
-                int(of["bytes"]), str(of["sha256"])
-            int(content["step"]), str(content["key"])
+                if not (isinstance(of["bytes"], int) and isinstance(of["sha256"], str)):
+                    raise ValueError(f"size and digest of {name}")
+            if not (isinstance(content["step"], int) and isinstance(content["key"], str)):
+                raise ValueError("step and key")
+        except MirrorError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, MirrorError):
-                raise
             raise MirrorError(f"{self.path}/{SNAPSHOT_NAME} is damaged ({type(error).__name__}: {error})") from error
         return content
 

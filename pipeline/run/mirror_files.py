@@ -14,6 +14,15 @@ from pipeline.common.secrets import mask_secrets
 
 TARGET_NAME = "mirror.json"
 PROGRESS_NAME = "mirror_progress.json"
+_KINDS = {
+    "step": int,
+    "time": int | float,
+    "is_complete": bool,
+    "behind_since": int | float,
+    "problem": str,
+    "taken_over": bool,
+}
+_TIMES, _LATEST = ("time", "behind_since"), 1e11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,9 @@ class MirrorProgress:
 def read_target(run_dir: Path) -> MirrorTarget | None:
     """Return where a run is mirrored; None if it is not."""
     content = read_json(run_dir / TARGET_NAME) or {}
-    known = {field.name: content.get(field.name) for field in dataclasses.fields(MirrorTarget)}
-    return MirrorTarget(**known) if all(isinstance(value, str) for value in known.values()) else None
+    names = [field.name for field in dataclasses.fields(MirrorTarget)]
+    known = {name: value for name in names if isinstance(value := content.get(name), str)}
+    return MirrorTarget(**known) if len(known) == len(names) else None
 
 
 def write_target(run_dir: Path, target: MirrorTarget) -> None:
@@ -67,10 +77,12 @@ def forget_target(run_dir: Path) -> None:
 
 
 def read_progress(run_dir: Path) -> MirrorProgress:
-    """Return how far the mirror of a run has got."""
+    """Return how far the mirror of a run has got; a value that is not of its type is taken as unknown."""
     content = read_json(run_dir / PROGRESS_NAME) or {}
-    names = {field.name for field in dataclasses.fields(MirrorProgress)}
-    return MirrorProgress(**{name: value for name, value in content.items() if name in names})
+    known = {name: value for name, value in content.items() if name in _KINDS and isinstance(value, _KINDS[name])}
+    return MirrorProgress(
+        **{name: value for name, value in known.items() if name not in _TIMES or 0 <= value < _LATEST}
+    )
 
 
 def write_progress(run_dir: Path, progress: MirrorProgress) -> None:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.hand_over --times 10
 
 Each cluster has hosts of its own with a private `/tmp`, and a folder that the other one does not see; a bucket of an S3
-server is all that they have in common. The demo's model is trained on two hosts of one cluster until it has gone some
-steps further. Then its job is cancelled, or all its processes are killed at once, and `--from` goes on in a new run
+server is all that they have in common. The demo's model is trained on two hosts of one cluster until the mirror has a
+newer checkpoint. Then its job is cancelled, or all its processes are killed at once, and `--from` goes on in a new run
 directory on the other cluster. The run is right if it ends with the losses and the weights of one that stayed, bit for
 bit. The results are in `RESULTS_mirror.md`.
 """
@@ -81,16 +81,17 @@ def _owner_of(run: Run) -> bytes:
 
 def hand_over(places: Sequence[PlaceOfWork], times: int) -> tuple[bool, list[str]]:
     """Train with so many hand-overs; return whether the result equals that of a run that stayed, and table rows."""
-    steps = (times + 1) * (EVERY + 2)
+    steps = (times + 2) * (EVERY + 4)
     first = ["--recipe", "demo", "--train.save-every-steps", str(EVERY), "--train.eval-every-steps", "1000"]
-    first += ["--train.global-batch-size", "16"]
+    first += ["--train.global-batch-size", "16", "--train.preflight", "off"]
     whole = places[0].launch("whole", steps, *first)
     wait_until((whole.path / "registered.json").exists, 900)
     run = places[0].launch("place-0", steps, *first, "--mirror", places[0].location)
     rows, there = [], places[0]
     for number in range(1, times + 1):
         began_at = CheckpointStore(run.path).steps()[-1] if number > 1 else 0
-        wait_until(lambda run=run, goal=began_at + EVERY + 1: any(r["step"] >= goal for r in run.records()), 600)
+        # The mirror has a newer checkpoint than the one that the run went on from.
+        wait_until(lambda run=run, goal=began_at + EVERY: (read_progress(run.path).step or 0) >= goal, 600)
         killed = number % 2 == 0
         seconds = there.leave(run, killed=killed)
         reached, copied = run.records()[-1]["step"], read_progress(run.path).step

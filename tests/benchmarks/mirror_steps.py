@@ -7,7 +7,6 @@ are in `RESULTS_mirror.md`.
 """
 
 import argparse
-import os
 import signal
 import statistics
 import tempfile
@@ -15,26 +14,32 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from pipeline.config.checks import check
 from pipeline.mirror.claim import use_mirror
-from pipeline.mirror.handle import Mirror
 from pipeline.run import directory as run_directory
-from pipeline.run.files import checkpoints, read_metrics
+from pipeline.run.files import checkpoints, newest_record, read_metrics
 from pipeline.run.mirror_files import read_progress
-from tests.support.attempts import RunningAttempt, finished_steps
+from tests.support.attempts import RunningAttempt
 from tests.support.small_shards import config, pack
 
 RANKS = 2
 
 
-def train(folder: Path, pairs: int, every: int) -> tuple[list[float], int, int]:
-    """Train; return how many times as long the steps with the mirror took in each pair, the copies, and their bytes."""
+def train(folder: Path, pairs: int, every: int) -> tuple[list[float], int, int, float]:
+    """Train, with the mirror in every other interval.
+
+    Returns:
+        How many times as long the steps with the mirror took, of each pair; the copies; the bytes of each; and the
+        seconds of a processor that each took, with the looks at the run directory between them.
+    """
     pack(folder / "shards", (48, 48))
     pack(folder / "shards", (8,), split="validation")
     training = config(
         folder / "shards",
         folder / "cache",
-        data={"workers": 1, "prefetch_batches": 2},
+        data={"workers": 0},
         steps=1_000_000,
         global_batch_size=8,
         precision="fp32",
@@ -47,27 +52,29 @@ def train(folder: Path, pairs: int, every: int) -> tuple[list[float], int, int]:
     use_mirror(run_dir, str(folder / "mirror"))
     copied = set()
     first = every  # the checkpoint of an interval's first step is copied in it
-    with RunningAttempt(run_dir, ranks=RANKS):
-        mirror = Mirror.start(run_dir)
-        assert mirror is not None
-        assert mirror._worker is not None
-        worker = mirror._worker.pid
+    with RunningAttempt(run_dir, ranks=RANKS) as attempt:
+        _wait_for(run_dir, 1)
+        children = psutil.Process(attempt.processes[0].pid).children()
+        alive = [each for each in children if each.status() != psutil.STATUS_ZOMBIE]
+        [worker] = [each for each in alive if "mirror.worker" in " ".join(each.cmdline())]
+        used = 0.0
         for number in range(2 * pairs + 1):
             _wait_for(run_dir, first + number * every)
-            os.kill(worker, signal.SIGCONT if number % 2 == 0 else signal.SIGSTOP)
+            worker.send_signal(signal.SIGCONT if number % 2 == 0 else signal.SIGSTOP)
             copied.add(read_progress(run_dir).step)
-        os.kill(worker, signal.SIGCONT)
+            used = used or sum(worker.cpu_times()[:2])
+        used = sum(worker.cpu_times()[:2]) - used
         times = {record["step"]: record["time"] for record in read_metrics(run_dir)}
         size = sum(path.stat().st_size for path in max(checkpoints(run_dir).items())[1].iterdir())
-        mirror.close("interrupted", time.monotonic())
     lasted = [times[first + (n + 1) * every] - times[first + n * every] for n in range(2 * pairs)]
     ratios = [lasted[2 * pair] / lasted[2 * pair + 1] for pair in range(pairs)]
-    return ratios, len(copied - {None}), size
+    copies = len(copied - {None})
+    return ratios, copies, size, used / max(1, copies - 1)
 
 
 def _wait_for(run_dir: Path, step: int) -> None:
     """Look at the journal ten times a second, so that this program takes little from the training."""
-    while finished_steps(run_dir) < step:
+    while (newest_record(run_dir) or {"step": 0})["step"] < step:
         time.sleep(0.1)
 
 
@@ -78,8 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        ratios, copies, size = train(Path(name), options.pairs, options.every)
-    print(f"{copies} checkpoints of {size:,} bytes copied; steps with the mirror took, as a multiple of those without:")
+        ratios, copies, size, used = train(Path(name), options.pairs, options.every)
+    print(f"{copies} checkpoints of {size:,} bytes copied, {1000 * used:.0f} ms of a processor each")
+    print("steps with the mirror took, as a multiple of those without:")
     print(f"median {statistics.median(ratios):.4f} of {len(ratios)} pairs: {', '.join(f'{r:.3f}' for r in ratios)}")
 
 

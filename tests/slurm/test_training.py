@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.attempt_log import last_outcome
+from pipeline.run.mirror_files import read_progress
 from tests.slurm.cluster import Cluster
 from tests.slurm.ranks import rank_process, ranks_on_host
 from tests.slurm.runs import REPOSITORY, SAVE_EVERY, STEPS, Run, preempt, wait_until
@@ -202,7 +203,7 @@ def test_run_that_lost_a_node_resumes_with_one_node_fewer(slurm, folder, uninter
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_run_with_ten_interruptions_equals_an_uninterrupted_one(slurm, folder, uninterrupted):
-    run = Run(folder, "storm").launch()
+    run = Run(folder, "storm").launch("--train.preflight", "on", "--mirror", str(folder / "mirror"))
     for attempt in range(1, 11):
         wait_until(lambda attempt=attempt: len(run.events("start")) >= attempt)
         start = run.events("start")[attempt - 1]["step"]
@@ -218,3 +219,5 @@ def test_run_with_ten_interruptions_equals_an_uninterrupted_one(slurm, folder, u
     output = run.finish(1800)
     run.assert_equals(uninterrupted)
     assert len(run.events("start")) == 11, output
+    mirror = read_progress(run.path)
+    assert (mirror.step, mirror.is_complete) == (STEPS, True), output

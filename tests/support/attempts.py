@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 from pipeline.run.files import read_metrics
 from tests.support.ranks import environment, forks, free_port
@@ -25,8 +26,8 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ |= environment(rank, size, port)
-    # The tracker's worker ends at once, and the registration reports that it failed.
-    sys.executable = "/bin/true"
+    # The tracker's worker ends at once, and the registration reports that it failed; a mirror's process is a real one.
+    interpreter, sys.executable = sys.executable, "/bin/true"
     sys.modules["mlflow"] = None  # type: ignore[assignment]
     if clock_speed != 1.0:
         began, real = time.time(), time.time
@@ -45,8 +46,15 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
 
     from jobs import Outcome
     from pipeline.common.errors import TrainingError
+    from pipeline.common.processes import start_helper
+    from pipeline.mirror import handle
     from pipeline.train.job_task import TrainTask
 
+    def start_real_helper(module: str, arguments: list[str], descriptors: tuple[int, ...]):
+        with mock.patch.object(sys, "executable", interpreter):
+            return start_helper(module, arguments, descriptors)
+
+    handle.start_helper = start_real_helper
     task, outcome = TrainTask(run_dir), Outcome.FAILED
     try:
         outcome = task(stop_requested)

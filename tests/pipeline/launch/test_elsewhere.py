@@ -64,6 +64,8 @@ def test_the_status_shows_how_far_the_mirror_is_and_sync_completes_it(mirrored: 
     run_dir, location = mirrored
     write_progress(run_dir, MirrorProgress(step=100, time=time.time(), is_complete=True))
     assert describe_mirror(run_dir, 100, 0.0, is_running=True) == f"step 100 in {location}"
+    (run_dir / "mirror_progress.json").write_text('{"step": "many", "time": 1e300, "problem": 7}')
+    assert read_progress(run_dir) == MirrorProgress()
     publish(run_dir, 200)
     behind = MirrorProgress(step=100, time=1.0, behind_since=10.0, problem="no space left")
     write_progress(run_dir, behind)
