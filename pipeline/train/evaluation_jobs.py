@@ -75,7 +75,7 @@ class EvaluationJobs:
             assert self._submission is not None
             if self._submission.goes_on_alone:
                 return
-            self._submission.wait(poll_s=0.5)
+            self._wait()
         self._evaluate_here()
 
     def _evaluate_here(self) -> None:
@@ -83,9 +83,13 @@ class EvaluationJobs:
         for _ in range(MOST_FAILURES):
             if not awaiting(self._run_dir) or not self._submit("local"):
                 return
-            assert self._submission is not None
-            self._submission.wait(poll_s=0.5)
-            self._is_queued()
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the end of the last job, and say how it has failed."""
+        assert self._submission is not None
+        self._submission.wait(poll_s=0.5)
+        self._is_queued()
 
     def _is_queued(self) -> bool:
         """Whether the last job waits, runs, or will be started again; how a job has failed is logged."""

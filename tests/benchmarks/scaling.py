@@ -70,7 +70,7 @@ class Machine:
         batchnorms: SyncBN collectives in a step.
         requeue_s: seconds from the end of an attempt to the next one's start: Slurm's credential lifetime.
         start_s: seconds from an attempt's start to its first step; measured with four ranks on two cores.
-        workers_start_s: seconds until four loader workers of an evaluation have started; measured on two cores.
+        workers_start_s: seconds until the loader workers of an evaluation have started; measured as processor time.
         store_gb_s: bandwidth of the shared file system for all nodes.
         hash_gb_s: SHA-256 on one core; measured.
         gpu_hours_between_failures: GPU hours for one failure (Llama 3: 419 interruptions of 16,384 GPUs in 54 days).
@@ -86,7 +86,7 @@ class Machine:
     batchnorms: int = 356
     requeue_s: float = 121.0
     start_s: float = 40.0
-    workers_start_s: float = 1.0
+    workers_start_s: float = 0.5
     store_gb_s: float = 20.0
     hash_gb_s: float = 0.93
     gpu_hours_between_failures: float = 50_700.0
