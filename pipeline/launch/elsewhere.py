@@ -3,22 +3,53 @@
 import sys
 from pathlib import Path
 
+from pipeline.common.secrets import mask_secrets
 from pipeline.config.paths import absolute_path
+from pipeline.launch.checks import check_run
 from pipeline.launch.plan import Plan, PlannedRun
+from pipeline.launch.teacher_check import check_teacher
 from pipeline.mirror.claim import check_mirror, use_mirror
-from pipeline.mirror.fetch import describe_source, fetch_run
+from pipeline.mirror.fetch import describe_source, fetch_run, read_config_to_bring
 from pipeline.mirror.place import child_location
+from pipeline.recipes import RECIPES
+from pipeline.run import directory as run_directory
+from pipeline.run.config import RunConfig
+from pipeline.run.files import CONFIG_NAME
 
 
 def bring_run(plan: Plan) -> None:
     """Bring the run that `--from` names into the run directory; nothing without the flag.
 
+    What the launch checks of a run that is there is checked before: a run that cannot go on here is not taken over.
+
     Raises:
         MirrorError: as `fetch_run`.
+        RunDirectoryError: the flags are another training's than the run's.
+        PipelineError, ShardingError: as `check_run` and `check_teacher`.
     """
     source = _source(plan)
-    if source is not None:
-        fetch_run(source, plan.run_dir, take_over=plan.options.take_over, say=print)
+    if source is None:
+        return
+    (run,) = plan.runs
+    if not (run.run_dir / CONFIG_NAME).exists():
+        _check_fits(plan, run, source)
+    fetch_run(source, run.run_dir, take_over=plan.options.take_over, say=print)
+
+
+def _check_fits(plan: Plan, run: PlannedRun, source: str) -> None:
+    """Check that the run in a mirror can go on with the flags of a launch, before it is brought."""
+    own_data = RECIPES[plan.options.recipe].own_data
+    if own_data is not None and own_data.is_used_by(run.config):
+        own_data.pack(Path(run.config.data.shards))
+    facts = check_run(run.run_dir, run.config, plan.run_facts(run.config)).facts
+    check_teacher(run.config, run.run_dir)
+    mirrored = RunConfig(Path(CONFIG_NAME), read_config_to_bring(source))
+    differences = run_directory.describe_differences(mirrored, run.config, facts)
+    if differences:
+        raise run_directory.RunDirectoryError(
+            "\n  ".join([f"--from {mask_secrets(source)} holds another training:", *differences])
+            + "\nleave these flags out"
+        )
 
 
 def describe_run_to_bring(plan: Plan) -> str | None:

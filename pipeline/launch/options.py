@@ -1,7 +1,9 @@
 """The flags of `python -m pipeline.launch`: those of the launch, of `jobs.Resources`, and of the training."""
 
+import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -9,6 +11,7 @@ import tyro
 from jobs import Resources
 from pipeline.common.cli import help_registry
 from pipeline.common.errors import PipelineError
+from pipeline.config.paths import absolute_path
 from pipeline.config.schema import TrainConfig
 from pipeline.config.sweep import refuse_contradictions
 from pipeline.recipes import RECIPES, ClusterChoice, RecipeName
@@ -104,7 +107,7 @@ def parse(arguments: list[str]) -> LaunchOptions:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in _OTHER_NAMES:
             raise LaunchError(f"there is no {argument.partition('=')[0]}: {_OTHER_NAMES[flag]}")
-    default = _defaults(_recipe_name(arguments), _value_of("--from", arguments))
+    default = _defaults(_recipe_name(arguments), _value_of("--from", arguments), _value_of("--run-dir", arguments))
     options = tyro.cli(
         LaunchOptions,
         args=_join_lists(arguments),
@@ -115,11 +118,34 @@ def parse(arguments: list[str]) -> LaunchOptions:
     refuse_contradictions(options.sweep, arguments)
     if options.mirrored_from is not None and (options.sweep or options.begin_again):
         raise LaunchError("--from goes on with one run: leave --sweep and --begin-again out")
-    return options
+    return _without_second_mirror(options)
 
 
-def _defaults(recipe_name: str | None, mirror: str | None) -> LaunchOptions:
+def _without_second_mirror(options: LaunchOptions) -> LaunchOptions:
+    """Return the options without a `--mirror` that repeats `--from`, whose mirror a run goes on in anyway.
+
+    Raises:
+        LaunchError: the two differ, or `--take-over` has nothing to take over.
+    """
+    if options.mirrored_from is None:
+        if options.take_over:
+            raise LaunchError("--take-over belongs to --from, which is not given")
+        return options
+    if options.mirror is not None and absolute_path(options.mirror) != absolute_path(options.mirrored_from):
+        raise LaunchError(
+            "--mirror: a run that --from brings goes on in that mirror: leave --mirror out, and give it, without "
+            "--from, when the run has ended once and is launched again"
+        )
+    return dataclasses.replace(options, mirror=None)
+
+
+def _defaults(recipe_name: str | None, mirror: str | None, run_dir: str | None) -> LaunchOptions:
     """Return the values of all flags that are not given: the recipe's, or those of the run that a mirror holds.
+
+    Args:
+        recipe_name: value of `--recipe`.
+        mirror: value of `--from`.
+        run_dir: value of `--run-dir`; a folder that has this mirror holds the values itself.
 
     Raises:
         LaunchError: the mirror holds a run of another recipe than the given one.
@@ -129,13 +155,13 @@ def _defaults(recipe_name: str | None, mirror: str | None) -> LaunchOptions:
     train = None
     if mirror is not None:
         from pipeline.config.serialise import from_dict
-        from pipeline.mirror.fetch import read_mirrored_config
+        from pipeline.mirror.fetch import read_config_to_bring
 
-        mirrored = read_mirrored_config(mirror)
-        name, train = str(mirrored.get("recipe")), from_dict(mirrored["train"])
-        if recipe_name not in (None, name):
+        mirrored = read_config_to_bring(absolute_path(mirror), None if run_dir is None else Path(run_dir).expanduser())
+        name, train = mirrored.get("recipe"), from_dict(mirrored["train"])
+        if None not in (recipe_name, name) and recipe_name != name:
             raise LaunchError(f"--recipe {recipe_name}: the run in the mirror is of {name}: leave --recipe out")
-        recipe_name = name if name in RECIPES else None
+        recipe_name = name if name in RECIPES else recipe_name
     name = recipe_name or DEFAULT_RECIPE
     recipe = RECIPES[name]
     train = train or recipe.train()

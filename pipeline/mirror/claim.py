@@ -1,5 +1,6 @@
 """Which run directory writes to a mirror: it is claimed by the launch, before a job is queued."""
 
+import dataclasses
 import os
 import time
 import uuid
@@ -8,7 +9,7 @@ from pathlib import Path
 from pipeline.common.errors import one_line
 from pipeline.mirror.layout import Owner, describe_owner, new_owner_name, owners, read_owner, write_owner
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.mirror_files import MirrorTarget, read_target, write_target
+from pipeline.run.mirror_files import MirrorProgress, MirrorTarget, read_target, write_progress, write_target
 
 
 def check_mirror(run_dir: Path, location: str) -> str | None:
@@ -25,7 +26,8 @@ def check_mirror(run_dir: Path, location: str) -> str | None:
     is_known = known is not None and known.location == location
     try:
         present = owners(place)
-        if present and not (known is not None and is_known and present[-1] <= known.owner):
+        is_own = known is not None and (present[-1:] == [known.owner] or (is_known and present[-1:] < [known.owner]))
+        if present and not is_own:
             owner = describe_owner(read_owner(place, present[-1]))
             raise MirrorError(
                 f"--mirror {place.shown} holds the mirror of {owner}: go on from it with --from in place of --mirror, "
@@ -48,6 +50,9 @@ def use_mirror(run_dir: Path, location: str) -> None:
     if known is not None and known.location == location:
         return
     try:
+        if known is not None and owners(place)[-1:] == [known.owner]:  # the same folder by another address
+            return write_target(run_dir, dataclasses.replace(known, location=location))
+        write_progress(run_dir, MirrorProgress())
         write_target(run_dir, claim(place, location, uuid.uuid4().hex if known is None else known.run, run_dir))
     except OSError as error:
         raise MirrorError(f"--mirror {place.shown} cannot be written: {one_line(error)}") from error

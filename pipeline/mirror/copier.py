@@ -4,14 +4,17 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.common.atomic import file_sha256, read_json
+from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.mirror.layout import (
     HEARTBEAT_S,
+    PRIVATE,
     SCHEMA,
     SNAPSHOT_NAME,
     Owner,
@@ -25,13 +28,10 @@ from pipeline.mirror.layout import (
 )
 from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.files import CONFIG_NAME, EVALUATIONS, MANIFEST_NAME, REGISTERED_NAME, checkpoints
-from pipeline.run.mirror_files import PROGRESS_NAME, TARGET_NAME, MirrorTarget
-from pipeline.run.notify import FILE_NAME as NOTIFY_NAME
+from pipeline.run.mirror_files import MirrorTarget
 from pipeline.run.status import run_state
 
 EXPORT_FOLDER, CARD_NAME = "export", "model.json"
-_PRIVATE = (NOTIFY_NAME, TARGET_NAME, PROGRESS_NAME)
-"""Files of a run that stay here: they hold secrets, or are of this run directory alone."""
 
 
 class TakenOverError(Exception):
@@ -42,12 +42,24 @@ class DamagedHereError(Exception):
     """A checkpoint whose files differ from its manifest here, so that it is not copied."""
 
 
+class _UnreadableError(Exception):
+    """A file here whose content is not what it should be; the message names it."""
+
+
 class Copier:
     """Copies one run directory to its mirror. Every method raises an `OSError` while the store does not take it."""
 
-    def __init__(self, run_dir: Path, target: MirrorTarget) -> None:
-        """Keep what is copied where; nothing is read or written yet."""
-        self._run_dir, self._target = run_dir, target
+    def __init__(
+        self, run_dir: Path, target: MirrorTarget, on_missing: Callable[[int | None], None] | None = None
+    ) -> None:
+        """Keep what is copied where; nothing is read or written yet.
+
+        Args:
+            run_dir: folder of the run.
+            target: its mirror.
+            on_missing: called before each copy with the newest step that is complete in the mirror.
+        """
+        self._run_dir, self._target, self._on_missing = run_dir, target, on_missing
         self.place = Place(target.location)
         self._held: dict[str, Snapshot] | None = None
         self._damaged: set[str] = set()
@@ -80,6 +92,8 @@ class Copier:
         wanted = self._wanted()
         for key, step in wanted.items():
             if key not in self._held and key not in self._damaged:
+                if self._on_missing is not None:
+                    self._on_missing(self.newest_step)
                 self._require_ownership()
                 self._copy_unless_removed(key, step)
                 return False
@@ -113,6 +127,8 @@ class Copier:
                 keys[file_sha256(folder / MANIFEST_NAME)] = step
             if export is not None:
                 keys.setdefault(export, None)
+        if export is not None:
+            keys.setdefault(export, None)
         return keys
 
     def _export_key(self) -> str | None:
@@ -129,10 +145,14 @@ class Copier:
         """Copy a snapshot; drop the copy of a checkpoint that is removed here meanwhile."""
         try:
             self._copy(key, step)
-        except (FileNotFoundError, KeyError):
-            if step is None or step in checkpoints(self._run_dir):
+        except (FileNotFoundError, KeyError, _UnreadableError) as error:
+            if step is not None and step not in checkpoints(self._run_dir):
+                self._held = self._look()
+            elif isinstance(error, _UnreadableError):
+                self._damaged.add(key)
+                raise DamagedHereError(str(error)) from error
+            else:
                 raise
-            self._held = self._look()
 
     def _copy(self, key: str, step: int | None) -> None:
         """Copy a snapshot; its `snapshot.json` comes last."""
@@ -163,9 +183,12 @@ class Copier:
             found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
             return {str(path.relative_to(self._run_dir)): None for path in found}
         folder = checkpoints(self._run_dir)[step]
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         relative = folder.relative_to(self._run_dir)
-        files = {f"{relative}/{name}": of["sha256"] for name, of in manifest["files"].items()}
+        try:
+            manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+            files = {f"{relative}/{name}": str(of["sha256"]) for name, of in manifest["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _UnreadableError(f"{folder / MANIFEST_NAME} is damaged: {one_line(error)}") from error
         return {**files, f"{relative}/{MANIFEST_NAME}": None}
 
     def _remove_gone(self, wanted: dict[str, int | None]) -> None:
@@ -179,9 +202,14 @@ class Copier:
                 del self._held[key]
         if common and not self._is_alone:
             for former in owners(self.place):
-                if former < self._target.owner:
+                if former < self._target.owner and self._is_of_this_run(former):
                     self.place.remove(former)
             self._is_alone = True
+
+    def _is_of_this_run(self, former: str) -> bool:
+        """Whether a former owner had this run: one that was begun again leaves the checkpoints of before."""
+        owner = read_owner(self.place, former)
+        return owner is None or owner.run == self._target.run
 
     def _require_ownership(self) -> None:
         """Refuse to write to a mirror that another run directory has taken over.
@@ -209,7 +237,7 @@ def _records(run_dir: Path) -> list[str]:
     """Names of the small files of a run that a resume needs: configuration, journal, scores, state of MLflow."""
     names = [path.name for path in run_dir.iterdir() if path.suffix in (".json", ".jsonl") and path.is_file()]
     names += [f"{EVALUATIONS}/{path.name}" for path in (run_dir / EVALUATIONS).glob("step_*.json")]
-    return sorted(name for name in names if not name.startswith(".") and name not in _PRIVATE)
+    return sorted(name for name in names if not name.startswith(".") and name not in PRIVATE)
 
 
 def _masked(path: Path) -> bytes:
@@ -225,4 +253,7 @@ def _masked(path: Path) -> bytes:
             return [mask(each) for each in value]
         return mask_secrets(value) if isinstance(value, str) else value
 
-    return (json.dumps(mask(json.loads(content)), indent=1) + "\n").encode()
+    try:
+        return (json.dumps(mask(json.loads(content)), indent=1) + "\n").encode()
+    except ValueError as error:
+        raise _UnreadableError(f"{path} is damaged: {one_line(error)}") from error

@@ -11,13 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.atomic import fsync, replacing
+from pipeline.common.atomic import fsync, read_json, replacing
 from pipeline.common.errors import one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.mirror.claim import claim
 from pipeline.mirror.layout import EXPORT, Snapshot, describe_owner, owners, read_owner, snapshots
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.files import CHECKPOINTS, CONFIG_NAME, MANIFEST_NAME, step_name
+from pipeline.run.files import CHECKPOINTS, CONFIG_NAME, MANIFEST_NAME, checkpoints, step_name
 from pipeline.run.mirror_files import read_target, write_target
 from pipeline.tasks import Metric, stored_metric
 from pipeline.tracking.address import local_database, resolve_tracking_uri
@@ -28,12 +28,23 @@ class _DamagedError(Exception):
     """A snapshot that cannot be used; the message names the file and the fault."""
 
 
-def read_mirrored_config(location: str) -> dict[str, Any]:
+def read_config_to_bring(location: str, run_dir: Path | None = None) -> dict[str, Any]:
     """Return the `config.json` of the newest complete checkpoint of a mirror.
+
+    A run directory that has this mirror has the file itself, and the store is not asked.
+
+    Args:
+        location: path or URI of the mirror.
+        run_dir: folder of the run, which may be missing.
 
     Raises:
         MirrorError: there is no such checkpoint, or the store does not answer.
     """
+    target = None if run_dir is None else read_target(run_dir)
+    if run_dir is not None and target is not None and target.location == location:
+        content = read_json(run_dir / CONFIG_NAME)
+        if content is not None and isinstance(content.get("train"), dict):
+            return content
     place = Place(location)
     with _explained(place):
         for snapshot in _checkpoints(place):
@@ -62,8 +73,18 @@ def fetch_run(location: str, run_dir: Path, *, take_over: bool, say: Callable[[s
     """
     place = Place(location)
     with _explained(place):
-        present = _present_owner(place)
-        if _is_there(run_dir, place, present):
+        try:
+            present = _present_owner(place)
+        except OSError as error:
+            target = read_target(run_dir)
+            if target is None or target.location != location or not checkpoints(run_dir):
+                raise
+            say(
+                f"warning: the mirror {place.shown} does not answer ({one_line(error)}): {run_dir} goes on from its "
+                "own checkpoints"
+            )
+            return
+        if _is_there(run_dir, location, place, present):
             say(f"{run_dir} owns the mirror {place.shown}: it goes on from its own checkpoints")
             return
         owner = read_owner(place, present)
@@ -79,7 +100,7 @@ def fetch_run(location: str, run_dir: Path, *, take_over: bool, say: Callable[[s
             step = _bring(place, aside, say)
             _adopt_tracking(aside)
             run = owner.run if owner is not None else present
-            write_target(aside, claim(place, location, run, run_dir))
+            write_target(aside, claim(place, location, run, run_dir), run_dir)
             aside.replace(run_dir)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -111,7 +132,7 @@ def _present_owner(place: Place) -> str:
     return names[-1]
 
 
-def _is_there(run_dir: Path, place: Place, present: str) -> bool:
+def _is_there(run_dir: Path, location: str, place: Place, present: str) -> bool:
     """Whether a run directory owns the mirror already.
 
     Raises:
@@ -121,6 +142,8 @@ def _is_there(run_dir: Path, place: Place, present: str) -> bool:
         return False
     target = read_target(run_dir)
     if target is not None and target.owner == present:
+        if target.location != location:  # the same folder by another address
+            write_target(run_dir, dataclasses.replace(target, location=location))
         return True
     owner = read_owner(place, present)
     is_same_run = target is not None and owner is not None and owner.run == target.run
@@ -135,8 +158,11 @@ def _checkpoints(place: Place) -> list[Snapshot]:
         MirrorError: there is none.
     """
     found: list[Snapshot] = []
-    _present_owner(place)
+    present = read_owner(place, _present_owner(place))
     for name in reversed(owners(place)):
+        owner = read_owner(place, name)
+        if owner is not None and present is not None and owner.run != present.run:
+            continue  # the run was begun again
         readable: list[Snapshot] = []
         for each in snapshots(place, name)[0]:
             with contextlib.suppress(MirrorError):

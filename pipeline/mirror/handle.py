@@ -1,5 +1,7 @@
 """Rank 0's handle on the mirror of a run: a process copies, so that the training never waits."""
 
+import contextlib
+import dataclasses
 import os
 import subprocess
 import time
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.common.processes import start_helper
-from pipeline.run.mirror_files import lacks_something, read_target
+from pipeline.run.mirror_files import lacks_something, read_progress, read_target, write_progress
 from pipeline.run.recorder import log
 
 PATIENCE_S = {"finished": 60.0, "failed": 20.0, "cancelled": 15.0, "stopped": 15.0, "interrupted": 7.0}
@@ -68,11 +70,19 @@ class Mirror:
             worker.kill()
             if not self._ends_within(worker, 1.0):  # it hangs in a disk that does not answer
                 log("warning: the process that mirrors this run does not end; the attempt ends without it")
+            self._note_missing()
         if outcome != "interrupted" and lacks_something(self._run_dir):
             log(
                 "warning: the mirror lacks something of this run; when it works again: "
                 f"python -m pipeline.status --sync {self._run_dir}"
             )
+
+    def _note_missing(self) -> None:
+        """Keep that something may be missing: the process was killed before it has seen that all is there."""
+        progress = read_progress(self._run_dir)
+        if progress.is_complete:
+            with contextlib.suppress(OSError):
+                write_progress(self._run_dir, dataclasses.replace(progress, is_complete=False))
 
     @staticmethod
     def _ends_within(worker: "subprocess.Popen[bytes]", seconds: float) -> bool:

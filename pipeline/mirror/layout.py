@@ -14,6 +14,7 @@ owner. The former owner sees it and copies no more, so what two run directories 
 """
 
 import json
+import re
 import time
 import uuid
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.files import step_name
+from pipeline.run.files import CHECKPOINTS, EVALUATIONS, step_name
+from pipeline.run.mirror_files import PROGRESS_NAME, TARGET_NAME
+from pipeline.run.notify import FILE_NAME as NOTIFY_NAME
 
 OWNER_NAME, SNAPSHOT_NAME = "owner.json", "snapshot.json"
 SCHEMA = 1
@@ -31,6 +34,15 @@ HEARTBEAT_S = 60.0
 """Seconds between two signs of life of an owner that trains."""
 ALIVE_S = 300.0
 """Seconds after its last sign of life for which an owner that trains is taken to be alive."""
+
+
+PRIVATE = (NOTIFY_NAME, TARGET_NAME, PROGRESS_NAME)
+"""Files of a run that are not mirrored: they hold secrets, or are of one run directory alone."""
+_NAME = r"[^./\x00-\x1f][^/\x00-\x1f]*"
+_MIRRORED = re.compile(
+    rf"{_NAME}\.jsonl?|{EVALUATIONS}/step_\d{{8,}}\.json|{CHECKPOINTS}/step_\d{{8,}}/{_NAME}|{EXPORT}/(?:{_NAME}/)*{_NAME}"
+)
+"""The only names that a snapshot may have: whoever writes to the bucket cannot write elsewhere in a run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +93,7 @@ class Snapshot:
             if content["schema"] != SCHEMA:
                 raise MirrorError(f"{self.path} is of version {content['schema']}, and this code reads {SCHEMA}")
             for name, of in content["files"].items():
-                if name != str(PurePosixPath(name)) or name.startswith("/") or ".." in PurePosixPath(name).parts:
+                if name in PRIVATE or not _MIRRORED.fullmatch(name):
                     raise MirrorError(f"{self.path} names a file {name!r}")
                 if not (isinstance(of["bytes"], int) and isinstance(of["sha256"], str)):
                     raise ValueError(f"size and digest of {name}")

@@ -39,6 +39,9 @@ class Place:
         try:
             return open_filesystem(self._location)
         except ShardingError as error:
+            # pyarrow asks a store for the region of a bucket.
+            if isinstance(error.__cause__, OSError):
+                raise OSError(one_line(error)) from error
             raise MirrorError(f"{self.shown} cannot be opened as a mirror: {one_line(error)}") from error
 
     @property

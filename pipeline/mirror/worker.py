@@ -56,8 +56,8 @@ def follow(run_dir: Path, is_over: Callable[[float], bool]) -> None:
     if target is None:
         return
     with _alone(run_dir):
-        copier, pause, over = Copier(run_dir, target), PAUSE_S, is_over(0)
         report = _Report(run_dir, target)
+        copier, pause, over = Copier(run_dir, target, report.lacks), PAUSE_S, is_over(0)
         while True:
             try:
                 is_complete = copier.copy_next()
@@ -95,7 +95,8 @@ def complete(run_dir: Path) -> str | None:
     if target is None:
         return None
     with _alone(run_dir):
-        copier, report = Copier(run_dir, target), _Report(run_dir, target)
+        report = _Report(run_dir, target)
+        copier = Copier(run_dir, target, report.lacks)
         is_complete = False
         while not is_complete:
             try:
@@ -118,6 +119,11 @@ class _Report:
         self._run_dir, self._shown = run_dir, mask_secrets(target.location)
         self._progress = read_progress(run_dir)
         self._failing = False
+
+    def lacks(self, step: int | None) -> None:
+        """Keep that something is missing in the mirror: this process may be killed while it copies that."""
+        if self._progress.is_complete:
+            self._keep(dataclasses.replace(self._progress, step=step, is_complete=False))
 
     def works(self, step: int | None, *, is_complete: bool) -> None:
         """Keep that the store takes what is copied."""

@@ -43,8 +43,7 @@ def check(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
     if owner != os.getuid():
         raise RunDirectoryError(f"--run-dir {run_dir} belongs to another user; take one of your own")
     if CONFIG_NAME in names:
-        previous = read_config(run_dir)
-        differences = difference(previous.train, config) + _changed_data(previous, facts)
+        differences = describe_differences(read_config(run_dir), config, facts)
         if differences:
             raise RunDirectoryError(
                 f"--run-dir {run_dir} belongs to another training:\n  "
@@ -53,6 +52,17 @@ def check(run_dir: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
             )
     elif names:
         raise RunDirectoryError(f"--run-dir {run_dir} is not empty and holds no {CONFIG_NAME}; take another one")
+
+
+def describe_differences(previous: RunConfig, config: TrainConfig, facts: dict[str, Any]) -> list[str]:
+    """Return a line for each value, and each split, that makes a training another one than that of a run.
+
+    Args:
+        previous: of the run.
+        config: the training.
+        facts: as for `prepare`.
+    """
+    return difference(previous.train, config) + _changed_data(previous, facts)
 
 
 def _changed_data(previous: RunConfig, facts: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.common.atomic import read_json, replacing, write_json
 from pipeline.common.console import duration
 from pipeline.common.secrets import mask_secrets
+from pipeline.run.files import durable_step
 
 TARGET_NAME = "mirror.json"
 PROGRESS_NAME = "mirror_progress.json"
@@ -35,6 +36,10 @@ class MirrorTarget:
     """Id of the run, which stays the same when it goes on elsewhere."""
     owner: str
     """Folder in the mirror that this run directory writes to, and no other one."""
+    folder: str = ""
+    """Run directory that this was written in; empty: by an earlier version."""
+    inode: int = 0
+    """Inode of that folder: a copy has another one, a folder that was renamed the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +61,34 @@ class MirrorProgress:
 
 
 def read_target(run_dir: Path) -> MirrorTarget | None:
-    """Return where a run is mirrored; None if it is not."""
+    """Return where a run is mirrored; None if it is not, or if the run is a copy of one whose mirror it is."""
     content = read_json(run_dir / TARGET_NAME) or {}
-    names = [field.name for field in dataclasses.fields(MirrorTarget)]
-    known = {name: value for name in names if isinstance(value := content.get(name), str)}
-    return MirrorTarget(**known) if len(known) == len(names) else None
+    fields = dataclasses.fields(MirrorTarget)
+    known = {field.name: content.get(field.name, field.default) for field in fields}
+    if not all(isinstance(value, int if name == "inode" else str) for name, value in known.items()):
+        return None
+    target = MirrorTarget(**known)
+    return None if _is_copy(run_dir, target) else target
 
 
-def write_target(run_dir: Path, target: MirrorTarget) -> None:
-    """Keep where a run is mirrored, for the processes of its jobs."""
-    with replacing(run_dir / TARGET_NAME, durable=True) as temporary:
+def _is_copy(run_dir: Path, target: MirrorTarget) -> bool:
+    """Whether the target was written in another folder that still exists."""
+    try:
+        return 0 != target.inode != run_dir.stat().st_ino and Path(target.folder).stat().st_ino == target.inode
+    except OSError:
+        return False
+
+
+def write_target(folder: Path, target: MirrorTarget, run_dir: Path | None = None) -> None:
+    """Keep where a run is mirrored, for the processes of its jobs.
+
+    Args:
+        folder: where to write.
+        target: what is kept; its `folder` and `inode` are set.
+        run_dir: where `folder` is moved to afterwards; by default it stays.
+    """
+    target = dataclasses.replace(target, folder=str((run_dir or folder).resolve()), inode=folder.stat().st_ino)
+    with replacing(folder / TARGET_NAME, durable=True) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(dataclasses.asdict(target)) + "\n", encoding="utf-8")
 
@@ -91,9 +114,12 @@ def write_progress(run_dir: Path, progress: MirrorProgress) -> None:
 
 
 def lacks_something(run_dir: Path) -> bool:
-    """Whether a run has a mirror that it still owns and that had not everything at the last look."""
+    """Whether a run has a mirror that it still owns, and that lacks its newest step or had not all at the last look."""
     progress = read_progress(run_dir)
-    return read_target(run_dir) is not None and not (progress.is_complete or progress.taken_over)
+    if read_target(run_dir) is None or progress.taken_over:
+        return False
+    step = -1 if progress.step is None else progress.step
+    return not progress.is_complete or durable_step(run_dir) > step
 
 
 def describe_mirror(run_dir: Path, newest: int | None, now: float, *, is_running: bool) -> str | None:

@@ -8,6 +8,8 @@ from pipeline.checkpoint.store import CheckpointStore, rank_file_name
 from pipeline.config.schema import DataConfig, ModelConfig, TrainConfig
 from pipeline.mirror.claim import use_mirror
 from pipeline.mirror.copier import Copier
+from pipeline.mirror.layout import owners, snapshots
+from pipeline.mirror.place import Place
 from pipeline.run.files import MANIFEST_NAME, step_name
 from pipeline.run.mirror_files import read_target
 from tests.support.tracking_runs import config_json
@@ -52,6 +54,13 @@ def copy_all(copier: Copier) -> None:
     """Copy until nothing is missing."""
     while not copier.copy_next():
         pass
+
+
+def steps_in(location: str) -> list[int]:
+    """Steps of all complete checkpoints in a mirror, of all its owners."""
+    there = Place(location)
+    found = [each for owner in owners(there) for each in snapshots(there, owner)[0]]
+    return sorted(each.step for each in found if not each.is_export)
 
 
 def is_whole(run_dir: Path, step: int) -> bool:

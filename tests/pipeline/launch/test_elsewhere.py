@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from pipeline.config.schema import TrainConfig
 from pipeline.launch.command import main
 from pipeline.launch.options import LaunchError, parse
-from pipeline.mirror.place import MirrorError, child_location
+from pipeline.mirror.layout import owners
+from pipeline.mirror.place import MirrorError, Place, child_location
 from pipeline.run import directory as run_directory
 from pipeline.run.files import CONFIG_NAME
 from pipeline.run.mirror_files import MirrorProgress, describe_mirror, read_progress, write_progress
@@ -41,6 +43,26 @@ def test_flags_that_are_not_given_are_those_of_the_run_in_the_mirror(mirrored: t
         parse(["--recipe", "base", f"--from={location}"])
     with pytest.raises(LaunchError, match="--sweep"):
         parse(["--from", location, "--sweep", "train.seed=0,1"])
+
+
+def test_a_run_that_owns_the_mirror_needs_no_answer_from_it(mirrored: tuple[Path, str]):
+    run_dir, location = mirrored
+    shutil.rmtree(location)
+    options = parse(["--from", location, "--run-dir", str(run_dir), "--mirror", location])
+    assert (options.recipe, options.train, options.mirror) == ("small", run_directory.read_config(run_dir).train, None)
+    with pytest.raises(LaunchError, match="leave --mirror out"):
+        parse(["--from", location, "--run-dir", str(run_dir), "--mirror", "/another"])
+    with pytest.raises(LaunchError, match="--take-over belongs to --from"):
+        parse(["--take-over"])
+
+
+def test_a_launch_that_is_refused_takes_nothing_over(mirrored: tuple[Path, str], capsys):
+    _, location = mirrored
+    before, there = owners(Place(location)), Path(location).with_name("there")
+    assert main(["--from", location, "--run-dir", str(there), "--train.data.shards", "/nothing/is/here"]) == 2
+    assert "/nothing/is/here" in capsys.readouterr().err
+    assert owners(Place(location)) == before
+    assert not there.exists()
 
 
 def test_a_mirror_without_a_run_is_refused_in_one_line(tmp_path: Path, capsys):

@@ -17,14 +17,14 @@ from pipeline.mirror.claim import check_mirror, use_mirror
 from pipeline.mirror.copier import Copier, DamagedHereError, TakenOverError
 from pipeline.mirror.fetch import fetch_run
 from pipeline.mirror.handle import Mirror
-from pipeline.mirror.layout import SNAPSHOT_NAME, owners, snapshots
+from pipeline.mirror.layout import SNAPSHOT_NAME, snapshots
 from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.config import read_config
 from pipeline.run.evaluations import write_evaluation
 from pipeline.run.files import checkpoints, read_evaluations
 from pipeline.run.mirror_files import TARGET_NAME, MirrorTarget, read_target, write_target
 from pipeline.tracking.state import TrackingState, load_state, save_state
-from tests.support.mirrored_runs import copy_all, is_whole, mirror, new_run, publish
+from tests.support.mirrored_runs import copy_all, is_whole, mirror, new_run, publish, steps_in
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
 
 
@@ -46,13 +46,6 @@ def bring(location: str, run_dir: Path, *, take_over: bool = True) -> list[str]:
     said: list[str] = []
     fetch_run(location, run_dir, take_over=take_over, say=said.append)
     return said
-
-
-def steps_in(location: str) -> list[int]:
-    """Steps of all complete checkpoints in a mirror."""
-    there = Place(location)
-    found = [each for owner in owners(there) for each in snapshots(there, owner)[0]]
-    return sorted(each.step for each in found if not each.is_export)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

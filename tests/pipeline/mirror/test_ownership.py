@@ -1,0 +1,160 @@
+"""Who writes to a mirror: copies of a run directory, other addresses, stores that are down, and damaged files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.launch.origin import begin_again
+from pipeline.mirror import worker
+from pipeline.mirror.claim import check_mirror, use_mirror
+from pipeline.mirror.copier import Copier, DamagedHereError
+from pipeline.mirror.fetch import fetch_run
+from pipeline.mirror.layout import SNAPSHOT_NAME, Snapshot, owners
+from pipeline.mirror.place import MirrorError, Place
+from pipeline.run.files import checkpoints
+from pipeline.run.mirror_files import lacks_something, read_progress, read_target
+from sharding import ShardingError
+from tests.support.mirrored_runs import copy_all, mirror, new_run, publish, steps_in
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return new_run(tmp_path / "here" / "run")
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return str(tmp_path / "mirror")
+
+
+@pytest.fixture
+def is_down(monkeypatch):
+    """A store that does not answer, not even for the region of its bucket."""
+
+    def refuse(_: str):
+        raise ShardingError("cannot be opened as a folder") from OSError("no route to host")
+
+    return lambda: monkeypatch.setattr("pipeline.mirror.place.open_filesystem", refuse)
+
+
+def test_a_copied_run_directory_leaves_the_mirror_to_the_original(run_dir: Path, location: str):
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    copied = run_dir.with_name("copied")
+    shutil.copytree(run_dir, copied)
+    assert read_target(copied) is None
+    with pytest.raises(MirrorError, match="holds the mirror of"):
+        check_mirror(copied, location)
+    assert check_mirror(run_dir, location) is None
+    moved = run_dir.rename(run_dir.with_name("moved"))
+    assert read_target(moved) is not None
+    fetched = run_dir.with_name("fetched")
+    fetch_run(location, fetched, take_over=True, say=print)
+    shutil.copytree(fetched, run_dir.with_name("copy of fetched"))
+    assert read_target(fetched) is not None
+    assert read_target(run_dir.with_name("copy of fetched")) is None
+
+
+def test_the_same_folder_by_another_address_is_the_same_mirror(run_dir: Path, location: str):
+    copy_all(mirror(run_dir, location))
+    other = f"file://{location}/"
+    assert check_mirror(run_dir, other) is None
+    before = owners(Place(location))
+    use_mirror(run_dir, other)
+    target = read_target(run_dir)
+    assert target is not None
+    assert (target.location, [target.owner]) == (other, before)
+    assert owners(Place(location)) == before
+    publish(run_dir, 100)
+    copy_all(Copier(run_dir, target))
+    fetch_run(location, run_dir, take_over=False, say=print)  # it owns that mirror already
+    assert owners(Place(location)) == before
+
+
+def test_a_store_that_is_down_does_not_keep_a_run_from_going_on(run_dir: Path, location: str, is_down):
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    is_down()
+    warning = check_mirror(run_dir, location)
+    assert warning is not None
+    assert "does not answer" in warning
+    said: list[str] = []
+    fetch_run(location, run_dir, take_over=False, say=said.append)
+    assert "goes on from its own checkpoints" in said[0]
+    with pytest.raises(MirrorError, match="cannot be opened"):
+        fetch_run(location, run_dir.with_name("fresh"), take_over=False, say=said.append)
+
+
+def test_a_run_that_is_begun_again_leaves_its_former_checkpoints_in_the_mirror(run_dir: Path, location: str):
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    begin_again(run_dir)
+    copier = mirror(run_dir, location)
+    publish(run_dir, 50)
+    copy_all(copier)
+    assert steps_in(location) == [50, 100]
+    there = run_dir.with_name("there")
+    fetch_run(location, there, take_over=True, say=print)
+    assert sorted(checkpoints(there)) == [50]
+
+
+@pytest.mark.parametrize("damage", ["", '{"step"', "{}", "[]", '{"files": {"a": 1}}'])
+def test_a_damaged_manifest_is_set_aside_and_the_others_are_copied(damage: str, run_dir: Path, location: str, capfd):
+    publish(run_dir, 100)
+    publish(run_dir, 200)
+    (run_dir / "checkpoints" / "step_00000200" / "manifest.json").write_text(damage)
+    copier = mirror(run_dir, location)
+    with pytest.raises(DamagedHereError, match=r"step_00000200/manifest\.json is damaged"):
+        copier.copy_next()
+    copy_all(copier)
+    assert steps_in(location) == [100]
+    (run_dir / "config.json").write_text("{")
+    publish(run_dir, 300)
+    worker.follow(run_dir, lambda _: True)
+    assert "config.json is damaged" in capfd.readouterr().err
+    assert steps_in(location) == [100]
+
+
+def test_a_copy_that_is_killed_leaves_the_mirror_incomplete(run_dir: Path, location: str, monkeypatch):
+    publish(run_dir, 100)
+    use_mirror(run_dir, location)
+    worker.follow(run_dir, lambda _: True)
+    assert read_progress(run_dir).is_complete
+    assert not lacks_something(run_dir)
+    publish(run_dir, 200)
+    assert lacks_something(run_dir)  # the process was killed before it has looked
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(Copier, "_copy", killed)
+    with pytest.raises(SystemExit):
+        worker.follow(run_dir, lambda _: True)
+    assert not read_progress(run_dir).is_complete
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notify.json",
+        "mirror.json",
+        ".mirror.lock",
+        "submitit/1_submitted.pkl",
+        "code/pipeline/train/attempt.py",
+        "../config.json",
+        "/etc/passwd.json",
+        "export/../config.json",
+        "export/.hidden",
+        "checkpoints/step_00000100/../x",
+        "checkpoints/other/rank.safetensors",
+    ],
+)
+def test_a_mirror_names_no_file_but_those_that_are_mirrored(name: str, tmp_path: Path):
+    folder = tmp_path / "000001-aa" / "step_00000100-bb"
+    folder.mkdir(parents=True)
+    files = {name: {"bytes": 1, "sha256": "0"}}
+    (folder / SNAPSHOT_NAME).write_text(json.dumps({"schema": 1, "key": "k", "step": 1, "files": files}))
+    with pytest.raises(MirrorError, match="names a file"):
+        _ = Snapshot(Place(str(tmp_path)), "000001-aa/step_00000100-bb").content
