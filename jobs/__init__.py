@@ -5,6 +5,7 @@ nothing of what the processes compute.
 """
 
 from jobs.array import submit_array, wait_all
+from jobs.attempt_log import last_outcome as job_outcome
 from jobs.errors import JobError, SlurmError
 from jobs.exclusion import exclude_nodes
 from jobs.folder_lock import is_running_locally
@@ -46,6 +47,7 @@ __all__ = [
     "fit_resources",
     "forget_submission",
     "is_running_locally",
+    "job_outcome",
     "logs_folder",
     "node_groups",
     "node_name",

@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs import former_jobs
 from jobs.errors import JobError
 from jobs.folders import private_directory
 from jobs.job import Job
 from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
+from jobs.slurm import check_folder
 from jobs.snapshot import Code
 from jobs.submission import Submission, Update
 from jobs.submit import call_submitit, package_root, unfinished_job
@@ -53,6 +55,7 @@ def submit_array(
     if resources.chain is not None:
         raise JobError("--chain is for one run, and the runs of a sweep are one job array: leave one of them out")
     resources.check()
+    check_folder(folder)
     resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
     task_folders = [private_directory(task_folder) for task_folder in task_folders]
@@ -67,8 +70,10 @@ def submit_array(
         for task_folder, task in zip(task_folders, tasks, strict=True)
     }
     new = {task_folder: job for task_folder, job in new.items() if task_folder not in submissions}
+    former = former_jobs.traces(folder)
     submitted = call_submitit(lambda: executor.submit_array(list(new.values()))) if new else []
     for task_folder, element in zip(new, submitted, strict=True):
+        former_jobs.set_aside(former, element.job_id)
         submissions[task_folder] = SlurmSubmission(folder, element.job_id, resources.world_size)
         submissions[task_folder].remember(task_folder)
     return [submissions[task_folder] for task_folder in task_folders]

@@ -20,6 +20,8 @@ TRIES = 3
 """How often a Slurm that does not answer is asked for the state of a job of the chain."""
 PAUSE_S = 2.0
 """Seconds between two tries."""
+LOOK_S = 60.0
+"""Seconds after which a job asks for no other job of its chain: its ranks wait for rank 0 meanwhile."""
 
 
 _MAY_HAVE_FAILED = ("", "failed", "peer lost")
@@ -42,7 +44,7 @@ class Chain:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether no job follows. One that may follow goes on with the run; none ends it for the time being."""
+        """Whether it is known that no job follows, so that the run stops here until it is launched again."""
         return self.is_known and not self.after
 
 
@@ -82,12 +84,16 @@ def why_over(folder: Path, chain: Chain, world_size: int) -> tuple[str, str] | N
         errors = [error for error in rank_errors(folder, job_id, world_size) if not error.is_peer_loss]
         if errors:
             return "failed", f"in job {job_id} of the chain rank {errors[0].rank} failed: {errors[0].error}"
-    others = (*chain.before, *chain.after)
+    # The nearest first: those before it have looked at the others.
+    others = (*reversed(chain.before), *chain.after)
     for job_id in others:
         if attempt_log.last_outcome(folder, job_id) == "cancelled":
             return "cancelled", f"job {job_id} of the chain was cancelled"
+    deadline = time.monotonic() + LOOK_S
     try:
-        for job_id in others:
+        for number, job_id in enumerate(others):
+            if time.monotonic() > deadline:
+                raise SlurmError(f"it took {LOOK_S:.0f} s to answer for {number} of {len(others)} jobs")
             if _was_cancelled(folder, job_id, may_have_run=job_id in chain.before):
                 return "cancelled", f"job {job_id} of the chain was cancelled"
     except SlurmError as error:
@@ -124,7 +130,10 @@ def _ask_again(folder: Path, job_id: str) -> SlurmJob | None:
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancel jobs of a chain, which would find that the run has ended; a failure is logged, and no more."""
+    """Cancel the waiting jobs of a chain whose run has ended.
+
+    Where Slurm refuses, that is logged: each of them then sees at its start that the run has ended.
+    """
     try:
         if job_ids:
             ask("scancel", *job_ids)

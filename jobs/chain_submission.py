@@ -14,8 +14,11 @@ from jobs.submission import FINAL_STATES, Update
 from jobs.task import Outcome
 
 _ENDED = FINAL_STATES | {"PREEMPTED", "UNKNOWN"}
-_LAST = ("finished", "stopped", "cancelled", "given up", "failed")
-"""Outcomes in the attempt log after which no job of the chain goes on."""
+_LAST = ("finished", "cancelled", "given up", "failed")
+"""Outcomes in the attempt log after which no job of the chain goes on.
+
+After "stopped" one may: a job that is interrupted while its chain is still submitted takes itself for the last one.
+"""
 
 
 class ChainSubmission(SlurmSubmission):
@@ -45,8 +48,8 @@ class ChainSubmission(SlurmSubmission):
         return replace(update, part=f"job {number} of {len(self._job_ids)}")
 
     def is_over(self, update: Update) -> bool:
-        """Whether no job of the chain will start any more."""
-        return update.state in _ENDED or super().is_over(update)
+        """Whether no job of the chain will start any more. One that is held has its place, and waits to be released."""
+        return update.state in _ENDED
 
     def cancel(self) -> None:
         """Run scancel for all jobs that are left."""

@@ -13,6 +13,8 @@ import struct
 _SIOCGIFADDR = 0x8915
 """Request to Linux for the IPv4 address of an interface."""
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_EXPORTED = "JOBS_SOCKET_IFNAMES"
+"""Variable with the names of those two that this package has set, so that child processes can tell too."""
 
 
 def is_loopback(address: str) -> bool:
@@ -50,9 +52,24 @@ def export_interface(address: str) -> str:
     name = next((name for name, own in interfaces.items() if own == wanted), "")
     if not name:
         return ""
-    os.environ.setdefault(GLOO, name)
+    _export(GLOO, name)
     has_infiniband = any(other.startswith("ib") for other in interfaces)
     if not is_loopback(address) and not has_infiniband:
         # Without the sign, NCCL would take eth0 for eth01 too.
-        os.environ.setdefault(NCCL, f"={name}")
+        _export(NCCL, f"={name}")
     return name
+
+
+def exported_here() -> set[str]:
+    """The variables that `export_interface` has set, here or in a parent process: none is a choice of the user's.
+
+    A job that is submitted from here may run on nodes whose interfaces have other names, so it must not inherit them.
+    """
+    names = os.environ.get(_EXPORTED, "").split()
+    return {*names, _EXPORTED} if names else set()
+
+
+def _export(variable: str, interface: str) -> None:
+    if variable not in os.environ:
+        os.environ[variable] = interface
+        os.environ[_EXPORTED] = " ".join(sorted({*os.environ.get(_EXPORTED, "").split(), variable}))

@@ -125,6 +125,20 @@ class SlurmJob:
 _OUTPUT = re.compile(r" StdOut=(.*?)(?= \w+=|$)", re.MULTILINE)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose jobs Slurm would not show to log there, so that none of them would be found again.
+
+    Raises:
+        JobError: Slurm takes a part of the path for something else: `%` for a pattern, a blank and WORD= for a field.
+    """
+    folder = folder.expanduser().absolute()
+    found = re.search(r"%.?|\\| \w+=|\n", str(folder))
+    if found:
+        raise JobError(
+            f"the logs are in {folder}, and Slurm cannot tell a path with {found.group()!r} in it: choose another one"
+        )
+
+
 def slurm_job(job_id: str) -> SlurmJob | None:
     """Ask Slurm how a job stands: the controller first, then the accounting where there is one.
 

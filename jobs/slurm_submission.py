@@ -11,10 +11,28 @@ from jobs.submission import FINAL_STATES, Submission, Update
 
 _GOES_ON = ("", "requeued", "lost", "peer lost")
 """Outcomes in the attempt log after which a job goes on, unless it is cancelled."""
-_FORGOTTEN = {"finished": "COMPLETED", "cancelled": "CANCELLED", "requeued": "CANCELLED", "": "UNKNOWN"}
-"""State of a job that Slurm has forgotten, by the last outcome in its attempt log: only a cancel ends a pending job."""
+_FORGOTTEN = {
+    "finished": "COMPLETED",
+    "stopped": "COMPLETED",
+    "cancelled": "CANCELLED",
+    "requeued": "CANCELLED",
+    "lost": "CANCELLED",
+    "": "UNKNOWN",
+}
+"""State of a job that Slurm has forgotten, by the last outcome in its attempt log; after the other ones it has failed.
+
+A job that was requeued was pending, and only a cancel ends it then.
+"""
 REQUEUE_S = 30.0
 """A job that Slurm requeues may show PREEMPTED or NODE_FAIL for some seconds before it is PENDING again."""
+
+
+def _slurm_holds(update: Update) -> bool:
+    """Whether Slurm itself holds a job that it has requeued, such as one that could not be launched.
+
+    One that a user or an administrator holds ("JobHeldUser", "JobHeldAdmin") waits as others do.
+    """
+    return update.state == "PENDING" and "held" in update.reason.lower() and not update.reason.startswith("JobHeld")
 
 
 class SlurmSubmission(Submission):
@@ -42,8 +60,8 @@ class SlurmSubmission(Submission):
         )
 
     def is_over(self, update: Update) -> bool:
-        """Whether Slurm will not start the job again. A requeued job that is held counts as over."""
-        if update.state == "PENDING" and "held" in update.reason.lower():
+        """Whether Slurm will not start the job again. A requeued job that Slurm itself holds counts as over."""
+        if _slurm_holds(update):
             return True
         if update.state not in FINAL_STATES | {"PREEMPTED", "UNKNOWN"}:
             self._transient_since = None
@@ -69,7 +87,12 @@ class SlurmSubmission(Submission):
         if reported:
             return reported
         update = self.update()
-        if update.state in ("COMPLETED", "RUNNING") or (update.state == "PENDING" and "held" not in update.reason):
+        if _slurm_holds(update):
+            return (
+                f"Slurm holds job {self.job_id} ({update.reason}): scontrol release {self.job_id} lets it go on, and "
+                f"scancel {self.job_id} ends it"
+            )
+        if update.state in ("COMPLETED", "RUNNING", "PENDING"):
             return ""
         log_file = self.folder / f"{self.job_id}_0_log.out"
         reason = f" ({update.reason})" if update.reason else ""

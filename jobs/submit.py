@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from jobs import former_jobs
 from jobs.errors import JobError, SlurmError
 from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
+from jobs.interfaces import exported_here
 from jobs.job import Job
 from jobs.log import log
 from jobs.partitions import fit_resources, node_groups
 from jobs.resources import Resources
-from jobs.slurm import Cluster, own_job
+from jobs.slurm import Cluster, check_folder, own_job
 from jobs.snapshot import Code
 from jobs.submission import Submission
 from jobs.submission_file import read_submission
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     from jobs.executors import Executor
 
 Submitted = TypeVar("Submitted")
-_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_LOCAL_", "TORCHELASTIC_")
 """Beginnings of the variables by which Slurm, Submitit, this package and torchrun tell a process its place."""
+_OF_A_RANK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} | {
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME")
+}
+"""The other variables that do so. A user has some that begin alike, such as GROUP_HOME and ROLE_ARN."""
 
 
 def submit(
@@ -69,6 +75,7 @@ def submit(
                 f"processes of a launch on this machine still run in {folder}; wait until they end, stop them, or "
                 "choose another --run-dir"
             )
+        check_folder(folder)
         resources = fit_resources(resources, node_groups())
     folder = private_directory(folder)
     # Two jobs that write the same checkpoints would destroy them.
@@ -81,12 +88,14 @@ def submit(
         ids = " ".join(unfinished.job_ids)
         raise JobError(f"job {unfinished.job_id} on Slurm still uses {folder}; scancel {ids} ends it")
     _end_former_chain(folder)
+    former = former_jobs.traces(folder)
     code = code or Code(root=package_root())
     job = Job(task, folder, resources, code)
     executor = build_executor(cluster, folder, resources, name, code=code.root, attached=attached)
     if cluster == "slurm" and resources.chain is not None:
-        return _submit_chain(executor, job, folder, resources)
+        return _submit_chain(executor, job, folder, resources, former)
     submitted = call_submitit(lambda: executor.submit(job), is_slurm=cluster == "slurm")
+    former_jobs.set_aside(former, submitted.job_id)
     if cluster == "debug":
         return DebugSubmission(folder, submitted.job_id, submitted)
     if cluster == "local":
@@ -108,8 +117,15 @@ def _end_former_chain(folder: Path) -> None:
         former.end_rest()
 
 
-def _submit_chain(executor: "Executor", job: Job, folder: Path, resources: Resources) -> Submission:
+def _submit_chain(executor: "Executor", job: Job, folder: Path, resources: Resources, former: set[Path]) -> Submission:
     """Submit a job several times, each to start after those before it.
+
+    Args:
+        executor: of the cluster.
+        job: the job.
+        folder: folder of the job.
+        resources: resources of the job.
+        former: what former jobs have left in the folder.
 
     Raises:
         JobError: the cluster refuses one of the jobs; those before it are cancelled.
@@ -128,6 +144,7 @@ def _submit_chain(executor: "Executor", job: Job, folder: Path, resources: Resou
             if submission is not None:
                 submission.cancel()
             raise
+        former_jobs.set_aside(former, ids[-1])
         submission = ChainSubmission(folder, ids, resources.world_size)
         submission.remember(is_chain=True)
     assert submission is not None
@@ -165,7 +182,7 @@ def _without_job_variables(*, is_slurm: bool) -> Iterator[None]:
     """Remove an enclosing job's variables for a while: a job submitted from that job would take them for its own."""
     is_slurm = is_slurm and "SLURM_JOB_ID" in os.environ
     keep = {"SLURM_CONF", "SLURM_CLUSTERS"}
-    own = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    own = _OF_A_RANK | exported_here()
     if is_slurm:
         # Slurm gives them to a job with GPUs, and one without would look for those of the enclosing job.
         own |= {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES"}
@@ -181,7 +198,7 @@ def _without_job_variables(*, is_slurm: bool) -> Iterator[None]:
 
 
 def unfinished_job(folder: Path) -> Submission | None:
-    """The job that was last submitted from a folder, if it is pending or running in Slurm.
+    """The job that was last submitted from a folder, if it is pending (held, too) or running in Slurm.
 
     Raises:
         JobError: Slurm does not answer, or it is not known which job that was.
@@ -198,7 +215,9 @@ def unfinished_job(folder: Path) -> Submission | None:
         # First, since a chain moves to the job that has the work: Slurm may have forgotten those before it.
         update = previous.update()
         job = own_job(previous.folder, previous.job_id)
-        return None if job is None or previous.is_over(update) else previous
+        # A job that Slurm holds counts as over, and yet starts when it is released.
+        is_queued = job is not None and (job.state == "PENDING" or not previous.is_over(update))
+        return previous if is_queued else None
     except SlurmError as error:
         raise JobError(f"cannot tell whether job {previous.job_id} still uses {folder}: {error}") from None
 
@@ -252,6 +271,7 @@ def dry_run(
         limit = f", at most {resources.timeout_min} min" if resources.timeout_min else ""
         times = f", {elements} times, one after the other" if elements > 1 else ""
         return f"{describe_local(resources)}{limit}{times}, each:\n{command}\n"
+    check_folder(folder)
     executor = build_executor(cluster, folder, resources, name, code=code.root if code else package_root())
     assert isinstance(executor, Slurm)
     following = "" if resources.chain is None or resources.chain < 2 else _describe_chain(resources.chain)

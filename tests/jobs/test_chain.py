@@ -1,6 +1,7 @@
 """What the jobs of a chain do at their ends, with faked Slurm commands."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,23 @@ def test_a_chain_goes_on_without_an_answer_of_slurm(folder, monkeypatch, fake_co
     assert capfd.readouterr().out.count("does not say whether a job of this chain was cancelled") == 1
 
 
+def test_a_job_of_a_long_chain_does_not_ask_a_slow_slurm_until_its_ranks_give_up(folder, monkeypatch, capfd):
+    asked: list[str] = []
+
+    def answer(*command: str) -> str:
+        asked.append(command[-1])
+        time.sleep(0.02)
+        return "JobState=PENDING"
+
+    monkeypatch.setattr("jobs.slurm.ask", answer)
+    monkeypatch.setattr("jobs.chain.LOOK_S", 0.05)
+    before, after = [tuple(map(str, range(first, first + 50))) for first in (100, 200)]
+    assert chain.why_over(folder, Chain(before=before, after=after), 2) is None
+    assert asked[0] == "149"
+    assert len(asked) < 10
+    assert f"to answer for {len(asked)} of 100 jobs" in capfd.readouterr().out
+
+
 def test_an_error_ends_the_chain_also_where_no_batch_script_could_see_it(folder, monkeypatch):
     """Outside a container there may be no Python."""
     fake_scontrol(monkeypatch, {"6": "JobState=PREEMPTED", "7": "JobState=FAILED", "8": "JobState=RUNNING"})
@@ -186,7 +204,9 @@ def test_a_finished_run_is_not_cancelled_with_the_jobs_that_it_has_left(folder, 
         ({"6": "FAILED", "7": "PENDING"}, "failed", "6"),
         ({"6": "RUNNING", "7": "PENDING"}, "", "6"),
         ({"6": "COMPLETED", "7": "forgotten", "8": "PENDING"}, "requeued", "8"),
-        ({"6": "COMPLETED"}, "stopped", "6"),
+        ({"6": "COMPLETED", "7": "forgotten", "8": "forgotten"}, "stopped", "6"),
+        # The first job was interrupted before the second one was submitted.
+        ({"6": "COMPLETED", "7": "PENDING"}, "stopped", "7"),
     ],
 )
 def test_a_chain_stands_with_the_job_that_has_the_work(folder, monkeypatch, states, outcome, followed):
@@ -208,7 +228,41 @@ def test_a_chain_stands_with_the_job_that_has_the_work(folder, monkeypatch, stat
     assert submission.job_id == followed
     assert update.state == states[followed]
     assert update.part == f"job {int(followed) - 5} of 3"
-    assert ("launch again to go on" in str(update)) == (outcome == "stopped")
+    assert ("launch again to go on" in str(update)) == (outcome == "stopped" and followed == "6")
+
+
+@pytest.mark.parametrize("reason", ["JobHeldUser", "JobHeldAdmin", "launch_failed_requeued_held"])
+def test_a_chain_that_is_held_is_followed_and_gets_no_other_chain_beside_it(folder, monkeypatch, reason):
+    attempt_log.append(folder, "end", job_id="6", restarts=0, outcome="requeued")
+    held = f"JobState=PENDING Reason={reason} "
+    fake_scontrol(monkeypatch, {"6": "JobState=COMPLETED", "7": held, "8": "JobState=PENDING"})
+    monkeypatch.setattr("jobs.chain.ask", lambda *command: pytest.fail("the chain is cancelled"))
+    submission = unfinished_job(folder)
+    assert submission is not None
+    update, outcome = submission.poll()
+    assert (submission.job_id, outcome) == ("7", None)
+    assert str(update) == f"PENDING ({reason}) as job 2 of 3"
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "told"),
+    [
+        ("JobHeldUser", None, ""),
+        (
+            "launch_failed_requeued_held",
+            Outcome.FAILED,
+            "Slurm holds job 6 (launch_failed_requeued_held): scontrol release 6 lets it go on, and scancel 6 ends it",
+        ),
+    ],
+)
+def test_a_job_that_is_held_gets_no_other_one_beside_it(tmp_path, monkeypatch, reason, outcome, told):
+    fields = {"cluster": "slurm", "job_id": "6", "world_size": 2, "folder": str(tmp_path)}
+    (tmp_path / "submission.json").write_text(json.dumps(fields))
+    fake_scontrol(monkeypatch, {"6": f"JobState=PENDING Reason={reason}"})
+    submission = unfinished_job(tmp_path)
+    assert submission is not None
+    assert submission.poll()[1] is outcome
+    assert submission.failure() == told
 
 
 def test_an_interrupted_job_whose_next_one_was_cancelled_ends_a_cancelled_chain(folder, monkeypatch):

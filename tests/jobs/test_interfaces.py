@@ -13,13 +13,14 @@ import pytest
 from jobs.environment import free_port
 from jobs.interfaces import addresses, export_interface, is_loopback
 from jobs.rendezvous import rendezvous
+from jobs.submit import call_submitit
 from tests.jobs.support import PLACE, REPOSITORY
 
 
 @pytest.fixture(autouse=True)
 def no_choice(monkeypatch):
     """The user has chosen no interface."""
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "JOBS_SOCKET_IFNAMES"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -36,6 +37,26 @@ def test_a_choice_of_the_user_stays_and_an_unknown_address_chooses_none(monkeypa
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     export_interface("127.0.0.1")
     assert chosen() == ("mine", None)
+
+
+def test_a_job_of_a_job_gets_the_variables_of_the_user_and_no_interface_of_this_node(monkeypatch):
+    """It may run on nodes whose interfaces have other names."""
+    users = {"GROUP_HOME": "/home/groups/lab", "ROLE_ARN": "arn:x", "NCCL_SOCKET_IFNAME": "ib0"}
+    for name, value in (users | {"GROUP_RANK": "1", "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": "1"}).items():
+        monkeypatch.setenv(name, value)
+    export_interface("127.0.0.1")
+    assert chosen() == ("lo", "ib0")
+    names = "|".join([*users, "GROUP_RANK", "ROLE_NAME", "TORCHELASTIC_RUN_ID", "GLOO_SOCKET_IFNAME"])
+    # As a process beside the rank, which has inherited the rank's variables.
+    code = f"from tests.jobs.test_interfaces import submitted_environment as e; print(e({names!r}.split('|')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{users}\n"
+    assert chosen() == ("lo", "ib0")
+
+
+def submitted_environment(names: list[str]) -> dict[str, str]:
+    """Those of the variables that a job gets which is submitted here."""
+    return call_submitit(lambda: {name: os.environ[name] for name in names if name in os.environ})
 
 
 def test_ranks_beside_rank_0_take_the_interface_by_which_the_others_came():

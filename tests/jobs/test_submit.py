@@ -1,11 +1,17 @@
 """What a dry run shows, and what is refused before a job is queued."""
 
 import os
+import re
+import sys
 
 import pytest
 
 import jobs
+from jobs import attempt_log
+from jobs.failure import rank_errors
 from jobs.folder_lock import lock_folder
+from jobs.slurm import check_folder, own_job
+from tests.jobs.support import HEAD, write_rank_error
 from tests.jobs.tasks import Count
 
 
@@ -92,3 +98,53 @@ def test_a_job_is_not_queued_into_a_folder_in_which_a_local_job_runs(tmp_path):
             jobs.submit(Count(folder=tmp_path), cluster="slurm", folder=tmp_path, resources=jobs.Resources(), name="x")
     finally:
         os.close(held)
+
+
+@pytest.mark.parametrize("name", ["run%j", "50%", "a b=c", "back\\slash"])
+@pytest.mark.parametrize("call", ["submit", "submit_array", "dry_run"])
+def test_a_folder_that_slurm_would_show_otherwise_is_refused(tmp_path, name, call):
+    """Its jobs would be taken for those of another folder."""
+    folder = tmp_path / name / "submitit"
+    where = {"folder": folder, "resources": jobs.Resources(), "name": "x"}
+    calls = {
+        "submit": lambda: jobs.submit(Count(folder=tmp_path), cluster="slurm", **where),
+        "submit_array": lambda: jobs.submit_array([Count(folder=tmp_path)], task_folders=[tmp_path / "a"], **where),
+        "dry_run": lambda: jobs.dry_run(cluster="slurm", **where),
+    }
+    with pytest.raises(jobs.JobError, match=f"the logs are in {re.escape(str(folder))}, .*choose another one"):
+        calls[call]()
+    assert not folder.exists()
+
+
+def test_a_folder_with_blanks_and_signs_is_found_again(tmp_path, monkeypatch):
+    folder = tmp_path / "lr=1e-3 my run, (2)" / "submitit"
+    check_folder(folder)
+    text = f"JobId=7 JobName=x JobState=PENDING StdErr={folder}/7_0_log.out StdOut={folder}/7_0_log.out Power= "
+    monkeypatch.setattr("jobs.slurm.ask", lambda *command: text)
+    assert own_job(folder, "7") is not None
+    assert own_job(folder.parent, "7") is not None
+    assert own_job(tmp_path / "lr=1e-3", "7") is None
+
+
+@pytest.mark.parametrize("chain", [None, 2])
+def test_what_a_former_job_with_the_same_id_has_left_says_nothing_of_the_new_one(
+    tmp_path, monkeypatch, fake_command, chain
+):
+    fake_command("sbatch", "Submitted batch job 7")
+    # `jobs.submit` is the function.
+    monkeypatch.setattr(sys.modules["jobs.submit"], "fit_resources", lambda resources, groups: resources)
+    monkeypatch.setattr(sys.modules["jobs.submit"], "node_groups", list)
+    attempt_log.append(tmp_path, "end", job_id="7", restarts=0, outcome="cancelled")
+    attempt_log.append(tmp_path, "end", job_id="70", restarts=0, outcome="finished")
+    write_rank_error(tmp_path, 0, HEAD + "KeyError: 1")
+    submission = jobs.submit(
+        Count(folder=tmp_path),
+        cluster="slurm",
+        folder=tmp_path,
+        resources=jobs.Resources(nodes=2, chain=chain),
+        name="x",
+    )
+    assert submission.job_id == "7"
+    assert attempt_log.last_outcome(tmp_path, "7") == ""
+    assert rank_errors(tmp_path, "7", 2) == []
+    assert attempt_log.last_outcome(tmp_path, "70") == "finished"

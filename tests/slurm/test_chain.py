@@ -64,6 +64,24 @@ def test_next_job_goes_on_after_a_preemption_and_the_rest_is_cancelled_at_the_en
     assert_ended(submission, [state_of(submission.job_ids[0]), "COMPLETED", "CANCELLED"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["hold", "uhold"])
+def test_a_job_that_is_held_keeps_its_place_until_it_is_released(slurm, tmp_path, command):
+    slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=15")
+    submission = submit(tmp_path)
+    wait_until(lambda: len(starts(tmp_path, 1)) == 1)
+    slurm.run("scontrol", command, submission.job_ids[1])
+    preempt(slurm)
+    wait_until(lambda: "Held" in submission.poll()[0].reason)
+    update, outcome = submission.poll()
+    assert (outcome, update.part) == (None, "job 2 of 3")
+    assert submit(tmp_path).job_ids == submission.job_ids
+    slurm.run("scontrol", "release", submission.job_ids[1])
+    assert submission.wait(0.2) is jobs.Outcome.FINISHED
+    assert outcomes(submission) == ["requeued", "finished"]
+    assert_ended(submission, [state_of(submission.job_ids[0]), "COMPLETED", "CANCELLED"])
+
+
 @pytest.mark.thorough
 def test_chain_whose_jobs_make_no_progress_is_given_up(slurm, tmp_path):
     submission = submit(tmp_path, length=4, max_stalls=2, kill_at=(1, 3), once=False)
