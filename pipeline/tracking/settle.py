@@ -24,7 +24,12 @@ def is_settled(state: TrackingState | None) -> bool:
 
 
 def settle(
-    run_dir: Path, has_no_job: Callable[[], bool] = lambda: False, *, timeout_s: int = 20, retries: int = 1
+    run_dir: Path,
+    has_no_job: Callable[[], bool] = lambda: False,
+    *,
+    has_failed: bool = False,
+    timeout_s: int = 20,
+    retries: int = 1,
 ) -> tuple[TrackingState, int] | None:
     """Send what MLflow lacks of a run; do nothing while the run is being trained, since it sends by itself.
 
@@ -34,6 +39,7 @@ def settle(
         run_dir: the run's folder.
         has_no_job: whether no job will start the run, or go on with it. Then a run that waits for its next attempt, or
             never started, is KILLED.
+        has_failed: whether its job has failed, as far as the caller knows: the run is then FAILED instead of KILLED.
         timeout_s: how long the server may take for an answer.
         retries: how often a request that fails is repeated.
 
@@ -49,7 +55,7 @@ def settle(
             return None
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
-        end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job)
+        end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job, has_failed=has_failed)
         if end is not None:
             shipper.end(end)
         try:
@@ -66,7 +72,7 @@ def settle(
     return shipper.state, before
 
 
-def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> str | None:
+def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool], *, has_failed: bool = False) -> str | None:
     """Return the status of a run that has ended, where no attempt recorded it; None: it goes on, or has its status.
 
     The tracking worker may have been killed together with the training, or never have started. The job may have been
@@ -76,6 +82,7 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> 
         run: state of the run, from its files.
         status: status that the run has, or should have, in MLflow.
         has_no_job: as for `settle`.
+        has_failed: as for `settle`.
     """
     if not may_go_on(status):
         return None
@@ -83,10 +90,10 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> 
     waits = run == "submitted" or (run == "interrupted" and status == "SCHEDULED")
     if run == "running" or (waits and not has_no_job()):
         return None
-    return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "KILLED")
+    return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "FAILED" if has_failed else "KILLED")
 
 
-def settle_after_end(run_dir: Path, *, timeout_s: int = 20, retries: int = 1) -> None:
+def settle_after_end(run_dir: Path, *, has_failed: bool = False, timeout_s: int = 20, retries: int = 1) -> None:
     """Tell MLflow that a run has ended whose job will not go on, if no attempt could tell it; log why if that fails.
 
     A run that never started is not made known to MLflow for it. Where the server did not answer the attempt, that has
@@ -99,7 +106,7 @@ def settle_after_end(run_dir: Path, *, timeout_s: int = 20, retries: int = 1) ->
     if is_done and not may_go_on(state.status):
         return
     try:
-        settle(run_dir, lambda: True, timeout_s=timeout_s, retries=retries)
+        settle(run_dir, lambda: True, has_failed=has_failed, timeout_s=timeout_s, retries=retries)
     except (PipelineError, OSError) as error:
         logger.warning("%s; send the rest with: python -m pipeline.status --sync %s", error, run_dir)
 

@@ -1,10 +1,11 @@
 """The callable that `jobs` runs: one attempt at the run in a run directory. Importing it needs no torch."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import Outcome, StopRequested
-from pipeline.run.files import durable_step
+from jobs import Outcome, StopRequested, job_outcome, logs_folder
+from pipeline.run.files import LOGS, durable_step
 from pipeline.weights.card import is_exported
 
 if TYPE_CHECKING:
@@ -42,9 +43,19 @@ class TrainTask:
         """Record the outcome of the job, give the MLflow run its status, and register a finished model, on rank 0.
 
         The user's web address is told last. The ranks have left their process group by then, so that nothing that
-        another rank does can end this. A task that fails without having been called was given up: too many attempts
-        made no progress. One that is cancelled so is a job of a chain that was cancelled before.
+        another rank does can end this. A task that ends without having been called was given up, since too many
+        attempts made no progress, or is a job of a chain whose run had ended before: cancelled, or failed.
         """
+        try:
+            self._record(outcome)
+        finally:
+            if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED, Outcome.STOPPED):
+                from pipeline.run.notify import notify
+
+                was_given_up = outcome is Outcome.FAILED and self._was_given_up()
+                notify(self.run_dir, "given up" if was_given_up else outcome.value)
+
+    def _record(self, outcome: Outcome) -> None:
         if self._attempt is not None:
             self._attempt.close(outcome.value)
             if outcome is Outcome.FINISHED and self._attempt.is_main:
@@ -56,9 +67,8 @@ class TrainTask:
             # The attempt before may have left the run as one that goes on.
             from pipeline.tracking.settle import settle_after_end
 
-            settle_after_end(self.run_dir)
-        if outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.CANCELLED, Outcome.STOPPED):
-            from pipeline.run.notify import notify
+            settle_after_end(self.run_dir, has_failed=outcome is Outcome.FAILED)
 
-            was_given_up = outcome is Outcome.FAILED and not self._was_called
-            notify(self.run_dir, "given up" if was_given_up else outcome.value)
+    def _was_given_up(self) -> bool:
+        """Whether this job has ended because attempts made no progress; `jobs` logs that before it calls `ended`."""
+        return job_outcome(logs_folder(self.run_dir / LOGS), os.environ.get("JOB_ID", "")) == "given up"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jobs import Outcome
+from jobs import Outcome, attempt_log
 from pipeline.common.errors import PipelineError
 from pipeline.launch.command import main
 from pipeline.run import notify
@@ -24,26 +24,40 @@ def begun(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "was_called", "event"),
+    ("outcome", "logged", "event"),
     [
-        (Outcome.FINISHED, True, "finished"),
-        (Outcome.FAILED, True, "failed"),
-        (Outcome.CANCELLED, True, "cancelled"),
-        (Outcome.FAILED, False, "given up"),
-        (Outcome.STOPPED, True, "stopped"),
-        (Outcome.INTERRUPTED, True, None),
+        (Outcome.FINISHED, "finished", "finished"),
+        # Also where a job of a chain sees that one before it has failed, and so calls no task.
+        (Outcome.FAILED, "failed", "failed"),
+        (Outcome.CANCELLED, "cancelled", "cancelled"),
+        (Outcome.FAILED, "given up", "given up"),
+        (Outcome.STOPPED, "stopped", "stopped"),
+        (Outcome.INTERRUPTED, "requeued", None),
     ],
 )
-def test_each_end_is_told_once(begun, outcome, was_called, event):
+def test_each_end_is_told_once(begun, monkeypatch, outcome, logged, event):
+    monkeypatch.setenv("JOB_ID", "7")
+    (begun / "submitit").mkdir(exist_ok=True)
+    attempt_log.append(begun / "submitit", "end", job_id="7", restarts=0, outcome=logged)
     with Listener() as listener:
         notify.remember(begun, listener.address)
-        task = TrainTask(begun)
-        task._was_called = was_called
-        task.ended(outcome)
+        TrainTask(begun).ended(outcome)
     assert [post["event"] for post in listener.posts] == ([event] if event else [])
     for post in listener.posts:
         assert (post["run"], post["model"], post["step"], post["total_steps"]) == ("run", "transxnet_n", 20, 100)
         assert post["text"].startswith(f"run (transxnet_n): {event} at step 20, top-1 ")
+
+
+def test_an_end_that_cannot_be_recorded_is_told(begun, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("the tracking state is damaged")
+
+    monkeypatch.setattr("pipeline.tracking.settle.settle_after_end", fail)
+    with Listener() as listener:
+        notify.remember(begun, listener.address)
+        with pytest.raises(RuntimeError, match="damaged"):
+            TrainTask(begun).ended(Outcome.FAILED)
+    assert [post["event"] for post in listener.posts] == ["failed"]
 
 
 def test_secrets_are_masked_and_the_address_is_read_by_its_user_alone(begun, monkeypatch):

@@ -27,12 +27,14 @@ def interrupted(folder: Path) -> tuple[Shipper, str]:
     return shipper, uri
 
 
-@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.FAILED])
-def test_a_job_that_ends_before_its_attempt_does_not_leave_the_run_waiting(tmp_path: Path, outcome: Outcome):
+@pytest.mark.parametrize(("outcome", "status"), [(Outcome.CANCELLED, "KILLED"), (Outcome.FAILED, "FAILED")])
+def test_a_job_that_ends_before_its_attempt_does_not_leave_the_run_waiting(
+    tmp_path: Path, outcome: Outcome, status: str
+):
     """The job of a chain that a user has cancelled, or that has failed; or attempts made no progress."""
     shipper, uri = interrupted(tmp_path)
     TrainTask(shipper.run_dir).ended(outcome)
-    assert open_client(uri).get_run(str(shipper.state.run_id)).info.status == "KILLED"
+    assert open_client(uri).get_run(str(shipper.state.run_id)).info.status == status
 
 
 def test_a_run_whose_chain_is_used_up_says_so_in_mlflow_until_it_goes_on(tmp_path: Path):
