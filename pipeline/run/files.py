@@ -39,7 +39,7 @@ MANIFEST_NAME = "manifest.json"
 """File of a checkpoint that is written last, with the digests of the others."""
 _TAIL_BYTES = 4096
 _WHOLE = ("step", "attempt", "world_size", "lost_steps", "rank", "slowest_rank")
-_TIMES = ("time", "began", "lost_until", "seconds", "stall_s", "lost_s", "step_s")
+_TIMES = ("time", "began", "lost_until", "seconds", "end_s", "stall_s", "lost_s", "step_s")
 _LATEST = 1e11
 """A greater number of seconds is no time: no calendar shows it."""
 _NUMBERS = ("loss", "grad_norm", "lr", "images_per_s", "data_wait", "others_wait", "slowest_ratio", "ratio", "epoch")

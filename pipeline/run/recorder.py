@@ -108,7 +108,7 @@ class Recorder:
                     f"the run directory {self._run_dir} was removed: nothing of this training can be kept"
                 ) from None
             self.warn(f"{ATTEMPTS_NAME} could not be written ({error.strerror})")
-        self._time_to_save.note(kind, float(fields.get("seconds", 0.0)))
+        self._time_to_save.note(event)
         if kind == "saved" and self._time_to_save.seconds is not None:
             for warning in describe_short_notices(self._time_to_save, self._notices):
                 self.warn(warning)

@@ -2,10 +2,10 @@
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from jobs import Notice, too_short
 from pipeline.run.files import read_events, read_metrics
@@ -24,6 +24,8 @@ class TimeToSave:
     """Seconds of the newest steps."""
     save: float | None = None
     """Seconds of the newest save, from its start to the published checkpoint; None before the first one."""
+    evaluation_end: float = 0.0
+    """Seconds of the newest evaluation after its last batch (scores, pictures), in which it cannot be interrupted."""
 
     @classmethod
     def of_run(cls, run_dir: Path) -> Self:
@@ -31,20 +33,25 @@ class TimeToSave:
         measured = cls()
         measured.steps.extend(r["step_s"] for r in read_metrics(run_dir) if "step_s" in r)
         for event in read_events(run_dir):
-            measured.note(str(event.get("event")), float(event.get("seconds", 0.0)))
+            measured.note(event)
         return measured
 
-    def note(self, event: str, seconds: float) -> None:
-        """Keep the time of an event of the attempt log, if it is a save."""
-        if event == "saved":
-            self.save = seconds
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Keep the times of an event of the attempt log, if it is a save or an evaluation."""
+        if event.get("event") == "saved":
+            self.save = float(event.get("seconds", 0.0))
+        if event.get("event") == "evaluate":
+            self.evaluation_end = float(event.get("end_s", self.evaluation_end))
 
     @property
     def seconds(self) -> float | None:
-        """Sum of a step and a save, since an evaluation is interrupted; None until steps and a save were measured."""
+        """Sum of a step, a save and the end of an evaluation; None until steps and a save were measured.
+
+        The batches of an evaluation do not count: it is interrupted between them.
+        """
         if self.save is None or len(self.steps) < LEAST_STEPS:
             return None
-        return statistics.median(self.steps) + self.save
+        return statistics.median(self.steps) + self.save + self.evaluation_end
 
 
 def describe_short_notices(need: TimeToSave, notices: Sequence[Notice]) -> list[str]:
@@ -52,6 +59,7 @@ def describe_short_notices(need: TimeToSave, notices: Sequence[Notice]) -> list[
     seconds = need.seconds
     if seconds is None or need.save is None:
         return []
-    parts = f"a step of {statistics.median(need.steps):.1f} s and a save of {need.save:.1f} s"
+    end = f", the end of an evaluation of {need.evaluation_end:.1f} s" if need.evaluation_end else ""
+    parts = f"a step of {statistics.median(need.steps):.1f} s{end} and a save of {need.save:.1f} s"
     needed = f"asked to stop, this run needs up to {seconds:.0f} s ({parts})"
     return [f"{needed}, but {notice.describe_shortage(seconds)}" for notice in too_short(notices, seconds)]

@@ -1,6 +1,7 @@
 """The scores of the averaged weights during a training."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Evaluator:
     Attributes:
         suspicion: what made the labels of the split suspicious in the last evaluation; None: nothing.
         unwritten: why rank 0 could not write the last evaluation for the report; None: it could.
+        end_s: seconds of the last evaluation after its last batch, in which nobody looks whether to stop.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Evaluator:
         self._run_dir, self._names = run_dir, names
         self.suspicion: str | None = None
         self.unwritten: OSError | None = None
+        self.end_s = 0.0
         self._model = build_model(config, len(names)).to(world.device).eval()
 
     @property
@@ -88,6 +91,13 @@ class Evaluator:
         ):
             if not self._add_batches(evaluator, loader, stop_requested):
                 return None
+        began = time.monotonic()
+        scores = self._end(evaluator, step)
+        self.end_s = time.monotonic() - began
+        return scores
+
+    def _end(self, evaluator: TaskEvaluator, step: int) -> dict[str, float]:
+        """Return the scores from what all ranks have added, and write the report. Collective."""
         if evaluator.is_gathered:
             return self._on_main(evaluator, join_on_main(evaluator.sums()), step)
         sums = sum_over_ranks(evaluator.sums())

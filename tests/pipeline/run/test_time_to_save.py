@@ -10,7 +10,10 @@ from pipeline.engine.distributed import World
 from pipeline.run.recorder import Recorder
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 
-WORDS = "asked to stop, this run needs up to 42 s (a step of 2.0 s and a save of 40.0 s), but "
+WORDS = (
+    "asked to stop, this run needs up to 42 s (a step of 2.0 s, the end of an evaluation of 1.0 s and a save of "
+    "39.0 s), but "
+)
 
 
 def train(run_dir: Path, world: World) -> None:
@@ -19,9 +22,11 @@ def train(run_dir: Path, world: World) -> None:
     recorder.open(0)
     for step in range(1, 5):
         recorder.step({"step": step, "time": 0.0, "step_s": 2.0, "data_wait": 0.0})
-    recorder.event("evaluate", step=4, seconds=3.0)
+    recorder.event("evaluate", step=4, seconds=3.0, end_s=1.0)
+    # Of one that is interrupted the end is not measured.
+    recorder.event("evaluate", step=4, seconds=0.5)
     for _ in range(2):
-        recorder.event("saved", step=4, seconds=40.0)
+        recorder.event("saved", step=4, seconds=39.0)
     recorder.close()
 
 
