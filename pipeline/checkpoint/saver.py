@@ -51,6 +51,7 @@ class Saver:
         self.problem = ""
         """Why the last save failed; empty if it succeeded."""
         self._failed_step: int | None = None
+        self._owes_evaluation = False
 
     def restore(self) -> int:
         """Load the newest valid checkpoint, if there is one; return the number of finished steps."""
@@ -84,9 +85,11 @@ class Saver:
         Args:
             step: number of finished steps.
             metric: primary metric of this state, by which the best checkpoint is kept; None: it was not evaluated.
-            awaits_evaluation: whether an evaluation of this state is due, and made later.
+            awaits_evaluation: whether an evaluation of this state is due, and made later. If it cannot be saved, the
+                next state that is saved awaits it in its place.
         """
         self.finish()
+        awaits_evaluation = awaits_evaluation or self._owes_evaluation
         began = time.monotonic()
         if self._writer is None:
             self._writer = RankWriter(state_tensors(self._engine, self._ema), self._world.rank)
@@ -134,6 +137,7 @@ class Saver:
             problem = f"rank {self._world.rank}: {error}"
         problems = [str(p) for p in gather_objects(problem) if p]
         self._failed_step = step if problems else None
+        self._owes_evaluation = bool(problems and summary[AWAITS])
         self.problem = problems[0] if problems else ""
         if problems:
             if self._world.is_main:
