@@ -42,7 +42,7 @@ def launch(options: LaunchOptions) -> int:
     print(checked.dataset)
     if is_exported(run.run_dir):
         print("this run is finished already; nothing is trained")
-        return conclude(run.run_dir)
+        return conclude(run.run_dir, follow=options.wait)
     print(describe_cluster(plan))
     submission = submit_run(plan, run)
     jobs = ", ".join(submission.job_ids)
@@ -62,7 +62,7 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
     with contextlib.closing(Progress({"": run_dir}, total_steps)) as progress:
         outcome = submission.wait(poll_s=1.0, on_update=lambda update: progress.show("", update))
     if outcome is Outcome.FINISHED:
-        return conclude(run_dir)
+        return conclude(run_dir, follow=True)
     if outcome is not Outcome.DETACHED:
         from pipeline.tracking.settle import settle_after_end
 
@@ -73,7 +73,7 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
     return 0 if outcome is Outcome.DETACHED else 1
 
 
-def conclude(run_dir: Path) -> int:
+def conclude(run_dir: Path, *, follow: bool) -> int:
     """Register a finished run unless it is registered, and print the result; return the exit status.
 
     The job registers its model itself, but may have had no time left for it, or no way to the server.
@@ -83,7 +83,7 @@ def conclude(run_dir: Path) -> int:
     from pipeline.launch.evaluation import conclude_evaluations
     from pipeline.run.files import is_registered
 
-    if not conclude_evaluations(run_dir) and not is_registered(run_dir):
+    if not conclude_evaluations(run_dir, follow=follow) and not is_registered(run_dir):
         from pipeline.register.registration import register_or_explain
 
         register_or_explain(run_dir)

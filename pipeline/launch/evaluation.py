@@ -11,7 +11,7 @@ from pipeline.run.config import read_config
 from pipeline.run.evaluations import awaiting
 from pipeline.weights.card import is_exported
 
-_NOT_FOR_EVALUATIONS = ("dependency", "exclusive")
+_NOT_FOR_EVALUATIONS = ("dependency", "exclusive", "gres", "nodefile", "nodelist")
 """Options of sbatch that the training's job keeps to itself."""
 
 
@@ -85,10 +85,14 @@ def evaluation_facts(name: str, resources: Resources | None, cluster: Cluster) -
     return {"cluster": where, "name": f"{name}-evaluate", "resources": dataclasses.asdict(resources)}
 
 
-def conclude_evaluations(run_dir: Path) -> bool:
-    """Follow the evaluation of a finished run's last checkpoints to the end, and register its model.
+def conclude_evaluations(run_dir: Path, *, follow: bool) -> bool:
+    """See to the evaluation of a finished run's last checkpoints, and register its model.
 
     Where no job is left for it, one is submitted; Ctrl-C leaves it in Slurm's queue.
+
+    Args:
+        run_dir: of the run.
+        follow: whether to wait for its end. A job that would end with this process is followed in any case.
 
     Returns:
         Whether the run evaluates by jobs, so that nothing else has to register its model.
@@ -101,6 +105,9 @@ def conclude_evaluations(run_dir: Path) -> bool:
     jobs = EvaluationJobs(run_dir)
     if awaiting(run_dir) and jobs.submit_if_due() and jobs.submission is not None:
         steps = ", ".join(map(str, awaiting(run_dir)))
+        if not follow and jobs.submission.goes_on_alone:
+            print(f"step {steps} awaits its evaluation by job {jobs.submission.job_id}")
+            return True
         print(f"step {steps} awaits its evaluation: following job {jobs.submission.job_id}")
         shown: list[str] = []
 

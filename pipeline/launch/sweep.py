@@ -42,7 +42,11 @@ def launch_sweep(plan: Plan) -> int:
 def _register_finished(plan: Plan) -> None:
     """Register the models of finished runs that could not be registered before."""
     for run in plan.runs:
-        if is_exported(run.run_dir) and not conclude_evaluations(run.run_dir) and not is_registered(run.run_dir):
+        if (
+            is_exported(run.run_dir)
+            and not conclude_evaluations(run.run_dir, follow=False)
+            and not is_registered(run.run_dir)
+        ):
             from pipeline.register.registration import register_or_explain
 
             register_or_explain(run.run_dir)
@@ -124,6 +128,6 @@ def _report_ended(runs: Sequence[PlannedRun]) -> None:
 def _conclude(plan: Plan) -> int:
     """Print how every run of the sweep stands, after its last evaluations; return the exit status."""
     for run in plan.runs:
-        conclude_evaluations(run.run_dir)
+        conclude_evaluations(run.run_dir, follow=plan.options.wait)
     print(describe_sweep_end(plan.run_dir, [run.run_dir for run in plan.runs]))
     return 0 if all(is_registered(run.run_dir) for run in plan.runs) else 1

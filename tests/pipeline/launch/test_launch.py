@@ -41,7 +41,16 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     monkeypatch.chdir(work)
     flags = ["--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "2", "--slurm", "nice=3"]
-    flags += ["--slurm", "exclusive=true", "--evaluate", "job", "--evaluate-timeout-min", "30"]
+    flags += [
+        "--slurm",
+        "exclusive=true",
+        "--slurm",
+        "nodelist=n1",
+        "--evaluate",
+        "job",
+        "--evaluate-timeout-min",
+        "30",
+    ]
     assert main([*flags, "--sweep", "train.optimizer.lr=1e-3,2e-3", "--run-dir", "sweep", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     code = jobs.take_snapshot(REPOSITORY, PACKAGES, work / "sweep" / "code", copy=False)
@@ -58,6 +67,7 @@ def test_dry_run_shows_the_array_the_snapshot_and_every_run_and_writes_nothing(t
     for words in ("--nodes=1\n", "--gpus-per-node=1\n", "--ntasks-per-node=1\n", "--nice=3\n", "--time=30\n"):
         assert f"#SBATCH {words}" in evaluation
     assert "exclusive" not in evaluation
+    assert "nodelist" not in evaluation
     assert f"{work}/sweep/lr=0.001/evaluations/submitit" in evaluation
     for value in (0.001, 0.002):
         _, _, after = shown.partition(f"# {work}/sweep/lr={value}/config.json\n")
