@@ -22,6 +22,8 @@ class _Look:
     """Whether there is no job that may still go on."""
     state: str = ""
     """Slurm's state of the job, or empty."""
+    is_unknown: bool = False
+    """Whether the file that names the job is damaged."""
 
 
 class Jobs:
@@ -48,17 +50,21 @@ class Jobs:
         look = self._look(run_dir / EVALUATIONS)
         if look.has_ended:
             return "no job is queued for it"
+        if look.is_unknown:
+            return str(look.description)
         return f"job {look.description}" if look.description else "a job on this machine"
 
     def is_over(self, status: RunStatus) -> bool:
         """Return whether the run will not go on by itself."""
         if status.state in OVER:
             return not self.evaluates(status)
-        return status.state != "running" and self.has_ended(status.run_dir)
+        look = self._look(status.run_dir)
+        return status.state != "running" and (look.has_ended or look.is_unknown)
 
     def evaluates(self, status: RunStatus) -> bool:
-        """Return whether a job is queued that evaluates checkpoints of the run."""
-        return bool(status.awaiting) and not self._look(status.run_dir / EVALUATIONS).has_ended
+        """Return whether a job is queued that evaluates checkpoints of the run, as far as that is known."""
+        look = self._look(status.run_dir / EVALUATIONS)
+        return bool(status.awaiting) and not (look.has_ended or look.is_unknown)
 
     def has_ended(self, run_dir: Path) -> bool:
         """Return whether the run has no job that may still go on; False if the cluster does not answer."""
@@ -87,7 +93,7 @@ class Jobs:
             try:
                 self._submissions[run_dir] = attach(folder)
             except JobError as error:
-                return _Look(description=str(error))
+                return _Look(description=str(error), is_unknown=True)
         submission = self._submissions[run_dir]
         if submission is None:
             return _Look(has_ended=not is_running_locally(folder))
