@@ -6,6 +6,7 @@ metric. Whoever reads the records of the steps gets them joined (`read_metrics`)
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 from pipeline.common.atomic import read_json, write_json
 from pipeline.run.config import read_config
-from pipeline.run.files import EVALUATIONS, MANIFEST_NAME, checkpoints, read_evaluations, step_name
+from pipeline.run.files import CHECKPOINTS, EVALUATIONS, MANIFEST_NAME, checkpoints, read_evaluations, step_name
 
 AWAITS = "awaits_evaluation"
 """Entry of a checkpoint's manifest: an evaluation of its step was due, and was not made before it was saved."""
 LEAVING_NAME = "leaving.json"
 """Which evaluation job ends."""
+MAX_TRIES = 5
+"""How often the evaluation of a checkpoint is begun that ends with an error, or with the end of its process."""
 TRIES_NAME = "tries.json"
 """How many evaluations of each step have begun and come to no end, since their process was killed or failed."""
 
@@ -77,11 +80,25 @@ def mark_leaving(run_dir: Path, job_id: str | None) -> None:
     """Tell that an evaluation job has found nothing to do and ends, before it looks a last time; None: it does not."""
     (run_dir / EVALUATIONS).mkdir(mode=0o700, exist_ok=True)
     write_json(run_dir / EVALUATIONS / LEAVING_NAME, {"job_id": job_id})
+    if job_id is not None:
+        _refresh(run_dir / CHECKPOINTS)
 
 
 def is_leaving(run_dir: Path, job_id: str) -> bool:
     """Whether an evaluation job may not see a checkpoint that was published before this call."""
+    _refresh(run_dir / EVALUATIONS)
     return (read_json(run_dir / EVALUATIONS / LEAVING_NAME) or {}).get("job_id") == job_id
+
+
+def _refresh(folder: Path) -> None:
+    """Have the next look at a folder on NFS show what other nodes have put there, not what it was a minute ago.
+
+    The server answers a change with the state of the folder, by which the client drops what it has kept of it.
+    """
+    file = folder / f".refresh.{os.uname().nodename}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        file.touch()
+        file.unlink()
 
 
 def count_tries(run_dir: Path) -> int:

@@ -9,10 +9,11 @@ import fcntl
 import time
 from pathlib import Path
 
+from jobs import JobError, attach
 from pipeline.common.errors import PipelineError, one_line
 from pipeline.run.config import read_config
 from pipeline.run.evaluations import awaiting
-from pipeline.run.files import EVALUATIONS, durable_step, is_registered, read_metrics
+from pipeline.run.files import EVALUATIONS, LOGS, durable_step, is_registered, read_metrics
 from pipeline.run.journal import Journal
 from pipeline.run.recorder import log
 from pipeline.run.status import run_state
@@ -34,11 +35,11 @@ def is_complete(run_dir: Path) -> bool:
 def wait_for_end(run_dir: Path) -> bool:
     """Wait a while for the training's end if its last step is evaluated; return whether the training has ended."""
     total = read_config(run_dir).total_steps
-    deadline = time.monotonic() + (END_S if durable_step(run_dir) == total else 0.0)
+    deadline = time.monotonic() + END_S
     while True:
         if is_exported(run_dir) and run_state(run_dir) == "finished":
             return True
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or durable_step(run_dir) != total:
             return False
         time.sleep(0.5)
 
@@ -77,11 +78,26 @@ def complete_or_explain(run_dir: Path) -> None:
 
         register_or_explain(run_dir)
     elif not complete(run_dir):
-        steps = ", ".join(map(str, awaiting(run_dir)))
-        log(
-            f"step {steps} awaits its evaluation, whose job then registers the model; to see that job: "
-            f"python -m pipeline.status {run_dir}"
-        )
+        awaits = f"step {', '.join(map(str, awaiting(run_dir)))} awaits its evaluation"
+        if _has_job(run_dir):
+            log(f"{awaits}, whose job then registers the model; to see that job: python -m pipeline.status {run_dir}")
+        else:
+            log(
+                f"warning: {awaits}, and no job is left for it: launch again with --run-dir {run_dir} to evaluate it, "
+                f"or register the model without it: python -m pipeline.register {run_dir}"
+            )
+
+
+def _has_job(run_dir: Path) -> bool:
+    """Whether an evaluation job waits or runs; one that is held waits too."""
+    try:
+        job = attach(run_dir / EVALUATIONS / LOGS)
+        if job is None:
+            return False
+        update, outcome = job.poll()
+    except JobError:
+        return False
+    return outcome is None or update.state == "PENDING"
 
 
 def _write_scores(run_dir: Path) -> None:

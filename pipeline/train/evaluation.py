@@ -49,14 +49,20 @@ class Evaluation:
         if scores is None:
             return False
         if self._world.is_main:
-            write_evaluation(self._run_dir, step, scores, time.monotonic() - began)
+            try:
+                write_evaluation(self._run_dir, step, scores, time.monotonic() - began)
+            except OSError as error:
+                self._recorder.warn(
+                    f"the scores of step {step} could not be written ({error}); a later attempt evaluates it again"
+                )
         self._recorder.lap("evaluation")
         return True
 
     def _evaluate(self, step: int, ema: Ema, stop_requested: Callable[[], bool]) -> dict[str, float] | None:
         recorder, evaluator, began = self._recorder, self._evaluator, time.monotonic()
         scores = evaluator(ema.full_state(), step, stop_requested)
-        recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3))
+        end = {} if scores is None else {"end_s": round(evaluator.end_s, 3)}
+        recorder.event("evaluate", step=step, seconds=round(time.monotonic() - began, 3), **end)
         if scores is None:
             return None
         recorder.log(f"step {step}: {self._scores.describe(scores)}")

@@ -1,25 +1,28 @@
 """Submits the job that evaluates checkpoints, again whenever some await it and no such job is left."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs import Cluster, JobError, Outcome, Resources, Submission, attach, submit
+from jobs import Cluster, JobError, Outcome, Resources, Submission, attach, is_running_locally, submit
 from pipeline.common.errors import one_line
 from pipeline.common.processes import ONE_THREAD
 from pipeline.run.config import read_config
-from pipeline.run.evaluations import awaiting, is_leaving
+from pipeline.run.evaluations import MAX_TRIES, awaiting, is_leaving
 from pipeline.run.files import EVALUATIONS, LOGS
 from pipeline.run.recorder import log
 from pipeline.train.evaluation_task import EvaluationTask
 
 ASK_EVERY_S = 15.0
 """Shortest time between two questions to a cluster about a job, and between two submissions that it refuses."""
-MOST_FAILURES = 5
-"""Failed jobs of an attempt after which none is submitted before its end."""
+MOST_FAILURES = MAX_TRIES + 1
+"""Failed jobs in a row after which none is submitted before the training's end: enough to give a checkpoint up."""
+_HELD_BY_HAND = "JobHeld"
+"""Beginning of Slurm's reason for a job that waits until it is released."""
 
 
 def jobs_folder(run_dir: Path) -> Path:
@@ -37,9 +40,13 @@ class EvaluationJobs:
         assert settings is not None
         self._cluster, self._name = settings["cluster"], settings["name"]
         self._resources = _resources(settings)
-        self._submission: Submission | None = attach(jobs_folder(run_dir))
-        self._is_refused = False
-        self._failures, self._asked = 0, 0.0
+        self._submission: Submission | None = None
+        self._is_refused = self._is_cancelled = False
+        self._failures, self._asked, self._refused = 0, -math.inf, -math.inf
+        try:
+            self._submission = attach(jobs_folder(run_dir))
+        except JobError as error:
+            self._refuse(error)
 
     @property
     def submission(self) -> Submission | None:
@@ -51,23 +58,27 @@ class EvaluationJobs:
 
         Returns:
             Whether nothing awaits its evaluation, or there is a job for it. A refusal of the cluster is logged once;
-            after a few jobs that have failed no other one is submitted before the training's end.
+            after a few jobs that have failed, or one that was cancelled, no other one is submitted before the
+            training's end.
         """
         if not awaiting(self._run_dir) or self._is_queued():
             return True
-        now = time.monotonic()
-        if self._failures >= MOST_FAILURES or (self._is_refused and now - self._asked < ASK_EVERY_S):
+        if self._submission is None and is_running_locally(jobs_folder(self._run_dir)):
+            # Processes of the attempt before, which end with it.
             return False
-        self._asked = now
+        waits = self._is_refused and time.monotonic() - self._refused < ASK_EVERY_S
+        if self._failures >= MOST_FAILURES or self._is_cancelled or waits:
+            return False
         return self._submit(self._cluster)
 
     def finish(self) -> None:
         """See to it that all is evaluated after the training: by a job that goes on without it, or here and now."""
-        self._asked = 0.0
+        self._asked = self._refused = -math.inf
+        self._is_cancelled = False
         self.submit_if_due()
         while self._submission and awaiting(self._run_dir) and is_leaving(self._run_dir, self._submission.job_id):
             # It may not have seen the last checkpoint.
-            self._asked = 0.0
+            self._asked = -math.inf
             if self._is_queued():
                 time.sleep(0.5)
         self.submit_if_due()
@@ -79,11 +90,15 @@ class EvaluationJobs:
         self._evaluate_here()
 
     def _evaluate_here(self) -> None:
-        """Evaluate what is left on this machine, and wait for the end."""
-        for _ in range(MOST_FAILURES):
-            if not awaiting(self._run_dir) or not self._submit("local"):
-                return
+        """Evaluate what is left on this machine, and wait for the end.
+
+        Each checkpoint is tried until it is evaluated or given up, unless the jobs fail before they try one.
+        """
+        task, fruitless = EvaluationTask(self._run_dir), 0
+        while awaiting(self._run_dir) and fruitless < MOST_FAILURES and self._submit("local"):
+            before = task.progress()
             self._wait()
+            fruitless = fruitless + 1 if task.progress() == before else 0
 
     def _wait(self) -> None:
         """Wait for the end of the last job, and say how it has failed."""
@@ -99,18 +114,29 @@ class EvaluationJobs:
         if submission.goes_on_alone and now - self._asked < ASK_EVERY_S:
             return True
         self._asked = now
-        _, outcome = submission.poll()
-        if outcome is None:
+        update, outcome = submission.poll()
+        if outcome is None or update.reason.startswith(_HELD_BY_HAND):
             return True
         self._submission = None
-        if outcome is not Outcome.FINISHED:
+        if outcome is Outcome.FINISHED:
+            self._failures = 0
+        elif outcome is Outcome.CANCELLED:
+            self._is_cancelled = True
+            log(
+                f"warning: evaluation job {submission.job_id} was cancelled; none is submitted before the end of this "
+                "attempt at the training"
+            )
+        else:
             self._failures += 1
             log(f"warning: evaluation job {submission.job_id} is {outcome.value}: {_reason(submission)}")
+            if self._failures == MOST_FAILURES:
+                log(f"warning: {self._failures} evaluation jobs in a row have failed; the next one is at the end")
         return False
 
     def _submit(self, cluster: Cluster) -> bool:
-        refusal = ""
         try:
+            # Submitting makes it otherwise, readable by others.
+            (self._run_dir / EVALUATIONS).mkdir(mode=0o700, exist_ok=True)
             with _one_thread() if cluster == "local" else contextlib.nullcontext():
                 self._submission = submit(
                     EvaluationTask(self._run_dir),
@@ -120,20 +146,22 @@ class EvaluationJobs:
                     name=self._name,
                 )
         except (JobError, OSError) as error:
-            refusal = one_line(error)
-        if refusal:
-            if not self._is_refused:
-                log(
-                    f"warning: no evaluation job can be submitted from here ({refusal}); the training goes on, and "
-                    "what could not be evaluated before is evaluated at its end"
-                )
-            self._is_refused = True
+            self._refuse(error)
             return False
         assert self._submission is not None
-        self._asked = time.monotonic()
+        self._is_refused, self._asked = False, time.monotonic()
         steps = ", ".join(map(str, awaiting(self._run_dir)))
         log(f"evaluation job {self._submission.job_id} is submitted for step {steps}")
         return True
+
+    def _refuse(self, error: JobError | OSError) -> None:
+        """Log the first refusal after a success; the next submission is tried after a while."""
+        if not self._is_refused:
+            log(
+                f"warning: no evaluation job can be submitted from here ({one_line(error)}); the training goes on, and "
+                "what could not be evaluated before is evaluated at its end"
+            )
+        self._is_refused, self._refused = True, time.monotonic()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.common.errors import one_line
 from pipeline.common.processes import PREEMPTION_SIGNALS, package_environment, preemption_blocked
 from pipeline.run.recorder import log
 
@@ -42,7 +43,11 @@ class EvaluationProcess:
         log("warning: the process that has checkpoints evaluated has failed; rank 0 sees to what is left")
         from pipeline.train.evaluation_jobs import EvaluationJobs
 
-        EvaluationJobs(self._run_dir).finish()
+        try:
+            EvaluationJobs(self._run_dir).finish()
+        except Exception as error:
+            # The rest of the training's end does not depend on it.
+            log(f"warning: not every checkpoint is evaluated: {one_line(error)}")
 
     def _ended(self, *, finished: bool) -> int | None:
         """End the process; return its exit code, None if it was never started."""
@@ -75,8 +80,15 @@ def main(run_dir: Path) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PREEMPTION_SIGNALS)
     os.nice(10)
     jobs = EvaluationJobs(run_dir)
+    problem = ""
     while True:
-        jobs.submit_if_due()
+        try:
+            jobs.submit_if_due()
+        except Exception as error:
+            # A file system that fails for a moment must not end the evaluations of the whole attempt.
+            former, problem = problem, one_line(error)
+            if problem != former:
+                log(f"warning: checkpoints cannot be evaluated now: {problem}")
         readable, _, _ = select.select([sys.stdin], [], [], LOOK_S)
         if readable:
             if os.read(sys.stdin.fileno(), len(FINISH)) == FINISH:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import torch
 
@@ -12,7 +12,15 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.errors import PipelineError, one_line
 from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world
 from pipeline.run.config import read_config
-from pipeline.run.evaluations import awaiting, begin_try, end_try, mark_leaving, write_evaluation, write_problem
+from pipeline.run.evaluations import (
+    MAX_TRIES,
+    awaiting,
+    begin_try,
+    end_try,
+    mark_leaving,
+    write_evaluation,
+    write_problem,
+)
 from pipeline.run.recorder import log
 from pipeline.train.kernels import agree_on_kernels
 from pipeline.train.validation import Evaluator
@@ -20,8 +28,8 @@ from sharding import load_manifest
 
 State = dict[str, torch.Tensor]
 Shapes = dict[str, torch.Size]
-MAX_TRIES = 5
-"""How often the evaluation of a checkpoint is begun that ends with an error, or with the end of its process."""
+REREAD_S = 5.0
+"""Seconds until a checkpoint that could not be read is read again, where nothing else awaits its evaluation."""
 
 
 def evaluate_awaiting(run_dir: Path, stop_requested: Callable[[], bool]) -> bool:
@@ -71,21 +79,26 @@ def _next_or_leave(run_dir: Path, shapes: Shapes) -> tuple[int, State] | None:
 def _next(run_dir: Path, shapes: Shapes) -> tuple[int, State] | None:
     """Return the newest awaiting checkpoint and its averaged weights; None: there is none.
 
-    One that was tried too often, or is damaged, gets the reason as its result.
+    One that cannot be read is read again after the others: a disk may fail for a moment. One that was tried too often
+    gets the reason as its result.
     """
-    passed: set[int] = set()
-    while steps := [step for step in awaiting(run_dir) if step not in passed]:
-        step = steps[-1]
-        if begin_try(run_dir, step) > MAX_TRIES:
+    unread: set[int] = set()
+    while steps := awaiting(run_dir):
+        if unread.issuperset(steps):
+            sleep(REREAD_S)
+            unread.clear()
+        step = max(set(steps) - unread)
+        tries = begin_try(run_dir, step)
+        if tries > MAX_TRIES:
             _give_up(run_dir, step, f"{MAX_TRIES} evaluations of it did not come to their end")
             continue
         try:
             return step, averaged_state(CheckpointStore(run_dir).read(step), shapes)
         except (PipelineError, OSError, ValueError) as error:
-            if step in awaiting(run_dir):
+            # The training may have removed it, since newer ones await their evaluation.
+            if tries == MAX_TRIES and step in awaiting(run_dir):
                 _give_up(run_dir, step, one_line(error))
-            # Else the training has removed it, since newer ones await their evaluation.
-            passed.add(step)
+            unread.add(step)
     return None
 
 

@@ -20,6 +20,7 @@ from pipeline.run.files import durable_step, read_evaluations, read_events, read
 from pipeline.run.status import read_status
 from pipeline.status.show import format_run
 from pipeline.tasks import find_task
+from pipeline.train import late_evaluation
 from pipeline.train.completion import complete
 from pipeline.train.evaluation_task import EvaluationTask
 from pipeline.train.late_evaluation import MAX_TRIES
@@ -36,22 +37,28 @@ BESIDE = {"cluster": "local", "name": "evaluate", "resources": {"tasks_per_node"
 """`config.json` of a run whose checkpoints are evaluated by jobs."""
 
 
-def evaluate_until(world: World, folder: str, stop_at: int | None) -> tuple[int, bool]:
-    """Evaluate; rank 0 is asked to stop while its batch `stop_at` is computed. Return batches and whether it ended."""
+def evaluate_until(world: World, folder: str, stops: tuple[int | None, ...]) -> list[tuple[int, bool]]:
+    """Evaluate; rank 0 is asked to stop while its batch of each number in `stops` is computed.
+
+    Returns:
+        Batches of each evaluation, and whether it came to its end.
+    """
     settings = config(Path(folder), Path(folder) / "cache")
     type(find_task(settings.task)).evaluation_batch = 2
-    model = build_model(settings, CLASSES)
     batches: list[int] = []
     evaluator = Evaluator(settings, world, Path(folder), ["class"] * CLASSES, lambda: batches.append(1))
-    scores = evaluator(model.state_dict(), 1, lambda: world.rank == 0 and len(batches) == stop_at)
-    return len(batches), scores is not None
+    state, ends = build_model(settings, CLASSES).state_dict(), []
+    for stop_at in stops:
+        batches.clear()
+        scores = evaluator(state, 1, lambda stop_at=stop_at: world.rank == 0 and len(batches) == stop_at)
+        ends.append((len(batches), scores is not None))
+    return ends
 
 
 def test_all_ranks_stop_after_the_batch_in_which_one_is_asked_to(tmp_path: Path):
     pack(tmp_path, (11,), split="validation")
     pack(tmp_path, (8,))
-    assert run_ranks(evaluate_until, 2, str(tmp_path), None) == [(3, True), (3, True)]
-    assert run_ranks(evaluate_until, 2, str(tmp_path), 2) == [(2, False), (2, False)]
+    assert run_ranks(evaluate_until, 2, str(tmp_path), (None, 2)) == [[(3, True), (2, False)]] * 2
 
 
 def scored(run_dir: Path) -> list[dict[str, Any]]:
@@ -62,14 +69,14 @@ def scored(run_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def prepare(folder: Path, name: str, **facts: Any) -> Path:
+def prepare(folder: Path, name: str, *, save_every: int = 100, **facts: Any) -> Path:
     """A new run directory in a folder, over the same shards as the others there."""
     shards = folder / "shards"
     if not shards.exists():
         pack(shards, (24, 24))
         pack(shards, (24,), split="validation")
     short = config(
-        shards, folder / "cache", steps=STEPS, precision="fp32", eval_every_steps=EVERY, save_every_steps=100
+        shards, folder / "cache", steps=STEPS, precision="fp32", eval_every_steps=EVERY, save_every_steps=save_every
     )
     facts = {"tracking_uri": "sqlite:///none.db", "total_steps": STEPS, **facts}
     run_directory.prepare(folder / name, check(short, 2), facts)
@@ -149,9 +156,20 @@ def test_evaluations_beside_the_training_give_the_same_numbers(
     assert_equal(run_dir, whole)
 
 
+@pytest.mark.thorough
+def test_an_evaluation_whose_checkpoint_cannot_be_saved_is_due_at_the_next_save(folder: Path):
+    run_dir = prepare(folder, "unsaved", save_every=10, evaluation=BESIDE)
+    checkpoints = CheckpointStore(run_dir)
+    checkpoints.folder.mkdir()
+    checkpoints.partial(EVERY).write_text("a file where the save needs a folder")
+    train(run_dir)
+    assert awaiting(run_dir) == [EVERY + 1, STEPS]
+
+
 def evaluate_all(world: World, run_dir: str) -> str:
     dist.destroy_process_group()
     os.environ["MASTER_PORT"] = str(free_port())
+    late_evaluation.REREAD_S = 0.0
     return EvaluationTask(Path(run_dir))(lambda: False).value
 
 
