@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.common.atomic import file_sha256, read_json
-from pipeline.common.errors import one_line
+from pipeline.common.errors import PipelineError, one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.mirror.layout import (
     HEARTBEAT_S,
@@ -34,15 +34,15 @@ from pipeline.run.status import run_state
 EXPORT_FOLDER, CARD_NAME = "export", "model.json"
 
 
-class TakenOverError(Exception):
+class TakenOverError(PipelineError, ValueError):
     """Another run directory has become the mirror's owner; the message names it."""
 
 
-class DamagedHereError(Exception):
+class DamagedHereError(PipelineError, ValueError):
     """A checkpoint whose files differ from its manifest here, so that it is not copied."""
 
 
-class _UnreadableError(Exception):
+class _UnreadableError(PipelineError, ValueError):
     """A file here whose content is not what it should be; the message names it."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.atomic import fsync, read_json, replacing
-from pipeline.common.errors import one_line
+from pipeline.common.errors import PipelineError, one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.mirror.claim import claim
 from pipeline.mirror.layout import EXPORT, Snapshot, describe_owner, owners, read_owner, snapshots
@@ -24,7 +24,7 @@ from pipeline.tracking.address import local_database, resolve_tracking_uri
 from pipeline.tracking.state import copied, read_state, save_state
 
 
-class _DamagedError(Exception):
+class _DamagedError(PipelineError, ValueError):
     """A snapshot that cannot be used; the message names the file and the fault."""
 
 
