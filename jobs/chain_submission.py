@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from jobs import chain
 from jobs.attempt_log import last_outcome, log_path
@@ -23,6 +24,9 @@ After "stopped" one may: a job that is interrupted while its chain is still subm
 
 class ChainSubmission(SlurmSubmission):
     """A chain in Slurm's queue; `job_id` is the job with which the chain stands."""
+
+    # No job of a chain is requeued: one that has lost ranks has failed.
+    _forgotten: ClassVar[dict[str, str]] = SlurmSubmission._forgotten | {"lost": "FAILED"}
 
     def __init__(self, folder: Path, job_ids: Sequence[str], world_size: int) -> None:
         super().__init__(folder, job_ids[0], world_size)

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from jobs import attempt_log
 from jobs.attempt_log import last_outcome
@@ -11,18 +12,6 @@ from jobs.submission import FINAL_STATES, Submission, Update
 
 _GOES_ON = ("", "requeued", "lost", "peer lost")
 """Outcomes in the attempt log after which a job goes on, unless it is cancelled."""
-_FORGOTTEN = {
-    "finished": "COMPLETED",
-    "stopped": "COMPLETED",
-    "cancelled": "CANCELLED",
-    "requeued": "CANCELLED",
-    "lost": "CANCELLED",
-    "": "UNKNOWN",
-}
-"""State of a job that Slurm has forgotten, by the last outcome in its attempt log; after the other ones it has failed.
-
-A job that was requeued was pending, and only a cancel ends it then.
-"""
 REQUEUE_S = 30.0
 """A job that Slurm requeues may show PREEMPTED or NODE_FAIL for some seconds before it is PENDING again."""
 
@@ -40,6 +29,18 @@ class SlurmSubmission(Submission):
 
     cluster = "slurm"
     goes_on_alone = True
+    _forgotten: ClassVar[dict[str, str]] = {
+        "finished": "COMPLETED",
+        "stopped": "COMPLETED",
+        "cancelled": "CANCELLED",
+        "requeued": "CANCELLED",
+        "lost": "CANCELLED",
+        "": "UNKNOWN",
+    }
+    """State of a job that Slurm has forgotten, by the last outcome in its attempt log; else it has failed.
+
+    A job that was requeued was pending, and only a cancel ends it then.
+    """
 
     def __init__(self, folder: Path, job_id: str, world_size: int) -> None:
         super().__init__(folder, job_id, world_size)
@@ -55,9 +56,8 @@ class SlurmSubmission(Submission):
             if job.state == "CANCELLED" and last_outcome(self.folder, self.job_id) in _GOES_ON:
                 attempt_log.log_cancel(self.folder, self.job_id, job.restarts)
             return Update(state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes)
-        return Update(
-            state=_FORGOTTEN.get(last_outcome(self.folder, self.job_id), "FAILED"), reason="Slurm has forgotten the job"
-        )
+        state = self._forgotten.get(last_outcome(self.folder, self.job_id), "FAILED")
+        return Update(state=state, reason="Slurm has forgotten the job")
 
     def is_over(self, update: Update) -> bool:
         """Whether Slurm will not start the job again. A requeued job that Slurm itself holds counts as over."""

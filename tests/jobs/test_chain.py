@@ -12,6 +12,7 @@ from jobs.chain import Chain, chain_of
 from jobs.chain_submission import ChainSubmission
 from jobs.errors import SlurmError
 from jobs.job import Job
+from jobs.slurm_submission import SlurmSubmission
 from jobs.snapshot import Code
 from jobs.stop_flag import StopFlag
 from jobs.submit import attach, unfinished_job
@@ -285,6 +286,22 @@ def test_a_second_launch_follows_a_chain_whose_first_job_slurm_has_forgotten(fol
     assert submission is not None
     assert submission.job_id == "7"
     assert submission.job_ids == ["6", "7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "single", "chained"),
+    [
+        ("stopped", Outcome.INTERRUPTED, Outcome.INTERRUPTED),
+        # One job was requeued, and only a cancel ends a pending job; no job of a chain is.
+        ("lost", Outcome.CANCELLED, Outcome.FAILED),
+        ("peer lost", Outcome.FAILED, Outcome.FAILED),
+    ],
+)
+def test_a_job_that_slurm_has_forgotten_ended_as_its_attempt_log_says(folder, monkeypatch, outcome, single, chained):
+    attempt_log.append(folder, "end", job_id="8", restarts=0, outcome=outcome)
+    fake_scontrol(monkeypatch, {})
+    assert SlurmSubmission(folder, "8", 2).poll()[1] is single
+    assert ChainSubmission(folder, ["8"], 2).poll()[1] is chained
 
 
 def test_a_foreign_job_with_an_old_id_is_not_followed(folder, monkeypatch):
