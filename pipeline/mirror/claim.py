@@ -26,8 +26,7 @@ def check_mirror(run_dir: Path, location: str) -> str | None:
     is_known = known is not None and known.location == location
     try:
         present = owners(place)
-        is_own = known is not None and (present[-1:] == [known.owner] or (is_known and present[-1:] < [known.owner]))
-        if present and not is_own:
+        if present and (known is None or not _is_own(place, present[-1], known, is_known=is_known)):
             owner = describe_owner(read_owner(place, present[-1]))
             raise MirrorError(
                 f"--mirror {place.shown} holds the mirror of {owner}: go on from it with --from in place of --mirror, "
@@ -38,6 +37,14 @@ def check_mirror(run_dir: Path, location: str) -> str | None:
             return f"the mirror {place.shown} does not answer ({one_line(error)}); what it lacks is copied later"
         raise MirrorError(f"--mirror {place.shown} cannot be read: {one_line(error)}") from error
     return None
+
+
+def _is_own(place: Place, present: str, known: MirrorTarget, *, is_known: bool) -> bool:
+    """Whether a mirror's present owner is the run directory that knows `known`, and not a copy of it."""
+    owner = read_owner(place, present)
+    if owner is not None and present == known.owner:
+        return not owner.is_copy_of(known.tokens)
+    return present == known.owner or (is_known and present < known.owner)
 
 
 def use_mirror(run_dir: Path, location: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ from pipeline.mirror.layout import (
 )
 from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.files import CONFIG_NAME, EVALUATIONS, MANIFEST_NAME, REGISTERED_NAME, checkpoints
-from pipeline.run.mirror_files import MirrorTarget
+from pipeline.run.mirror_files import MirrorTarget, add_token, read_target
 from pipeline.run.status import run_state
 
 EXPORT_FOLDER, CARD_NAME = "export", "model.json"
@@ -63,6 +64,7 @@ class Copier:
         self.place = Place(target.location)
         self._held: dict[str, Snapshot] | None = None
         self._damaged: set[str] = set()
+        self._token = ""
         self._is_alone = False
         """Whether nothing of former owners is left."""
         self._state, self._told = "", ("", float("-inf"))
@@ -103,6 +105,7 @@ class Copier:
 
     def _look(self) -> dict[str, Snapshot]:
         """Return the complete snapshots of this owner by their keys, and remove what tries that were cut off left."""
+        self._require_ownership()
         held: dict[str, Snapshot] = {}
         complete, useless = snapshots(self.place, self._target.owner)
         for each in complete:
@@ -220,6 +223,9 @@ class Copier:
         present = owners(self.place)
         if present and present[-1] > self._target.owner:
             raise TakenOverError(describe_owner(read_owner(self.place, present[-1])))
+        owner, target = read_owner(self.place, self._target.owner), read_target(self._run_dir)
+        if owner is not None and target is not None and owner.is_copy_of(target.tokens):
+            raise TakenOverError(f"a copy of this run directory, {describe_owner(owner)}")
 
     def _show_life(self) -> None:
         """Tell the mirror how the run stands: once a minute, and when that changes."""
@@ -227,9 +233,18 @@ class Copier:
         if self._state == self._told[0] and now - self._told[1] < HEARTBEAT_S:
             return
         self._require_ownership()
-        target, host = self._target, os.uname().nodename
-        owner = Owner(run=target.run, run_dir=str(self._run_dir), host=host, state=self._state, time=time.time())
-        write_owner(self.place, target.owner, owner)
+        if not self._token:
+            self._token = uuid.uuid4().hex[:8]
+            add_token(self._run_dir, self._token)
+        owner = Owner(
+            run=self._target.run,
+            run_dir=str(self._run_dir),
+            host=os.uname().nodename,
+            state=self._state,
+            time=time.time(),
+            token=self._token,
+        )
+        write_owner(self.place, self._target.owner, owner)
         self._told = self._state, now
 
 

@@ -57,11 +57,17 @@ class Owner:
     """`claimed`, or a state of `pipeline.run.status`."""
     time: float
     """Last sign of life, in unix seconds."""
+    token: str = ""
+    """Of the process that copies; empty: none has yet."""
 
     @property
     def place(self) -> str:
         """Host and run directory, for messages."""
         return f"{self.host}:{self.run_dir}"
+
+    def is_copy_of(self, tokens: tuple[str, ...]) -> bool:
+        """Whether the one who copies is a copy of the run directory whose processes had these tokens."""
+        return self.token != "" and self.token not in tokens
 
     def is_alive(self, now: float) -> bool:
         """Whether the owner trains, by its last sign of life."""
@@ -149,7 +155,7 @@ def read_owner(place: Place, name: str) -> Owner | None:
     """Read who the owner of a folder is; None if that cannot be read."""
     try:
         content = json.loads(place.read(f"{name}/{OWNER_NAME}"))
-        return Owner(**{field.name: content[field.name] for field in fields(Owner)})
+        return Owner(**{field.name: content[field.name] for field in fields(Owner) if field.name in content})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

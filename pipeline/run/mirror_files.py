@@ -7,6 +7,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.atomic import read_json, replacing, write_json
 from pipeline.common.console import duration
@@ -23,6 +24,7 @@ _KINDS = {
     "problem": str,
     "taken_over": bool,
 }
+_MAX_TOKENS = 50
 _TIMES, _LATEST = ("time", "behind_since"), 1e11
 
 
@@ -40,6 +42,8 @@ class MirrorTarget:
     """Run directory that this was written in; empty: by an earlier version."""
     inode: int = 0
     """Inode of that folder: a copy has another one, a folder that was renamed the same."""
+    tokens: tuple[str, ...] = ()
+    """Tokens of the processes that have copied this folder: one in the mirror that is not among them is a copy's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,11 @@ def read_target(run_dir: Path) -> MirrorTarget | None:
     """Return where a run is mirrored; None if it is not, or if the run is a copy of one whose mirror it is."""
     content = read_json(run_dir / TARGET_NAME) or {}
     fields = dataclasses.fields(MirrorTarget)
-    known = {field.name: content.get(field.name, field.default) for field in fields}
-    if not all(isinstance(value, int if name == "inode" else str) for name, value in known.items()):
+    known: dict[str, Any] = {field.name: content.get(field.name, field.default) for field in fields}
+    kinds = {"inode": int, "tokens": list | tuple}
+    if not all(isinstance(value, kinds.get(name, str)) for name, value in known.items()):
         return None
-    target = MirrorTarget(**known)
+    target = MirrorTarget(**known | {"tokens": tuple(known["tokens"])})
     return None if _is_copy(run_dir, target) else target
 
 
@@ -91,6 +96,13 @@ def write_target(folder: Path, target: MirrorTarget, run_dir: Path | None = None
     with replacing(folder / TARGET_NAME, durable=True) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(dataclasses.asdict(target)) + "\n", encoding="utf-8")
+
+
+def add_token(run_dir: Path, token: str) -> None:
+    """Keep the token of a process that is about to copy a run."""
+    target = read_target(run_dir)
+    if target is not None:
+        write_target(run_dir, dataclasses.replace(target, tokens=(*target.tokens, token)[-_MAX_TOKENS:]))
 
 
 def forget_target(run_dir: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from pipeline.launch.origin import begin_again
 from pipeline.mirror import worker
 from pipeline.mirror.claim import check_mirror, use_mirror
-from pipeline.mirror.copier import Copier, DamagedHereError
+from pipeline.mirror.copier import Copier, DamagedHereError, TakenOverError
 from pipeline.mirror.fetch import fetch_run
 from pipeline.mirror.layout import SNAPSHOT_NAME, Snapshot, owners
 from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.files import checkpoints
-from pipeline.run.mirror_files import lacks_something, read_progress, read_target
+from pipeline.run.mirror_files import TARGET_NAME, lacks_something, read_progress, read_target
 from sharding import ShardingError
 from tests.support.mirrored_runs import copy_all, mirror, new_run, publish, steps_in
 
@@ -158,3 +158,26 @@ def test_a_mirror_names_no_file_but_those_that_are_mirrored(name: str, tmp_path:
     (folder / SNAPSHOT_NAME).write_text(json.dumps({"schema": 1, "key": "k", "step": 1, "files": files}))
     with pytest.raises(MirrorError, match="names a file"):
         _ = Snapshot(Place(str(tmp_path)), "000001-aa/step_00000100-bb").content
+
+
+def test_a_copy_that_does_not_see_the_original_never_mixes_with_it(run_dir: Path, location: str):
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    copied = run_dir.with_name("copied")
+    # On another cluster there is no original.
+    shutil.copytree(run_dir, copied)
+    (copied / TARGET_NAME).write_text((copied / TARGET_NAME).read_text().replace(str(run_dir), "/elsewhere"))
+    originals = read_target(run_dir), read_target(copied)
+    publish(run_dir, 200)
+    copy_all(Copier(run_dir, originals[0]))  # type: ignore[arg-type]
+    publish(copied, 150)
+    before = sorted(Path(location).rglob("*"))
+    with pytest.raises(TakenOverError, match="a copy of this run directory"):
+        Copier(copied, originals[1]).copy_next()  # type: ignore[arg-type]
+    assert sorted(Path(location).rglob("*")) == before
+    with pytest.raises(MirrorError, match="holds the mirror of"):
+        check_mirror(copied, location)
+    # The original's next attempts go on.
+    copy_all(Copier(run_dir, originals[0]))  # type: ignore[arg-type]
+    assert check_mirror(run_dir, location) is None
+    assert steps_in(location) == [100, 200]
