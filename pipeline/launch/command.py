@@ -83,10 +83,15 @@ def conclude(run_dir: Path, *, follow: bool) -> int:
     from pipeline.launch.evaluation import conclude_evaluations
     from pipeline.run.files import is_registered
 
+    was_registered = is_registered(run_dir)
     if not conclude_evaluations(run_dir, follow=follow) and not is_registered(run_dir):
         from pipeline.register.registration import register_or_explain
 
         register_or_explain(run_dir)
+    if is_registered(run_dir) and not was_registered:
+        from pipeline.mirror import Mirror
+
+        Mirror.complete(run_dir)
     print(describe_end(run_dir, Outcome.FINISHED))
     return 0 if is_registered(run_dir) else 1
 

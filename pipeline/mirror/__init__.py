@@ -1,7 +1,8 @@
 """A copy of a run in another place, and the way on from it: no torch.
 
 `place` reads and writes files there, `layout` says what is where, `claim` decides who writes. `copier` brings the
-mirror up to date, in a process (`worker`) that rank 0 starts and ends (`handle`). `fetch` brings a run from its mirror.
+mirror up to date, in a process (`worker`) that rank 0 starts and ends (`handle`). `fetch` brings a run from its mirror,
+and `adopt` gives it its MLflow run.
 """
 
 from typing import TYPE_CHECKING

@@ -15,6 +15,7 @@ from pipeline.common.errors import PipelineError, one_line
 from pipeline.common.secrets import mask_secrets
 from pipeline.mirror.layout import (
     HEARTBEAT_S,
+    LIVE_NAMES,
     PRIVATE,
     SCHEMA,
     SNAPSHOT_NAME,
@@ -245,6 +246,9 @@ class Copier:
             token=self._token,
         )
         write_owner(self.place, self._target.owner, owner)
+        for name in LIVE_NAMES:
+            with contextlib.suppress(FileNotFoundError):
+                self.place.put(f"{self._target.owner}/{name}", (self._run_dir / name).read_bytes())
         self._told = self._state, now
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -13,15 +12,22 @@ from typing import Any
 
 from pipeline.common.atomic import fsync, read_json, replacing
 from pipeline.common.errors import PipelineError, one_line
-from pipeline.common.secrets import mask_secrets
+from pipeline.mirror.adopt import adopt_tracking
 from pipeline.mirror.claim import claim
-from pipeline.mirror.layout import EXPORT, Snapshot, describe_owner, owners, read_owner, snapshots
+from pipeline.mirror.layout import EXPORT, LIVE_NAMES, Snapshot, describe_owner, owners, read_owner, snapshots
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.files import CHECKPOINTS, CONFIG_NAME, MANIFEST_NAME, checkpoints, step_name
+from pipeline.run.files import (
+    CHECKPOINTS,
+    CONFIG_NAME,
+    EVALUATIONS,
+    MANIFEST_NAME,
+    checkpoints,
+    read_evaluations,
+    step_name,
+)
 from pipeline.run.mirror_files import read_target, write_target
 from pipeline.tasks import Metric, stored_metric
-from pipeline.tracking.address import local_database, resolve_tracking_uri
-from pipeline.tracking.state import copied, read_state, save_state
+from pipeline.tracking.state import STATE_NAME
 
 
 class _DamagedError(PipelineError, ValueError):
@@ -98,7 +104,7 @@ def fetch_run(location: str, run_dir: Path, *, take_over: bool, say: Callable[[s
         aside.mkdir(mode=0o700, parents=True)
         try:
             step = _bring(place, aside, say)
-            _adopt_tracking(aside)
+            adopt_tracking(aside)
             run = owner.run if owner is not None else present
             write_target(aside, claim(place, location, run, run_dir), run_dir)
             aside.replace(run_dir)
@@ -182,8 +188,14 @@ def _bring(place: Place, folder: Path, say: Callable[[str], None]) -> int:
     Raises:
         MirrorError: no checkpoint is whole.
     """
-    candidates = _checkpoints(place)
-    for newest in candidates:
+    tried: set[str] = set()
+    while True:
+        # A run that is still trained removes what it has listed.
+        candidates = _checkpoints(place)
+        newest = next((each for each in candidates if each.path not in tried), None)
+        if newest is None:
+            raise MirrorError(f"--from {place.shown}: none of its {len(tried)} checkpoints is whole")
+        tried.add(newest.path)
         try:
             _copy(newest, folder, say)
             break
@@ -191,12 +203,10 @@ def _bring(place: Place, folder: Path, say: Callable[[str], None]) -> int:
             say(f"warning: step {newest.step} of the mirror {place.shown} is not whole ({error}); taking an older one")
             shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
-    else:
-        raise MirrorError(f"--from {place.shown}: none of its {len(candidates)} checkpoints is whole")
     owner = newest.path.partition("/")[0]
     same = [each for each in candidates if each.path.startswith(f"{owner}/") and each.step < newest.step]
     exports = [each for each in snapshots(place, owner)[0] if each.is_export]
-    for each in filter(None, (_best([newest, *same]), *exports)):
+    for each in filter(None, (_best([newest, *same], read_evaluations(folder)), *exports)):
         try:
             if each is not newest and each.step <= newest.step:
                 _copy(each, folder, say, records=each.is_export and each.step == newest.step)
@@ -204,16 +214,35 @@ def _bring(place: Place, folder: Path, say: Callable[[str], None]) -> int:
             say(f"warning: {each.path} of the mirror {place.shown} is left out: {error}")
             part = EXPORT if each.is_export else f"{CHECKPOINTS}/{step_name(each.step)}"
             shutil.rmtree(folder / part, ignore_errors=True)
+    _bring_live_records(place, owner, folder)
     return newest.step
 
 
-def _best(candidates: list[Snapshot]) -> Snapshot | None:
-    """Return the checkpoint with the best primary metric, which is kept as locally; of equals the newest."""
+def _bring_live_records(place: Place, owner: str, folder: Path) -> None:
+    """Replace the records that a later attempt, which has saved nothing, has gone on with."""
+    for name in LIVE_NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            content = place.read(f"{owner}/{name}")
+            path = folder / name
+            is_newer = content.startswith(path.read_bytes() if path.exists() else b"")
+            if name == STATE_NAME:
+                is_newer = content.endswith(b"}\n")
+            if is_newer:
+                path.write_bytes(content)
+
+
+def _best(candidates: list[Snapshot], later: dict[int, dict[str, Any]]) -> Snapshot | None:
+    """Return the checkpoint with the best primary metric, which is kept as locally; of equals the newest.
+
+    Args:
+        candidates: checkpoints, the newest first.
+        later: evaluations that were made later than their step (`read_evaluations`).
+    """
     best: tuple[Metric, Snapshot] | None = None
     for each in candidates:
         name = f"{CHECKPOINTS}/{step_name(each.step)}/{MANIFEST_NAME}"
         with contextlib.suppress(_DamagedError, ValueError, KeyError, TypeError, AttributeError):
-            metric = stored_metric(json.loads(_verified(each, name)))
+            metric = stored_metric(later.get(each.step) or json.loads(_verified(each, name)))
             if metric is not None and metric.beats(best[0] if best else None):
                 best = metric, each
     return best[1] if best else None
@@ -226,7 +255,7 @@ def _copy(snapshot: Snapshot, folder: Path, say: Callable[[str], None], *, recor
         snapshot: what is copied.
         folder: where to; a file that is there is replaced by a whole one.
         say: gets a line.
-        records: also the files at the top, such as the journal.
+        records: also the small files of the run, such as the journal.
 
     Raises:
         _DamagedError: a file is missing or differs.
@@ -236,14 +265,23 @@ def _copy(snapshot: Snapshot, folder: Path, say: Callable[[str], None], *, recor
     except MirrorError as error:
         raise _DamagedError(str(error)) from error
     say(f"copying step {snapshot.step}: {snapshot.num_bytes:,} bytes")
-    for name, expected in files.items():
-        if "/" not in name and not records:
+    # The records last: those of a snapshot that is not whole replace none.
+    for name, expected in sorted(files.items(), key=lambda each: _is_record(each[0])):
+        if _is_record(name) and not records:
             continue
         path = folder / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
             for chunk in _verified_chunks(snapshot, name, expected):
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    raise MirrorError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+def _is_record(name: str) -> bool:
+    """Whether a file is one of the small ones of a run, such as the journal and the scores."""
+    return "/" not in name or name.startswith(f"{EVALUATIONS}/")
 
 
 def _verified(snapshot: Snapshot, name: str) -> bytes:
@@ -277,37 +315,6 @@ def _verified_chunks(snapshot: Snapshot, name: str, expected: dict[str, Any]) ->
         raise _DamagedError(f"{name}: {size} bytes instead of {expected['bytes']}")
     if digest.hexdigest() != expected["sha256"]:
         raise _DamagedError(f"{name}: its sha256 is not the one that was copied")
-
-
-def _adopt_tracking(folder: Path) -> None:
-    """Let the run go on in its MLflow run if the tracking server is the same; else in a new one that names the former.
-
-    Args:
-        folder: what was fetched.
-    """
-    state = read_state(folder)
-    if state is None:
-        return
-    here = resolve_tracking_uri(Path.cwd())
-    if state.run_id is not None and not _knows(here, state.tracking_uri, state.run_id):
-        state = dataclasses.replace(copied(state), links={"handed_over_from": state.run_id}, tracking_uri=None)
-    # The files of system metrics begin anew here.
-    state.shipped_system = {}
-    save_state(folder, state)
-
-
-def _knows(here: str, there: str | None, run_id: str) -> bool:
-    """Whether the tracking store of this place is the one of the run; a database is asked, for paths may be alike."""
-    if mask_secrets(here) != there:
-        return False
-    database = local_database(here)
-    if database is None:
-        return True
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return connection.execute("select 1 from runs where run_uuid = ?", (run_id,)).fetchone() is not None
-    except sqlite3.Error:
-        return False
 
 
 @contextlib.contextmanager

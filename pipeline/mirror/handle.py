@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.common.processes import start_helper
-from pipeline.run.mirror_files import lacks_something, read_progress, read_target, write_progress
+from pipeline.run.mirror_files import INTERRUPTED_S, lacks_something, read_progress, read_target, write_progress
 from pipeline.run.recorder import log
 
-PATIENCE_S = {"finished": 60.0, "failed": 20.0, "cancelled": 15.0, "stopped": 15.0, "interrupted": 7.0}
+PATIENCE_S = {"finished": 60.0, "failed": 20.0, "cancelled": 15.0, "stopped": 15.0, "interrupted": INTERRUPTED_S}
 """How long the end of an attempt may take with the mirror's last copy, by its outcome.
 
 An interrupted job must be requeued within its grace period, and its next attempt copies the rest. Slurm kills a
@@ -41,6 +41,13 @@ class Mirror:
             worker = None
         os.close(reading)
         return cls(run_dir, worker, writing)
+
+    @classmethod
+    def complete(cls, run_dir: Path) -> None:
+        """Let a process copy what a finished run has got since its training ended, such as its registration."""
+        mirror = cls.start(run_dir)
+        if mirror is not None:
+            mirror.close("finished", time.monotonic())
 
     def hasten(self) -> None:
         """Let the process copy what is left at once, and end."""

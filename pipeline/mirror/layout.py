@@ -2,15 +2,17 @@
 
     000001-4f0c9a12/                     all that one run directory has copied: its owner writes here, nobody else
         owner.json                       who the owner is, and its last sign of life
+        mlflow.json, attempts.jsonl      as they were then: newer than those of a checkpoint
         step_00000100-8d2b61aa/          a snapshot: files under the names that they have in the run directory
             checkpoints/step_00000100/rank_00000.safetensors …
             config.json, metrics.jsonl, …
             snapshot.json                written last: sizes and digests of all other files
         export-77aa01c3/
 
-Nothing is ever overwritten but `owner.json`: a snapshot that was torn off has no `snapshot.json`, and its folder's name
-is used by no other try. A run that goes on elsewhere makes a folder with the next number, which is then the mirror's
-owner. The former owner sees it and copies no more, so what two run directories write is never mixed.
+Nothing is ever overwritten but `owner.json` and the files beside it: a snapshot that was torn off has no
+`snapshot.json`, and its folder's name is used by no other try. A run that goes on elsewhere makes a folder with the
+next number, which is then the mirror's owner. The former owner sees it and copies no more, so what two run directories
+write is never mixed.
 """
 
 import json
@@ -23,11 +25,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.mirror.place import MirrorError, Place
-from pipeline.run.files import CHECKPOINTS, EVALUATIONS, step_name
+from pipeline.run.files import ATTEMPTS_NAME, CHECKPOINTS, EVALUATIONS, step_name
 from pipeline.run.mirror_files import PROGRESS_NAME, TARGET_NAME
 from pipeline.run.notify import FILE_NAME as NOTIFY_NAME
+from pipeline.tracking.state import STATE_NAME
 
 OWNER_NAME, SNAPSHOT_NAME = "owner.json", "snapshot.json"
+LIVE_NAMES = (STATE_NAME, ATTEMPTS_NAME)
+"""Records of a run that an attempt needs as they were last: they tell of attempts that have saved nothing."""
 SCHEMA = 1
 EXPORT = "export"
 HEARTBEAT_S = 60.0
@@ -107,6 +112,8 @@ class Snapshot:
                 raise ValueError("step and key")
         except MirrorError:
             raise
+        except FileNotFoundError as error:
+            raise MirrorError(f"{self.path}/{SNAPSHOT_NAME} was removed meanwhile") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MirrorError(f"{self.path}/{SNAPSHOT_NAME} is damaged ({type(error).__name__}: {error})") from error
         return content

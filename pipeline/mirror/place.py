@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -121,6 +122,8 @@ class Place:
     def _write(self, name: str, parts: Iterator[bytes]) -> None:
         path = self._path(name)
         if isinstance(self._files, fs.LocalFileSystem):
+            if not os.path.exists(self._path("")):
+                os.makedirs(self._path(""), mode=0o700, exist_ok=True)
             self._files.create_dir(path.rpartition("/")[0], recursive=True)
         with self._files.open_output_stream(path) as stream:
             for part in parts:

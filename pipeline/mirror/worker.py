@@ -30,6 +30,8 @@ LONGEST_PAUSE_S = 60.0
 """Longest time between two retries while the store takes nothing, in seconds."""
 LAST_PAUSE_S = 1.0
 """Seconds between two retries after the attempt has ended."""
+LOCK_PAUSE_S, LOCK_QUIET_S, LOCK_PATIENCE_S = 0.5, 5.0, 30.0
+"""Seconds between two tries to be the one process that copies a run, before the wait is logged, and at the longest."""
 
 
 def main() -> None:
@@ -55,7 +57,9 @@ def follow(run_dir: Path, is_over: Callable[[float], bool]) -> None:
     target = read_target(run_dir)
     if target is None:
         return
-    with _alone(run_dir):
+    with _alone(run_dir, is_over) as is_alone:
+        if not is_alone:
+            return
         report = _Report(run_dir, target)
         copier, pause, over = Copier(run_dir, target, report.lacks), PAUSE_S, is_over(0)
         while True:
@@ -94,7 +98,15 @@ def complete(run_dir: Path) -> str | None:
     target = read_target(run_dir)
     if target is None:
         return None
-    with _alone(run_dir):
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+
+    def is_over(seconds: float) -> bool:
+        time.sleep(max(0.0, min(seconds, deadline - time.monotonic())))
+        return time.monotonic() >= deadline
+
+    with _alone(run_dir, is_over) as is_alone:
+        if not is_alone:
+            raise MirrorError(f"another process copies {run_dir} to its mirror: try again when it has ended")
         report = _Report(run_dir, target)
         copier = Copier(run_dir, target, report.lacks)
         is_complete = False
@@ -160,12 +172,28 @@ class _Report:
 
 
 @contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Wait until no other process copies this run; on a file system without locks, go on at once."""
+def _alone(run_dir: Path, is_over: Callable[[float], bool]) -> Iterator[bool]:
+    """Wait until no other process copies this run, and yield True; yield False if the attempt ends before.
+
+    On a file system without locks, go on at once.
+    """
     with open(run_dir / LOCK_NAME, "a", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        waited = 0.0
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if is_over(LOCK_PAUSE_S):
+                    yield False
+                    return
+                if waited < LOCK_QUIET_S <= waited + LOCK_PAUSE_S:
+                    _log(f"another process copies {run_dir} to its mirror; this attempt copies when that has ended")
+                waited += LOCK_PAUSE_S
+                continue
+            except OSError:
+                pass
+            yield True
+            return
 
 
 def _waiter(pipe: int) -> Callable[[float], bool]:

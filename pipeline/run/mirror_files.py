@@ -24,6 +24,8 @@ _KINDS = {
     "problem": str,
     "taken_over": bool,
 }
+INTERRUPTED_S = 7.0
+"""How long the end of an interrupted attempt may take with the mirror's last copy, in seconds."""
 _MAX_TOKENS = 50
 _TIMES, _LATEST = ("time", "behind_since"), 1e11
 

@@ -13,7 +13,7 @@ from pipeline.common.errors import TrainingError
 from pipeline.run.files import ATTEMPTS_NAME, read_events
 from pipeline.run.goodput import StartUp, TimeSpent, attempts_spent
 from pipeline.run.journal import Journal
-from pipeline.run.time_to_save import TimeToSave, describe_short_notices
+from pipeline.run.time_to_save import TimeToSave, describe_short_notices, mirror_seconds
 
 
 def log(message: str) -> None:
@@ -62,7 +62,7 @@ class Recorder:
         self._opened = False
         self._events: list[dict[str, Any]] = []
         self._step_s = self._wait_s = 0.0
-        self._time_to_save = TimeToSave()
+        self._time_to_save = TimeToSave(mirror=mirror_seconds(run_dir))
         self._notices = notices_from_environment() if self._main else []
         self.attempt = 1 + max((e["attempt"] for e in read_events(run_dir)), default=0) if self._main else 0
 

@@ -32,3 +32,6 @@ class EvaluationTask:
         """Register the model, on rank 0, if this was the last evaluation of a training that has ended."""
         if outcome is Outcome.FINISHED and wait_for_end(self.run_dir):
             complete(self.run_dir)
+            from pipeline.mirror import Mirror
+
+            Mirror.complete(self.run_dir)

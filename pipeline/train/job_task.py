@@ -42,9 +42,10 @@ class TrainTask:
     def ended(self, outcome: Outcome) -> None:
         """Record the outcome of the job, give the MLflow run its status, and register a finished model, on rank 0.
 
-        The user's web address is told last. The ranks have left their process group by then, so that nothing that
-        another rank does can end this. A task that ends without having been called was given up, since too many
-        attempts made no progress, or is a job of a chain whose run had ended before: cancelled, or failed.
+        The user's web address is told next, and the mirror gets the time that is left. The ranks have left their
+        process group by then, so that nothing that another rank does can end this. A task that ends without having been
+        called was given up, since too many attempts made no progress, or is a job of a chain whose run had ended
+        before: cancelled, or failed.
         """
         try:
             self._record(outcome)
@@ -54,6 +55,8 @@ class TrainTask:
 
                 was_given_up = outcome is Outcome.FAILED and self._was_given_up()
                 notify(self.run_dir, "given up" if was_given_up else outcome.value)
+            if self._attempt is not None:
+                self._attempt.close_mirror(outcome.value)
 
     def _record(self, outcome: Outcome) -> None:
         if self._attempt is not None:
@@ -62,7 +65,6 @@ class TrainTask:
                 from pipeline.train.completion import complete_or_explain
 
                 complete_or_explain(self.run_dir)
-            self._attempt.close_mirror(outcome.value)
         elif not self._was_called:
             # The attempt before may have left the run as one that goes on.
             from pipeline.tracking.settle import settle_after_end
