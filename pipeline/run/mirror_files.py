@@ -74,7 +74,8 @@ def read_target(run_dir: Path) -> MirrorTarget | None:
     kinds = {"inode": int, "tokens": list | tuple}
     if not all(isinstance(value, kinds.get(name, str)) for name, value in known.items()):
         return None
-    target = MirrorTarget(**known | {"tokens": tuple(known["tokens"])})
+    known["tokens"] = tuple(known["tokens"])
+    target = MirrorTarget(**known)
     return None if _is_copy(run_dir, target) else target
 
 
