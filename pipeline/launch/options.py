@@ -83,7 +83,7 @@ class LaunchOptions:
     mirror: str | None = None
     """folder or URI, as s3://BUCKET/RUN, that checkpoints, journal and weights are copied to behind the training"""
     mirrored_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="STR")] = None
-    """mirror of a run to go on from in a fresh --run-dir; all that is not given here is as it was there"""
+    """mirror of a run to go on from in a fresh --run-dir; what is not given of --train is as it was there"""
     take_over: bool = False
     """with --from: go on although the run is still trained elsewhere; from then on it copies nothing to the mirror"""
     begin_again: bool = False

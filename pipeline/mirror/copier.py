@@ -19,6 +19,7 @@ from pipeline.mirror.layout import (
     PRIVATE,
     SCHEMA,
     SNAPSHOT_NAME,
+    NewerVersionError,
     Owner,
     Snapshot,
     describe_owner,
@@ -76,6 +77,11 @@ class Copier:
         """Newest step that is complete in the mirror; None: none, or not known."""
         return max((each.step for each in (self._held or {}).values() if not each.is_export), default=None)
 
+    @property
+    def num_damaged(self) -> int:
+        """Number of checkpoints that are left out, since they are damaged here."""
+        return len(self._damaged)
+
     def forget(self) -> None:
         """Look at the mirror anew at the next copy, since something has failed."""
         self._held = None
@@ -112,6 +118,8 @@ class Copier:
         for each in complete:
             try:
                 is_of_use = each.key not in held
+            except NewerVersionError:
+                continue
             except MirrorError:
                 is_of_use = False
             if is_of_use:

@@ -79,6 +79,10 @@ class Owner:
         return self.state == "running" and now - self.time < ALIVE_S
 
 
+class NewerVersionError(MirrorError):
+    """A snapshot that another version of this code has written."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A complete snapshot: its `snapshot.json` is there."""
@@ -102,7 +106,7 @@ class Snapshot:
         try:
             content = json.loads(self.place.read(f"{self.path}/{SNAPSHOT_NAME}"))
             if content["schema"] != SCHEMA:
-                raise MirrorError(f"{self.path} is of version {content['schema']}, and this code reads {SCHEMA}")
+                raise NewerVersionError(f"{self.path} is of version {content['schema']}, and this code reads {SCHEMA}")
             for name, of in content["files"].items():
                 if name in PRIVATE or not _MIRRORED.fullmatch(name):
                     raise MirrorError(f"{self.path} names a file {name!r}")

@@ -121,7 +121,8 @@ def complete(run_dir: Path) -> str | None:
                 raise MirrorError(f"the mirror {copier.place.shown} does not take it: {one_line(error)}") from error
         report.works(copier.newest_step, is_complete=True)
         step = "no checkpoint yet" if copier.newest_step is None else f"step {copier.newest_step}"
-        return f"the mirror {copier.place.shown} has everything: {step}"
+        what = f"all but {copier.num_damaged} checkpoints that are damaged here" if copier.num_damaged else "everything"
+        return f"the mirror {copier.place.shown} has {what}: {step}"
 
 
 class _Report:

@@ -8,6 +8,7 @@ from pipeline.checkpoint.store import CheckpointStore, rank_file_name
 from pipeline.config.schema import DataConfig, ModelConfig, TrainConfig
 from pipeline.mirror.claim import use_mirror
 from pipeline.mirror.copier import Copier
+from pipeline.mirror.fetch import fetch_run
 from pipeline.mirror.layout import owners, snapshots
 from pipeline.mirror.place import Place
 from pipeline.run.files import MANIFEST_NAME, step_name
@@ -54,6 +55,18 @@ def copy_all(copier: Copier) -> None:
     """Copy until nothing is missing."""
     while not copier.copy_next():
         pass
+
+
+def bring(location: str, run_dir: Path, *, take_over: bool = True) -> list[str]:
+    """Fetch a run; return what was said."""
+    said: list[str] = []
+    fetch_run(location, run_dir, take_over=take_over, say=said.append)
+    return said
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Contents of all files below a folder, by their path from there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def steps_in(location: str) -> list[int]:

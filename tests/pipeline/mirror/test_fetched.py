@@ -1,8 +1,10 @@
 """What a run gets from its mirror beside its newest checkpoint: scores, the best one, and records that are newer."""
 
+import contextlib
 import errno
 import json
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import pytest
 
 from pipeline.mirror import worker
 from pipeline.mirror.claim import use_mirror
-from pipeline.mirror.fetch import fetch_run
 from pipeline.mirror.handle import Mirror
 from pipeline.mirror.layout import Snapshot
 from pipeline.mirror.place import MirrorError, Place
@@ -18,8 +19,8 @@ from pipeline.run.evaluations import write_evaluation
 from pipeline.run.files import checkpoints, read_evaluations
 from pipeline.run.mirror_files import INTERRUPTED_S, read_progress
 from pipeline.run.time_to_save import TimeToSave
-from pipeline.tracking.state import TrackingState, read_state, save_state
-from tests.support.mirrored_runs import copy_all, is_whole, mirror, new_run, publish
+from pipeline.tracking.state import TrackingState, load_state, read_state, save_state
+from tests.support.mirrored_runs import bring, copy_all, is_whole, mirror, new_run, publish
 
 
 @pytest.fixture
@@ -30,12 +31,6 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def location(tmp_path: Path) -> str:
     return str(tmp_path / "mirror")
-
-
-def bring(location: str, run_dir: Path) -> list[str]:
-    said: list[str] = []
-    fetch_run(location, run_dir, take_over=True, say=said.append)
-    return said
 
 
 def test_the_best_checkpoint_is_that_of_the_later_scores(run_dir: Path, location: str):
@@ -198,3 +193,32 @@ def test_the_time_to_save_counts_the_mirror(run_dir: Path, location: str):
     assert TimeToSave.of_run(run_dir).seconds == 3.0
     use_mirror(run_dir, location)
     assert TimeToSave.of_run(run_dir).seconds == 3.0 + INTERRUPTED_S
+
+
+def test_it_goes_on_in_the_same_mlflow_run_if_the_server_is_the_same(run_dir: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    save_state(run_dir, TrackingState(key="k", run_id="abc", tracking_uri="http://server:5000", shipped_step=90))
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, str(tmp_path / "mirror")))
+    bring(str(tmp_path / "mirror"), tmp_path / "there")
+    state = load_state(tmp_path / "there")
+    assert state is not None
+    assert (state.run_id, state.shipped_step) == ("abc", 90)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
+    bring(str(tmp_path / "mirror"), tmp_path / "third")
+    state = load_state(tmp_path / "third")
+    assert state is not None
+    assert (state.run_id, state.shipped_step, state.links) == (None, -1, {"handed_over_from": "abc"})
+    # A database of the same path is asked whether it knows the run.
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    save_state(run_dir, TrackingState(key="k", run_id="abc", tracking_uri=uri))
+    copy_all(mirror(run_dir, str(tmp_path / "second mirror")))
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("create table runs (run_uuid text)")
+        bring(str(tmp_path / "second mirror"), tmp_path / "fourth")
+        database.execute("insert into runs values ('abc')")
+        database.commit()
+        bring(str(tmp_path / "second mirror"), tmp_path / "fifth")
+    states = [load_state(tmp_path / name) for name in ("fourth", "fifth")]
+    assert [state and state.run_id for state in states] == [None, "abc"]

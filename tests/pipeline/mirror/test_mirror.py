@@ -1,11 +1,8 @@
 """What is copied to a mirror, what is removed there, and what a launch elsewhere gets from it."""
 
-import contextlib
 import json
-import os
 import shutil
 import socket
-import sqlite3
 import stat
 import time
 from pathlib import Path
@@ -13,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.mirror.claim import check_mirror, use_mirror
-from pipeline.mirror.copier import Copier, DamagedHereError, TakenOverError
-from pipeline.mirror.fetch import fetch_run
+from pipeline.mirror.claim import use_mirror
+from pipeline.mirror.copier import Copier, DamagedHereError
 from pipeline.mirror.handle import Mirror
 from pipeline.mirror.layout import SNAPSHOT_NAME, snapshots
 from pipeline.mirror.place import MirrorError, Place
@@ -23,8 +19,7 @@ from pipeline.run.config import read_config
 from pipeline.run.evaluations import write_evaluation
 from pipeline.run.files import checkpoints, read_evaluations
 from pipeline.run.mirror_files import TARGET_NAME, MirrorTarget, read_target, write_target
-from pipeline.tracking.state import TrackingState, load_state, save_state
-from tests.support.mirrored_runs import copy_all, is_whole, mirror, new_run, publish, steps_in
+from tests.support.mirrored_runs import bring, copy_all, files_below, is_whole, mirror, new_run, publish, steps_in
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
 
 
@@ -40,16 +35,6 @@ def s3():
         for name, value in {**KEYS, "AWS_MAX_ATTEMPTS": "1"}.items():
             patch.setenv(name, value)
         yield port
-
-
-def bring(location: str, run_dir: Path, *, take_over: bool = True) -> list[str]:
-    said: list[str] = []
-    fetch_run(location, run_dir, take_over=take_over, say=said.append)
-    return said
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.thorough)])
@@ -251,42 +236,6 @@ def test_what_is_gone_here_goes_there_once_a_newer_one_is_complete(run_dir: Path
     assert steps_in(location) == [300]
 
 
-def test_two_places_never_mix_their_checkpoints(run_dir: Path, tmp_path: Path):
-    location, there = str(tmp_path / "mirror"), tmp_path / "there" / "run"
-    publish(run_dir, 100)
-    copier = mirror(run_dir, location)
-    copy_all(copier)
-    bring(location, there)
-    bring(location, there)  # given again, it changes nothing
-    publish(run_dir, 200)
-    before = files_below(tmp_path / "mirror")
-    with pytest.raises(TakenOverError, match=str(there)):
-        copier.copy_next()
-    assert files_below(tmp_path / "mirror") == before
-    with pytest.raises(MirrorError, match="earlier part of this run"):
-        bring(location, run_dir)
-    publish(there, 150)
-    target = read_target(there)
-    assert target is not None
-    copy_all(Copier(there, target))
-    assert steps_in(location) == [100, 150]
-    with pytest.raises(MirrorError, match=r"holds the mirror of .*/there/run"):
-        check_mirror(run_dir, location)
-    assert check_mirror(there, location) is None
-
-
-def test_a_run_that_is_still_trained_is_taken_over_only_if_told(run_dir: Path, tmp_path: Path, monkeypatch):
-    location = str(tmp_path / "mirror")
-    publish(run_dir, 100)
-    monkeypatch.setattr("pipeline.mirror.copier.run_state", lambda _: "running")
-    copy_all(mirror(run_dir, location))
-    with pytest.raises(MirrorError, match=f"still trained at {os.uname().nodename}:{run_dir}.*--take-over"):
-        bring(location, tmp_path / "there", take_over=False)
-    monkeypatch.setattr("pipeline.mirror.fetch.time.time", lambda: 1e11)  # no sign of life since
-    bring(location, tmp_path / "there", take_over=False)
-    bring(location, tmp_path / "third", take_over=True)
-
-
 def test_what_cannot_be_brought_is_refused_in_one_line(run_dir: Path, tmp_path: Path):
     location, there = str(tmp_path / "mirror"), tmp_path / "there"
     with pytest.raises(MirrorError, match="nothing is there"):
@@ -306,35 +255,6 @@ def test_what_cannot_be_brought_is_refused_in_one_line(run_dir: Path, tmp_path: 
     assert not (tmp_path / "other").exists()
     with pytest.raises(MirrorError, match="cannot be opened"):
         use_mirror(run_dir, "nonsense://place")
-
-
-def test_it_goes_on_in_the_same_mlflow_run_if_the_server_is_the_same(run_dir: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    save_state(run_dir, TrackingState(key="k", run_id="abc", tracking_uri="http://server:5000", shipped_step=90))
-    publish(run_dir, 100)
-    copy_all(mirror(run_dir, str(tmp_path / "mirror")))
-    bring(str(tmp_path / "mirror"), tmp_path / "there")
-    state = load_state(tmp_path / "there")
-    assert state is not None
-    assert (state.run_id, state.shipped_step) == ("abc", 90)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
-    bring(str(tmp_path / "mirror"), tmp_path / "third")
-    state = load_state(tmp_path / "third")
-    assert state is not None
-    assert (state.run_id, state.shipped_step, state.links) == (None, -1, {"handed_over_from": "abc"})
-    # A database of the same path is asked whether it knows the run.
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    save_state(run_dir, TrackingState(key="k", run_id="abc", tracking_uri=uri))
-    copy_all(mirror(run_dir, str(tmp_path / "second mirror")))
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        database.execute("create table runs (run_uuid text)")
-        bring(str(tmp_path / "second mirror"), tmp_path / "fourth")
-        database.execute("insert into runs values ('abc')")
-        database.commit()
-        bring(str(tmp_path / "second mirror"), tmp_path / "fifth")
-    states = [load_state(tmp_path / name) for name in ("fourth", "fifth")]
-    assert [state and state.run_id for state in states] == [None, "abc"]
 
 
 def test_a_store_that_hangs_does_not_hold_up_the_end_of_an_attempt(run_dir: Path):

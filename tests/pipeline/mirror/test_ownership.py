@@ -1,6 +1,7 @@
 """Who writes to a mirror: copies of a run directory, other addresses, stores that are down, and damaged files."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.files import checkpoints
 from pipeline.run.mirror_files import TARGET_NAME, lacks_something, read_progress, read_target
 from sharding import ShardingError
-from tests.support.mirrored_runs import copy_all, mirror, new_run, publish, steps_in
+from tests.support.mirrored_runs import bring, copy_all, files_below, mirror, new_run, publish, steps_in
 
 
 @pytest.fixture
@@ -110,6 +111,7 @@ def test_a_damaged_manifest_is_set_aside_and_the_others_are_copied(damage: str, 
         copier.copy_next()
     copy_all(copier)
     assert steps_in(location) == [100]
+    assert "has all but 1 checkpoints that are damaged here: step 100" in str(worker.complete(run_dir))
     (run_dir / "config.json").write_text("{")
     publish(run_dir, 300)
     worker.follow(run_dir, lambda _: True)
@@ -181,3 +183,49 @@ def test_a_copy_that_does_not_see_the_original_never_mixes_with_it(run_dir: Path
     copy_all(Copier(run_dir, originals[0]))  # type: ignore[arg-type]
     assert check_mirror(run_dir, location) is None
     assert steps_in(location) == [100, 200]
+
+
+def test_two_places_never_mix_their_checkpoints(run_dir: Path, tmp_path: Path):
+    location, there = str(tmp_path / "mirror"), tmp_path / "there" / "run"
+    publish(run_dir, 100)
+    copier = mirror(run_dir, location)
+    copy_all(copier)
+    bring(location, there)
+    bring(location, there)  # given again, it changes nothing
+    publish(run_dir, 200)
+    before = files_below(tmp_path / "mirror")
+    with pytest.raises(TakenOverError, match=str(there)):
+        copier.copy_next()
+    assert files_below(tmp_path / "mirror") == before
+    with pytest.raises(MirrorError, match="earlier part of this run"):
+        bring(location, run_dir)
+    publish(there, 150)
+    target = read_target(there)
+    assert target is not None
+    copy_all(Copier(there, target))
+    assert steps_in(location) == [100, 150]
+    with pytest.raises(MirrorError, match=r"holds the mirror of .*/there/run"):
+        check_mirror(run_dir, location)
+    assert check_mirror(there, location) is None
+
+
+def test_a_run_that_is_still_trained_is_taken_over_only_if_told(run_dir: Path, tmp_path: Path, monkeypatch):
+    location = str(tmp_path / "mirror")
+    publish(run_dir, 100)
+    monkeypatch.setattr("pipeline.mirror.copier.run_state", lambda _: "running")
+    copy_all(mirror(run_dir, location))
+    with pytest.raises(MirrorError, match=f"still trained at {os.uname().nodename}:{run_dir}.*--take-over"):
+        bring(location, tmp_path / "there", take_over=False)
+    monkeypatch.setattr("pipeline.mirror.fetch.time.time", lambda: 1e11)  # no sign of life since
+    bring(location, tmp_path / "there", take_over=False)
+    bring(location, tmp_path / "third", take_over=True)
+
+
+def test_a_snapshot_of_another_version_is_left_as_it_is(run_dir: Path, location: str):
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    [newer] = Path(location).glob(f"*/*/{SNAPSHOT_NAME}")
+    newer.write_text(newer.read_text().replace('"schema": 1', '"schema": 2'))
+    worker.complete(run_dir)
+    assert newer.exists()
+    assert len(list(Path(location).glob(f"*/*/{SNAPSHOT_NAME}"))) == 2
