@@ -243,8 +243,9 @@ class Copier:
             return
         self._require_ownership()
         if not self._token:
-            self._token = uuid.uuid4().hex[:8]
-            add_token(self._run_dir, self._token)
+            token = uuid.uuid4().hex[:8]
+            add_token(self._run_dir, token)
+            self._token = token
         owner = Owner(
             run=self._target.run,
             run_dir=str(self._run_dir),

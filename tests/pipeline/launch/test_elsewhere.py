@@ -19,6 +19,9 @@ from pipeline.run.files import CONFIG_NAME
 from pipeline.run.mirror_files import MirrorProgress, describe_mirror, read_progress, write_progress
 from pipeline.status.sync import sync_mirror, unsent_runs
 from tests.support.mirrored_runs import copy_all, mirror, new_run, publish
+from tests.support.small_shards import config as small_config
+from tests.support.small_shards import pack
+from tests.support.tracking_runs import config_json
 
 
 @pytest.fixture
@@ -61,6 +64,23 @@ def test_a_launch_that_is_refused_takes_nothing_over(mirrored: tuple[Path, str],
     before, there = owners(Place(location)), Path(location).with_name("there")
     assert main(["--from", location, "--run-dir", str(there), "--train.data.shards", "/nothing/is/here"]) == 2
     assert "/nothing/is/here" in capsys.readouterr().err
+    assert owners(Place(location)) == before
+    assert not there.exists()
+
+
+def test_flags_of_another_training_are_refused_before_anything_is_taken_over(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "shards", (48,))
+    pack(tmp_path / "shards", (5,), split="validation")
+    run_dir, location, there = new_run(tmp_path / "run"), str(tmp_path / "mirror"), tmp_path / "there"
+    config_json(run_dir, small_config(tmp_path / "shards", tmp_path / "cache", steps=900), None)
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    before = owners(Place(location))
+    assert main(["--from", location, "--run-dir", str(there), "--cluster", "local", "--train.seed", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "holds another training" in said
+    assert "seed: 0 -> 7" in said
     assert owners(Place(location)) == before
     assert not there.exists()
 

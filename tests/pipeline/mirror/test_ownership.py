@@ -1,5 +1,6 @@
 """Who writes to a mirror: copies of a run directory, other addresses, stores that are down, and damaged files."""
 
+import errno
 import json
 import os
 import shutil
@@ -162,6 +163,10 @@ def test_a_mirror_names_no_file_but_those_that_are_mirrored(name: str, tmp_path:
         _ = Snapshot(Place(str(tmp_path)), "000001-aa/step_00000100-bb").content
 
 
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_copy_that_does_not_see_the_original_never_mixes_with_it(run_dir: Path, location: str):
     publish(run_dir, 100)
     copy_all(mirror(run_dir, location))
@@ -179,8 +184,14 @@ def test_a_copy_that_does_not_see_the_original_never_mixes_with_it(run_dir: Path
     assert sorted(Path(location).rglob("*")) == before
     with pytest.raises(MirrorError, match="holds the mirror of"):
         check_mirror(copied, location)
-    # The original's next attempts go on.
-    copy_all(Copier(run_dir, originals[0]))  # type: ignore[arg-type]
+    # The original's next attempts go on, also where the disk is full at first.
+    copier = Copier(run_dir, originals[0])  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.run.mirror_files.write_target", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            copier.copy_next()
+    copy_all(copier)
+    copy_all(Copier(run_dir, read_target(run_dir)))  # type: ignore[arg-type]
     assert check_mirror(run_dir, location) is None
     assert steps_in(location) == [100, 200]
 
