@@ -102,16 +102,18 @@ def test_after_a_refusal_jobs_are_submitted_again_also_at_the_end(
     jobs = EvaluationJobs(run_dir)
     scheduler.refuses = True
     assert not jobs.submit_if_due()
-    scheduler.refuses = False
-    assert jobs.submit_if_due()
+    for job in range(2):
+        scheduler.refuses = False
+        assert jobs.submit_if_due()
+        scheduler.jobs[job].state = Update(state="COMPLETED")
+        scheduler.refuses = job == 0
+        assert jobs.submit_if_due() == (job == 1)
+    scheduler.jobs[2].state = Update(state="COMPLETED")
     # From here on a refusal would keep it from submitting for long.
-    scheduler.jobs[0].state = Update(state="COMPLETED")
-    assert jobs.submit_if_due()
-    scheduler.jobs[1].state = Update(state="COMPLETED")
     monkeypatch.setattr(evaluation_jobs, "ASK_EVERY_S", 1e9)
     jobs.finish()
-    assert [job.cluster for job in scheduler.jobs] == ["slurm"] * 3
-    assert capfd.readouterr().out.count("no evaluation job can be submitted") == 1
+    assert [job.cluster for job in scheduler.jobs] == ["slurm"] * 4
+    assert capfd.readouterr().out.count("no evaluation job can be submitted") == 2
 
 
 def test_a_cancelled_job_is_followed_by_none_before_the_end_and_a_held_one_is_waited_for(
