@@ -17,6 +17,8 @@ from pipeline.launch import sweep
 from pipeline.run import directory as run_directory
 from pipeline.run.evaluations import AWAITS, MAX_TRIES, awaiting, begin_try, describe_problems, write_problem
 from pipeline.run.recorder import Recorder
+from pipeline.run.status import read_status
+from pipeline.status.jobs import Jobs
 from pipeline.train import evaluation_jobs, late_evaluation
 from pipeline.train.completion import complete_or_explain
 from pipeline.train.evaluation import Evaluation
@@ -179,6 +181,9 @@ def test_a_damaged_record_of_the_last_job_is_a_refusal(
     said = capfd.readouterr().out
     assert "no evaluation job can be submitted from here" in said
     assert "submission.json cannot be read (it is damaged)" in said
+    # A watch would wait for its end for ever.
+    assert not Jobs().evaluates(read_status(run_dir))
+    assert "it is damaged" in Jobs().describe_evaluation(run_dir)
     assert "no job is left for it" in said
 
 
