@@ -77,6 +77,10 @@ def conclude(run_dir: Path, *, follow: bool) -> int:
     """Register a finished run unless it is registered, and print the result; return the exit status.
 
     The job registers its model itself, but may have had no time left for it, or no way to the server.
+
+    Args:
+        run_dir: of the run.
+        follow: whether to wait for its last evaluations; else an evaluation job that will register it is enough.
     """
     from jobs import Outcome
     from pipeline.launch.closing import describe_end
@@ -93,7 +97,9 @@ def conclude(run_dir: Path, *, follow: bool) -> int:
 
         Mirror.complete(run_dir)
     print(describe_end(run_dir, Outcome.FINISHED))
-    return 0 if is_registered(run_dir) else 1
+    from pipeline.train.completion import has_evaluation_job
+
+    return 0 if is_registered(run_dir) or (not follow and has_evaluation_job(run_dir)) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -126,8 +126,15 @@ def _report_ended(runs: Sequence[PlannedRun]) -> None:
 
 
 def _conclude(plan: Plan) -> int:
-    """Print how every run of the sweep stands, after its last evaluations; return the exit status."""
+    """Print how every run of the sweep stands, after its last evaluations; return the exit status.
+
+    With `--no-wait` an evaluation job that will register a model is enough.
+    """
+    from pipeline.train.completion import has_evaluation_job
+
     for run in plan.runs:
         conclude_evaluations(run.run_dir, follow=plan.options.wait)
     print(describe_sweep_end(plan.run_dir, [run.run_dir for run in plan.runs]))
-    return 0 if all(is_registered(run.run_dir) for run in plan.runs) else 1
+    folders = [run.run_dir for run in plan.runs]
+    unregistered = [folder for folder in folders if not is_registered(folder)]
+    return 1 if unregistered and (plan.options.wait or not all(map(has_evaluation_job, unregistered))) else 0

@@ -79,7 +79,7 @@ def complete_or_explain(run_dir: Path) -> None:
         register_or_explain(run_dir)
     elif not complete(run_dir):
         awaits = f"step {', '.join(map(str, awaiting(run_dir)))} awaits its evaluation"
-        if _has_job(run_dir):
+        if has_evaluation_job(run_dir):
             log(f"{awaits}, whose job then registers the model; to see that job: python -m pipeline.status {run_dir}")
         else:
             log(
@@ -88,7 +88,7 @@ def complete_or_explain(run_dir: Path) -> None:
             )
 
 
-def _has_job(run_dir: Path) -> bool:
+def has_evaluation_job(run_dir: Path) -> bool:
     """Whether an evaluation job waits or runs; one that is held waits too."""
     try:
         job = attach(run_dir / EVALUATIONS / LOGS)

@@ -14,6 +14,7 @@ from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.engine.distributed import World
 from pipeline.launch import evaluation as launch_evaluation
 from pipeline.launch import sweep
+from pipeline.launch.command import conclude
 from pipeline.run import directory as run_directory
 from pipeline.run.evaluations import AWAITS, MAX_TRIES, awaiting, begin_try, describe_problems, write_problem
 from pipeline.run.recorder import Recorder
@@ -65,7 +66,9 @@ class Scheduler:
     def submit(self, task: object, *, cluster: Cluster, folder: Path, **_: object) -> Job:
         if self.refuses:
             raise JobError("sbatch refuses the job")
+        folder.mkdir(exist_ok=True)
         self.jobs.append(Job(folder, cluster, len(self.jobs) + 1, self.local))
+        self.jobs[-1].remember()
         return self.jobs[-1]
 
 
@@ -197,6 +200,7 @@ def test_a_sweep_that_is_launched_again_submits_an_evaluation_and_does_not_wait_
     sweep._register_finished(plan)  # type: ignore[arg-type]
     assert len(scheduler.jobs) == 1
     assert "step 2, 4, 6 awaits its evaluation by job 1" in capfd.readouterr().out
+    assert conclude(run_dir, follow=False) == 0
 
 
 def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
