@@ -62,7 +62,8 @@ class FaultyProxy:
 
     def __init__(self, server_port: int) -> None:
         """Listen on a free port."""
-        self.fail_every, self.faults, self.list_seconds, self.lag_seconds = 0, (503,), 0.0, 0.0
+        self.fail_every, self.list_seconds, self.lag_seconds = 0, 0.0, 0.0
+        self.faults: tuple[int, ...] = (503,)
         self.requests, self.tokens, self.fetched = 0, set[str | None](), list[str]()
         self.written: dict[str, float] = {}
         self.upstream = ("127.0.0.1", server_port)
