@@ -67,6 +67,10 @@ def follow(run_dir: Path, is_over: Callable[[float], bool]) -> None:
                 is_complete = copier.copy_next()
                 report.works(copier.newest_step, is_complete=is_complete)
             except TakenOverError as error:
+                _log(
+                    f"warning: the mirror {copier.place.shown} was taken over by {error}; this run goes on, and copies "
+                    "nothing there any more"
+                )
                 report.taken_over(str(error))
                 return
             except DamagedHereError as error:
@@ -116,6 +120,7 @@ def complete(run_dir: Path) -> str | None:
             except DamagedHereError as error:
                 _log(f"warning: not mirrored: {error}")
             except TakenOverError as error:
+                report.taken_over(str(error))
                 return f"the mirror {copier.place.shown} was taken over by {error}: nothing is copied there"
             except OSError as error:
                 raise MirrorError(f"the mirror {copier.place.shown} does not take it: {one_line(error)}") from error
@@ -161,7 +166,6 @@ class _Report:
     def taken_over(self, owner: str) -> None:
         """Keep that another run directory has the mirror now."""
         problem = f"taken over by {owner}"
-        _log(f"warning: the mirror {self._shown} was {problem}; this run goes on, and copies nothing there any more")
         self._keep(dataclasses.replace(self._progress, taken_over=True, is_complete=False, problem=problem))
 
     def _keep(self, progress: MirrorProgress) -> None:

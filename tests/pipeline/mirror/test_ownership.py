@@ -208,6 +208,9 @@ def test_two_places_never_mix_their_checkpoints(run_dir: Path, tmp_path: Path):
     with pytest.raises(TakenOverError, match=str(there)):
         copier.copy_next()
     assert files_below(tmp_path / "mirror") == before
+    assert lacks_something(run_dir)
+    assert f"was taken over by {os.uname().nodename}:{there}" in str(worker.complete(run_dir))
+    assert not lacks_something(run_dir)  # nothing can be done about it
     with pytest.raises(MirrorError, match="earlier part of this run"):
         bring(location, run_dir)
     publish(there, 150)
