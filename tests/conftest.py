@@ -1,9 +1,10 @@
-"""Marks of tests that need a GPU or Slurm, order of the tests, which of them share a worker, and its threads."""
+"""Marks of tests that need a GPU or Slurm, order of the tests, and how they share workers, cores and compiled files."""
 
 import gc
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 from xdist.remote import Producer
@@ -20,7 +21,14 @@ def _take_share_of_cores() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 
 
+def _keep_compiled_modules() -> None:
+    """Let hundreds of processes compile the same files once, also where the environment asks for no bytecode."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        sys.dont_write_bytecode = False
+
+
 _take_share_of_cores()
+_keep_compiled_modules()
 
 
 def _has_gpu() -> bool:

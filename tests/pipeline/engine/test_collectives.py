@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -44,6 +45,7 @@ def wait_for_rank_1(world: World) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 def test_the_rank_that_comes_late_is_the_one_that_waits_least():
     early, late = run_ranks(wait_for_rank_1, 2)
     for answer in (early, late):

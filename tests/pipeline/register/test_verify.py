@@ -59,7 +59,8 @@ def offer_checkout(folder: Path, monkeypatch, how: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-@pytest.mark.parametrize("how", ["link", pytest.param("path", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", ["link", "path"])
 def test_a_model_that_uses_the_checkouts_transxnet_is_refused(tmp_path, monkeypatch, how):
     offer_checkout(tmp_path / "offered", monkeypatch, how)
     model = save(tmp_path, code_paths=[])

@@ -170,6 +170,7 @@ def test_a_server_that_recovers_receives_every_step(tmp_path, server, capfd):
     assert "answers again" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trouble", ["login", pytest.param("certificate", marks=pytest.mark.slow)])
 def test_a_refusing_server_is_reported_in_one_line(tmp_path, capfd, trouble):
     certificate = self_signed_certificate(tmp_path) if trouble == "certificate" else None

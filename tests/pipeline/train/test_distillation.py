@@ -42,6 +42,7 @@ def answers_on(world: World, run_dir: Path, training: Any, pixels: torch.Tensor)
     return build_transform(training, IDS, run_dir, world, recorder)(batch, world.device)[2]
 
 
+@pytest.mark.thorough
 def test_every_rank_asks_the_same_teacher(tmp_path):
     """Rank 0 alone reads it; the images are normalised as the teacher wants them."""
     folder = tmp_path / "resnet"
