@@ -109,7 +109,8 @@ def assert_equal(run_dir: Path, whole: Path) -> None:
     assert CheckpointStore(run_dir).steps() == CheckpointStore(whole).steps()
 
 
-@pytest.mark.parametrize("step", [EVERY, pytest.param(STEPS, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("step", [EVERY, STEPS])
 def test_an_interrupted_evaluation_is_made_up_for_with_the_same_numbers(folder: Path, whole: Path, step: int):
     run_dir = prepare(folder, f"interrupted-{step}")
     # A look in each step, and in each evaluation one after its only batch and one at its end.
