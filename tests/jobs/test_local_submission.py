@@ -16,7 +16,7 @@ import jobs
 from jobs import attempt_log
 from jobs.folder_lock import lock_folder
 from jobs.submission import Submission
-from tests.jobs.support import REPOSITORY, is_alive, starts, wait_until
+from tests.jobs.support import REPOSITORY, is_alive, starts, steps, wait_until
 from tests.jobs.tasks import Count
 
 CODE = jobs.Code(root=REPOSITORY)
@@ -38,6 +38,11 @@ def all_started(folder: Path) -> bool:
     return all(starts(folder, rank) for rank in range(3))
 
 
+def all_count(folder: Path) -> bool:
+    """Whether all ranks have started, and done a step: a stop request before the first step leaves nothing to save."""
+    return all_started(folder) and bool(steps(folder))
+
+
 def pids(folder: Path) -> list[int]:
     return [start[1] for rank in range(3) for start in starts(folder, rank)]
 
@@ -55,13 +60,14 @@ def test_all_ranks_finish_and_only_the_owner_can_read_their_files(tmp_path):
 
 def test_usr2_to_one_rank_saves_on_all_ranks_and_restarts_the_job_on_another_port(tmp_path):
     submission = submit(tmp_path, end=60, save_every=1000)
-    wait_until(lambda: all_started(tmp_path))
+    wait_until(lambda: all_count(tmp_path))
     # One rank receives the signal, and all ranks agree to stop.
     os.kill(starts(tmp_path)[0][1], signal.SIGUSR2)
     assert submission.wait(0.05) is jobs.Outcome.FINISHED
     (first, second) = starts(tmp_path)
     assert first[0] == 0
     assert 0 < second[0] < 60
+    assert steps(tmp_path) == list(range(60))
     assert first[2:] != second[2:]
     assert (tmp_path / "ended").read_text() == "INTERRUPTED\nFINISHED\n"
 
@@ -123,7 +129,7 @@ def launch(folder: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", LAUNCH, str(folder)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
-    wait_until(lambda: all_started(folder))
+    wait_until(lambda: all_count(folder))
     return process
 
 
