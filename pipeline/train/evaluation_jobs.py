@@ -21,8 +21,6 @@ ASK_EVERY_S = 15.0
 """Shortest time between two questions to a cluster about a job, and between two submissions that it refuses."""
 MOST_FAILURES = MAX_TRIES + 1
 """Failed jobs in a row after which none is submitted before the training's end: enough to give a checkpoint up."""
-_HELD_BY_HAND = "JobHeld"
-"""Beginning of Slurm's reason for a job that waits until it is released."""
 
 
 def jobs_folder(run_dir: Path) -> Path:
@@ -114,8 +112,8 @@ class EvaluationJobs:
         if submission.goes_on_alone and now - self._asked < ASK_EVERY_S:
             return True
         self._asked = now
-        update, outcome = submission.poll()
-        if outcome is None or update.reason.startswith(_HELD_BY_HAND):
+        outcome = submission.poll()[1]
+        if outcome is None:
             return True
         self._submission = None
         if outcome is Outcome.FINISHED:

@@ -20,17 +20,7 @@ from pipeline.run.files import checkpoints, read_evaluations
 from pipeline.run.mirror_files import INTERRUPTED_S, read_progress
 from pipeline.run.time_to_save import TimeToSave
 from pipeline.tracking.state import TrackingState, load_state, read_state, save_state
-from tests.support.mirrored_runs import bring, copy_all, is_whole, mirror, new_run, publish
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return new_run(tmp_path / "here" / "run")
-
-
-@pytest.fixture
-def location(tmp_path: Path) -> str:
-    return str(tmp_path / "mirror")
+from tests.support.mirrored_runs import bring, copy_all, is_whole, mirror, publish
 
 
 def test_the_best_checkpoint_is_that_of_the_later_scores(run_dir: Path, location: str):

@@ -23,11 +23,6 @@ from tests.support.mirrored_runs import bring, copy_all, files_below, is_whole, 
 from tests.support.object_store import KEYS, FaultyProxy, place, s3_server
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return new_run(tmp_path / "here" / "run")
-
-
 @pytest.fixture(scope="module")
 def s3():
     """The port of an S3 server."""

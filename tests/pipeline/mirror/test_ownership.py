@@ -18,17 +18,7 @@ from pipeline.mirror.place import MirrorError, Place
 from pipeline.run.files import checkpoints
 from pipeline.run.mirror_files import TARGET_NAME, lacks_something, read_progress, read_target
 from sharding import ShardingError
-from tests.support.mirrored_runs import bring, copy_all, files_below, mirror, new_run, publish, steps_in
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return new_run(tmp_path / "here" / "run")
-
-
-@pytest.fixture
-def location(tmp_path: Path) -> str:
-    return str(tmp_path / "mirror")
+from tests.support.mirrored_runs import bring, copy_all, files_below, mirror, publish, steps_in
 
 
 @pytest.fixture

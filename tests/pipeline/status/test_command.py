@@ -19,7 +19,7 @@ from pipeline.status.show import format_run, format_table
 from pipeline.tracking.client import open_client
 from pipeline.tracking.shipper import Shipper
 from pipeline.tracking.state import TrackingState, load_state, save_state
-from tests.pipeline.tracking.runs import new_run
+from tests.pipeline.tracking.runs import leave_to_next_job, new_run
 from tests.support import REPOSITORY
 from tests.support.tracking_runs import START, append_event, append_records, new_store
 
@@ -115,13 +115,7 @@ def test_a_job_that_was_cancelled_while_it_waited_is_cancelled_here_and_in_mlflo
     assert "  state      cancelled\n" in capsys.readouterr().out
     # The run is launched again, interrupted, and its job is requeued and cancelled before it starts.
     (run_dir / "submitit/submission.json").write_text(json.dumps(submission | {"job_id": "8"}))
-    shipper = Shipper(run_dir)
-    shipper.begin({})
-    shipper.ship(-1)
-    shipper.end("SCHEDULED")
-    shipper.send_status()
-    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
-    append_event(run_dir, "end", 1, 1, outcome="interrupted")
+    shipper = leave_to_next_job(run_dir)
     slurm_says("JobState=PENDING Restarts=1")
     main(run_dir)
     assert "  state      interrupted\n" in capsys.readouterr().out

@@ -47,7 +47,7 @@ class Job(Submission):
         return self.state
 
     def is_over(self, update: Update) -> bool:
-        return update.state not in ("RUNNING", "PENDING") or "Held" in update.reason
+        return update.state not in ("RUNNING", "PENDING")
 
     def cancel(self) -> None: ...
 
@@ -121,12 +121,10 @@ def test_after_a_refusal_jobs_are_submitted_again_also_at_the_end(
     assert capfd.readouterr().out.count("no evaluation job can be submitted") == 2
 
 
-def test_a_cancelled_job_is_followed_by_none_before_the_end_and_a_held_one_is_waited_for(
+def test_a_cancelled_job_is_followed_by_none_before_the_end(
     run_dir: Path, scheduler: Scheduler, capfd: pytest.CaptureFixture[str]
 ):
     jobs = EvaluationJobs(run_dir)
-    assert jobs.submit_if_due()
-    scheduler.jobs[0].state = Update(state="PENDING", reason="JobHeldAdmin")
     assert jobs.submit_if_due()
     scheduler.jobs[0].state = Update(state="CANCELLED")
     assert not jobs.submit_if_due()

@@ -9,22 +9,15 @@ from pipeline.tracking.client import open_client
 from pipeline.tracking.description import HINT_TAG
 from pipeline.tracking.shipper import Shipper
 from pipeline.train.job_task import TrainTask
-from tests.pipeline.tracking.runs import new_run
-from tests.support.tracking_runs import append_event, new_store
+from tests.pipeline.tracking.runs import leave_to_next_job, new_run
+from tests.support.tracking_runs import new_store
 
 
 def interrupted(folder: Path) -> tuple[Shipper, str]:
     """A run whose attempt has left it to the next job, as MLflow knows too."""
     uri = new_store(folder)
     run_dir, _ = new_run(folder, uri)
-    shipper = Shipper(run_dir)
-    shipper.begin({})
-    shipper.ship(-1)
-    shipper.end("SCHEDULED")
-    shipper.send_status()
-    append_event(run_dir, "start", 1, 0, step=0, world_size=1)
-    append_event(run_dir, "end", 1, 1, outcome="interrupted")
-    return shipper, uri
+    return leave_to_next_job(run_dir), uri
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.CANCELLED, "KILLED"), (Outcome.FAILED, "FAILED")])
