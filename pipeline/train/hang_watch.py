@@ -146,8 +146,8 @@ class HangWatch:
             # The store of the process group may be waiting for something itself.
             store: Any = dist.distributed_c10d._get_default_store().clone()
             # Not two answers are equal: a step may have several alarms.
-            answer = {"alarm": self._alarms, **asdict(where)}
-            store.set(f"hang/{self._step}/{self._world.rank}", json.dumps(answer))
+            answer = {"alarm": self._alarms, "step": self._step, **asdict(where)}
+            store.set(f"hang/{self._world.rank}", json.dumps(answer))
             if not self._world.is_main:
                 return
             answers = self._collect(store)
@@ -155,13 +155,18 @@ class HangWatch:
                 self._name(seconds, [_whereabouts(answers.get(rank)) for rank in range(self._world.size)])
 
     def _collect(self, store: Any) -> dict[int, bytes]:
-        """Wait a while for the answers of all ranks to this alarm; return those that came, by rank."""
+        """Wait a while for the answers of all ranks to this alarm; return those that came, by rank.
+
+        The last step of another rank may be one more or one less: ranks part after the step's last collective.
+        """
         answers: dict[int, bytes] = {}
         deadline = time.monotonic() + ANSWER * self._timeout_s
         while True:
             for rank in range(self._world.size):
-                key = f"hang/{self._step}/{rank}"
-                if rank not in answers and store.check([key]) and (answer := store.get(key)) != self._answers.get(rank):
+                if rank in answers or not store.check([f"hang/{rank}"]):
+                    continue
+                answer = store.get(f"hang/{rank}")
+                if answer != self._answers.get(rank) and abs(json.loads(answer)["step"] - self._step) <= 1:
                     answers[rank] = answer
             if len(answers) == self._world.size or time.monotonic() > deadline:
                 self._answers |= answers

@@ -99,3 +99,24 @@ def test_a_second_hang_in_one_step_is_not_told_by_the_answers_to_the_first(tmp_p
     run_ranks(two_hangs_in_one_step, 2, str(tmp_path))
     hangs = [event for event in read_events(tmp_path) if event["event"] == "hang"]
     assert [(hang["step"], hang["rank"]) for hang in hangs] == [(0, 1), (0, 0)]
+
+
+def a_hang_between_the_last_collective_of_a_step_and_its_end(world: World, folder: str) -> None:
+    """Rank 0 has finished step 5, and rank 1 is at its end when it hangs."""
+    recorder = Recorder(Path(folder), is_main=world.is_main, world_size=world.size)
+    entered = 1
+    with HangWatch(world, recorder, ["n1", "n2"], lambda: entered, timeout_s=3.0) as watch:
+        watch.step(4)
+        sum_over_ranks([0.0])
+        if world.rank == 1:
+            time.sleep(4.0)
+        watch.step(5)
+        entered += 1
+        sum_over_ranks([0.0])
+
+
+def test_a_rank_that_hangs_at_the_end_of_a_step_says_where_it_is(tmp_path: Path):
+    run_ranks(a_hang_between_the_last_collective_of_a_step_and_its_end, 2, str(tmp_path))
+    [hang] = [event for event in read_events(tmp_path) if event["event"] == "hang"]
+    assert (hang["step"], hang["rank"]) == (5, 1)
+    assert "test_hang_watch.py" in hang["place"]
