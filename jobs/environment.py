@@ -12,6 +12,9 @@ from jobs.slurm import ask
 FIRST_PORT, PORTS = 20000, 12768
 """Ports 20000 to 32767: below the range from which Linux takes ports for outgoing connections."""
 
+MASTER_SOCKET = "MASTER_SOCKET"
+"""Variable of rank 0 with the descriptor of the socket that holds `MASTER_PORT`, where the task takes it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -124,6 +127,28 @@ def free_port_from(port: int) -> int:
             except OSError:
                 continue
             return candidate
+    raise JobError(f"no free port among the hundred from {port} on, on this machine")
+
+
+def hold_port_from(port: int) -> socket.socket:
+    """A socket on the first free one of the ports from `port` on, on all addresses of this machine.
+
+    It does not listen yet: until then a process that connects is refused, and no other program can take the port.
+
+    Raises:
+        JobError: all of them are taken.
+    """
+    is_dual = socket.has_dualstack_ipv6()
+    for candidate in following_ports(port, 100):
+        holder = socket.socket(socket.AF_INET6 if is_dual else socket.AF_INET)
+        try:
+            if is_dual:
+                holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            holder.bind(("", candidate))
+        except OSError:
+            holder.close()
+            continue
+        return holder
     raise JobError(f"no free port among the hundred from {port} on, on this machine")
 
 

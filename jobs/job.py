@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import attempt_log, chain, superseded
-from jobs.environment import Place, find_place
+from jobs.environment import MASTER_SOCKET, Place, find_place
 from jobs.errors import JobError
 from jobs.exclusion import apply_exclusion
 from jobs.failure import is_peer_loss
@@ -113,7 +113,8 @@ class Job:
         start = {"host": node_name(), "world_size": place.world_size, "progress": progress, "home": str(self._home)}
         self._append_event("start", place, **start)
         try:
-            place, locations = meet(place, self._resources.meeting_s)
+            holds_port = bool(getattr(task, "takes_port", False))
+            place, locations = meet(place, self._resources.meeting_s, holds_port=holds_port)
             self._write_report(place, locations, cluster)
             outcome = _run(task, flag)
         except Exception as error:
@@ -215,10 +216,15 @@ class Job:
         attempt_log.append(self._folder, event, job_id=place.job_id, restarts=place.restarts, **fields)
 
 
-def meet(place: Place, timeout_s: float) -> tuple[Place, list[Location]]:
+def meet(place: Place, timeout_s: float, *, holds_port: bool = False) -> tuple[Place, list[Location]]:
     """Meet the other ranks; return the place with the port on which they have agreed, and the location of each rank.
 
     Gloo and NCCL are led to the network in which the ranks have met.
+
+    Args:
+        place: place of this process in the job.
+        timeout_s: time-out for all ranks together, in seconds.
+        holds_port: whether rank 0 goes on holding that port, for the task to take its socket from `MASTER_SOCKET`.
 
     Raises:
         JobError: a rank is missing.
@@ -227,6 +233,11 @@ def meet(place: Place, timeout_s: float) -> tuple[Place, list[Location]]:
     export_interface(meeting.address)
     place = replace(place, master_port=meeting.master_port)
     place.export()
+    if meeting.holder is not None:
+        if holds_port:
+            os.environ[MASTER_SOCKET] = str(meeting.holder.detach())
+        else:
+            meeting.holder.close()
     return place, meeting.locations
 
 

@@ -8,10 +8,10 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from jobs.environment import FIRST_PORT, PORTS, Place, following_ports, free_port_from
+from jobs.environment import FIRST_PORT, PORTS, Place, following_ports, hold_port_from
 from jobs.errors import JobError
 from jobs.interfaces import is_loopback
 
@@ -44,11 +44,13 @@ class Meeting:
         locations: the location of each rank, in order of the ranks.
         master_port: a port that was free on rank 0's node at the rendezvous.
         address: address of this rank's node in the network in which the ranks have met; "" for a single rank.
+        holder: rank 0's socket on that port, which keeps it from other programs; None but on rank 0.
     """
 
     locations: list[Location]
     master_port: int
     address: str = ""
+    holder: socket.socket | None = field(default=None, compare=False)
 
 
 def rendezvous(place: Place, timeout_s: float) -> Meeting:
@@ -63,7 +65,9 @@ def rendezvous(place: Place, timeout_s: float) -> Meeting:
             address that it could not reach.
     """
     if place.world_size == 1:
-        return Meeting(locations=[(node_name(), place.gpu)], master_port=free_port_from(place.master_port))
+        holder = hold_port_from(place.master_port)
+        port = holder.getsockname()[1]
+        return Meeting(locations=[(node_name(), place.gpu)], master_port=port, holder=holder)
     deadline = time.monotonic() + timeout_s
     return _host(place, deadline, timeout_s) if place.rank == 0 else _join(place, deadline, timeout_s)
 
@@ -92,17 +96,22 @@ def _host(place: Place, deadline: float, timeout_s: float) -> Meeting:
                     locations[int(rank)] = (str(host), str(gpu))
                     addresses.append(peer.getsockname()[0])
                     peers.append(peer)
+        holder = hold_port_from(place.master_port)
         answer = {
             "missing": sorted(set(range(place.world_size)) - set(locations)),
             "locations": [locations.get(rank) for rank in range(place.world_size)],
-            "master_port": free_port_from(place.master_port),
+            "master_port": holder.getsockname()[1],
             # The ranks of this node may have come by the loopback interface, and the others not.
             "address": min(addresses, key=is_loopback, default=""),
         }
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode() + b"\n")
-    return _check_answer(answer, place, timeout_s, answer["address"])
+    try:
+        return replace(_check_answer(answer, place, timeout_s, answer["address"]), holder=holder)
+    except JobError:
+        holder.close()
+        raise
 
 
 def _job_name(place: Place) -> str:

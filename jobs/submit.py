@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs import former_jobs
+from jobs.environment import MASTER_SOCKET
 from jobs.errors import JobError, SlurmError
 from jobs.folder_lock import is_running_locally
 from jobs.folders import private_directory
@@ -30,7 +31,7 @@ Submitted = TypeVar("Submitted")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "JOBS_LOCAL_", "TORCHELASTIC_")
 """Beginnings of the variables by which Slurm, Submitit, this package and torchrun tell a process its place."""
 _OF_A_RANK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} | {
-    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME")
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", MASTER_SOCKET)
 }
 """The other variables that do so. A user has some that begin alike, such as GROUP_HOME and ROLE_ARN."""
 

@@ -30,6 +30,10 @@ Each rank sees only its own signals, so the ranks must agree on the answer.
 Task = Callable[[StopRequested], Outcome]
 """What every process of a job runs. It returns INTERRUPTED only after *all* ranks have saved their state.
 
+A task whose attribute `takes_port` is true takes over the socket that holds `MASTER_PORT`, and listens on it: its
+descriptor is in the variable `MASTER_SOCKET` of rank 0, and no other program can take the port before. The port of any
+other task is free when the ranks meet, and the task opens it by itself.
+
 A task may have two more methods. Both are called on rank 0 only:
 
 - `progress() -> str`: where the work stands, such as the name of the newest checkpoint; called before the task starts.

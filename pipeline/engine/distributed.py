@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -61,8 +61,35 @@ def join_world(timeout_s: float = 600.0) -> World:
         os.environ["DS_ACCELERATOR"] = "cpu"
         share = max(1, len(os.sched_getaffinity(0)) // local_size)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    with _store_on_held_port(size, timeout):
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
     return World(rank=rank, local_rank=local_rank, size=size, device=device)
+
+
+@contextlib.contextmanager
+def _store_on_held_port(size: int, timeout: timedelta) -> Iterator[None]:
+    """Have the store of the process group listen on the socket that rank 0 was started with, if it has one.
+
+    Since this process has held the port from the moment in which it was chosen, no other program has taken it.
+    """
+    holder = os.environ.pop("MASTER_SOCKET", None)
+    if holder is None:
+        yield
+        return
+    # The process group's own store finds the one that this process serves on the port already, and keeps it.
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=int(holder),
+    )
+    yield
+    del store
 
 
 def leave_world() -> None:

@@ -14,6 +14,8 @@ class EvaluationTask:
     It is pickled, and finds on disk what is to be done.
     """
 
+    takes_port = True
+
     def __init__(self, run_dir: Path) -> None:
         """Keep the path; the folder is opened when the task runs."""
         self.run_dir = Path(run_dir)

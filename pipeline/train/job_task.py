@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class TrainTask:
     """Trains the run whose `config.json` is in `run_dir`. It is pickled, so it holds no state of the training."""
 
+    takes_port = True
+
     # Of the class, because a job that an earlier version has queued holds a task without it.
     _was_called = False
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -219,6 +220,24 @@ def test_debug_cluster_runs_in_this_process_and_restores_environment_and_handler
     assert starts(tmp_path)[0][1] == os.getpid()
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+class TakesPort:
+    """A task that takes the socket on MASTER_PORT, as `Task` says."""
+
+    takes_port = True
+
+    def __call__(self, stop_requested: jobs.StopRequested) -> jobs.Outcome:
+        """Take it, and see that it is the one."""
+        with socket.socket(fileno=int(os.environ["MASTER_SOCKET"])) as holder:
+            is_it = holder.getsockname()[1] == int(os.environ["MASTER_PORT"])
+            holder.listen()
+        return jobs.Outcome.FINISHED if is_it else jobs.Outcome.FAILED
+
+
+def test_a_task_gets_the_socket_that_holds_its_port(tmp_path):
+    submission = jobs.submit(TakesPort(), cluster="debug", folder=tmp_path, resources=jobs.Resources(), name="port")
+    assert submission.wait() is jobs.Outcome.FINISHED
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
