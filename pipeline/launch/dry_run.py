@@ -12,7 +12,6 @@ from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import check_run, check_start
 from pipeline.launch.data_checks import NotHereError
 from pipeline.launch.elsewhere import check_mirror_of, describe_run_to_bring
-from pipeline.launch.evaluation import evaluation_facts
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan
 from pipeline.launch.teacher_check import check_teacher
@@ -26,7 +25,8 @@ def print_plan(plan: Plan) -> None:
     print(f"# cluster: {plan.cluster} ({plan.why})\n")
     print(mask_secrets(_script(plan)))
     if plan.evaluation is not None:
-        print("# each evaluation")
+        in_allocation = plan.options.evaluate == "allocation"
+        print("# each evaluation, beside rank 0 and in its job" if in_allocation else "# each evaluation")
         print(mask_secrets(_evaluation_script(plan, plan.evaluation)))
     for run in plan.runs:
         print(f"# {run.run_dir / CONFIG_NAME}")
@@ -53,10 +53,10 @@ def _script(plan: Plan) -> str:
 def _evaluation_script(plan: Plan, resources: Resources) -> str:
     from jobs import dry_run
 
-    facts = evaluation_facts(plan.name, resources, plan.cluster)
+    facts = plan.evaluation_facts()
     assert facts is not None
     return dry_run(
-        cluster=facts["cluster"],
+        cluster="local" if facts["in_allocation"] else facts["cluster"],
         folder=plan.runs[0].run_dir / EVALUATIONS / LOGS,
         resources=resources,
         name=facts["name"],

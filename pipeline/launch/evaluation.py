@@ -1,24 +1,133 @@
-"""`--evaluate job`: the resources of the jobs that evaluate checkpoints, and the launcher's part in their end."""
+"""`--evaluate job` and `--evaluate allocation`: who evaluates with which resources, and the launcher's part in the end.
+
+In the allocation a few GPUs of each node are kept from the training. A separate job takes as many of another node.
+"""
 
 import contextlib
 import dataclasses
+import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs import Cluster, JobError, Outcome, Resources, SlurmError, fit_resources, node_groups, with_cores
+from jobs import (
+    Cluster,
+    JobError,
+    Outcome,
+    Resources,
+    SlurmError,
+    Submission,
+    attach,
+    fit_resources,
+    node_groups,
+    with_cores,
+)
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run.config import read_config
 from pipeline.run.evaluations import awaiting
+from pipeline.run.files import LOGS
 from pipeline.weights.card import is_exported
 
 _NOT_FOR_EVALUATIONS = ("dependency", "exclusive", "gres", "nodefile", "nodelist")
 """Options of sbatch that the training's job keeps to itself."""
 
 
+def refuse_unused_flags(options: LaunchOptions, cluster: Cluster) -> None:
+    """Refuse a flag that the chosen way to evaluate does not use.
+
+    Raises:
+        LaunchError: such a flag is given.
+    """
+    of_jobs = {
+        "--evaluate-partition": options.evaluate_partition,
+        "--evaluate-timeout-min": options.evaluate_timeout_min,
+    }
+    of_all = {"--evaluate-gpus": options.evaluate_gpus}
+    if options.evaluate == "inline":
+        if given := _given(of_all):
+            raise LaunchError(f"{given} is for evaluations beside the training: add --evaluate job, or leave it out")
+        if given := _given(of_jobs):
+            raise LaunchError(f"{given} is for evaluation jobs: add --evaluate job, or leave it out")
+    elif options.evaluate == "allocation":
+        if given := _given(of_jobs):
+            raise LaunchError(f"{given} is for --evaluate job; in the allocation there is no other job: leave it out")
+    elif cluster != "slurm" and options.evaluate_partition is not None:
+        raise LaunchError("--evaluate-partition is for Slurm, and this launch uses none: leave it out")
+    if options.evaluate_gpus is not None and options.evaluate_gpus < 0:
+        raise LaunchError(f"--evaluate-gpus {options.evaluate_gpus} must be at least 0; with 0, CPU cores evaluate")
+
+
+def _given(flags: Mapping[str, object]) -> str | None:
+    return next((flag for flag, value in flags.items() if value is not None), None)
+
+
+def evaluation_gpus(options: LaunchOptions, resources: Resources) -> int:
+    """Return the GPUs that evaluate beside the training: as told, or one where the training has some."""
+    return min(1, resources.gpus_per_node or 0) if options.evaluate_gpus is None else options.evaluate_gpus
+
+
+def keep_gpus(options: LaunchOptions, resources: Resources) -> Resources:
+    """Return the resources of a training: with `--evaluate allocation`, a few GPUs of each node have no rank.
+
+    Args:
+        options: the flags.
+        resources: with the GPUs that the cluster has.
+
+    Raises:
+        LaunchError: the training and the evaluation together need more GPUs than a node of the job has.
+    """
+    if options.evaluate != "allocation":
+        return resources
+    kept, gpus, tasks = evaluation_gpus(options, resources), resources.gpus_per_node or 0, resources.tasks_per_node
+    if kept == 0:
+        return resources
+    if gpus == 0:
+        raise LaunchError(
+            f"--evaluate-gpus {kept}: the job has no GPUs: add --gpus-per-node; with 0, CPU cores evaluate"
+        )
+    ways = "lower --evaluate-gpus (with 0, CPU cores evaluate), or take --evaluate job, which has GPUs of its own"
+    if tasks is None and kept >= gpus:
+        raise LaunchError(f"--evaluate-gpus {kept} leaves the training none of --gpus-per-node {gpus}: {ways}")
+    if tasks is not None and tasks + kept > gpus:
+        raise LaunchError(
+            f"--tasks-per-node {tasks} and --evaluate-gpus {kept} together are more than --gpus-per-node {gpus}: {ways}"
+        )
+    return dataclasses.replace(resources, tasks_per_node=gpus - kept if tasks is None else tasks)
+
+
+def cores_of_rank(options: LaunchOptions, resources: Resources, workers: int) -> int:
+    """Return how many busy processes there are for each rank, itself included.
+
+    Args:
+        options: the flags.
+        resources: of the training.
+        workers: loader processes of each rank, and of each process that evaluates.
+    """
+    if options.evaluate != "allocation":
+        return 1 + workers
+    ranks, others = resources.processes_per_node, max(1, evaluation_gpus(options, resources))
+    return math.ceil((ranks + others) * (1 + workers) / ranks)
+
+
+def warn_of_idle_gpus(options: LaunchOptions, resources: Resources) -> None:
+    """Say on stderr how many GPUs neither train nor evaluate, since only rank 0's node evaluates."""
+    idle = (resources.nodes - 1) * evaluation_gpus(options, resources)
+    if options.evaluate == "allocation" and idle:
+        print(
+            f"warning: {idle} of the job's GPUs will not be used: each node keeps as many for the evaluation, and only "
+            "rank 0's node evaluates; --evaluate job takes GPUs only for as long as an evaluation lasts",
+            file=sys.stderr,
+        )
+
+
 def evaluation_resources(
     options: LaunchOptions, resources: Resources, cluster: Cluster, workers: int
 ) -> Resources | None:
     """Return the resources of an evaluation job: a node with as many processes as GPUs, else those of the training.
+
+    What is evaluated in the training's allocation has as many processes and GPUs, and what is left after it gets them
+    in a job of its own.
 
     Args:
         options: the flags.
@@ -30,24 +139,15 @@ def evaluation_resources(
         None: the training evaluates its checkpoints itself.
 
     Raises:
-        LaunchError: a flag of evaluation jobs is given, and there are none, or the cluster lacks their resources.
+        LaunchError: the cluster lacks these resources.
         JobError: the cluster does not answer.
     """
-    flags = {
-        "--evaluate-gpus": options.evaluate_gpus,
-        "--evaluate-partition": options.evaluate_partition,
-        "--evaluate-timeout-min": options.evaluate_timeout_min,
-    }
-    given = [flag for flag, value in flags.items() if value is not None]
     if options.evaluate == "inline":
-        if given:
-            raise LaunchError(f"{given[0]} is for evaluation jobs: add --evaluate job, or leave it out")
         return None
-    if cluster != "slurm" and options.evaluate_partition is not None:
-        raise LaunchError("--evaluate-partition is for Slurm, and this launch uses none: leave it out")
-    gpus = options.evaluate_gpus
-    if gpus is None:
-        gpus = 1 if resources.gpus_per_node else resources.gpus_per_node
+    gpus: int | None = evaluation_gpus(options, resources)
+    if options.evaluate == "job" and options.evaluate_gpus is None and resources.gpus_per_node is None:
+        # None are asked for, and none are hidden.
+        gpus = None
     processes = max(1, gpus or 0)
     share = processes / resources.processes_per_node
     asked = options.resources
@@ -77,12 +177,37 @@ def evaluation_resources(
     return wanted
 
 
-def evaluation_facts(name: str, resources: Resources | None, cluster: Cluster) -> dict[str, Any] | None:
-    """Return what `config.json` holds of evaluation jobs; None: there are none."""
+def evaluation_facts(
+    name: str, resources: Resources | None, cluster: Cluster, *, in_allocation: bool
+) -> dict[str, Any] | None:
+    """Return what `config.json` holds of evaluations beside the training; None: it evaluates itself.
+
+    Args:
+        name: of the training's job.
+        resources: of an evaluation job.
+        cluster: where the training runs.
+        in_allocation: whether the training's allocation evaluates, as long as the training lasts.
+    """
     if resources is None:
         return None
-    where = "slurm" if cluster == "slurm" else "local"
-    return {"cluster": where, "name": f"{name}-evaluate", "resources": dataclasses.asdict(resources)}
+    return {
+        "cluster": "slurm" if cluster == "slurm" else "local",
+        "in_allocation": in_allocation,
+        "name": f"{name}-evaluate",
+        "resources": dataclasses.asdict(resources),
+    }
+
+
+def training_that_evaluates(run_dir: Path) -> Submission | None:
+    """Return the training's job if it evaluates in its allocation, and has something left to evaluate."""
+    settings = read_config(run_dir).evaluation
+    if not (settings or {}).get("in_allocation") or not awaiting(run_dir):
+        return None
+    with contextlib.suppress(JobError):
+        job = attach(run_dir / LOGS)
+        if job is not None and job.poll()[1] is None:
+            return job
+    return None
 
 
 def conclude_evaluations(run_dir: Path, *, follow: bool) -> bool:
@@ -102,6 +227,13 @@ def conclude_evaluations(run_dir: Path, *, follow: bool) -> bool:
     from pipeline.train.completion import complete
     from pipeline.train.evaluation_jobs import EvaluationJobs
 
+    training = training_that_evaluates(run_dir)
+    if training is not None:
+        steps = ", ".join(map(str, awaiting(run_dir)))
+        print(f"step {steps} awaits its evaluation by job {training.job_id}, which has trained it")
+        if not follow:
+            return True
+        training.wait()
     jobs = EvaluationJobs(run_dir)
     if awaiting(run_dir) and jobs.submit_if_due() and jobs.submission is not None:
         steps = ", ".join(map(str, awaiting(run_dir)))

@@ -70,10 +70,11 @@ class LaunchOptions:
     """model in the registry that it becomes a version of; by default that of the network, such as transxnet_t"""
     sweep: tuple[str, ...] = ()
     """a training for each value, as in train.optimizer.lr=1e-3,2e-3, or combination: one array, one MLflow parent"""
-    evaluate: Literal["inline", "job"] = "inline"
-    """who evaluates: the training itself between two steps, or a job of its own beside it for each checkpoint due"""
+    evaluate: Literal["inline", "job", "allocation"] = "inline"
+    """who evaluates: the training between two steps, or beside it a job of its own, or GPUs of the training's job"""
     evaluate_gpus: int | None = None
-    """with --evaluate job: GPUs of that job, with a process for each; by default one where the training has some"""
+    """beside the training: GPUs that evaluate, with a process for each; by default one where the training has some; in
+    the allocation each node keeps so many from the training; with 0, CPU cores evaluate"""
     evaluate_partition: str | None = None
     """with --evaluate job: its partition; by default that of the training"""
     evaluate_timeout_min: int | None = None

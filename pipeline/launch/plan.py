@@ -15,7 +15,14 @@ from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.paths import absolute_path, with_absolute_paths
 from pipeline.config.schema import TrainConfig
 from pipeline.launch import checks, place_checks
-from pipeline.launch.evaluation import evaluation_facts, evaluation_resources
+from pipeline.launch.evaluation import (
+    cores_of_rank,
+    evaluation_facts,
+    evaluation_resources,
+    keep_gpus,
+    refuse_unused_flags,
+    warn_of_idle_gpus,
+)
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import RECIPES
 from pipeline.recipes.published import describe_aim
@@ -43,7 +50,7 @@ class Plan:
         run_dir: folder of the run, or of the sweep.
         runs: the one run, or those of the sweep.
         options: the flags.
-        evaluation: resources of an evaluation job; None: the training evaluates itself.
+        evaluation: resources that evaluate beside the training; None: the training evaluates itself.
     """
 
     cluster: Cluster
@@ -92,8 +99,13 @@ class Plan:
             "sweep": str(self.run_dir) if self.options.sweep else None,
             "registered_name": self.options.registered_name,
             "published": self._aim(config),
-            "evaluation": evaluation_facts(self.name, self.evaluation, self.cluster),
+            "evaluation": self.evaluation_facts(),
         }
+
+    def evaluation_facts(self) -> dict[str, Any] | None:
+        """Return what `config.json` holds of evaluations beside the training; None: it evaluates itself."""
+        in_allocation = self.options.evaluate == "allocation"
+        return evaluation_facts(self.name, self.evaluation, self.cluster, in_allocation=in_allocation)
 
     def _aim(self, config: TrainConfig) -> dict[str, Any] | None:
         """Return the published result that a training aims at, and what it does otherwise."""
@@ -124,7 +136,8 @@ def build_plan(options: LaunchOptions) -> Plan:
         if not options.dry_run or options.cluster == "auto":
             raise
         cluster, why = options.cluster, f"as told; {error}"
-    resources = _complete_resources(options.resources, cluster, options.dry_run)
+    refuse_unused_flags(options, cluster)
+    resources = _complete_resources(options, cluster)
     if cluster != "slurm":
         checks.refuse_slurm_flags(resources, f"--cluster {cluster} ({why})")
     place_checks.check_tracking(cluster)
@@ -133,7 +146,8 @@ def build_plan(options: LaunchOptions) -> Plan:
     run_dir = Path(os.path.expanduser(options.run_dir or default)).absolute()
     runs = _plan_runs(options, run_dir)
     if cluster == "slurm":
-        resources = _complete_cores(resources, runs, options.dry_run)
+        resources = _complete_cores(options, resources, runs)
+    warn_of_idle_gpus(options, resources)
     for run in runs:
         place_checks.check_gpus(run.config, resources, cluster)
         checks.check_training(run.config, resources.world_size, run.run_dir.name if options.sweep else None)
@@ -198,33 +212,40 @@ def _with_versions(config: TrainConfig, recipe: str, run_dir: Path) -> TrainConf
     return dataclasses.replace(config, **changes)
 
 
-def _complete_resources(resources: Resources, cluster: Cluster, dry_run: bool) -> Resources:
+def _complete_resources(options: LaunchOptions, cluster: Cluster) -> Resources:
     """Add the GPUs and the time limit that the cluster has, and check the resources against it.
+
+    GPUs that `--evaluate allocation` keeps have no rank.
 
     In a dry run a Slurm that does not answer leaves the resources as they were given.
     """
     from jobs import SlurmError, fit_resources, node_groups
 
-    resources.check()
-    resources = _with_absolute_paths(resources)
-    with contextlib.suppress(*([SlurmError] if dry_run else [])):
+    options.resources.check()
+    resources = _with_absolute_paths(options.resources)
+    refused = [SlurmError] if options.dry_run else []
+    with contextlib.suppress(*refused):
         resources = with_gpus_found(resources, cluster)
+    resources = keep_gpus(options, resources)
+    with contextlib.suppress(*refused):
         if cluster == "slurm":
             resources = fit_resources(resources, node_groups())
     resources.check()
     return resources
 
 
-def _complete_cores(resources: Resources, runs: tuple[PlannedRun, ...], dry_run: bool) -> Resources:
+def _complete_cores(options: LaunchOptions, resources: Resources, runs: tuple[PlannedRun, ...]) -> Resources:
     """Ask for a core for each loader worker of a rank, and warn where a rank has fewer.
+
+    Evaluations in the training's allocation get cores as well.
 
     In a dry run a Slurm that does not answer leaves the resources as they were given.
     """
     from jobs import SlurmError, node_groups, with_cores
 
     workers = max(run.config.data.workers for run in runs)
-    with contextlib.suppress(*([SlurmError] if dry_run else [])):
-        resources = with_cores(resources, node_groups(), 1 + workers)
+    with contextlib.suppress(*([SlurmError] if options.dry_run else [])):
+        resources = with_cores(resources, node_groups(), cores_of_rank(options, resources, workers))
     cores = resources.cpus_per_task
     if cores is not None and cores <= workers:
         has = f"{cores} core{'s' if cores > 1 else ''}"

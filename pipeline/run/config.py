@@ -127,6 +127,7 @@ class RunConfig:
     def evaluation(self) -> Mapping[str, Any] | None:
         """Where checkpoints are evaluated beside the training: `cluster`, `name` and `resources` of the jobs.
 
+        With `in_allocation` the training's own job evaluates them, and such jobs only what is left after it.
         None: the training evaluates them itself. Written by `pipeline.launch.evaluation`.
         """
         return _object(self.content, "evaluation") or None

@@ -45,8 +45,11 @@ class Jobs:
 
     def describe_evaluation(self, run_dir: Path) -> str:
         """Describe who will evaluate a run's checkpoints that await it."""
-        if read_config(run_dir).evaluation is None:
+        settings = read_config(run_dir).evaluation
+        if settings is None:
             return "the next attempt makes up for it"
+        if self._training_evaluates(run_dir):
+            return "beside the training, or at its end"
         look = self._look(run_dir / EVALUATIONS)
         if look.has_ended:
             return "no job is queued for it"
@@ -63,8 +66,17 @@ class Jobs:
 
     def evaluates(self, status: RunStatus) -> bool:
         """Return whether a job is queued that evaluates checkpoints of the run, as far as that is known."""
+        if self._training_evaluates(status.run_dir):
+            return bool(status.awaiting)
         look = self._look(status.run_dir / EVALUATIONS)
         return bool(status.awaiting) and not (look.has_ended or look.is_unknown)
+
+    def _training_evaluates(self, run_dir: Path) -> bool:
+        """Return whether a run evaluates in the training's allocation, and that has not ended, as far as is known."""
+        if not (read_config(run_dir).evaluation or {}).get("in_allocation"):
+            return False
+        look = self._look(run_dir)
+        return not (look.has_ended or look.is_unknown)
 
     def has_ended(self, run_dir: Path) -> bool:
         """Return whether the run has no job that may still go on; False if the cluster does not answer."""

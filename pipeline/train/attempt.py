@@ -12,7 +12,14 @@ from pipeline.common.errors import TrainingError
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.deepspeed_imports import import_deepspeed
-from pipeline.engine.distributed import World, broadcast_from_main, join_world, leave_world, silent_ranks
+from pipeline.engine.distributed import (
+    World,
+    broadcast_from_main,
+    gather_objects,
+    join_world,
+    leave_world,
+    silent_ranks,
+)
 from pipeline.mirror.handle import Mirror
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
@@ -79,12 +86,14 @@ class Attempt:
                 device=world.device.type,
                 start_up=self._start_up,
             )
+            evaluation = read_config(self._run_dir).evaluation
+            cores = _cores_of_main_node() if (evaluation or {}).get("in_allocation") else ()
             if world.is_main:
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
                 self._mirror = Mirror.start(self._run_dir)
                 self._tracker = Tracker.start(self._run_dir, attempt=recorder.attempt, world_size=world.size, tags=tags)
-                if read_config(self._run_dir).evaluation is not None:
-                    self._evaluations = EvaluationProcess(self._run_dir)
+                if evaluation is not None:
+                    self._evaluations = EvaluationProcess(self._run_dir, cores)
             elif world.local_rank == 0:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
@@ -143,6 +152,8 @@ class Attempt:
         if self._mirror is not None and outcome != "finished":
             # Slurm may leave only seconds; the mirror takes them together with the tracking server.
             self._mirror.hasten()
+        if self._evaluations is not None and outcome != "finished":
+            self._evaluations.hasten()
         if self._tracker is not None:
             hint = f"launch again with --run-dir {self._run_dir}: no job is left" if outcome == "stopped" else ""
             self._tracker.close(status.get(outcome), hint=hint)
@@ -164,6 +175,13 @@ class Attempt:
             is_finished = outcome == "finished"
             self._mirror.close(outcome, time.monotonic() if is_finished else self._end_began)
             self._mirror = None
+
+
+def _cores_of_main_node() -> set[int]:
+    """Return the cores that the ranks of rank 0's node may use together. Collective."""
+    found = gather_objects((os.environ.get("GROUP_RANK"), os.sched_getaffinity(0)))
+    nodes = [(node, cores) for node, cores in found]  # pyright: ignore[reportGeneralTypeIssues]
+    return set().union(*(cores for node, cores in nodes if node == nodes[0][0]))
 
 
 def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:

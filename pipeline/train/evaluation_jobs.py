@@ -1,4 +1,7 @@
-"""Submits the job that evaluates checkpoints, again whenever some await it and no such job is left."""
+"""Submits the job that evaluates checkpoints, again whenever some await it and no such job is left.
+
+It is a job of the cluster's, or processes beside rank 0, where the training's allocation evaluates.
+"""
 
 import contextlib
 import math
@@ -15,10 +18,13 @@ from pipeline.run.config import read_config
 from pipeline.run.evaluations import MAX_TRIES, awaiting, is_leaving
 from pipeline.run.files import EVALUATIONS, LOGS
 from pipeline.run.recorder import log
+from pipeline.run.system import query_gpus
 from pipeline.train.evaluation_task import EvaluationTask
 
 ASK_EVERY_S = 15.0
 """Shortest time between two questions to a cluster about a job, and between two submissions that it refuses."""
+STOP_S = 8.0
+"""How long an interrupted training waits for the end of the batch that is evaluated beside it."""
 MOST_FAILURES = MAX_TRIES + 1
 """Failed jobs in a row after which none is submitted before the training's end: enough to give a checkpoint up."""
 
@@ -31,15 +37,22 @@ def jobs_folder(run_dir: Path) -> Path:
 class EvaluationJobs:
     """The evaluation jobs of a run, one at a time: one evaluates everything that awaits it."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Look for the job that was last submitted for this run."""
+    def __init__(self, run_dir: Path, *, beside_training: bool = False) -> None:
+        """Look for the job that was last submitted for this run.
+
+        Args:
+            run_dir: of the run.
+            beside_training: whether this is rank 0, or a process of its job.
+        """
         self._run_dir = run_dir
         settings = read_config(run_dir).evaluation
         assert settings is not None
-        self._cluster, self._name = settings["cluster"], settings["name"]
+        self._in_allocation = beside_training and bool(settings.get("in_allocation"))
+        self._cluster: Cluster = "local" if self._in_allocation else settings["cluster"]
+        self._name = settings["name"]
         self._resources = _resources(settings)
         self._submission: Submission | None = None
-        self._is_refused = self._is_cancelled = False
+        self._is_refused = self._is_cancelled = self._has_ended = False
         self._failures, self._asked, self._refused = 0, -math.inf, -math.inf
         try:
             self._submission = attach(jobs_folder(run_dir))
@@ -72,7 +85,7 @@ class EvaluationJobs:
     def finish(self) -> None:
         """See to it that all is evaluated after the training: by a job that goes on without it, or here and now."""
         self._asked = self._refused = -math.inf
-        self._is_cancelled = False
+        self._is_cancelled, self._has_ended = False, True
         self.submit_if_due()
         while self._submission and awaiting(self._run_dir) and is_leaving(self._run_dir, self._submission.job_id):
             # It may not have seen the last checkpoint.
@@ -86,6 +99,16 @@ class EvaluationJobs:
                 return
             self._wait()
         self._evaluate_here()
+
+    def stop(self) -> None:
+        """Ask processes of this machine that evaluate to stop after a batch, and wait a while for their end."""
+        submission = self._submission
+        if submission is None or submission.goes_on_alone:
+            return
+        submission.cancel()
+        deadline = time.monotonic() + STOP_S
+        while submission.poll()[1] is None and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _evaluate_here(self) -> None:
         """Evaluate what is left on this machine, and wait for the end.
@@ -135,7 +158,7 @@ class EvaluationJobs:
         try:
             # Submitting makes it otherwise, readable by others.
             (self._run_dir / EVALUATIONS).mkdir(mode=0o700, exist_ok=True)
-            with _one_thread() if cluster == "local" else contextlib.nullcontext():
+            with self._environment() if cluster == "local" else contextlib.nullcontext():
                 self._submission = submit(
                     EvaluationTask(self._run_dir),
                     cluster=cluster,
@@ -152,6 +175,29 @@ class EvaluationJobs:
         log(f"evaluation job {self._submission.job_id} is submitted for step {steps}")
         return True
 
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Have processes that are started meanwhile compute in one thread, and on GPUs without a rank of the training.
+
+        Raises:
+            JobError: there are no such GPUs.
+        """
+        changes = {name: value for name, value in ONE_THREAD.items() if name not in os.environ}
+        kept = self._resources.gpus_per_node or 0
+        if self._in_allocation and kept:
+            ranks = 0 if self._has_ended else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            changes["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_without_rank(kept, ranks))
+        before = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
     def _refuse(self, error: JobError | OSError) -> None:
         """Log the first refusal after a success; the next submission is tried after a while."""
         if not self._is_refused:
@@ -162,16 +208,24 @@ class EvaluationJobs:
         self._is_refused, self._refused = True, time.monotonic()
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes that are started meanwhile compute in one thread, unless the environment says otherwise."""
-    missing = {name: value for name, value in ONE_THREAD.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            del os.environ[name]
+def gpus_without_rank(count: int, ranks: int) -> list[str]:
+    """Return the last GPUs of this node, as CUDA_VISIBLE_DEVICES names them; the ranks of the training take the first.
+
+    Args:
+        count: how many.
+        ranks: ranks of the training on this node; 0 once they have ended.
+
+    Raises:
+        JobError: this process sees too few of them beside those of its node's ranks.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = map(str, range(len(query_gpus("name")))) if named is None else named.split(",")
+    gpus = [gpu for gpu in found if gpu]
+    if ranks and len(gpus) < ranks + count:
+        raise JobError(
+            f"rank 0's node shows {len(gpus)} GPUs to a process, too few for {ranks} ranks and {count} beside them"
+        )
+    return gpus[-count:]
 
 
 def _reason(submission: Submission) -> str:

@@ -1,14 +1,17 @@
-"""The process beside rank 0 that has checkpoints evaluated: `python -m pipeline.train.evaluation_process RUN_DIR`.
+"""The process beside rank 0 that has checkpoints evaluated: `python -m …evaluation_process RUN_DIR CORES`.
 
 It is a process of its own so that neither sbatch nor a cluster that does not answer delays a step. `FINISH` on its
 stdin says that the training has ended: it sees to the rest and leaves. Where stdin ends without it, the training was
-interrupted or killed, and its next attempt goes on.
+interrupted or killed, and its next attempt goes on. Where the training's allocation evaluates, this process and its
+children may use all cores that the ranks of this node have together.
 """
 
+import contextlib
 import os
 import select
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.common.errors import one_line
@@ -25,16 +28,26 @@ LEAVE_S = 10.0
 class EvaluationProcess:
     """Rank 0's handle on the process; only `close` waits."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Start the process; where that fails, the end of the training evaluates."""
+    def __init__(self, run_dir: Path, cores: Collection[int] = ()) -> None:
+        """Start the process; where that fails, the end of the training evaluates.
+
+        Args:
+            run_dir: of the run.
+            cores: that it may use; by default those of this process.
+        """
         self._run_dir, self._process = run_dir, None
+        command = [sys.executable, "-m", __name__, str(run_dir), ",".join(map(str, sorted(cores)))]
         try:
             with preemption_blocked():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(run_dir)], stdin=subprocess.PIPE, env=package_environment()
-                )
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=package_environment())
         except OSError as error:
             log(f"warning: no checkpoint is evaluated beside the training: {error}")
+
+    def hasten(self) -> None:
+        """Ask the process to leave, since the training is interrupted; `close` waits for it."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
     def close(self, *, finished: bool) -> None:
         """End the process: at the end of a finished training once it, or this one in its place, has seen to all."""
@@ -44,7 +57,7 @@ class EvaluationProcess:
         from pipeline.train.evaluation_jobs import EvaluationJobs
 
         try:
-            EvaluationJobs(self._run_dir).finish()
+            EvaluationJobs(self._run_dir, beside_training=True).finish()
         except Exception as error:
             # The rest of the training's end does not depend on it.
             log(f"warning: not every checkpoint is evaluated: {one_line(error)}")
@@ -68,8 +81,13 @@ class EvaluationProcess:
             self._process = None
 
 
-def main(run_dir: Path) -> None:
-    """Look for awaiting checkpoints until stdin ends."""
+def main(run_dir: Path, cores: Collection[int]) -> None:
+    """Look for awaiting checkpoints until stdin ends.
+
+    Args:
+        run_dir: of the run.
+        cores: that this process and its children may use; empty: those that it has.
+    """
     import signal
 
     from pipeline.train.evaluation_jobs import EvaluationJobs
@@ -79,7 +97,10 @@ def main(run_dir: Path) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PREEMPTION_SIGNALS)
     os.nice(10)
-    jobs = EvaluationJobs(run_dir)
+    if cores:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
+    jobs = EvaluationJobs(run_dir, beside_training=True)
     problem = ""
     while True:
         try:
@@ -93,8 +114,10 @@ def main(run_dir: Path) -> None:
         if readable:
             if os.read(sys.stdin.fileno(), len(FINISH)) == FINISH:
                 jobs.finish()
+            else:
+                jobs.stop()
             return
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [int(core) for core in sys.argv[2].split(",") if core])

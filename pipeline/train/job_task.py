@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import Outcome, StopRequested, job_outcome, logs_folder
-from pipeline.run.files import LOGS, durable_step
+from pipeline.run.files import LOGS, durable_step, read_evaluations
 from pipeline.weights.card import is_exported
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ class TrainTask:
         self._attempt: Attempt | None = None
 
     def progress(self) -> str:
-        """Name of the newest checkpoint; `jobs` counts attempts that leave it unchanged."""
-        exported = " exported" if is_exported(self.run_dir) else ""
+        """Name of the newest checkpoint; `jobs` counts attempts that leave it unchanged.
+
+        After the end of a training its job may still evaluate.
+        """
+        evaluated = len(read_evaluations(self.run_dir))
+        exported = f" exported, {evaluated} evaluated" if is_exported(self.run_dir) else ""
         return f"step_{max(0, durable_step(self.run_dir)):08d}{exported}"
 
     def __call__(self, stop_requested: StopRequested) -> Outcome:

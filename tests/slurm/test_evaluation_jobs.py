@@ -31,6 +31,12 @@ def starts_of(run: Run) -> int:
     return sum('"start"' in line for log in logs for line in log.read_text().splitlines())
 
 
+def hosts_of(logs: Path) -> dict[str, str]:
+    """The hosts and GPUs of the newest attempt whose logs are in a folder."""
+    report = max(logs.glob("[0-9]*_report_*.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(report.read_text())["hosts"]
+
+
 def test_training_and_evaluation_jobs_that_are_preempted_end_registered(slurm: Cluster, tmp_path: Path):
     inline = Run(tmp_path, "inline", "--train.eval-every-steps", str(EVERY)).launch()
     output = inline.finish()
@@ -48,6 +54,33 @@ def test_training_and_evaluation_jobs_that_are_preempted_end_registered(slurm: C
     assert run.weights() == inline.weights()
     assert submission(run)["job_id"] != run.job_id
     assert sorted(run.mlflow()["shipped_evaluations"]) == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_gpus_of_the_allocation_evaluate_also_after_preemptions(signalling_slurm: Cluster, tmp_path: Path):
+    inline = Run(tmp_path, "inline", "--train.eval-every-steps", str(EVERY)).launch()
+    output = inline.finish()
+    assert inline.status == 0, output
+    # A preflight on a busy machine might leave a node out, and the test names the nodes.
+    flags = ("--evaluate", "allocation", "--gpus-per-node", "2", "--train.preflight", "off")
+    run = Run(tmp_path, "beside", *flags, "--train.eval-every-steps", str(EVERY)).launch()
+    # While the first evaluation runs.
+    wait_until(lambda: starts_of(run) == 1)
+    preempt(signalling_slurm)
+    # The training has ended, and its job still evaluates.
+    wait_until(lambda: any(event["outcome"] == "finished" for event in run.events("end")))
+    preempt(signalling_slurm)
+    output = run.finish()
+    assert run.status == 0, output
+    assert "1 of the job's GPUs will not be used" in output
+    run.assert_registered()
+    assert len(run.events("start")) == 3
+    assert scores(run) == scores(inline)
+    assert run.weights() == inline.weights()
+    assert sorted(run.mlflow()["shipped_evaluations"]) == list(range(EVERY, STEPS + 1, EVERY))
+    # No rank of the training has computed on the second GPU, and no evaluation on another one or in another job.
+    assert hosts_of(run.path / "submitit") == {"n1": "ranks 0 on GPUs 0", "n2": "ranks 1 on GPUs 0"}
+    assert list(hosts_of(run.path / "evaluations" / "submitit").values()) == ["ranks 0 on GPUs 1"]
+    assert submission(run)["cluster"] == "local"
 
 
 def test_an_evaluation_job_that_starts_after_the_training_registers_the_model(slurm: Cluster, tmp_path: Path):
