@@ -99,7 +99,9 @@ def print_checks(plan: Plan) -> None:
         lines[f"# from: {source}"] = sys.stdout
     for run in plan.runs:
         try:
-            check_start(run.run_dir, run.config, plan.options)
+            # A run that is brought begins from its checkpoint, and needs no other weights.
+            if source is None or (run.run_dir / CONFIG_NAME).exists():
+                check_start(run.run_dir, run.config, plan.options)
             check_mirror_of(plan, run)
             own = own_data if own_data is not None and own_data.is_used_by(run.config) else None
             if own is not None and not own.is_packed(Path(run.config.data.shards)):

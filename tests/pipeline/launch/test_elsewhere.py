@@ -73,7 +73,8 @@ def test_flags_of_another_training_are_refused_before_anything_is_taken_over(tmp
     pack(tmp_path / "shards", (48,))
     pack(tmp_path / "shards", (5,), split="validation")
     run_dir, location, there = new_run(tmp_path / "run"), str(tmp_path / "mirror"), tmp_path / "there"
-    config_json(run_dir, small_config(tmp_path / "shards", tmp_path / "cache", steps=900), None)
+    began_with = small_config(tmp_path / "shards", tmp_path / "cache", steps=900)
+    config_json(run_dir, dataclasses.replace(began_with, initialise_from="/only/at/the/first/place.pth"), None)
     publish(run_dir, 100)
     copy_all(mirror(run_dir, location))
     before = owners(Place(location))
@@ -81,6 +82,9 @@ def test_flags_of_another_training_are_refused_before_anything_is_taken_over(tmp
     said = capsys.readouterr().err
     assert "holds another training" in said
     assert "seed: 0 -> 7" in said
+    # The weights that it began with are not needed any more.
+    assert main(["--from", location, "--run-dir", str(there), "--cluster", "local", "--dry-run"]) == 0
+    assert "would be refused" not in capsys.readouterr().err
     assert owners(Place(location)) == before
     assert not there.exists()
 
