@@ -1,9 +1,10 @@
 """When a training evaluates its averaged weights: at the steps at which it is due, or later if it was asked to stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.common.errors import TrainingError, one_line
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.distributed import World, broadcast_from_main
 from pipeline.engine.ema import Ema
@@ -40,23 +41,43 @@ class Evaluation:
         scores = self._evaluate(step, ema, stop_requested)
         return None if scores is None else self._scores.record(scores)
 
-    def make_up(self, step: int, ema: Ema, stop_requested: Callable[[], bool]) -> bool:
-        """Evaluate the restored state if its evaluation was interrupted; return False if asked to stop again."""
+    def make_up(self, step: int, ema: Ema, stop_requested: Callable[[], bool], *, is_last: bool = False) -> bool:
+        """Evaluate the restored state if its evaluation was interrupted; return False if asked to stop again.
+
+        Args:
+            step: finished steps of that state.
+            ema: its averaged weights.
+            stop_requested: whether this rank is asked to stop.
+            is_last: whether the training ends with that step, so that no later attempt would evaluate it.
+
+        Raises:
+            TrainingError: the scores of the last step cannot be written. Nothing is lost: the next attempt finds the
+                checkpoint as this one did.
+        """
         if not broadcast_from_main(self._world.is_main and step in awaiting(self._run_dir)):
             return True
         began = time.monotonic()
         scores = self._evaluate(step, ema, stop_requested)
         if scores is None:
             return False
-        if self._world.is_main:
-            try:
-                write_evaluation(self._run_dir, step, scores, time.monotonic() - began)
-            except OSError as error:
-                self._recorder.warn(
-                    f"the scores of step {step} could not be written ({error}); a later attempt evaluates it again"
-                )
+        problem = broadcast_from_main(self._write(step, scores, began) if self._world.is_main else None)
+        if problem is not None and is_last:
+            raise TrainingError(
+                f"the training is done, and the scores of its last step {step} could not be written ({problem}): make "
+                f"room in {self._run_dir}; the same command evaluates it again, and then registers the model"
+            )
+        if problem is not None:
+            self._recorder.warn(f"the scores of step {step} could not be written ({problem}); it has none")
         self._recorder.lap("evaluation")
         return True
+
+    def _write(self, step: int, scores: Mapping[str, float], began: float) -> str | None:
+        """Write the scores of a step whose evaluation `began` then, in monotonic seconds; return why that failed."""
+        try:
+            write_evaluation(self._run_dir, step, scores, time.monotonic() - began)
+        except OSError as error:
+            return one_line(error)
+        return None
 
     def _evaluate(self, step: int, ema: Ema, stop_requested: Callable[[], bool]) -> dict[str, float] | None:
         recorder, evaluator, began = self._recorder, self._evaluator, time.monotonic()

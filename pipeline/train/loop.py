@@ -140,8 +140,10 @@ class Training:
         config, recorder, saver, total = self.config, self.recorder, self.saver, self.schedule.total_steps
         step, interrupted = self._restore(), False
         self.memory.start(step)
-        if not self.evaluates_beside and not self.evaluation.make_up(step, self.ema, stop_requested):
-            return False
+        if not self.evaluates_beside:
+            is_made_up = self.evaluation.make_up(step, self.ema, stop_requested, is_last=step == total)
+            if not is_made_up:
+                return False
         skipped = self._skipped()
         trace = open_trace(self.run_dir, self.world.rank, step, config.profile, recorder)
         with contextlib.closing(self._open_loader(step)) as loader, contextlib.closing(trace):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jobs import Cluster, JobError, Submission, Update
+from pipeline.common.errors import TrainingError
 from pipeline.config.schema import ModelConfig, TrainConfig
 from pipeline.engine.distributed import World
 from pipeline.launch import evaluation as launch_evaluation
@@ -224,7 +225,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Pa
     assert looks == [6, 4, 6, 2, 6]
 
 
-def test_scores_that_cannot_be_written_do_not_end_the_training(
+def test_scores_that_cannot_be_written_end_the_training_only_at_its_last_step(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     (run_dir / "evaluations").write_text("a file where a folder is needed")
@@ -235,7 +236,24 @@ def test_scores_that_cannot_be_written_do_not_end_the_training(
     )
     monkeypatch.setattr(evaluation, "_evaluate", lambda *_: {"top1": 0.5, "top5": 0.9, "loss": 1.0})
     monkeypatch.setattr("pipeline.train.evaluation.broadcast_from_main", lambda value: value)
-    assert evaluation.make_up(6, None, lambda: False)  # type: ignore[arg-type]
+    assert evaluation.make_up(4, None, lambda: False)  # type: ignore[arg-type]
+    # Of the last step no later attempt would make up for them: the model would be registered without them.
+    with pytest.raises(TrainingError, match=r"scores of its last step 6 could not be written .*: make room in"):
+        evaluation.make_up(6, None, lambda: False, is_last=True)  # type: ignore[arg-type]
     recorder.close()
-    assert "the scores of step 6 could not be written" in capfd.readouterr().out
+    assert "the scores of step 4 could not be written" in capfd.readouterr().out
     assert awaiting(run_dir) == list(STEPS)
+
+
+def test_an_evaluation_in_the_allocation_sees_the_gpus_that_no_rank_uses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert evaluation_jobs.gpus_without_rank(1, 3) == ["7"]
+    assert evaluation_jobs.gpus_without_rank(2, 2) == ["6", "7"]
+    # The ranks have ended.
+    assert evaluation_jobs.gpus_without_rank(4, 0) == ["4", "5", "6", "7"]
+    with pytest.raises(JobError, match="shows 4 GPUs to a process, too few for 3 ranks and 2 beside them"):
+        evaluation_jobs.gpus_without_rank(2, 3)
+    # Nothing names them, so nvidia-smi counts them.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(evaluation_jobs, "query_gpus", lambda _: ["H200", "H200"])
+    assert evaluation_jobs.gpus_without_rank(1, 1) == ["1"]
