@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,7 @@ class SlurmJob:
         restarts: how often the job was requeued.
         nodes: nodes of the job, in Slurm's notation, or "".
         output: the file of the batch script's output, or "" where Slurm does not say it.
+        exit_code: exit status of the batch script, as «exit status 1» or «signal SIGKILL»; "" where Slurm says none.
     """
 
     state: str
@@ -116,6 +118,7 @@ class SlurmJob:
     restarts: int = 0
     nodes: str = ""
     output: str = ""
+    exit_code: str = ""
 
     def logs_to(self, folder: Path) -> bool:
         """Whether the job writes its output into this folder, or Slurm does not say where."""
@@ -168,7 +171,19 @@ def slurm_job(job_id: str) -> SlurmJob | None:
         restarts=int(clean.get("Restarts") or 0),
         nodes=clean.get("NodeList", ""),
         output=output[1].strip() if output else "",
+        exit_code=_describe_exit(clean.get("ExitCode", "")),
     )
+
+
+def _describe_exit(code: str) -> str:
+    """Slurm's `STATUS:SIGNAL` in words; srun adds 128 to the signal that has ended a rank."""
+    status, _, number = code.partition(":")
+    if not (status.isdigit() and number.isdigit()) or code == "0:0":
+        return ""
+    ended_by = int(number) or max(0, int(status) - 128)
+    if ended_by in {known.value for known in signal.Signals}:
+        return f"signal {signal.Signals(ended_by).name}"
+    return f"exit status {status}"
 
 
 def own_job(folder: Path, job_id: str) -> SlurmJob | None:
@@ -185,11 +200,11 @@ def _ask_accounting(job_id: str) -> SlurmJob | None:
     if shutil.which("sacct") is None:
         return None
     try:
-        rows = ask("sacct", "-X", "-n", "-P", "-o", "State,NodeList", "-j", job_id).splitlines()
+        rows = ask("sacct", "-X", "-n", "-P", "-o", "State,NodeList,ExitCode", "-j", job_id).splitlines()
     except JobError:
         return None
     if not rows:
         return None
-    state, nodes = (*rows[-1].split("|"), "")[:2]
+    state, nodes, code = (*rows[-1].split("|"), "", "")[:3]
     # The state may read "CANCELLED by 1000".
-    return SlurmJob(state=state.split()[0] if state else "UNKNOWN", nodes=nodes)
+    return SlurmJob(state=state.split()[0] if state else "UNKNOWN", nodes=nodes, exit_code=_describe_exit(code))

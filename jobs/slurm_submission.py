@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from jobs import attempt_log
 from jobs.attempt_log import last_outcome
-from jobs.failure import tail
+from jobs.failure import find_killed_process, tail
 from jobs.slurm import ask, own_job
 from jobs.submission import FINAL_STATES, Submission, Update
 
@@ -55,7 +55,9 @@ class SlurmSubmission(Submission):
         if job is not None:
             if job.state == "CANCELLED" and last_outcome(self.folder, self.job_id) in _GOES_ON:
                 attempt_log.log_cancel(self.folder, self.job_id, job.restarts)
-            return Update(state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes)
+            return Update(
+                state=job.state, reason=job.reason, restarts=job.restarts, nodes=job.nodes, exit_code=job.exit_code
+            )
         state = self._forgotten.get(last_outcome(self.folder, self.job_id), "FAILED")
         return Update(state=state, reason="Slurm has forgotten the job")
 
@@ -95,7 +97,9 @@ class SlurmSubmission(Submission):
         if update.state in ("COMPLETED", "RUNNING", "PENDING"):
             return ""
         log_file = self.folder / f"{self.job_id}_0_log.out"
-        reason = f" ({update.reason})" if update.reason else ""
+        # A rank that was killed leaves no error; srun names it.
+        known = [update.reason, update.exit_code, find_killed_process(self.folder, self.job_id)]
+        reason = f" ({', '.join(filter(None, known))})" if any(known) else ""
         last = tail(log_file)
         where = (
             f"\n  end of {log_file}:\n{last}"

@@ -30,6 +30,7 @@ class Update:
         restarts: how often the job was requeued.
         nodes: nodes on which the job runs, or "".
         part: which job of a chain it is, or "".
+        exit_code: how the job has ended, as «exit status 1», or "".
     """
 
     state: str
@@ -37,6 +38,7 @@ class Update:
     restarts: int = 0
     nodes: str = ""
     part: str = ""
+    exit_code: str = ""
 
     def __str__(self) -> str:
         """One human-readable line."""

@@ -63,13 +63,15 @@ def follow(submission: "Submission", run_dir: Path, total_steps: int) -> int:
         outcome = submission.wait(poll_s=1.0, on_update=lambda update: progress.show("", update))
     if outcome is Outcome.FINISHED:
         return conclude(run_dir, follow=True)
+    has_failed = outcome is Outcome.FAILED
+    failure = submission.failure() if has_failed else ""
     if outcome is not Outcome.DETACHED:
         from pipeline.tracking.settle import settle_after_end
 
-        settle_after_end(run_dir)
+        settle_after_end(run_dir, has_failed=has_failed, failure=failure)
     print(describe_end(run_dir, outcome))
-    if outcome is Outcome.FAILED:
-        print(f"error: {submission.failure()}", file=sys.stderr)
+    if has_failed:
+        print(f"error: {failure}", file=sys.stderr)
     return 0 if outcome is Outcome.DETACHED else 1
 
 

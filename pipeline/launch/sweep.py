@@ -76,8 +76,9 @@ def _train_as_array(plan: Plan, runs: list[PlannedRun], total_steps: dict[Path, 
         return 0
     for run, submission, outcome in zip(runs, submissions, outcomes, strict=True):
         if outcome is Outcome.FAILED:
-            print(f"error: {run.run_dir.name}: {submission.failure()}", file=sys.stderr)
-    _report_ended([run for run, outcome in zip(runs, outcomes, strict=True) if outcome is not Outcome.FINISHED])
+            _report_failed(run, submission)
+    told = (Outcome.FINISHED, Outcome.FAILED)
+    _report_ended([run for run, outcome in zip(runs, outcomes, strict=True) if outcome not in told])
     return _conclude(plan)
 
 
@@ -101,22 +102,33 @@ def _train_in_turn(plan: Plan, runs: list[PlannedRun], total_steps: dict[Path, i
         with contextlib.closing(Progress({"": run.run_dir}, total_steps[run.run_dir])) as progress:
             outcome = submission.wait(poll_s=1.0, on_update=lambda update, shown=progress: shown.show("", update))
         if outcome is Outcome.FAILED:
-            print(f"error: {run.run_dir.name}: {submission.failure()}", file=sys.stderr)
-            _report_ended([run])
+            _report_failed(run, submission)
         if outcome is Outcome.INTERRUPTED:
             _report_ended(runs[number:])
             return
 
 
-def _report_ended(runs: Sequence[PlannedRun]) -> None:
-    """Tell MLflow of runs that ended before they could tell it: the sweep's parent run waits for all of them."""
+def _report_failed(run: PlannedRun, submission: Submission) -> None:
+    """Tell the user and MLflow of a run whose job has failed."""
+    failure = submission.failure()
+    print(f"error: {run.run_dir.name}: {failure}", file=sys.stderr)
+    _report_ended([run], failure)
+
+
+def _report_ended(runs: Sequence[PlannedRun], failure: str | None = None) -> None:
+    """Tell MLflow of runs that ended before they could tell it: the sweep's parent run waits for all of them.
+
+    Args:
+        runs: the runs.
+        failure: how their job has failed; None: it has not.
+    """
     from pipeline.status.sync import sync_run
     from pipeline.tracking.settle import settle_after_end
     from pipeline.tracking.state import load_state
 
     for run in runs:
         if load_state(run.run_dir) is not None:
-            settle_after_end(run.run_dir)
+            settle_after_end(run.run_dir, has_failed=failure is not None, failure=failure or "")
             continue
         try:
             sync_run(run.run_dir)

@@ -28,6 +28,7 @@ def settle(
     has_no_job: Callable[[], bool] = lambda: False,
     *,
     has_failed: bool = False,
+    hint: str = "",
     timeout_s: int = 20,
     retries: int = 1,
 ) -> tuple[TrackingState, int] | None:
@@ -40,6 +41,7 @@ def settle(
         has_no_job: whether no job will start the run, or go on with it. Then a run that waits for its next attempt, or
             never started, is KILLED.
         has_failed: whether its job has failed, as far as the caller knows: the run is then FAILED instead of KILLED.
+        hint: what a person must do for a run to go on whose end was not recorded, and what has ended it.
         timeout_s: how long the server may take for an answer.
         retries: how often a request that fails is repeated.
 
@@ -57,7 +59,7 @@ def settle(
         before = shipper.state.shipped_step
         end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job, has_failed=has_failed)
         if end is not None:
-            shipper.end(end)
+            shipper.end(end, hint)
         try:
             with mlflow_session(shipper.uri, timeout_s=timeout_s, retries=retries):
                 shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
@@ -93,11 +95,20 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool], *, 
     return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "FAILED" if has_failed else "KILLED")
 
 
-def settle_after_end(run_dir: Path, *, has_failed: bool = False, timeout_s: int = 20, retries: int = 1) -> None:
+def settle_after_end(
+    run_dir: Path, *, has_failed: bool = False, failure: str = "", timeout_s: int = 20, retries: int = 1
+) -> None:
     """Tell MLflow that a run has ended whose job will not go on, if no attempt could tell it; log why if that fails.
 
     A run that never started is not made known to MLflow for it. Where the server did not answer the attempt, that has
     logged how to send the rest.
+
+    Args:
+        run_dir: the run's folder.
+        has_failed: as for `settle`.
+        failure: how its job has failed, as far as the cluster or the logs tell; a rank that was killed cannot.
+        timeout_s: as for `settle`.
+        retries: as for `settle`.
     """
     state = load_state(run_dir)
     if state is None:
@@ -106,7 +117,9 @@ def settle_after_end(run_dir: Path, *, has_failed: bool = False, timeout_s: int 
     if is_done and not may_go_on(state.status):
         return
     try:
-        settle(run_dir, lambda: True, has_failed=has_failed, timeout_s=timeout_s, retries=retries)
+        cause = failure.strip().partition("\n")[0]
+        hint = f"launch again with --run-dir {run_dir}: {cause}" if cause else ""
+        settle(run_dir, lambda: True, has_failed=has_failed, hint=hint, timeout_s=timeout_s, retries=retries)
     except (PipelineError, OSError) as error:
         logger.warning("%s; send the rest with: python -m pipeline.status --sync %s", error, run_dir)
 

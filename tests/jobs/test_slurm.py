@@ -4,6 +4,7 @@ import pytest
 
 import jobs
 from jobs.slurm import slurm_job
+from jobs.slurm_submission import SlurmSubmission
 
 
 def test_auto_chooses_slurm_where_sinfo_answers(fake_command):
@@ -51,7 +52,21 @@ def test_job_state_is_read_from_the_controller_and_else_from_the_accounting(fake
     assert (job.state, job.reason, job.restarts, job.nodes) == ("PENDING", "Priority", 3, "")
     fake_command("scontrol", error="slurm_load_jobs error: Invalid job id specified", status=1)
     assert slurm_job("7") is None
-    fake_command("sacct", "CANCELLED by 1000|n[1-2]")
+    fake_command("sacct", "CANCELLED by 1000|n[1-2]|0:15")
     job = slurm_job("7")
     assert job is not None
-    assert (job.state, job.nodes) == ("CANCELLED", "n[1-2]")
+    assert (job.state, job.nodes, job.exit_code) == ("CANCELLED", "n[1-2]", "signal SIGTERM")
+
+
+def test_a_job_whose_ranks_left_no_error_is_described_by_what_slurm_knows(fake_command, tmp_path):
+    fake_command("scontrol", "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=5 ExitCode=137:0")
+    (tmp_path / "7_0_log.out").write_text("srun: error: n2: task 1: Out Of Memory\n")
+    job = SlurmSubmission(tmp_path, "7", 2)
+    assert job.failure().startswith(
+        "job 7 ended as FAILED (NonZeroExitCode, signal SIGKILL, task 1: Out Of Memory)\n  end of"
+    )
+    fake_command("scontrol", "JobId=7 JobState=TIMEOUT Reason=TimeLimit Restarts=0 ExitCode=0:0")
+    (tmp_path / "7_0_log.out").unlink()
+    assert job.failure().startswith("job 7 ended as TIMEOUT (TimeLimit); it left no log")
+    fake_command("scontrol", "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=2:0")
+    assert job.failure().startswith("job 7 ended as FAILED (NonZeroExitCode, exit status 2);")
