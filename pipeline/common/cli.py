@@ -8,7 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -149,7 +149,7 @@ def help_registry() -> ConstructorRegistry:
 def _shortened(field: StructFieldSpec) -> StructFieldSpec:
     options = [option for option in get_args(field.type) if option not in (types.NoneType, ...)]
     is_list = get_origin(field.type) is tuple and field.default == ()
-    is_optional = get_origin(field.type) is types.UnionType and len(options) == 1
+    is_optional = get_origin(field.type) in (Union, types.UnionType) and len(options) < len(get_args(field.type))
     if not is_list and not is_optional:
         return field
 
@@ -159,6 +159,11 @@ def _shortened(field: StructFieldSpec) -> StructFieldSpec:
         explained = not default or (default == "None" and "by default" in (help_text or ""))
         return "" if explained else f"(default: {default})"
 
-    metavar = None if is_list else options[0].__name__.upper()
+    metavar = None if is_list else "|".join(map(_metavar, options))
     shown: Any = Annotated[field.type, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
     return dataclasses.replace(field, type=shown)
+
+
+def _metavar(kind: Any) -> str:
+    """Return what stands for a value of a type: `INT`, or `{a,b}` for one of these."""
+    return f"{{{','.join(map(str, get_args(kind)))}}}" if get_origin(kind) is Literal else kind.__name__.upper()

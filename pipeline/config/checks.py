@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from pipeline.config.schema import LARGEST_MICRO_BATCH, ConfigError, DistillationConfig, TrainConfig
+from pipeline.config.schema import AUTO, LARGEST_MICRO_BATCH, ConfigError, DistillationConfig, TrainConfig
 from pipeline.config.serialise import flatten, to_dict
 
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -105,6 +107,11 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
         ConfigError: a value is out of range, or values contradict each other; the message says what would work.
     """
     check_ranges(flatten(to_dict(config)))
+    if config.micro_batch_size == AUTO:
+        if not micro_batch_candidates(config, world_size):
+            # Without a candidate the one that is taken by default is refused too, and the message says why.
+            check(replace(config, micro_batch_size=None), world_size)
+        return config
     micro = config.micro_batch(world_size)
     if micro < LEAST_MICRO_BATCH:
         raise ConfigError(
@@ -137,6 +144,26 @@ def check(config: TrainConfig, world_size: int) -> TrainConfig:
     return config
 
 
+def micro_batch_candidates(config: TrainConfig, world_size: int) -> list[int]:
+    """Return the micro-batches among which `--train.micro-batch-size auto` finds one, the smallest first.
+
+    They are those that `check` takes of the ones that may be taken by default.
+    """
+    candidates = []
+    for micro in config.possible_micro_batches(world_size):
+        with suppress(ConfigError):
+            check(replace(config, micro_batch_size=micro), world_size)
+            candidates.append(micro)
+    return candidates
+
+
+def with_micro_batch(config: TrainConfig, world_size: int, found: int | None = None) -> TrainConfig:
+    """Return a checked configuration with a number where it has `auto`: the one found, or the largest candidate."""
+    if config.micro_batch_size != AUTO:
+        return config
+    return replace(config, micro_batch_size=found or micro_batch_candidates(config, world_size)[-1])
+
+
 def _fitting_hint(config: TrainConfig, world_size: int) -> str:
     """Return the flag that makes the global batch whole micro-batches of at least two images on each rank."""
     size, micro = config.global_batch_size, config.micro_batch(world_size)
@@ -162,7 +189,8 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         for name in names:
             value = values.get(name)
             each = value if isinstance(value, list) else [value]
-            if any(number is not None and not (math.isfinite(number) and in_range(number)) for number in each):
+            numbers = (number for number in each if number not in (None, AUTO))
+            if not all(math.isfinite(number) and in_range(number) for number in numbers):
                 raise ConfigError(f"{name} {' '.join(map(str, each))} {message}")
     for name in values.keys() & PAIRS:
         low, high = values[name]

@@ -12,7 +12,9 @@ from pipeline.common.errors import PipelineError
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 LARGEST_MICRO_BATCH = 128
-"""Micro-batch that is taken at most where none is given."""
+"""Micro-batch that is taken at most where none is given, or where one is found."""
+AUTO = "auto"
+"""Value of `micro_batch_size` with which the micro-batch is found at the run's first start."""
 TaskName = Literal["classification", "segmentation", "detection"]
 ModelName = Literal[
     "transxnet_n",
@@ -234,8 +236,9 @@ class TrainConfig:
     """Optimizer steps of the whole training, instead of epochs; the schedule is scaled to it."""
     global_batch_size: int = 1024
     """Samples of one optimizer step over all ranks."""
-    micro_batch_size: int | None = None
-    """Samples of one forward pass of one rank; None: global_batch_size / world_size, at most 128."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Samples of one forward pass of one rank; None: global_batch_size / world_size, at most 128. auto: as many of
+    these as fit into the memory of the GPUs, found at the run's first start and kept; on CPUs as None."""
     zero_stage: ZeroStage = 1
     """What DeepSpeed ZeRO partitions: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     precision: Precision = "bf16"
@@ -296,11 +299,19 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def micro_batch(self, world_size: int) -> int:
-        """Return the samples of one forward pass: as configured, or the largest divisor up to 128 of a rank's share."""
-        if self.micro_batch_size is not None:
+        """Return the samples of one forward pass: as configured, or the largest divisor up to 128 of a rank's share.
+
+        With `auto` it is not known yet: `pipeline.config.checks.with_micro_batch` gives a config that says it.
+        """
+        assert self.micro_batch_size != AUTO, "the micro-batch is not found yet"
+        if isinstance(self.micro_batch_size, int):
             return self.micro_batch_size
+        return self.possible_micro_batches(world_size)[-1]
+
+    def possible_micro_batches(self, world_size: int) -> list[int]:
+        """Return the micro-batches among which one is taken that is not given: the divisors up to 128 of a share."""
         share = max(1, self.global_batch_size // world_size)
-        return max(m for m in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % m == 0)
+        return [m for m in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % m == 0]
 
     def gradient_accumulation_steps(self, world_size: int) -> int:
         """Return the micro-batches of one optimizer step on each rank."""

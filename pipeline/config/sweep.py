@@ -121,8 +121,14 @@ def _value(text: str, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none":
             return None
-        (hint,) = (option for option in options if option is not type(None))
-        return _value(text, hint)
+        reasons = []
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _value(text, option)
+                except ValueError as error:
+                    reasons.append(str(error))
+        raise ValueError(", and ".join(reasons))
     if hint is bool:
         return _value(text.lower(), typing.Literal["true", "false"]) == "true"
     if hint not in (int, float, str):

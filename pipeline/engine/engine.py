@@ -59,11 +59,11 @@ class Engine:
         self.config, self.world = config, world
         self.stage = config.zero_stage
         self.accumulation = config.gradient_accumulation_steps(world.size)
-        self.network = _prepare_network(deepspeed, model, config, world)
-        self.model, groups = _flatten(self.network, config)
+        self.network = prepare_network(model, config, world)
+        self.model, groups = flatten_parameters(self.network, config)
         self.model.to(world.device)
         self.adamw = build_optimizer(self.model, groups, config, world.device)
-        with_loss = LossModel(self.model, _losses(config))
+        with_loss = LossModel(self.model, training_losses(config))
         engine, optimizer, _, _ = deepspeed.initialize(
             model=Graphed(with_loss, record) if config.cuda_graphs else with_loss,
             optimizer=self.adamw,
@@ -166,7 +166,7 @@ class Engine:
         self.scaler.load(state)
 
 
-def _losses(config: TrainConfig) -> Losses:
+def training_losses(config: TrainConfig) -> Losses:
     """The losses of the task, or those that take a teacher's answer as well."""
     task = find_task(config.task)
     if config.distill is None:
@@ -191,7 +191,7 @@ def _set_up_deepspeed(config: TrainConfig, world: World) -> ModuleType:
     return deepspeed
 
 
-def _prepare_network(deepspeed: ModuleType, model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+def prepare_network(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     """The network with synchronised BatchNorm, gathered leaves under stage 3, and recomputed blocks, as configured."""
     import transxnet
 
@@ -199,7 +199,7 @@ def _prepare_network(deepspeed: ModuleType, model: nn.Module, config: TrainConfi
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.zero_stage == 3:
         # The weights of these modules are used outside their own forward, so each module is gathered as a whole.
-        deepspeed.utils.set_z3_leaf_modules(model, transxnet.leaf_modules())
+        import_deepspeed().utils.set_z3_leaf_modules(model, transxnet.leaf_modules())
     if config.gradient_checkpointing:
         recompute_in_backward(model, tuple(transxnet.leaf_modules()))
     if config.compile:
@@ -214,7 +214,7 @@ def published_names(network: nn.Module, config: TrainConfig) -> dict[str, str]:
     return {own[id(tensor)]: name for name, tensor in state.items() if id(tensor) in own}
 
 
-def _flatten(network: nn.Module, config: TrainConfig) -> tuple[nn.Module, dict[str, ParameterGroup]]:
+def flatten_parameters(network: nn.Module, config: TrainConfig) -> tuple[nn.Module, dict[str, ParameterGroup]]:
     """What DeepSpeed trains, and its parameter groups: one flat parameter a group, where the weights may be views.
 
     Stage 3 partitions each weight by itself, and a compiled network must own its weights.

@@ -17,6 +17,7 @@ from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
+from pipeline.run.micro_batch import read_micro_batch, with_found
 from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
 
@@ -82,21 +83,23 @@ def check_waits_for_sweep(options: LaunchOptions, cluster: str) -> None:
         )
 
 
-def check_training(config: TrainConfig, world_size: int, member: str | None) -> None:
-    """Check the values of a training, alone and together.
+def check_training(config: TrainConfig, world_size: int, run_dir: Path, member: str | None) -> None:
+    """Check the values of a training, alone and together, and with the micro-batch that was found for its run.
 
     Args:
         config: the training.
         world_size: number of ranks.
+        run_dir: folder of the run; it may be missing.
         member: name of the run within its sweep, for the message.
 
     Raises:
         ConfigError: a value is impossible.
+        RunDirectoryError: the micro-batch that was found cannot be read.
     """
     from pipeline.augment.randaugment import RandAugment
 
     try:
-        check_config(config, world_size)
+        with_found(check_config(config, world_size), world_size, read_micro_batch(run_dir))
         find_task(config.task).check(config)
         if config.distill is not None and find_task(config.task).distillation is None:
             raise ConfigError(f"--train.distill: a {config.task} learns from no teacher: leave it out")

@@ -150,7 +150,8 @@ def build_plan(options: LaunchOptions) -> Plan:
     warn_of_idle_gpus(options, resources)
     for run in runs:
         place_checks.check_gpus(run.config, resources, cluster)
-        checks.check_training(run.config, resources.world_size, run.run_dir.name if options.sweep else None)
+        member = run.run_dir.name if options.sweep else None
+        checks.check_training(run.config, resources.world_size, run.run_dir, member)
         if resources.container_image and not resources.container_mounts:
             checks.check_container_sees(run.config.data, run.run_dir)
     workers = max(run.config.data.workers for run in runs)

@@ -21,10 +21,12 @@ from pipeline.run.files import (
     CONFIG_NAME,
     EVALUATIONS,
     MANIFEST_NAME,
+    MICRO_BATCH_NAME,
     checkpoints,
     read_evaluations,
     step_name,
 )
+from pipeline.run.micro_batch import FoundMicroBatch, as_micro_batch
 from pipeline.run.mirror_files import read_target, write_target
 from pipeline.tasks import Metric, stored_metric
 from pipeline.tracking.state import STATE_NAME
@@ -59,6 +61,20 @@ def read_config_to_bring(location: str, run_dir: Path | None = None) -> dict[str
                 if isinstance(content.get("train"), dict):
                     return content
     raise MirrorError(f"--from {place.shown}: none of its checkpoints has a readable {CONFIG_NAME}")
+
+
+def read_micro_batch_to_bring(location: str) -> FoundMicroBatch | None:
+    """Return the micro-batch that was found for the run in a mirror; None: none was.
+
+    Raises:
+        MirrorError: there is no complete checkpoint, or the store does not answer.
+    """
+    place = Place(location)
+    with _explained(place):
+        for snapshot in _checkpoints(place):
+            with contextlib.suppress(_DamagedError, ValueError, AttributeError):
+                return as_micro_batch(json.loads(_verified(snapshot, MICRO_BATCH_NAME)))
+    return None
 
 
 def fetch_run(location: str, run_dir: Path, *, take_over: bool, say: Callable[[str], None]) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config.checks import with_micro_batch
+from pipeline.config.schema import AUTO, TrainConfig
 from pipeline.config.serialise import MAY_CHANGE, flatten, to_dict
 
 BATCH = 1024
@@ -55,8 +56,10 @@ def _compare(config: TrainConfig, world_size: int, on_gpus: bool) -> Iterator[st
     if config.global_batch_size != BATCH:
         yield f"{config.global_batch_size:,} samples a step instead of {BATCH:,}"
     is_synchronised = config.batch_norm == "sync" and on_gpus
-    group = config.micro_batch(world_size) * (world_size if is_synchronised else 1)
-    if group != BATCH:
+    group = with_micro_batch(config, world_size).micro_batch(world_size) * (world_size if is_synchronised else 1)
+    if config.micro_batch_size == AUTO and on_gpus:
+        yield f"BatchNorm statistics over the samples that fit into memory, at most {group:,}, instead of {BATCH:,}"
+    elif group != BATCH:
         yield f"BatchNorm statistics over {group:,} samples instead of {BATCH:,}"
     if config.schedule.per == "step":
         yield "the learning rate changes every step instead of every epoch"

@@ -14,6 +14,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.config import RunConfig, read_config
 from pipeline.run.files import read_events, read_timed_metrics
 from pipeline.run.goodput import TimeSpent, attempts_spent
+from pipeline.run.micro_batch import describe_micro_batch
 from pipeline.run.mirror_files import describe_mirror
 from pipeline.run.preflight import read_table
 from pipeline.run.rank_troubles import describe_troubles
@@ -155,6 +156,9 @@ def markdown(
         "code": config.code or "unknown",
         "configuration": (config.digest or "unknown")[:16],
     }
+    micro_batch = describe_micro_batch(status.run_dir)
+    if micro_batch is not None:
+        setup["micro-batch"] = micro_batch
     # MLflow's viewer cuts a table after twelve rows, shows an empty header as a row, and shows no picture.
     table, settings = ("\n".join(f"| {name} | {value} |" for name, value in part.items()) for part in (rows, setup))
     attempts = "\n".join(

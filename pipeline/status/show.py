@@ -22,6 +22,7 @@ def format_run(status: "RunStatus", now: float, job: str | None = None, evaluate
         evaluated_by: who will evaluate its checkpoints that await it.
     """
     from pipeline.run.files import METRICS_NAME
+    from pipeline.run.micro_batch import describe_micro_batch
     from pipeline.run.mirror_files import describe_mirror
     from pipeline.run.rank_troubles import describe_troubles, present_troubles
     from pipeline.run.usage import read_usage
@@ -47,6 +48,9 @@ def format_run(status: "RunStatus", now: float, job: str | None = None, evaluate
         rows["checkpoint"] = "none yet"
     if status.goodput is not None:
         rows["time"] = status.spent.describe()
+    micro_batch = describe_micro_batch(status.run_dir)
+    if micro_batch is not None:
+        rows["batch"] = f"micro-batch {micro_batch}"
     troubles = describe_troubles(
         present_troubles(status.troubles, status.attempts[-1].number if status.attempts else 0)
     )

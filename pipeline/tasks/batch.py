@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,10 @@ class Batch:
     step: int
     micro_step: int
     sizes: Tensor | None = None
+
+
+def made_up_batch(images: Tensor, labels: Tensor, sizes: Tensor | None = None) -> Batch:
+    """Return samples that no split has, of one mixing group of step 0, with images, labels and sizes as in `Batch`."""
+    rows = torch.arange(len(images))
+    zeros = torch.zeros_like(rows)
+    return Batch(images, labels, rows, zeros, zeros - 1, zeros, step=0, micro_step=0, sizes=sizes)

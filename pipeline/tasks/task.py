@@ -203,6 +203,11 @@ class Task(Protocol):
         ...
 
     @property
+    def size_flag(self) -> str:
+        """Flag that decides how large the images of a training are."""
+        ...
+
+    @property
     def reads_target(self) -> bool:
         """Whether the target of a sample is a member of the shard of its own, and not a label in the index."""
         ...
@@ -262,6 +267,10 @@ class Task(Protocol):
         self, config: TrainConfig, num_classes: int
     ) -> Callable[[Batch, torch.device | str], tuple[Tensor, ...]]:
         """Build what turns a batch into the inputs of `losses`, on the device."""
+        ...
+
+    def largest_batch(self, config: TrainConfig, num_classes: int, samples: int) -> Batch:
+        """Return made-up samples that take as much memory as those of any micro-batch of a training, on the CPU."""
         ...
 
     def network(self, config: TrainConfig, num_classes: int) -> nn.Module:

@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
 from pipeline.run.config import RunConfig
-from pipeline.run.files import LOGS, TRACES, checkpoints, read_events
+from pipeline.run.files import LOGS, TRACES, RunDirectoryError, checkpoints, read_events
+from pipeline.run.micro_batch import read_micro_batch
 from pipeline.run.rank_troubles import describe_troubles, rank_troubles
 from pipeline.run.system import query_gpus
 from pipeline.tracking.metrics import evaluation_metrics
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CONFIGURATION = "configuration"
 DESCRIPTION_TAG = "mlflow.note.content"
+MICRO_BATCH_TAG = "micro_batch_size_found"
+"""Tag with the micro-batch of a run whose parameter `micro_batch_size` is auto, and how it was found."""
 TROUBLES_TAG = "slow_or_hanging_ranks"
 HINT_TAG = "to_go_on"
 """Tag that says what a person must do for a run to go on, where nothing goes on by itself."""
@@ -151,6 +154,23 @@ def log_traces(client: "MlflowClient", run_dir: Path, state: TrackingState) -> b
         client.log_artifact(state.run_id, str(path), TRACES)
         state.traces.append(path.name)
     return bool(new)
+
+
+def log_micro_batch(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
+    """Set the tag with the micro-batch that was found.
+
+    Returns:
+        Whether `state.micro_batch` has changed.
+    """
+    assert state.run_id is not None
+    found = None
+    with contextlib.suppress(RunDirectoryError):
+        found = read_micro_batch(run_dir)
+    if found is None or found.describe() == state.micro_batch:
+        return False
+    client.set_tag(state.run_id, MICRO_BATCH_TAG, found.describe()[:MAX_TAG])
+    state.micro_batch = found.describe()
+    return True
 
 
 def log_rank_troubles(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:

@@ -25,6 +25,7 @@ from pipeline.tracking.description import (
     log_description,
     log_hint,
     log_job_reports,
+    log_micro_batch,
     log_rank_troubles,
     log_report,
     log_traces,
@@ -151,7 +152,7 @@ class Shipper:
         self._ship_system()
         changes = [
             log(self.client, self.run_dir, self.state)
-            for log in (log_job_reports, log_traces, log_rank_troubles, link_checkpoints)
+            for log in (log_job_reports, log_traces, log_micro_batch, log_rank_troubles, link_checkpoints)
         ]
         if any(changes):
             self.save()

@@ -50,6 +50,8 @@ class TrackingState:
     """File names of the jobs' reports that were sent."""
     traces: list[str] = field(default_factory=list)
     """File names of the profiler's traces and of the snapshots of GPU memory that were sent."""
+    micro_batch: str = ""
+    """What was sent of the micro-batch that was found."""
     troubles: str = ""
     """What was sent of the ranks that were slow or hung."""
     tags: dict[str, str] = field(default_factory=dict)
@@ -110,6 +112,7 @@ def copied(state: TrackingState) -> TrackingState:
         checkpoints={},
         job_reports=[],
         traces=[],
+        micro_batch="",
         troubles="",
         sent_status=None,
         links={"copied_from": state.run_id} if state.run_id else {},

@@ -5,21 +5,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from jobs import node_name
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.collectives import CollectiveTimer
 from pipeline.engine.deepspeed_imports import import_deepspeed
-from pipeline.engine.distributed import (
-    World,
-    broadcast_from_main,
-    gather_objects,
-    join_world,
-    leave_world,
-    silent_ranks,
-)
+from pipeline.engine.distributed import gather_objects, join_world, leave_world, silent_ranks
 from pipeline.mirror.handle import Mirror
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
@@ -31,6 +24,7 @@ from pipeline.train.evaluation_process import EvaluationProcess
 from pipeline.train.loop import Training
 from pipeline.train.memory_snapshot import open_memory_snapshot
 from pipeline.train.preflight import preflight, should_run
+from pipeline.train.rank_0 import on_rank_0
 from pipeline.weights.export import export_weights
 
 FORMER_ATTEMPT_S = 90.0
@@ -78,7 +72,7 @@ class Attempt:
         try:
             # The other ranks wait for rank 0 in a collective.
             patience_s = min(FORMER_ATTEMPT_S, config.collective_timeout_s / 2)
-            self._lock = _on_rank_0(world, lambda: run_directory.lock(self._run_dir, patience_s))
+            self._lock = on_rank_0(world, lambda: run_directory.lock(self._run_dir, patience_s))
             self._recorder = recorder = Recorder(
                 self._run_dir,
                 is_main=world.is_main,
@@ -182,21 +176,3 @@ def _cores_of_main_node() -> set[int]:
     found = gather_objects((os.environ.get("GROUP_RANK"), os.sched_getaffinity(0)))
     nodes = [(node, cores) for node, cores in found]  # pyright: ignore[reportGeneralTypeIssues]
     return set().union(*(cores for node, cores in nodes if node == nodes[0][0]))
-
-
-def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:
-    """Run `action` on rank 0 and return its result there, None elsewhere. Collective.
-
-    Raises:
-        TrainingError: on every rank, if `action` raised a `RunDirectoryError`: no rank then waits for rank 0.
-    """
-    value, problem = None, None
-    if world.is_main:
-        try:
-            value = action()
-        except run_directory.RunDirectoryError as error:
-            problem = str(error)
-    problem = broadcast_from_main(problem)
-    if problem is not None:
-        raise TrainingError(str(problem))
-    return value

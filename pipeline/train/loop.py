@@ -34,6 +34,7 @@ from pipeline.train.evaluation import Evaluation
 from pipeline.train.hang_watch import HangWatch
 from pipeline.train.kernels import check_kernels
 from pipeline.train.memory_snapshot import MemorySnapshot, NoSnapshot
+from pipeline.train.micro_batch import settle_micro_batch
 from pipeline.train.model import build_model, initialise_on_all_ranks
 from pipeline.train.non_finite import NotFiniteError, read_skipped, require_finite, skip_or_stop, write_skipped
 from pipeline.train.rank_times import RankTimes
@@ -73,7 +74,7 @@ class Training:
                 start from, or CUDA graphs are asked for without GPUs.
         """
         # torchrun may start another number of ranks than the launch had checked, and config.json can be edited.
-        self.config = config = check(read_config(run_dir).train, world.size)
+        config = check(read_config(run_dir).train, world.size)
         if config.cuda_graphs and world.device.type != "cuda":
             raise TrainingError("--train.cuda-graphs needs GPUs, and this training runs on CPUs: leave it out")
         self.memory = memory
@@ -98,10 +99,13 @@ class Training:
         is_new = bool(broadcast_from_main(not store.steps()))
         if config.initialise_from is not None and is_new:
             recorder.log(initialise_on_all_ranks(model, config, world))
+        check_kernels(config, world, run_dir, recorder)
+        self.transform = build_transform(config, [entry.wnid for entry in manifest.classes], run_dir, world, recorder)
+        config = settle_micro_batch(config, model, self.transform, self.num_classes, run_dir, world, recorder)
+        self.config = config
         self.engine = Engine(model, config, world)
         weights = self.engine.local_weights()
         self.ema = Ema(weights, self.engine.network, config.ema_decay, partitioned=config.zero_stage == 3)
-        self.transform = build_transform(config, [entry.wnid for entry in manifest.classes], run_dir, world, recorder)
         self.times = RankTimes(world, timer, recorder, config.slow_factor)
         entered, timeout_s = lambda: timer.entered, config.collective_timeout_s
         self.hang_watch = HangWatch(world, recorder, self.times.hosts, entered, timeout_s)
@@ -118,7 +122,6 @@ class Training:
             keep=config.keep_checkpoints,
             facts=self._facts,
         )
-        check_kernels(config, world, run_dir, recorder)
         recorder.lap("network")
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:

@@ -21,7 +21,16 @@ FINISHED, FAILED, INTERRUPTED = 0, 1, 3
 """Exit codes of a rank."""
 
 
-def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed: float, stop_at: int | None) -> None:
+def _rank(
+    run_dir: Path,
+    log: Path,
+    rank: int,
+    size: int,
+    port: int,
+    clock_speed: float,
+    stop_at: int | None,
+    before: Callable[[int], None] | None,
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -55,6 +64,8 @@ def _rank(run_dir: Path, log: Path, rank: int, size: int, port: int, clock_speed
             return start_helper(module, arguments, descriptors)
 
     handle.start_helper = start_real_helper
+    if before is not None:
+        before(rank)
     task, outcome = TrainTask(run_dir), Outcome.FAILED
     try:
         outcome = task(stop_requested)
@@ -77,6 +88,7 @@ class RunningAttempt:
         ranks: int = 2,
         clock_speed: float = 1.0,
         stop_at: int | None = None,
+        before: Callable[[int], None] | None = None,
     ) -> None:
         """Start the ranks.
 
@@ -87,11 +99,12 @@ class RunningAttempt:
             clock_speed: their `time.time` runs this many times as fast, backwards where it is negative.
             stop_at: the last rank gets a SIGTERM when it looks for this time whether it is asked to stop: once in each
                 step, and once after each batch of an evaluation.
+            before: called in each rank, with its number, before it begins.
         """
         context, port = forks(), free_port()
         self.run_dir = run_dir
         self.log = log or run_dir.parent / f"{run_dir.name}.{port}.log"
-        settings = (ranks, port, clock_speed, stop_at)
+        settings = (ranks, port, clock_speed, stop_at, before)
         self.processes = [
             context.Process(target=_rank, args=(run_dir, self.log, rank, *settings), daemon=True)
             for rank in range(ranks)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, MixConfig
 from pipeline.order import draws
-from pipeline.tasks.batch import Batch
+from pipeline.tasks.batch import Batch, made_up_batch
 from pipeline.tasks.classification.mixup import draw_mixing, mix, upload
 from pipeline.tasks.normalise import Normalise
 
@@ -75,6 +75,13 @@ def draw_erasing(
     lefts = np.floor(attempts[row, first, 3] * (width - wide + 1))
     noise = np.floor(uniforms[:, 1:3] * [height, width])
     return np.stack([tops, lefts, tall, wide, noise[:, 0], noise[:, 1]], axis=1).astype(np.int64)
+
+
+def largest_batch(side: int, num_classes: int, samples: int) -> Batch:
+    """Return made-up images of `side` pixels, of all classes in turn."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (samples, side, side, 3), generator=generator, dtype=torch.uint8)
+    return made_up_batch(pixels.permute(0, 3, 1, 2), torch.arange(samples) % num_classes)
 
 
 class DeviceTransform:

@@ -59,6 +59,7 @@ class Classification:
         describe_input=_describe_input,
     )
     evaluation_batch = 128
+    size_flag = "--train.model.image-size"
     reads_target = False
     sorts_by_aspect = False
     other_heads = frozenset[str]()
@@ -105,6 +106,12 @@ class Classification:
         from pipeline.tasks.classification.device import DeviceTransform
 
         return DeviceTransform(config.augment, config.mix, num_classes, config.seed)
+
+    def largest_batch(self, config: TrainConfig, num_classes: int, samples: int) -> Batch:
+        """Images of the one size that there is."""
+        from pipeline.tasks.classification.device import largest_batch
+
+        return largest_batch(config.model.image_size, num_classes, samples)
 
     def network(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """A TransXNet."""

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, TrainConfig
 from pipeline.order import draws
-from pipeline.tasks.batch import Batch
-from pipeline.tasks.detection.objects import unpack_objects
+from pipeline.tasks.batch import Batch, made_up_batch
+from pipeline.tasks.detection.objects import pack_objects, unpack_objects
 from pipeline.tasks.normalise import Normalise
 
 DIVISOR = 32
 """Sides of a padded batch are multiples of this, because the network halves them five times."""
+CROWD, FEW = 100, 20
+"""Objects in the first image of `largest_batch`, and in each other one. COCO's images have 7 on average."""
 
 
 class PaddedImages:
@@ -83,3 +86,38 @@ def split_truths(
     images = [(rows, columns) for rows, columns in sizes.tolist()]
     unsigned = [draw & (2**64 - 1) for draw in drawn.tolist()]
     return images, unsigned, [tensor.split(numbers) for tensor in per_object]
+
+
+def largest_batch(scale: tuple[int, int], num_classes: int, samples: int, *, has_masks: bool) -> Batch:
+    """Return made-up images that are upright and lying in turn, so that all are padded to squares, with objects.
+
+    Args:
+        scale: longest and shortest side of an image.
+        num_classes: number of classes; objects are of all of them in turn.
+        samples: number of images.
+        has_masks: whether objects have masks, which fill their boxes.
+    """
+    long, short = max(scale), min(scale)
+    draw = np.random.default_rng(0)
+    pixels = torch.from_numpy(draw.integers(0, 256, (samples, 3 * long * short), np.uint8))
+    sizes, packed = [], []
+    for number in range(samples):
+        size = (short, long) if number % 2 else (long, short)
+        count = FEW if number else CROWD
+        centres, sides = draw.uniform(0.2, 0.8, (count, 2)), draw.uniform(0.05, 0.4, (count, 2))
+        corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
+        boxes = np.round(corners * [size[1], size[0], size[1], size[0]]).astype(np.float32)
+        masks = (_filled(box, size) for box in boxes.astype(int)) if has_masks else None
+        packed.append(np.frombuffer(pack_objects(boxes, np.arange(count) % num_classes, masks), np.uint8))
+        sizes.append([*size, len(packed[-1]), 0])
+    labels = np.zeros((samples, max(map(len, packed))), np.uint8)
+    for row, content in zip(labels, packed, strict=True):
+        row[: len(content)] = content
+    return made_up_batch(pixels, torch.from_numpy(labels), torch.tensor(sizes))
+
+
+def _filled(box: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the mask uint8 [H, W] of an object that fills its box."""
+    mask = np.zeros(size, np.uint8)
+    mask[box[1] : box[3], box[0] : box[2]] = 1
+    return mask

@@ -72,6 +72,7 @@ class Detection(DenseTask):
         has_builder=False,
     )
     sorts_by_aspect = True
+    size_flag = "--train.detection.scale"
     classes_compete = "an object of any class may be in an image"
     other_heads = frozenset({"decode_head", "auxiliary_head"})
 
@@ -130,6 +131,13 @@ class Detection(DenseTask):
         from pipeline.tasks.detection.device import TrainBatch
 
         return TrainBatch(config, config.model.name.startswith(MASK_RCNN))
+
+    def largest_batch(self, config: TrainConfig, num_classes: int, samples: int) -> Batch:
+        """Upright and lying images, padded to each other's sides, one of them with many objects."""
+        from pipeline.tasks.detection.device import largest_batch
+
+        has_masks = config.model.name.startswith(MASK_RCNN)
+        return largest_batch(config.detection.scale, num_classes, samples, has_masks=has_masks)
 
     def network(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """RetinaNet or Mask R-CNN."""

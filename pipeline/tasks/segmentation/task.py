@@ -69,6 +69,7 @@ class Segmentation(DenseTask):
         has_builder=False,
     )
     sorts_by_aspect = False
+    size_flag = "--train.segmentation.crop-size"
     classes_compete = "every class of a segmentation competes for a pixel"
     other_heads = frozenset({"bbox_head", "rpn_head", "roi_head"})
 
@@ -129,6 +130,12 @@ class Segmentation(DenseTask):
         from pipeline.tasks.segmentation.device import NormalisedCrops
 
         return NormalisedCrops(config.augment)
+
+    def largest_batch(self, config: TrainConfig, num_classes: int, samples: int) -> Batch:
+        """Crops of the one size that there is."""
+        from pipeline.tasks.segmentation.device import largest_batch
+
+        return largest_batch(config.segmentation.crop_size, num_classes, samples)
 
     def network(self, config: TrainConfig, num_classes: int) -> nn.Module:
         """Semantic FPN."""

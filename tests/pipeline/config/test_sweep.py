@@ -26,6 +26,8 @@ def test_each_combination_of_a_sweep_is_a_training_named_after_its_values():
     assert members[0].config.model == demo().model
     named = build_members(["train.optimizer.clip_grad_norm=none,1"], options.train)
     assert [member.config.optimizer.clip_grad_norm for member in named] == [None, 1.0]
+    micro = build_members(["train.micro-batch-size=auto,16,none"], options.train)
+    assert [member.config.micro_batch_size for member in micro] == ["auto", 16, None]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_each_combination_of_a_sweep_is_a_training_named_after_its_values():
         (["train.seed"], "write it as train.seed=A,B"),
         (["train.seed=1,"], "write it as train.seed=A,B"),
         (["train.seed=1,x"], "x is no int"),
+        (["train.micro-batch-size=all"], "all is no int, and all is not one of auto"),
         (["train.optimizer.lr=1e-3,0.001"], "0.001 is given twice"),
         (["train.seed=1", "train.seed=2"], "train.seed is given twice"),
         (["train.precision=bf16,bf15"], "bf15 is not one of fp32, bf16, fp16"),

@@ -16,9 +16,10 @@ from pipeline.mirror.layout import owners
 from pipeline.mirror.place import MirrorError, Place, child_location
 from pipeline.run import directory as run_directory
 from pipeline.run.files import CONFIG_NAME
+from pipeline.run.micro_batch import FoundMicroBatch, read_micro_batch, write_micro_batch
 from pipeline.run.mirror_files import MirrorProgress, describe_mirror, read_progress, write_progress
 from pipeline.status.sync import sync_mirror, unsent_runs
-from tests.support.mirrored_runs import copy_all, mirror, new_run, publish
+from tests.support.mirrored_runs import bring, copy_all, mirror, new_run, publish
 from tests.support.small_shards import config as small_config
 from tests.support.small_shards import pack
 from tests.support.tracking_runs import config_json
@@ -87,6 +88,26 @@ def test_flags_of_another_training_are_refused_before_anything_is_taken_over(tmp
     assert "would be refused" not in capsys.readouterr().err
     assert owners(Place(location)) == before
     assert not there.exists()
+
+
+def test_the_micro_batch_that_was_found_comes_along(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "shards", (48,))
+    pack(tmp_path / "shards", (5,), split="validation")
+    run_dir, location, there = new_run(tmp_path / "run"), str(tmp_path / "mirror"), tmp_path / "there"
+    training = small_config(tmp_path / "shards", tmp_path / "cache", steps=900, micro_batch_size="auto")
+    config_json(run_dir, training, None)
+    write_micro_batch(run_dir, FoundMicroBatch(micro_batch_size=4, world_size=2))
+    publish(run_dir, 100)
+    copy_all(mirror(run_dir, location))
+    before = owners(Place(location))
+    launch = ["--from", location, "--run-dir", str(there), "--cluster", "local", "--tasks-per-node"]
+    assert main([*launch, "4"]) == 2
+    assert "global_batch_size 24 is not divisible by micro_batch_size 4 x world_size 4" in capsys.readouterr().err
+    assert owners(Place(location)) == before
+    assert not there.exists()
+    bring(location, there)
+    assert read_micro_batch(there) == read_micro_batch(run_dir)
 
 
 def test_a_mirror_without_a_run_is_refused_in_one_line(tmp_path: Path, capsys):

@@ -27,6 +27,7 @@ from pipeline.launch.run import prepare_run
 from pipeline.recipes import RECIPES
 from pipeline.run.config import read_config
 from pipeline.run.directory import prepare
+from pipeline.run.micro_batch import FoundMicroBatch, write_micro_batch
 from sharding import ShardingError, load_manifest
 from tests.support import REPOSITORY
 from tests.support.small_shards import config, pack
@@ -113,6 +114,34 @@ def test_an_invalid_launch_is_one_line(flags, words, tmp_path, monkeypatch, caps
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_how_the_micro_batch_is_found_and_a_launch_takes_the_one_that_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    launch = ["--recipe", "demo", "--cluster", "local", "--run-dir", "run", "--train.micro-batch-size", "auto"]
+    launch += ["--train.global-batch-size", "48", "--dry-run", "--tasks-per-node"]
+    assert main([*launch, "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "# micro-batch: auto: the largest of 2, 3, 4, 6, 8, 12, 24 that fits into the memory of every GPU" in shown
+    assert '"train_micro_batch_size_per_gpu": 24,' in shown
+    assert '"micro_batch_size": "auto",' in shown
+    # As the first attempt of the run leaves it.
+    Path("run").mkdir()
+    write_micro_batch(Path("run"), FoundMicroBatch(micro_batch_size=6, world_size=2, decided_by="rank 1 on n2, a GPU"))
+    assert main([*launch, "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "# micro-batch: 6 (found in the memory of rank 1 on n2, a GPU), kept for the run" in shown
+    assert '"train_micro_batch_size_per_gpu": 6,' in shown
+    assert main([*launch, "3"]) == 2
+    said = capsys.readouterr().err
+    assert "global_batch_size 48 is not divisible by micro_batch_size 6 x world_size 3" in said
+    assert (
+        "--train.micro-batch-size 4 would fit (this micro-batch was found on 2 ranks at the run's first start" in said
+    )
+    assert said.count("\n") == 1
+    Path("run/micro_batch.json").write_text("{", encoding="utf-8")
+    assert main([*launch, "2"]) == 2
+    assert "run/micro_batch.json is damaged: restore it, or remove it" in capsys.readouterr().err
 
 
 def test_weights_of_another_network_or_not_whole_are_refused_before_anything_is_queued(tmp_path, monkeypatch, capsys):

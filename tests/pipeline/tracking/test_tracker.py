@@ -16,6 +16,7 @@ import pytest
 from pipeline.run import system as tracking_system
 from pipeline.run.evaluations import write_evaluation
 from pipeline.run.journal import Journal
+from pipeline.run.micro_batch import FoundMicroBatch, write_micro_batch
 from pipeline.tracking import worker as tracking_worker
 from pipeline.tracking.client import open_client
 from pipeline.tracking.shipper import Shipper
@@ -30,6 +31,7 @@ from tests.support.tracking_servers import wait_for
 def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     uri = new_store(tmp_path)
     run_dir, config = new_run(tmp_path / "runs", uri)
+    write_micro_batch(run_dir, FoundMicroBatch(micro_batch_size=16, world_size=2, decided_by="rank 1 on n2, a GPU"))
     tracker = Tracker.start(run_dir, attempt=1, world_size=2, tags={"job_id": "7"})
     append_records(run_dir, range(1, 26))
     write_checkpoint(run_dir, 20)
@@ -57,6 +59,7 @@ def test_two_attempts_are_one_run_with_each_step_once(tmp_path):
     assert run.data.tags["attempt"] == "2"
     assert run.data.tags["world_sizes"] == "2, 4"
     assert run.data.tags["job_ids"] == "7"
+    assert run.data.tags["micro_batch_size_found"] == "16 (found in the memory of rank 1 on n2, a GPU)"
     assert run.data.params["optimizer.lr"] == "0.002"
     artifacts = {item.path for item in open_client(uri).list_artifacts(first, "report")}
     assert artifacts == {"report/report.md", "report/training.png"}

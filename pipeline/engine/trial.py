@@ -1,0 +1,132 @@
+"""One rank alone takes steps as the training will, to see whether their memory fits: no collective, no trace.
+
+The network, its optimizer and all random draws are copies that are dropped afterwards. The copy is neither partitioned
+nor compiled, which would take less, and not recorded; what the training holds beside is held in its place.
+"""
+
+import contextlib
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import TrainConfig
+from pipeline.engine.deepspeed_config import BUCKET_ELEMENTS
+from pipeline.engine.deepspeed_imports import defer_compiler
+from pipeline.engine.distributed import World
+from pipeline.engine.engine import DTYPES, flatten_parameters, prepare_network, training_losses
+from pipeline.engine.loss_model import LossModel
+from pipeline.engine.optimizer import build_optimizer
+
+MARGIN = 0.1
+"""Share of a GPU's memory that the trial leaves free: for fragmentation, NCCL, and what libraries allocate later."""
+_COPIES = 5
+"""Copies of the weights that are held beside them, their gradients and moments: the moving average; ZeRO's own
+partition and its gradients; and with CUDA graphs two copies of the gradients."""
+_BUCKETS = 2
+"""Buckets in which gradients are reduced, one while the other one is filled."""
+_GIB = 2**30
+
+
+class Memory(Protocol):
+    """The memory of a rank's device."""
+
+    def bounded(self) -> AbstractContextManager[None]:
+        """Have what is allocated in the block raise `torch.OutOfMemoryError` beyond what may be taken."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is not used any more."""
+        ...
+
+    def describe(self) -> str:
+        """Describe the device, and how much of its memory may be taken."""
+        ...
+
+
+class GpuMemory:
+    """The memory of a GPU: what is free now, without `MARGIN`."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Look at what is free."""
+        self._device = device
+        self.release()
+        free, self._total = torch.cuda.mem_get_info(device)
+        self._usable = max(0, free + torch.cuda.memory_reserved(device) - int(MARGIN * self._total))
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Bound PyTorch's allocator."""
+        torch.cuda.set_per_process_memory_fraction(self._usable / self._total, self._device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+
+    def release(self) -> None:
+        """Give cached memory back to the GPU, and count the peak anew."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def describe(self) -> str:
+        """Describe the GPU by its name and its memory."""
+        name = torch.cuda.get_device_name(self._device)
+        return f"{name} ({self._usable / _GIB:.1f} of {self._total / _GIB:.1f} GiB)"
+
+
+def open_memory(device: torch.device) -> Memory | None:
+    """Return the memory of a device; None for CPUs, whose memory is shared, and whose end kills processes."""
+    return GpuMemory(device) if device.type == "cuda" else None
+
+
+def fits(
+    model: nn.Module, config: TrainConfig, world: World, inputs: Callable[[], tuple[Tensor, ...]], memory: Memory
+) -> bool:
+    """Return whether two optimizer steps of a training fit into the memory of this rank; not collective.
+
+    Args:
+        model: the network, on the CPU; it is copied.
+        config: the training.
+        world: this process among the ranks.
+        inputs: gives what the losses need of a micro-batch, on the device, as `Task.device_transform` does.
+        memory: of the rank's device.
+    """
+    devices = [world.device] if world.device.type == "cuda" else []
+    has_fitted = True
+    try:
+        with torch.random.fork_rng(devices), memory.bounded():
+            _take_steps(copy.deepcopy(model), config, world, inputs)
+    except torch.OutOfMemoryError:
+        has_fitted = False
+    # Not before here: the error's frames hold the tensors.
+    memory.release()
+    return has_fitted
+
+
+def _take_steps(model: nn.Module, config: TrainConfig, world: World, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
+    """Take two steps: the first makes the moments, and the second has them and former gradients beside its own."""
+    if not config.compile:
+        defer_compiler()
+    alone = replace(config, zero_stage=0, batch_norm="local", compile=False, cuda_graphs=False)
+    network, groups = flatten_parameters(prepare_network(model, alone, world), alone)
+    network.to(world.device).train()
+    adamw = build_optimizer(network, groups, alone, world.device)
+    elements = _COPIES * sum(parameter.numel() for parameter in network.parameters()) + _BUCKETS * BUCKET_ELEMENTS
+    held = torch.empty(elements, device=world.device)
+    with_loss = LossModel(network, training_losses(config))
+    dtype = DTYPES[config.precision]
+    for _ in range(2):
+        values = inputs()
+        with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
+            loss = with_loss(*values)
+        loss.backward()
+        adamw.step()
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    del held
