@@ -146,19 +146,22 @@ def read_attempts(run_dir: Path, records: list[dict[str, Any]]) -> list[AttemptS
     """Return the attempts of a run in order; without an attempt log, the records of the steps tell them."""
     spans: dict[int, AttemptSpan] = {}
     events = read_events(run_dir)
+    # The preflight is recorded before the start is.
+    starts = {int(event["attempt"]): event for event in reversed(events) if event["event"] == "start"}
     for event in sorted([*events, *records], key=lambda entry: entry["time"]):
         number, kind = int(event.get("attempt", 1)), event.get("event")
         span = spans.get(number)
         if span is None:
-            finished = int(event.get("step", 1)) - (0 if kind == "start" else 1)
+            first = starts.get(number, event)
+            finished = int(first.get("step", 1)) - (0 if first.get("event") == "start" else 1)
             span = AttemptSpan(
                 number=number,
-                started=event.get("began", event["time"] - float(event.get("step_s", 0))),
-                ended=event["time"],
+                started=first.get("began", first["time"] - float(first.get("step_s", 0))),
+                ended=first["time"],
                 outcome=None,
                 first_step=max(0, finished),
-                world_size=int(event.get("world_size", 0)),
-                on_gpus=event.get("device") == "cuda",
+                world_size=int(first.get("world_size", 0)),
+                on_gpus=first.get("device") == "cuda",
             )
         span = _until(span, event["time"], event.get("outcome") if kind == "end" else span.outcome)
         spans[number] = span

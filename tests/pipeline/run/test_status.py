@@ -8,6 +8,7 @@ import time
 import pytest
 
 from pipeline.run.status import read_status, run_state
+from pipeline.run.usage import read_usage
 from pipeline.status.show import format_run
 from tests.support.tracking_runs import START, append_event, append_records, write_checkpoint
 
@@ -60,6 +61,14 @@ def test_a_restart_is_not_counted_to_the_previous_attempt(run_dir):
         append_records(run_dir, range(21, 31), attempt=2, start=START + 2000)
         # A hundred steps in all, one a second.
         assert read_status(run_dir, now=START + 2030).remaining_s == pytest.approx(70)
+
+
+def test_an_attempt_that_begins_with_a_preflight_has_its_ranks_and_its_first_step(run_dir):
+    append_event(run_dir, "preflight", 2, 10, findings=[])
+    append_event(run_dir, "start", 2, 11, step=100, world_size=4, device="cuda", began=START + 5)
+    (span,) = read_status(run_dir).attempts
+    assert (span.world_size, span.on_gpus, span.first_step, span.started - START) == (4, True, 100, 5)
+    assert read_usage(run_dir, [span]).on_gpus
 
 
 def test_a_failed_run_is_failed_while_its_processes_still_end(run_dir):
