@@ -78,7 +78,7 @@ def settle_micro_batch(
     memory = trial.open_memory(world.device)
     if memory is None:
         found = FoundMicroBatch(micro_batch_size=candidates[-1], world_size=world.size)
-        how = ", as without auto: it looks at the memory of GPUs alone, and this training runs on CPUs"
+        how = ", the number that is taken without auto: memory is tried on GPUs alone"
     else:
         began = time.monotonic()
         mine = _try_memory(config, model, transform, num_classes, world, candidates, memory)
