@@ -90,7 +90,7 @@ def _look(run_dir: Path | None, root: Path, watch: bool, export: Format | None, 
         statuses = [jobs.complete(status) for status in statuses]
         for status in statuses:
             if status.state in OVER:
-                settle_ended(status.run_dir)
+                settle_ended(status.run_dir, jobs)
         text = [*_format(statuses, folder, jobs), *problems]
         if watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")  # clear the screen

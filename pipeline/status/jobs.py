@@ -1,5 +1,6 @@
 """Asks the cluster how the jobs of runs stand, and whether a run will go on by itself."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pipeline.run.status import RunStatus
 
 OVER = ("finished", "failed", "cancelled")
 """States of a run that will not go on by itself."""
+_HAS_FAILED = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT", "DEADLINE")
+"""States of Slurm's of a job that has ended without a run's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +86,27 @@ class Jobs:
         return self._look(run_dir).has_ended
 
     def complete(self, status: RunStatus) -> RunStatus:
-        """Return the status with what the run's own files cannot tell: that its job was cancelled, or never started."""
+        """Return the status with what the run's own files cannot tell.
+
+        That is that its job was cancelled, never started, or has failed where no rank could record it.
+        """
         if status.state in (*OVER, "running"):
             return status
         look = self._look(status.run_dir)
         if look.has_ended and look.state == "CANCELLED":
             return replace(status, state="cancelled")
-        if look.has_ended and look.state and status.state == "submitted":
+        if look.has_ended and (look.state in _HAS_FAILED or (look.state and status.state == "submitted")):
             return replace(status, state="failed")
         return status
+
+    def failure(self, run_dir: Path) -> str:
+        """Return how the run's job has failed, as Slurm and the logs tell; empty if it has not, or nobody knows."""
+        look, submission = self._look(run_dir), self._submissions.get(run_dir)
+        if submission is None or not look.has_ended or look.state not in _HAS_FAILED:
+            return ""
+        with contextlib.suppress(JobError):
+            return submission.failure()
+        return ""
 
     def _look(self, run_dir: Path) -> _Look:
         """Return what the cluster says of the run's job, as of this look."""

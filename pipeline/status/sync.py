@@ -1,6 +1,10 @@
 """Sends MLflow, and copies to the mirror, what they missed while they did not answer (`pipeline.status --sync`)."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.status.jobs import Jobs
 
 
 def sync_run(run_dir: Path) -> str:
@@ -15,7 +19,8 @@ def sync_run(run_dir: Path) -> str:
     from pipeline.status.jobs import Jobs
     from pipeline.tracking.settle import settle
 
-    settled = settle(run_dir, lambda: Jobs().has_ended(run_dir))
+    jobs = Jobs()
+    settled = settle(run_dir, lambda: jobs.has_ended(run_dir), failure=lambda: jobs.failure(run_dir))
     if settled is None:
         return f"{run_dir} is being trained and sends by itself; nothing to do"
     state, before = settled
@@ -50,8 +55,13 @@ def unsent_runs(runs: list[Path]) -> list[Path]:
     return [run for run in runs if run in unsent or lacks_something(run)]
 
 
-def settle_ended(run_dir: Path) -> None:
-    """Tell MLflow that a run has ended, if nobody could before; a server that does not answer is asked only once."""
+def settle_ended(run_dir: Path, jobs: "Jobs") -> None:
+    """Tell MLflow that a run has ended, if nobody could before; a server that does not answer is asked only once.
+
+    Args:
+        run_dir: of the run.
+        jobs: what the cluster says of it.
+    """
     from pipeline.tracking.state import load_state
 
     state = load_state(run_dir)
@@ -59,4 +69,4 @@ def settle_ended(run_dir: Path) -> None:
         return
     from pipeline.tracking.settle import settle_after_end
 
-    settle_after_end(run_dir, timeout_s=5, retries=0)
+    settle_after_end(run_dir, failure=jobs.failure(run_dir), timeout_s=5, retries=0)

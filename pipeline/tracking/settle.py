@@ -28,7 +28,7 @@ def settle(
     has_no_job: Callable[[], bool] = lambda: False,
     *,
     has_failed: bool = False,
-    hint: str = "",
+    failure: Callable[[], str] = str,
     timeout_s: int = 20,
     retries: int = 1,
 ) -> tuple[TrackingState, int] | None:
@@ -41,7 +41,7 @@ def settle(
         has_no_job: whether no job will start the run, or go on with it. Then a run that waits for its next attempt, or
             never started, is KILLED.
         has_failed: whether its job has failed, as far as the caller knows: the run is then FAILED instead of KILLED.
-        hint: what a person must do for a run to go on whose end was not recorded, and what has ended it.
+        failure: returns how its job has failed, empty if it has not; asked only where no attempt has recorded an end.
         timeout_s: how long the server may take for an answer.
         retries: how often a request that fails is repeated.
 
@@ -57,9 +57,12 @@ def settle(
             return None
         shipper = Shipper(run_dir)
         before = shipper.state.shipped_step
-        end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job, has_failed=has_failed)
+        end = _unrecorded_end(run_state(run_dir), shipper.state.status, has_no_job)
         if end is not None:
-            shipper.end(end, hint)
+            cause = failure().strip().partition("\n")[0] if end == "KILLED" else ""
+            hint = f"launch again with --run-dir {run_dir}: {cause}" if cause else ""
+            is_failure = end == "KILLED" and (has_failed or bool(cause))
+            shipper.end("FAILED" if is_failure else end, hint)
         try:
             with mlflow_session(shipper.uri, timeout_s=timeout_s, retries=retries):
                 shipper.ship(EVERYTHING if shipper.state.status == "FINISHED" else durable_step(run_dir))
@@ -74,7 +77,7 @@ def settle(
     return shipper.state, before
 
 
-def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool], *, has_failed: bool = False) -> str | None:
+def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool]) -> str | None:
     """Return the status of a run that has ended, where no attempt recorded it; None: it goes on, or has its status.
 
     The tracking worker may have been killed together with the training, or never have started. The job may have been
@@ -84,7 +87,6 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool], *, 
         run: state of the run, from its files.
         status: status that the run has, or should have, in MLflow.
         has_no_job: as for `settle`.
-        has_failed: as for `settle`.
     """
     if not may_go_on(status):
         return None
@@ -92,7 +94,7 @@ def _unrecorded_end(run: State, status: str, has_no_job: Callable[[], bool], *, 
     waits = run == "submitted" or (run == "interrupted" and status == "SCHEDULED")
     if run == "running" or (waits and not has_no_job()):
         return None
-    return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "FAILED" if has_failed else "KILLED")
+    return {"finished": "FINISHED", "failed": "FAILED"}.get(run, "KILLED")
 
 
 def settle_after_end(
@@ -117,9 +119,9 @@ def settle_after_end(
     if is_done and not may_go_on(state.status):
         return
     try:
-        cause = failure.strip().partition("\n")[0]
-        hint = f"launch again with --run-dir {run_dir}: {cause}" if cause else ""
-        settle(run_dir, lambda: True, has_failed=has_failed, hint=hint, timeout_s=timeout_s, retries=retries)
+        settle(
+            run_dir, lambda: True, has_failed=has_failed, failure=lambda: failure, timeout_s=timeout_s, retries=retries
+        )
     except (PipelineError, OSError) as error:
         logger.warning("%s; send the rest with: python -m pipeline.status --sync %s", error, run_dir)
 
