@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from jobs import node_name
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import TrainConfig
@@ -23,6 +25,7 @@ from pipeline.tracking.tracker import EndStatus, Tracker
 from pipeline.train.evaluation_process import EvaluationProcess
 from pipeline.train.loop import Training
 from pipeline.train.memory_snapshot import open_memory_snapshot
+from pipeline.train.micro_batch import describe_out_of_memory
 from pipeline.train.preflight import preflight, should_run
 from pipeline.train.rank_0 import on_rank_0
 from pipeline.weights.export import export_weights
@@ -101,6 +104,8 @@ class Attempt:
                 if not training.run(stop_requested):
                     return False
                 export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(describe_out_of_memory(self._run_dir, world, error)) from error
         except RuntimeError as error:
             silent = silent_ranks(error)
             if not silent:

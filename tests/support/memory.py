@@ -6,12 +6,14 @@ Only the allocator's answer is made up: the steps whose tensors are counted are 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from pipeline.config.schema import TrainConfig
 from pipeline.engine import trial
 from pipeline.engine.distributed import World
+from pipeline.engine.engine import Engine
 from pipeline.tasks import find_task
 
 
@@ -68,3 +70,19 @@ class Limits:
 
     def __call__(self, rank: int) -> None:
         limit_memory(self.limits[rank])
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitSteps:
+    """Gives the steps of the training a memory of `limit` bytes, on each rank."""
+
+    limit: float
+
+    def __call__(self, rank: int) -> None:
+        step = Engine.step
+
+        def limited(*args: Any, **options: Any) -> tuple[float, float]:
+            with LimitedMemory(self.limit).bounded():
+                return step(*args, **options)
+
+        Engine.step = limited

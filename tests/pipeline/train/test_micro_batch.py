@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -26,8 +27,8 @@ from pipeline.tasks import find_task
 from pipeline.train.micro_batch import largest_that_fits, settle_micro_batch
 from pipeline.train.model import build_model
 from tests.support import detections, segmentations
-from tests.support.attempts import FINISHED, INTERRUPTED, RunningAttempt
-from tests.support.memory import Limits, limit_memory, needed_memory
+from tests.support.attempts import FAILED, FINISHED, INTERRUPTED, RunningAttempt
+from tests.support.memory import Limits, LimitSteps, limit_memory, needed_memory
 from tests.support.ranks import environment, free_port, run_ranks
 from tests.support.small_shards import CLASSES, config, pack
 
@@ -168,6 +169,19 @@ def test_a_run_equals_one_that_was_given_the_number_and_keeps_it_over_attempts(t
     assert (found / "export/model.safetensors").read_bytes() == (given / "export/model.safetensors").read_bytes()
     assert [r["loss"] for r in read_metrics(found)] == [r["loss"] for r in read_metrics(given)]
     assert json.loads((found / "config.json").read_text(encoding="utf-8"))["train"]["micro_batch_size"] == "auto"
+
+
+@pytest.mark.thorough
+def test_a_step_that_runs_out_of_memory_says_in_one_line_what_helps(tmp_path: Path):
+    pack(tmp_path / "shards", (24, 24))
+    pack(tmp_path / "shards", (24,), split="validation")
+    training = replace(automatic(tmp_path / "shards", tmp_path / "cache", steps=3), micro_batch_size=4)
+    run_directory.prepare(tmp_path / "run", check(training, 1), {"tracking_uri": "sqlite:///none.db"})
+    with RunningAttempt(tmp_path / "run", ranks=1, before=LimitSteps(NONE)) as attempt:
+        assert attempt.wait() == [FAILED]
+        assert re.search(r"error: rank 0 on \S+ has run out of memory with micro-batches of 4 \(", attempt.output())
+        flags = "--train.micro-batch-size 2, --train.micro-batch-size auto, --train.gradient-checkpointing"
+        assert f"what helps: {flags}, --train.precision bf16, a smaller" in attempt.output()
 
 
 class MeasuredGpu(trial.GpuMemory):
