@@ -1,6 +1,7 @@
 """Rules that are executed: who may import whom, how long a file may be, which flags there are, how fast --help is."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -100,10 +101,17 @@ FLAGS = Path(__file__).with_name("flags.txt")
 """Every flag of every command, one a line after its command: a flag that is new, or gone, is a decision."""
 
 
+@functools.cache
+def help_of(command: str) -> tuple[str, set[str]]:
+    """What a command's `--help` prints, and the modules that it imports for it."""
+    run = [sys.executable, "-X", "importtime", "-m", command, "--help"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, env=WIDE)
+    return done.stdout, {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+
+
 def flags_of(command: str) -> list[str]:
     """The flags in the left column of a command's `--help`."""
-    run = [sys.executable, "-m", command, "--help"]
-    text = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, env=WIDE).stdout
+    text, _ = help_of(command)
     assert command != "pipeline.launch" or not re.search(r"\{None\}|\(default: \)|\n\n\n", text)
     rows = re.findall(r"^[│ ]*((?:-{1,2}[a-z][\w.-]*.*))", text, re.MULTILINE)
     return sorted({flag for row in rows for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", row.split("  ")[0])})
@@ -132,11 +140,10 @@ HEAVY = {"torch", "deepspeed", "mlflow", "timm", "pyarrow", "numpy", "submitit"}
     ],
 )
 def test_help_waits_for_nothing_heavy(module: str):
-    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage" in done.stdout
-    assert module.startswith("sharding") or "{None}" not in done.stdout
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    text, imported = help_of(module)
+    assert "usage" in text
+    assert module.startswith("sharding") or "{None}" not in text
+    assert "tyro" in imported
     assert not imported & HEAVY
 
 

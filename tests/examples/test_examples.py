@@ -61,6 +61,7 @@ def test_run_function_runs_in_two_processes(workplace: Path):
     assert sum(int(line.split(": ")[1]) for line in ranks) == sum(number**2 for number in range(1_000_000))
 
 
+@pytest.mark.thorough
 def test_backbone_has_four_maps(workplace: Path):
     lines = run(workplace, "backbone.py")
     assert lines[0] == "stride  4: 48 channels, [2, 48, 24, 32]"

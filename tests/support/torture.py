@@ -53,6 +53,10 @@ def with_chunk(png: bytes, kind: bytes, content: bytes) -> bytes:
     return png[:33] + chunk + png[33:]
 
 
+def palette(colours: int) -> Image.Image:
+    return scene().quantize(colours, Image.Quantize.FASTOCTREE)
+
+
 def odd_files() -> dict[str, bytes]:
     """Files that are sound, or of which the pixels are."""
     plain, profiled = jpeg(), with_bad_profile(jpeg(icc_profile=b"x" * 100_000))
@@ -85,14 +89,14 @@ def odd_files() -> dict[str, bytes]:
         "PNG": encode(scene(), "PNG"),
         "translucent PNG": encode(translucent, "PNG"),
         "grey PNG with transparency": encode(translucent.convert("LA"), "PNG"),
-        "palette PNG": encode(scene().quantize(32), "PNG", transparency=3),
+        "palette PNG": encode(palette(32), "PNG", transparency=3),
         "black and white PNG": encode(scene("1"), "PNG"),
         "16-bit PNG": encode(sixteen, "PNG"),
         "PNG with a chunk of no known kind": with_chunk(encode(scene(), "PNG"), b"teST", b"x"),
         "16-bit TIFF": encode(sixteen, "TIFF"),
         "CMYK TIFF": encode(scene("CMYK"), "TIFF"),
-        "WebP": encode(translucent, "WEBP", lossless=True),
-        "animated GIF": encode(scene().quantize(32), "GIF", save_all=True, append_images=[scene().quantize(8)]),
+        "WebP": encode(translucent, "WEBP", lossless=True, method=0, quality=0),
+        "animated GIF": encode(palette(32), "GIF", save_all=True, append_images=[palette(8)]),
         "BMP": encode(scene(), "BMP"),
         "PPM": encode(scene(), "PPM"),
     }

@@ -64,7 +64,7 @@ def test_names_of_a_dense_backbone_round_trip(stages: tuple[int, ...]):
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference values are not at ../shared/reference")
-@pytest.mark.parametrize("variant", "tsb")
+@pytest.mark.parametrize("variant", ["t", *(pytest.param(v, marks=pytest.mark.thorough) for v in "sb")])
 @pytest.mark.parametrize(
     ("network", "stages"), [("semantic_fpn", range(4)), ("retinanet", (1, 2, 3)), ("mask_rcnn", range(4))]
 )

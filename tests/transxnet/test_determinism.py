@@ -80,9 +80,10 @@ FORWARDS = {"_adaptive_avg_pool2d", "upsample_bilinear2d"}
 """Of those, operators whose gradient alone is nondeterministic."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("transxnet", ((203, 90), (300, 420))), pytest.param("semantic_fpn", ((50, 90),), marks=pytest.mark.thorough)],
+    [("transxnet", ((203, 90), (300, 420))), ("semantic_fpn", ((50, 90),))],
 )
 def test_no_operator_of_a_gpu_is_documented_as_nondeterministic(name: str, sizes: tuple[tuple[int, int], ...]):
     """The operators are recorded on meta tensors, which take the same path as CUDA's."""

@@ -75,6 +75,7 @@ def test_crops_of_extreme_images_fit_and_fall_back_to_the_centre(shape):
     assert draw_crop([0.999] * 41, 30, 400, config) == (0, 180, 30, 40)
 
 
+@pytest.mark.thorough
 def test_fast_and_faithful_images_are_distributed_alike(photographs):
     """Compares mean, deviation and mean gradient of the pixels over many draws for each image."""
     config, draws_of_each = AugmentConfig(horizontal_flip=0.0), 160

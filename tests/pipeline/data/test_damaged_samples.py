@@ -29,7 +29,7 @@ def damage(shards: Path, copy: Path, how: str) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("how", ["flipped byte", "truncated"])
+@pytest.mark.parametrize("how", ["flipped byte", pytest.param("truncated", marks=pytest.mark.thorough)])
 def test_a_damaged_sample_stops_the_training_with_shard_and_key(shards, cache, tmp_path, how, workers):
     name = damage(shards, tmp_path / "copy", how)
     said = rf"sample photo_000\d\d of .*{name} (is cut off|was changed).* sharding.verify .* --train.data.on-damage rep"

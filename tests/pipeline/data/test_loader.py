@@ -60,7 +60,10 @@ def test_skipping_micro_batches_is_an_error(shards, cache):
             next(steps)
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 0), (4, 1)])
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [(1, 0), (2, 0), (4, 1), *(pytest.param(*more, marks=pytest.mark.thorough) for more in ((1, 2), (3, 0)))],
+)
 def test_evaluation_sees_each_image_once_and_the_same_pixels(shards, cache, world_size, workers):
     settings = config(shards, cache, data={"workers": workers})
     seen = {}

@@ -96,6 +96,7 @@ def slurm_says(tmp_path, monkeypatch):
     return answer
 
 
+@pytest.mark.thorough
 def test_a_job_that_was_cancelled_while_it_waited_is_cancelled_here_and_in_mlflow(tmp_path, slurm_says, capsys):
     uri = new_store(tmp_path)
     run_dir, _ = new_run(tmp_path, uri)
@@ -157,6 +158,7 @@ def test_help_needs_nothing_heavy(command):
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, capture_output=True)
 
 
+@pytest.mark.thorough
 def test_a_run_is_shown_and_reported_where_the_environment_has_no_utf8(run_dir):
     folder = run_dir.rename(run_dir.parent / "Füße")
     append_records(folder, range(1, 3))

@@ -69,7 +69,15 @@ def damaged(content: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "attempts.jsonl", "registered.json", "mlflow.json", "submitit/submission.json"]
+    "name",
+    [
+        "metrics.jsonl",
+        "attempts.jsonl",
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("registered.json", "mlflow.json", "submitit/submission.json")
+        ),
+    ],
 )
 def test_damage_to_one_file_leaves_the_rest_shown(whole_run: Path, name: str):
     content = (whole_run / name).read_bytes()

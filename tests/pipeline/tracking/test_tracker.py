@@ -122,6 +122,7 @@ def test_a_failed_training_is_a_failed_run(tmp_path):
     assert info.start_time <= info.end_time
 
 
+@pytest.mark.thorough
 def test_every_evaluation_renews_the_report_while_the_training_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking_worker, "REPORT_EVERY_S", 0)
     monkeypatch.setattr(tracking_worker, "PAUSE_S", 0.05)

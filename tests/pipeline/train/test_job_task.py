@@ -21,7 +21,10 @@ def interrupted(folder: Path) -> tuple[Shipper, str]:
     return leave_to_next_job(run_dir), uri
 
 
-@pytest.mark.parametrize(("outcome", "status"), [(Outcome.CANCELLED, "KILLED"), (Outcome.FAILED, "FAILED")])
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [pytest.param(Outcome.CANCELLED, "KILLED", marks=pytest.mark.thorough), (Outcome.FAILED, "FAILED")],
+)
 def test_a_job_that_ends_before_its_attempt_does_not_leave_the_run_waiting(
     tmp_path: Path, outcome: Outcome, status: str
 ):

@@ -27,7 +27,9 @@ DECAY = {
 }
 
 
-@pytest.mark.parametrize("name", DECAY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.endswith("tiny") else pytest.mark.thorough) for name in DECAY]
+)
 def test_recipes_are_the_authors(name):
     config = check(RECIPES[name].train(), 8)
     task = find_task("detection")

@@ -50,7 +50,7 @@ def shards(tmp_path_factory) -> str:
     return str(folder / "shards")
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_n", "retinanet_n"])
+@pytest.mark.parametrize("name", ["mask_rcnn_n", pytest.param("retinanet_n", marks=pytest.mark.thorough)])
 def test_unusual_images_are_trained_through(shards, tmp_path, name):
     count = len(IMAGES)
     config = training(
