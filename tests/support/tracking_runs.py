@@ -9,6 +9,7 @@ import os
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import transxnet
+from pipeline.common.atomic import replacing
 from pipeline.config.schema import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from pipeline.config.serialise import digest, to_dict
 from pipeline.recipes.digits import prepare_digits
@@ -25,6 +27,7 @@ from pipeline.tasks.classification.accuracy import Evaluation, evaluate_batches
 from pipeline.tracking.client import local_database, open_client, resolve_tracking_uri
 from pipeline.weights.card import ModelCard, Preprocessing, save_model_card
 from sharding import load_manifest
+from tests.support import REPOSITORY
 
 START = 1_700_000_000.0
 
@@ -34,10 +37,16 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 @functools.cache
 def _empty_database() -> bytes:
-    with tempfile.TemporaryDirectory() as name:
-        uri = resolve_tracking_uri(name)
-        open_client(uri).search_experiments()
-        return local_database(uri).read_bytes()
+    """A new database, made once for all workers and later runs of the tests."""
+    kept = REPOSITORY / f".pytest_cache/mlflow-{version('mlflow')}.db"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as name:
+            uri = resolve_tracking_uri(name)
+            open_client(uri).search_experiments()
+            kept.parent.mkdir(exist_ok=True)
+            with replacing(kept) as path:
+                path.write_bytes(local_database(uri).read_bytes())
+    return kept.read_bytes()
 
 
 def new_store(folder: Path) -> str:
