@@ -18,6 +18,7 @@ from pipeline.launch import sweep
 from pipeline.launch.command import conclude
 from pipeline.run import directory as run_directory
 from pipeline.run.evaluations import AWAITS, MAX_TRIES, awaiting, begin_try, describe_problems, write_problem
+from pipeline.run.files import CONFIG_NAME
 from pipeline.run.recorder import Recorder
 from pipeline.run.status import read_status
 from pipeline.status.jobs import Jobs
@@ -257,3 +258,21 @@ def test_an_evaluation_in_the_allocation_sees_the_gpus_that_no_rank_uses(monkeyp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(evaluation_jobs, "query_gpus", lambda _: ["H200", "H200"])
     assert evaluation_jobs.gpus_without_rank(1, 1) == ["1"]
+
+
+def test_the_allocation_evaluates_beside_the_training_and_a_job_what_is_left_after_it(
+    run_dir: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+):
+    content = json.loads((run_dir / CONFIG_NAME).read_text())
+    content["evaluation"]["in_allocation"] = True
+    (run_dir / CONFIG_NAME).write_text(json.dumps(content))
+    stopped = []
+    monkeypatch.setattr(Job, "cancel", lambda job: stopped.append(job.cluster))
+    scheduler.local = lambda: Update(state="RUNNING" if not stopped else "COMPLETED")
+    beside = EvaluationJobs(run_dir, beside_training=True)
+    assert beside.submit_if_due()
+    # The training is interrupted, and its job is gone.
+    beside.stop()
+    assert stopped == ["local"]
+    assert EvaluationJobs(run_dir).submit_if_due()
+    assert [job.cluster for job in scheduler.jobs] == ["local", "slurm"]
