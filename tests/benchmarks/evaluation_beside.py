@@ -3,8 +3,8 @@
 The demo's network trains on one rank with one thread, on a Slurm of four nodes on this machine, which needs a second
 core for the evaluations. The same training runs three times: it evaluates itself between two steps, has a job evaluate,
 and has processes of its own allocation evaluate. A round takes three to four minutes on two idle cores. Printed are, as
-ratios, how long the training took from its first steps to its end, and how long its steps took while an evaluation ran
-beside it.
+ratios, how long the training took from its first steps to its end, compared with its own steps and with the training
+that evaluates itself, and how long its steps took while an evaluation ran beside it.
 """
 
 import argparse
@@ -49,6 +49,11 @@ class Measured:
     beside: list[float]
     alone: list[float]
     scores_s: float
+
+    @property
+    def times_its_steps(self) -> float:
+        """How many times as long as its own steps the training took, whatever else the machine did meanwhile."""
+        return self.training_s / sum(self.beside + self.alone)
 
 
 def measure(cluster: Cluster, folder: Path, name: str, way: str) -> Measured:
@@ -100,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 measured = measure(cluster, Path(name), f"{way}{number}", way)
                 found[way].append(measured)
                 print(
-                    f"{way}: training {measured.training_s:.1f} s, {len(measured.beside)} steps beside an evaluation, "
-                    f"last scores after {measured.scores_s:.1f} s",
+                    f"{way}: training {measured.training_s:.1f} s, {measured.times_its_steps:.2f} times its steps; "
+                    f"{len(measured.beside)} steps beside an evaluation, last scores after {measured.scores_s:.1f} s",
                     flush=True,
                 )
     for way in ("job", "allocation"):
