@@ -2,7 +2,7 @@
 
 The demo's network trains on one rank with one thread, on a Slurm of four nodes on this machine, which needs a second
 core for the evaluations. The same training runs three times: it evaluates itself between two steps, has a job evaluate,
-and has processes of its own allocation evaluate. A round takes three to four minutes on two idle cores. Printed are, as
+and has processes of its own allocation evaluate. A round takes two to three minutes on two idle cores. Printed are, as
 ratios, how long the training took from its first steps to its end, compared with its own steps and with the training
 that evaluates itself, and how long its steps took while an evaluation ran beside it.
 """
