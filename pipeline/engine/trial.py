@@ -1,7 +1,8 @@
 """One rank alone takes steps as the training will, to see whether their memory fits: no collective, no trace.
 
-The network, its optimizer and all random draws are copies that are dropped afterwards. The copy is neither partitioned
-nor compiled, which would take less, and not recorded; what the training holds beside is held in its place.
+The network, its optimizer and all random draws are copies that are dropped afterwards. The copy is not partitioned,
+which would take less. In place of a compiled network, which keeps less, its operators run in plain PyTorch, as they are
+when they are compiled. The copy is not recorded either; what the training holds beside is held in its place.
 """
 
 import contextlib
@@ -25,9 +26,10 @@ from pipeline.engine.optimizer import build_optimizer
 
 MARGIN = 0.1
 """Share of a GPU's memory that the trial leaves free: for fragmentation, NCCL, and what libraries allocate later."""
-_COPIES = 5
+_COPIES = 7
 """Copies of the weights that are held beside them, their gradients and moments: the moving average; ZeRO's own
-partition and its gradients; and with CUDA graphs two copies of the gradients."""
+partition and its gradients; with CUDA graphs two copies of the gradients; and the evaluation's network, with the copy
+of the average that it gets."""
 _BUCKETS = 2
 """Buckets in which gradients are reduced, one while the other one is filled."""
 _GIB = 2**30
@@ -38,6 +40,10 @@ class Memory(Protocol):
 
     def bounded(self) -> AbstractContextManager[None]:
         """Have what is allocated in the block raise `torch.OutOfMemoryError` beyond what may be taken."""
+        ...
+
+    def refused(self) -> int:
+        """Return how many allocations were refused so far."""
         ...
 
     def release(self) -> None:
@@ -61,12 +67,17 @@ class GpuMemory:
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
-        """Bound PyTorch's allocator."""
-        torch.cuda.set_per_process_memory_fraction(self._usable / self._total, self._device)
+        """Bound PyTorch's allocator; a tighter bound that the process has given it already stays."""
+        before = torch.cuda.get_per_process_memory_fraction(self._device)
+        torch.cuda.set_per_process_memory_fraction(min(before, self._usable / self._total), self._device)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+            torch.cuda.set_per_process_memory_fraction(before, self._device)
+
+    def refused(self) -> int:
+        """Count what PyTorch's allocator has refused."""
+        return refused_allocations(self._device)
 
     def release(self) -> None:
         """Give cached memory back to the GPU, and count the peak anew."""
@@ -85,6 +96,15 @@ def open_memory(device: torch.device) -> Memory | None:
     return GpuMemory(device) if device.type == "cuda" else None
 
 
+def refused_allocations(device: torch.device) -> int:
+    """Return how many allocations PyTorch's allocator has refused on a device so far; 0 for CPUs.
+
+    Not each one becomes an error: where its workspace finds no room, cuDNN takes another algorithm, whose rounding is
+    another one, or raises an error that is no `torch.OutOfMemoryError` after the last.
+    """
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
 def fits(
     model: nn.Module, config: TrainConfig, world: World, inputs: Callable[[], tuple[Tensor, ...]], memory: Memory
 ) -> bool:
@@ -96,22 +116,39 @@ def fits(
         world: this process among the ranks.
         inputs: gives what the losses need of a micro-batch, on the device, as `Task.device_transform` does.
         memory: of the rank's device.
+
+    Raises:
+        RuntimeError: a step fails, and not for lack of memory.
     """
     devices = [world.device] if world.device.type == "cuda" else []
-    has_fitted = True
+    refused, ran_out = memory.refused(), False
     try:
         with torch.random.fork_rng(devices), memory.bounded():
             _take_steps(copy.deepcopy(model), config, world, inputs)
-    except torch.OutOfMemoryError:
-        has_fitted = False
+    except RuntimeError as error:
+        ran_out = isinstance(error, torch.OutOfMemoryError)
+        if not ran_out and memory.refused() == refused:
+            raise
     # Not before here: the error's frames hold the tensors.
     memory.release()
-    return has_fitted
+    return not ran_out and memory.refused() == refused
+
+
+def leave_kernels(model: nn.Module) -> None:
+    """Have each operator of a network that chooses its backend by itself run in plain PyTorch, as a compiled one does.
+
+    The kernels keep less for the backward than plain PyTorch, which keeps no less than what is compiled from it.
+    """
+    for module in model.modules():
+        if getattr(module, "backend", None) == "auto":
+            module.backend = "reference"
 
 
 def _take_steps(model: nn.Module, config: TrainConfig, world: World, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
     """Take two steps: the first makes the moments, and the second has them and former gradients beside its own."""
-    if not config.compile:
+    if config.compile:
+        leave_kernels(model)
+    else:
         defer_compiler()
     alone = replace(config, zero_stage=0, batch_norm="local", compile=False, cuda_graphs=False)
     network, groups = flatten_parameters(prepare_network(model, alone, world), alone)

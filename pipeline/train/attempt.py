@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from jobs import node_name
 from pipeline.common.errors import TrainingError
 from pipeline.config.schema import TrainConfig
@@ -25,7 +23,7 @@ from pipeline.tracking.tracker import EndStatus, Tracker
 from pipeline.train.evaluation_process import EvaluationProcess
 from pipeline.train.loop import Training
 from pipeline.train.memory_snapshot import open_memory_snapshot
-from pipeline.train.micro_batch import describe_out_of_memory
+from pipeline.train.out_of_memory import OutOfMemory
 from pipeline.train.preflight import preflight, should_run
 from pipeline.train.rank_0 import on_rank_0
 from pipeline.weights.export import export_weights
@@ -72,6 +70,7 @@ class Attempt:
         self._start_up.lap("ranks")
         import_deepspeed()
         self._start_up.lap("imports")
+        out_of_memory = OutOfMemory(self._run_dir, world)
         try:
             # The other ranks wait for rank 0 in a collective.
             patience_s = min(FORMER_ATTEMPT_S, config.collective_timeout_s / 2)
@@ -101,12 +100,14 @@ class Attempt:
             memory = open_memory_snapshot(self._run_dir, world, recorder, wanted=config.memory_snapshot)
             with CollectiveTimer() as timer, contextlib.closing(memory):
                 training = Training(self._run_dir, world, recorder, self._tracker, timer, memory)
+                out_of_memory.begin(training.config)
                 if not training.run(stop_requested):
                     return False
                 export_weights(training.ema, training.config, self._run_dir, world, training.epoch)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(describe_out_of_memory(self._run_dir, world, error)) from error
         except RuntimeError as error:
+            explained = out_of_memory.explain(error)
+            if explained is not None:
+                raise explained from error
             silent = silent_ranks(error)
             if not silent:
                 raise

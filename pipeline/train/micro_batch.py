@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from jobs import node_name
-from pipeline.common.errors import TrainingError, one_line
+from pipeline.common.errors import TrainingError
 from pipeline.config.checks import micro_batch_candidates, with_micro_batch
 from pipeline.config.schema import AUTO, TrainConfig
 from pipeline.engine import trial
 from pipeline.engine.distributed import World, broadcast_from_main, gather_objects
-from pipeline.run.config import read_config
 from pipeline.run.micro_batch import FoundMicroBatch, read_micro_batch, with_found, write_micro_batch
 from pipeline.run.recorder import Recorder
 from pipeline.tasks import find_task
 from pipeline.tasks.batch import Batch
+from pipeline.train.out_of_memory import what_helps
 from pipeline.train.rank_0 import on_rank_0
 
 Transform = Callable[[Batch, torch.device | str], tuple[Tensor, ...]]
@@ -91,25 +91,6 @@ def settle_micro_batch(
     return with_micro_batch(config, world.size, found.micro_batch_size)
 
 
-def describe_out_of_memory(run_dir: Path, world: World, error: torch.OutOfMemoryError) -> str:
-    """Return, in one line, which rank has run out of memory, with which micro-batch, and what helps."""
-    given = read_config(run_dir).train
-    found = read_micro_batch(run_dir) if given.micro_batch_size == AUTO else None
-    config = with_found(given, world.size, found)
-    when, smaller = "before the micro-batch was found", []
-    if config.micro_batch_size != AUTO:
-        micro = config.micro_batch(world.size)
-        when = f"with micro-batches of {micro}"
-        smaller = [each for each in micro_batch_candidates(config, world.size) if each < micro]
-    flags = [f"--train.micro-batch-size {smaller[-1]}"] if smaller else []
-    flags += ["--train.micro-batch-size auto"] if given.micro_batch_size != AUTO else []
-    return (
-        f"rank {world.rank} on {node_name()} has run out of memory {when} ({one_line(error)}); what helps: "
-        f"{', '.join([*flags, _advice(config)])}; launched again with one of these, the run goes on from its newest "
-        "checkpoint"
-    )
-
-
 def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """Return the largest candidate that fits; None: none does.
 
@@ -167,14 +148,7 @@ def _agree(config: TrainConfig, smallest: int, mine: _Tried, world: World) -> tu
     if least.largest is None:
         raise TrainingError(
             f"--train.micro-batch-size auto: not even {smallest} images of {least.image} fit into the memory of "
-            f"{least.place} with {config.model.name} in {config.precision}; what helps: {_advice(config)}"
+            f"{least.place} with {config.model.name} in {config.precision}; {what_helps(config, [])}"
         )
     found = FoundMicroBatch(micro_batch_size=least.largest, world_size=world.size, decided_by=least.place)
     return found, least.image
-
-
-def _advice(config: TrainConfig) -> str:
-    """Return the flags that make a training take less memory."""
-    helps = [] if config.gradient_checkpointing else ["--train.gradient-checkpointing"]
-    helps += ["--train.precision bf16"] if config.precision == "fp32" else []
-    return ", ".join([*helps, f"a smaller {find_task(config.task).size_flag}", "a smaller --train.model.name"])

@@ -40,6 +40,9 @@ class LimitedMemory:
         with torch.autograd.graph.saved_tensors_hooks(keep, give_back):
             yield
 
+    def refused(self) -> int:
+        return 0
+
     def release(self) -> None:
         pass
 
