@@ -51,6 +51,7 @@ NEEDS = {
 
 TOGETHER = {
     "slurm": ("tests/slurm/",),
+    "jobs": ("tests/jobs/",),
     "ranks": ("tests/pipeline/engine/", "tests/pipeline/train/", "tests/pipeline/checkpoint/"),
     "mlflow": (
         "tests/pipeline/register/",
@@ -59,7 +60,11 @@ TOGETHER = {
         "tests/pipeline/tracking/",
     ),
 }
-"""Files whose tests run in one worker, where they share a cluster, a process to fork ranks from, or a trained model."""
+"""Files whose tests run in one worker.
+
+They share a cluster, a process to fork ranks from, or a trained model. Those of jobs wait for processes most of the
+time, while the other worker computes.
+"""
 
 LONGEST = (
     "tests/slurm/",
@@ -67,6 +72,7 @@ LONGEST = (
     *TOGETHER["ranks"],
     "tests/transxnet/kernels/",
     *TOGETHER["mlflow"],
+    *TOGETHER["jobs"],
 )
 """Paths of the tests that start first, because they take longest."""
 

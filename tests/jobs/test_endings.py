@@ -33,7 +33,7 @@ def ends(folder: Path) -> list[str]:
     ("crash", "ended_s"),
     [
         # The controller gives the peers of a failed rank ten seconds, here one.
-        ("late", 3),
+        pytest.param("late", 3, marks=pytest.mark.thorough),
         pytest.param("late", 30, marks=pytest.mark.slow),
         pytest.param("atexit", 30, marks=pytest.mark.slow),
     ],

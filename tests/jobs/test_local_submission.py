@@ -59,6 +59,7 @@ def test_all_ranks_finish_and_only_the_owner_can_read_their_files(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
+@pytest.mark.thorough
 def test_usr2_to_one_rank_saves_on_all_ranks_and_restarts_the_job_on_another_port(tmp_path):
     submission = submit(tmp_path, end=60, save_every=1000)
     wait_until(lambda: all_count(tmp_path))
@@ -144,6 +145,7 @@ def test_ctrl_c_at_the_launcher_saves_and_ends_all_processes(tmp_path):
     assert not any(is_alive(pid) for pid in pids(tmp_path))
 
 
+@pytest.mark.thorough
 def test_ranks_of_a_killed_launcher_save_and_end_before_a_second_launch_starts(tmp_path):
     launcher = launch(tmp_path)
     launcher.kill()

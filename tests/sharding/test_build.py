@@ -38,6 +38,7 @@ def test_tasks_give_the_same_bytes_and_the_last_publishes(source: str, reference
     assert digests(tmp_path) == reference
 
 
+@pytest.mark.thorough
 def test_slurm_tasks_at_the_same_time_give_the_same_bytes(source: str, reference: dict[str, str], tmp_path: Path):
     prepare_workers("tests.sharding.builds")
     context = multiprocessing.get_context("forkserver")

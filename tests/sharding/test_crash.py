@@ -50,6 +50,7 @@ def test_images_that_crash_the_decoder_are_skipped_and_listed(folders: Path, tmp
     assert sum(shard["samples"] for shard in manifest["shards"]) == 3 * IMAGES - 2
 
 
+@pytest.mark.thorough
 def test_images_that_crash_the_decoder_stop_the_build_by_name(folders: Path, tmp_path: Path):
     append(folders, 3, b"segmentation fault")
     done = run("build", *flags(folders, tmp_path / "out"))

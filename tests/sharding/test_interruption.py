@@ -129,6 +129,7 @@ def test_ctrl_c_is_one_line_and_the_next_build_completes(source: str, reference:
     assert digests(tmp_path) == reference
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_is_one_line_and_the_next_build_completes(
     source: str, reference: dict[str, str], tmp_path: Path
 ):

@@ -81,6 +81,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return root / "source", digests(root / "expected")
 
 
+@pytest.mark.thorough
 def test_a_killed_build_publishes_no_manifest_and_resumes(endpoint: str, pictures: tuple[Path, dict[str, str]]):
     source, reference = pictures
     uri = f"s3://killed/shards?{endpoint}"
@@ -121,6 +122,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     return root / "source", digests(root / "expected")
 
 
+@pytest.mark.thorough
 def test_a_slow_store_that_lists_late_gives_the_same_shards_and_the_user_reads_about_it(
     proxy: FaultyProxy,
     few: tuple[Path, dict[str, str]],

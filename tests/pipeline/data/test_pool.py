@@ -86,7 +86,8 @@ def test_workers_do_not_outlive_their_parent(shards, cache):
     assert not alive
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.thorough), 2])
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", [0, 2])
 def test_memory_does_not_grow_over_epochs(shards, cache, workers):
     """Private memory of all processes over 38 epochs."""
     settings = config(shards, cache, global_batch_size=64, micro_batch_size=64, data={"workers": workers})
@@ -115,6 +116,7 @@ def test_the_time_waited_for_data_is_measured(shards, cache):
     assert waited > 0.4
 
 
+@pytest.mark.thorough
 def test_loaders_that_are_closed_leave_no_descriptors(shards, cache):
     def once():
         with evaluation_loader(config(shards, cache, data={"workers": 1})) as loader:

@@ -99,6 +99,7 @@ def test_ranks_of_a_node_fetch_each_shard_once(bucket, proxy, tmp_path):
     assert sorted(proxy.fetched) == [f"/shards/small/small-train-{shard:04d}.tar" for shard in range(len(SHARDS))]
 
 
+@pytest.mark.thorough
 def test_evaluation_reads_remote_shards(bucket, tmp_path):
     uri, _ = bucket
     rows = []
@@ -111,7 +112,10 @@ def test_evaluation_reads_remote_shards(bucket, tmp_path):
 
 @pytest.mark.parametrize(
     ("pack_targets", "training", "name"),
-    [(pack_masks, segmentations.training, "maps"), (pack_objects, detections.training, "objects")],
+    [
+        pytest.param(pack_masks, segmentations.training, "maps", marks=pytest.mark.thorough),
+        (pack_objects, detections.training, "objects"),
+    ],
 )
 def test_targets_on_a_server_are_read_as_local_ones_are(bucket, tmp_path, pack_targets, training, name):
     remote = bucket[0].replace("/small?", f"/{name}?")

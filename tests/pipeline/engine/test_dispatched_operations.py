@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,6 +51,7 @@ def count(world: World, folder: str) -> dict[str, Counter[str]]:
     return {"step": step.counts, "ema": average.counts}
 
 
+@pytest.mark.thorough
 def test_an_optimizer_step_dispatches_few_operations(tmp_path: Path):
     [counts] = run_ranks(count, 1, str(tmp_path))
     assert sum(counts["step"].values()) <= STEP_BUDGET, counts["step"].most_common(12)

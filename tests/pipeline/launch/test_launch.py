@@ -144,6 +144,7 @@ def test_a_dry_run_says_how_the_micro_batch_is_found_and_a_launch_takes_the_one_
     assert "run/micro_batch.json is damaged: restore it, or remove it" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_weights_of_another_network_or_not_whole_are_refused_before_anything_is_queued(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny = transxnet.transxnet_t(image_size=32, num_classes=3).state_dict()

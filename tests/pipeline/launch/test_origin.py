@@ -33,6 +33,7 @@ def trained(folder: Path, uri: str, name: str = "run") -> Path:
     return run_dir
 
 
+@pytest.mark.thorough
 def test_a_run_whose_checkpoints_are_gone_is_refused_and_begins_again_beside_what_it_was(tmp_path: Path):
     uri = new_store(tmp_path)
     run_dir = trained(tmp_path, uri)

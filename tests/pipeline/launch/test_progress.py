@@ -9,7 +9,7 @@ from pipeline.launch.progress import Progress
 from tests.support.tracking_runs import append_records
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("terminal", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_remaining_time_does_not_count_the_time_between_two_attempts(run_dir, monkeypatch, capsys, terminal):
     monkeypatch.setattr("pipeline.launch.progress.LINE_EVERY_S", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)

@@ -215,6 +215,7 @@ def test_registering_again_gives_the_same_version_and_sets_the_alias(home, regis
     assert "production" in again.aliases
 
 
+@pytest.mark.thorough
 def test_a_registered_name_of_its_own_leaves_the_default_model_alone(home, registered):
     shutil.copytree(home / "runs/first", home / "runs/toy")
     config = json.loads((home / "runs/toy/config.json").read_text())
@@ -300,6 +301,7 @@ def test_a_registered_model_of_another_variant_is_refused_at_the_launch(home, re
         check_weights(TrainConfig(model=ModelConfig(name="transxnet_t"), initialise_from=source))
 
 
+@pytest.mark.thorough
 def test_evaluation_reproduces_the_recorded_accuracy_from_every_source(home, digits, registered, monkeypatch, capsys):
     card, _ = registered
     monkeypatch.chdir(home)

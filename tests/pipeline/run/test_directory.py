@@ -31,7 +31,7 @@ def test_a_run_directory_belongs_to_one_training(tmp_path: Path):
     with pytest.raises(RunDirectoryError, match="another attempt"):
         run_directory.lock(run)
     with pytest.raises(RunDirectoryError, match="another attempt"):
-        run_directory.lock(run, patience_s=1.5)
+        run_directory.lock(run, patience_s=0.5)
     held.close()
     run_directory.lock(run).close()
 

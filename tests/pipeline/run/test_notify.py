@@ -28,10 +28,10 @@ def begun(run_dir):
     [
         (Outcome.FINISHED, "finished", "finished"),
         # Also where a job of a chain sees that one before it has failed, and so calls no task.
-        (Outcome.FAILED, "failed", "failed"),
-        (Outcome.CANCELLED, "cancelled", "cancelled"),
+        pytest.param(Outcome.FAILED, "failed", "failed", marks=pytest.mark.thorough),
+        pytest.param(Outcome.CANCELLED, "cancelled", "cancelled", marks=pytest.mark.thorough),
         (Outcome.FAILED, "given up", "given up"),
-        (Outcome.STOPPED, "stopped", "stopped"),
+        pytest.param(Outcome.STOPPED, "stopped", "stopped", marks=pytest.mark.thorough),
         (Outcome.INTERRUPTED, "requeued", None),
     ],
 )

@@ -61,6 +61,7 @@ def test_an_offline_run_has_the_steps_that_no_resumed_run_computes_again(run_dir
     assert in_wandb(run_dir, "train/loss") == [(r["step"], r["loss"]) for r in read_metrics(run_dir)[:8]]
 
 
+@pytest.mark.thorough
 def test_several_runs_are_written_side_by_side(run_dir, tmp_path, capsys):
     second = tmp_path / "second run"
     config_json(second, TrainConfig(steps=100), None)

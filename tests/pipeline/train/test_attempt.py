@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_then_stops_the_run(tmp_path: P
     ("moment", "finishes"),
     [
         # The network and the engine are built, and the first batch is being read.
-        (lambda run_dir: bool(read_events(run_dir)), False),
+        pytest.param(lambda run_dir: bool(read_events(run_dir)), False, marks=pytest.mark.thorough),
         # The last step, then the final evaluation, which the next attempt makes up for.
         pytest.param(lambda run_dir: finished_steps(run_dir) >= STEPS - 1, False, marks=pytest.mark.thorough),
         # The last checkpoint, then the export.

@@ -115,6 +115,7 @@ def a_hang_between_the_last_collective_of_a_step_and_its_end(world: World, folde
         sum_over_ranks([0.0])
 
 
+@pytest.mark.thorough
 def test_a_rank_that_hangs_at_the_end_of_a_step_says_where_it_is(tmp_path: Path):
     run_ranks(a_hang_between_the_last_collective_of_a_step_and_its_end, 2, str(tmp_path))
     [hang] = [event for event in read_events(tmp_path) if event["event"] == "hang"]
