@@ -42,7 +42,7 @@ def test_who_keeps_the_others_waiting(ranks: list[Whereabouts | None], hanging: 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_hangs_at_a_line_is_named_with_it_before_the_time_out(tmp_path: Path, rank: int):
     pack(tmp_path / "shards", (24,))
     pack(tmp_path / "shards", (8,), split="validation")
