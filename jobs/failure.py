@@ -90,12 +90,16 @@ _KILLED = re.compile(
     r"rank \d+: killed by \w+|Node failure on \S+"
     r"|task \d+: (Killed|Out Of Memory|Segmentation fault|Bus error|Aborted)\b"
 )
+_BEGINS = re.compile(r"attempt \d+: rank 0: |Starting with JobEnvironment")
+"""What an attempt begins with in the log of the controller, and in that of rank 0; all attempts write to the same."""
 
 
 def find_killed_process(folder: Path, job_id: str) -> str:
-    """What srun or the local controller reported of the first process that was killed, or "" where none was."""
+    """What srun or the local controller reported of the newest attempt's first killed process, or "" without one."""
     for name in (f"{job_id}_controller.log", f"{job_id}_0_log.out"):
-        found = _KILLED.search(tail(folder / name, lines=200))
+        log = tail(folder / name, lines=200)
+        begin = max((start.start() for start in _BEGINS.finditer(log)), default=0)
+        found = _KILLED.search(log, begin)
         if found:
             return found.group()
     return ""

@@ -8,7 +8,7 @@ from jobs import attempt_log
 from jobs.attempt_log import last_outcome
 from jobs.failure import find_killed_process, tail
 from jobs.slurm import ask, own_job
-from jobs.submission import FINAL_STATES, Submission, Update
+from jobs.submission import FINAL_STATES, NO_ANSWER, Submission, Update
 
 _GOES_ON = ("", "requeued", "lost", "peer lost")
 """Outcomes in the attempt log after which a job goes on, unless it is cancelled."""
@@ -84,11 +84,14 @@ class SlurmSubmission(Submission):
         )
 
     def failure(self) -> str:
-        """Why the job failed: what the ranks reported, or else Slurm's state and the end of rank 0's log."""
+        """Why the job failed: what the ranks reported, or else Slurm's state and the end of rank 0's log.
+
+        That Slurm does not answer becomes part of the message, since the caller knows that the job has failed.
+        """
         reported = super().failure()
         if reported:
             return reported
-        update = self.update()
+        update, _ = self.poll()
         if _slurm_holds(update):
             return (
                 f"Slurm holds job {self.job_id} ({update.reason}): scontrol release {self.job_id} lets it go on, and "
@@ -106,4 +109,5 @@ class SlurmSubmission(Submission):
             if last
             else f"; it left no log in {self.folder}: is that folder on a disk that the nodes see?"
         )
-        return f"job {self.job_id} ended as {update.state}{reason}{where}"
+        how = "failed, and Slurm does not say how" if update.state == NO_ANSWER else f"ended as {update.state}"
+        return f"job {self.job_id} {how}{reason}{where}"

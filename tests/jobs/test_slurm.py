@@ -70,3 +70,5 @@ def test_a_job_whose_ranks_left_no_error_is_described_by_what_slurm_knows(fake_c
     assert job.failure().startswith("job 7 ended as TIMEOUT (TimeLimit); it left no log")
     fake_command("scontrol", "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=2:0")
     assert job.failure().startswith("job 7 ended as FAILED (NonZeroExitCode, exit status 2);")
+    fake_command("scontrol", error="slurm_load_jobs error: Unable to contact slurm controller", status=1)
+    assert job.failure().startswith("job 7 failed, and Slurm does not say how (scontrol: slurm_load_jobs error")
