@@ -44,8 +44,7 @@ def describe_end(run_dir: Path, outcome: Outcome) -> str:
     if registered:
         lines += _registered_model(run_dir, registered, card)
     elif outcome is Outcome.FINISHED and awaiting(run_dir):
-        lines.append("the model is registered by the job that evaluates its last checkpoints:")
-        lines.append(f"    python -m pipeline.status {run_dir} --watch")
+        lines += _unevaluated(run_dir)
     elif outcome is Outcome.FINISHED:
         lines.append("the model is not registered yet; when the tracking server answers:")
         lines.append(f"    python -m pipeline.register {run_dir}")
@@ -110,6 +109,21 @@ def _tracking_database(run_dir: Path) -> str | None:
     except ValueError:
         return None
     return uri if local_database(uri) is not None else None
+
+
+def _unevaluated(run_dir: Path) -> Iterator[str]:
+    """Yield who evaluates the last checkpoints of a finished run and registers its model, or how to have it done."""
+    from pipeline.launch.evaluation import will_be_evaluated
+
+    if will_be_evaluated(run_dir):
+        yield "the model is registered by the job that evaluates its last checkpoints:"
+        yield f"    python -m pipeline.status {run_dir} --watch"
+        return
+    steps = ", ".join(map(str, awaiting(run_dir)))
+    yield f"step {steps} awaits its evaluation, and no job is left for it; to evaluate it and register the model:"
+    yield f"    the same command with --run-dir {run_dir}"
+    yield "to register it without:"
+    yield f"    python -m pipeline.register {run_dir}"
 
 
 def _registered_model(run_dir: Path, registered: dict[str, Any], card: ModelCard | None) -> list[str]:

@@ -86,7 +86,7 @@ def conclude(run_dir: Path, *, follow: bool) -> int:
     """
     from jobs import Outcome
     from pipeline.launch.closing import describe_end
-    from pipeline.launch.evaluation import conclude_evaluations, training_that_evaluates
+    from pipeline.launch.evaluation import conclude_evaluations, will_be_evaluated
     from pipeline.run.files import is_registered
 
     was_registered = is_registered(run_dir)
@@ -99,12 +99,7 @@ def conclude(run_dir: Path, *, follow: bool) -> int:
 
         Mirror.complete(run_dir)
     print(describe_end(run_dir, Outcome.FINISHED))
-    from pipeline.train.completion import has_evaluation_job
-
-    if is_registered(run_dir):
-        return 0
-    will_be = not follow and (has_evaluation_job(run_dir) or training_that_evaluates(run_dir) is not None)
-    return 0 if will_be else 1
+    return 0 if is_registered(run_dir) or (not follow and will_be_evaluated(run_dir)) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

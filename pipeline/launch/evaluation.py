@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from jobs import (
     Submission,
     attach,
     fit_resources,
+    forget_submission,
     node_groups,
     with_cores,
 )
+from pipeline.config.schema import ConfigError
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.run.config import read_config
 from pipeline.run.evaluations import awaiting
@@ -96,6 +98,45 @@ def keep_gpus(options: LaunchOptions, resources: Resources) -> Resources:
     return dataclasses.replace(resources, tasks_per_node=gpus - kept if tasks is None else tasks)
 
 
+def refuse_unnamed_gpus(options: LaunchOptions, resources: Resources, found: int | None) -> None:
+    """Refuse to guess in the allocation which of the GPUs that nodes have are the job's: CPU cores would evaluate.
+
+    Args:
+        options: the flags.
+        resources: of the training.
+        found: GPUs of a node.
+
+    Raises:
+        LaunchError: the flags name a number of ranks and no number of GPUs.
+    """
+    if options.evaluate == "allocation" and options.evaluate_gpus is None and resources.gpus_per_node is None and found:
+        raise LaunchError(
+            f"--evaluate allocation: nodes have {found} GPUs, and the flags do not say how many the job gets: add "
+            f"--gpus-per-node {found}, or --evaluate-gpus 0 if CPU cores are to evaluate"
+        )
+
+
+def kept_gpus_hint(options: LaunchOptions, resources: Resources, check: Callable[[int], None]) -> str:
+    """Return what to add to the error of a training that would suit fewer ranks; "" if kept GPUs have no part in it.
+
+    Args:
+        options: the flags.
+        resources: of the training.
+        check: raises ConfigError where a number of ranks does not suit the training.
+    """
+    kept, gpus = evaluation_gpus(options, resources), resources.gpus_per_node or 0
+    if options.evaluate != "allocation" or kept == 0 or options.resources.tasks_per_node is not None:
+        return ""
+    for more in range(kept + 1, gpus):
+        with contextlib.suppress(ConfigError):
+            check(resources.nodes * (gpus - more))
+            return (
+                f"; --evaluate allocation keeps {kept} of {gpus} GPUs of each node from the training: --evaluate-gpus "
+                f"{more} would fit as well"
+            )
+    return ""
+
+
 def cores_of_rank(options: LaunchOptions, resources: Resources, workers: int) -> int:
     """Return how many busy processes there are for each rank, itself included.
 
@@ -149,14 +190,16 @@ def evaluation_resources(
         # None are asked for, and none are hidden.
         gpus = None
     processes = max(1, gpus or 0)
-    share = processes / resources.processes_per_node
-    asked = options.resources
+    # No more of a node than the training takes.
+    ranks, asked = resources.processes_per_node, options.resources
+    share = min(1.0, processes / ranks)
+    cores = None if asked.cpus_per_task is None else max(1, int(asked.cpus_per_task * min(1.0, ranks / processes)))
     wanted = dataclasses.replace(
         resources,
         nodes=1,
         gpus_per_node=gpus,
         tasks_per_node=processes,
-        cpus_per_task=asked.cpus_per_task,
+        cpus_per_task=cores,
         mem_gb=None if asked.mem_gb is None else asked.mem_gb * share,
         timeout_min=options.evaluate_timeout_min or asked.timeout_min,
         partition=options.evaluate_partition or asked.partition,
@@ -198,6 +241,27 @@ def evaluation_facts(
     }
 
 
+def end_waiting_evaluation(run_dir: Path) -> None:
+    """Cancel a job that waits to evaluate, if from now on the training's allocation does, which would wait for it.
+
+    Args:
+        run_dir: of a run that is to be trained, with its `config.json`.
+
+    Raises:
+        JobError: the cluster does not cancel the job.
+    """
+    from pipeline.train.evaluation_jobs import jobs_folder
+
+    if not (read_config(run_dir).evaluation or {}).get("in_allocation"):
+        return
+    job = attach(jobs_folder(run_dir))
+    if job is not None and job.poll()[0].state == "PENDING":
+        job.cancel()
+        # One that a user cancels is a wish to have nothing evaluated for a while.
+        forget_submission(jobs_folder(run_dir))
+        print(f"evaluation job {job.job_id} is cancelled before it has begun: the training's allocation evaluates")
+
+
 def training_that_evaluates(run_dir: Path) -> Submission | None:
     """Return the training's job if it evaluates in its allocation, and has something left to evaluate."""
     settings = read_config(run_dir).evaluation
@@ -208,6 +272,13 @@ def training_that_evaluates(run_dir: Path) -> Submission | None:
         if job is not None and job.poll()[1] is None:
             return job
     return None
+
+
+def will_be_evaluated(run_dir: Path) -> bool:
+    """Return whether a job is left that evaluates what awaits it and then registers the model."""
+    from pipeline.train.completion import has_evaluation_job
+
+    return has_evaluation_job(run_dir) or training_that_evaluates(run_dir) is not None
 
 
 def conclude_evaluations(run_dir: Path, *, follow: bool) -> bool:
@@ -233,7 +304,8 @@ def conclude_evaluations(run_dir: Path, *, follow: bool) -> bool:
         print(f"step {steps} awaits its evaluation by job {training.job_id}, which has trained it")
         if not follow:
             return True
-        training.wait()
+        if training.wait() is Outcome.DETACHED:
+            return True
     jobs = EvaluationJobs(run_dir)
     if awaiting(run_dir) and jobs.submit_if_due() and jobs.submission is not None:
         steps = ", ".join(map(str, awaiting(run_dir)))

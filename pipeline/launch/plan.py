@@ -13,13 +13,15 @@ from jobs import Cluster, Code, Resources
 from pipeline.common.packages import PACKAGES
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.config.paths import absolute_path, with_absolute_paths
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import ConfigError, TrainConfig
 from pipeline.launch import checks, place_checks
 from pipeline.launch.evaluation import (
     cores_of_rank,
     evaluation_facts,
     evaluation_resources,
     keep_gpus,
+    kept_gpus_hint,
+    refuse_unnamed_gpus,
     refuse_unused_flags,
     warn_of_idle_gpus,
 )
@@ -150,8 +152,7 @@ def build_plan(options: LaunchOptions) -> Plan:
     warn_of_idle_gpus(options, resources)
     for run in runs:
         place_checks.check_gpus(run.config, resources, cluster)
-        member = run.run_dir.name if options.sweep else None
-        checks.check_training(run.config, resources.world_size, run.run_dir, member)
+        _check_training(options, resources, run)
         if resources.container_image and not resources.container_mounts:
             checks.check_container_sees(run.config.data, run.run_dir)
     workers = max(run.config.data.workers for run in runs)
@@ -164,6 +165,19 @@ def build_plan(options: LaunchOptions) -> Plan:
         options=options,
         evaluation=evaluation_resources(options, resources, cluster, workers),
     )
+
+
+def _check_training(options: LaunchOptions, resources: Resources, run: PlannedRun) -> None:
+    """Check a training, as `check_training` does; an error also says which GPUs without a rank are its cause."""
+    member = run.run_dir.name if options.sweep else None
+
+    def check(world_size: int) -> None:
+        checks.check_training(run.config, world_size, run.run_dir, member)
+
+    try:
+        check(resources.world_size)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{kept_gpus_hint(options, resources, check)}") from None
 
 
 def _plan_runs(options: LaunchOptions, run_dir: Path) -> tuple[PlannedRun, ...]:
@@ -227,6 +241,8 @@ def _complete_resources(options: LaunchOptions, cluster: Cluster) -> Resources:
     refused = [SlurmError] if options.dry_run else []
     with contextlib.suppress(*refused):
         resources = with_gpus_found(resources, cluster)
+        found = with_gpus_found(dataclasses.replace(resources, tasks_per_node=None), cluster).gpus_per_node
+        refuse_unnamed_gpus(options, resources, found)
     resources = keep_gpus(options, resources)
     with contextlib.suppress(*refused):
         if cluster == "slurm":

@@ -8,6 +8,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
 from pipeline.launch.elsewhere import check_mirror_of, use_mirror_of
+from pipeline.launch.evaluation import end_waiting_evaluation
 from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan, PlannedRun
@@ -34,6 +35,7 @@ def prepare_run(plan: Plan, run: PlannedRun, told: set[str] | None = None) -> Ch
 
     Raises:
         LaunchError, ShardingError, ConfigError, RunDirectoryError: as `check_start`, `check_run` and `check_teacher`.
+        JobError: an evaluation job that would not begin in time cannot be cancelled.
         MirrorError: the run cannot be copied to `--mirror`.
     """
     check_start(run.run_dir, run.config, plan.options)
@@ -47,6 +49,8 @@ def prepare_run(plan: Plan, run: PlannedRun, told: set[str] | None = None) -> Ch
     run_directory.prepare(run.run_dir, run.config, checked.facts)
     if plan.options.notify is not None:
         notify.remember(run.run_dir, plan.options.notify)
+    if not is_exported(run.run_dir):
+        end_waiting_evaluation(run.run_dir)
     use_mirror_of(plan, run)
     keep_changes(PROJECT_ROOT, run.run_dir)
     notices = find_notices(plan.cluster, plan.resources)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs import Outcome, Submission, Update, private_directory, submit_array, wait_all
 from pipeline.common.errors import PipelineError
 from pipeline.launch.closing import as_typed, describe_return, describe_sweep_end
-from pipeline.launch.evaluation import conclude_evaluations
+from pipeline.launch.evaluation import conclude_evaluations, will_be_evaluated
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.progress import Progress
 from pipeline.launch.run import describe_cluster, prepare_run, submit_run
@@ -142,11 +142,9 @@ def _conclude(plan: Plan) -> int:
 
     With `--no-wait` an evaluation job that will register a model is enough.
     """
-    from pipeline.train.completion import has_evaluation_job
-
     for run in plan.runs:
         conclude_evaluations(run.run_dir, follow=plan.options.wait)
     print(describe_sweep_end(plan.run_dir, [run.run_dir for run in plan.runs]))
     folders = [run.run_dir for run in plan.runs]
     unregistered = [folder for folder in folders if not is_registered(folder)]
-    return 1 if unregistered and (plan.options.wait or not all(map(has_evaluation_job, unregistered))) else 0
+    return 1 if unregistered and (plan.options.wait or not all(map(will_be_evaluated, unregistered))) else 0

@@ -1,10 +1,12 @@
 """Who evaluates beside a training, and what the two leave each other of the allocation."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jobs import Resources
+from pipeline.config.schema import ConfigError
 from pipeline.launch.evaluation import (
     cores_of_rank,
     evaluation_facts,
@@ -14,6 +16,8 @@ from pipeline.launch.evaluation import (
     warn_of_idle_gpus,
 )
 from pipeline.launch.options import LaunchError, LaunchOptions
+from pipeline.launch.plan import build_plan
+from pipeline.recipes import RECIPES
 
 IN_ALLOCATION = LaunchOptions(evaluate="allocation")
 
@@ -65,6 +69,25 @@ def test_gpus_that_a_node_does_not_have_are_refused(kept: int | None, asked: Res
     assert "\n" not in str(refused.value)
 
 
+def test_ranks_that_no_longer_divide_the_global_batch_are_refused_with_what_fits(tmp_path: Path):
+    options = LaunchOptions(
+        recipe="tiny",
+        train=RECIPES["tiny"].train(),
+        cluster="local",
+        evaluate="allocation",
+        resources=Resources(gpus_per_node=8),
+        run_dir=str(tmp_path / "run"),
+        dry_run=True,
+    )
+    with pytest.raises(ConfigError) as refused:
+        build_plan(options)
+    assert "world_size 7" in str(refused.value)
+    assert str(refused.value).endswith(
+        "; --evaluate allocation keeps 1 of 8 GPUs of each node from the training: --evaluate-gpus 4 would fit as well"
+    )
+    assert build_plan(replace(options, evaluate_gpus=4)).resources.world_size == 4
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -79,6 +102,33 @@ def test_gpus_that_a_node_does_not_have_are_refused(kept: int | None, asked: Res
 def test_flags_of_another_way_to_evaluate_are_refused(options: LaunchOptions, words: str):
     with pytest.raises(LaunchError, match=words):
         refuse_unused_flags(options, "local")
+
+
+def test_ranks_without_a_number_of_gpus_are_refused_where_nodes_have_some(monkeypatch: pytest.MonkeyPatch):
+    options = LaunchOptions(
+        recipe="demo",
+        train=RECIPES["demo"].train(),
+        cluster="local",
+        evaluate="allocation",
+        resources=Resources(tasks_per_node=2),
+        dry_run=True,
+    )
+    assert build_plan(options).evaluation is not None
+    monkeypatch.setattr("pipeline.launch.plan.query_gpus", lambda _: ["H200"] * 4)
+    with pytest.raises(LaunchError, match=r"nodes have 4 GPUs, .*: add --gpus-per-node 4, or --evaluate-gpus 0 if"):
+        build_plan(options)
+    plan = build_plan(replace(options, evaluate_gpus=0))
+    assert plan.evaluation is not None
+    assert plan.evaluation.gpus_per_node == 0
+
+
+def test_an_evaluation_takes_no_more_of_a_node_than_the_training():
+    asked = Resources(gpus_per_node=8, tasks_per_node=2, cpus_per_task=24, mem_gb=400.0)
+    for kept, cores, memory in ((6, 8, 400.0), (1, 24, 200.0)):
+        options = replace(IN_ALLOCATION, evaluate_gpus=kept, resources=asked)
+        wanted = evaluation_resources(options, keep_gpus(options, asked), "local", workers=2)
+        assert wanted is not None
+        assert (wanted.cpus_per_task, wanted.mem_gb) == (cores, memory)
 
 
 def test_gpus_that_idle_are_named(capsys: pytest.CaptureFixture[str]):
