@@ -88,8 +88,6 @@ class Attempt:
                 tags = {"job_id": os.environ["JOB_ID"]} if "JOB_ID" in os.environ else {}
                 self._mirror = Mirror.start(self._run_dir)
                 self._tracker = Tracker.start(self._run_dir, attempt=recorder.attempt, world_size=world.size, tags=tags)
-                if evaluation is not None:
-                    self._evaluations = EvaluationProcess(self._run_dir, cores)
             elif world.local_rank == 0:
                 # The tracker's worker monitors the node of rank 0.
                 self._monitor = SystemMonitor.start(self._run_dir, int(os.environ.get("GROUP_RANK", world.rank)))
@@ -97,6 +95,9 @@ class Attempt:
             if should_run(config, world) and not preflight(self._run_dir, config, world, recorder):
                 return False
             recorder.lap("preflight")
+            if world.is_main and evaluation is not None:
+                # Not before: evaluations would burden the node that is measured.
+                self._evaluations = EvaluationProcess(self._run_dir, cores)
             memory = open_memory_snapshot(self._run_dir, world, recorder, wanted=config.memory_snapshot)
             with CollectiveTimer() as timer, contextlib.closing(memory):
                 training = Training(self._run_dir, world, recorder, self._tracker, timer, memory)

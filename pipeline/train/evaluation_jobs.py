@@ -8,10 +8,21 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import Cluster, JobError, Outcome, Resources, Submission, attach, is_running_locally, submit
+from jobs import (
+    Cluster,
+    JobError,
+    Outcome,
+    Resources,
+    StopRequested,
+    Submission,
+    attach,
+    is_running_locally,
+    submit,
+)
 from pipeline.common.errors import one_line
 from pipeline.common.processes import ONE_THREAD
 from pipeline.run.config import read_config
@@ -22,11 +33,22 @@ from pipeline.run.system import query_gpus
 from pipeline.train.evaluation_task import EvaluationTask
 
 ASK_EVERY_S = 15.0
-"""Shortest time between two questions to a cluster about a job, and between two submissions that it refuses."""
+"""Shortest time between two questions to a cluster about a job, and between two submissions that it refuses.
+
+It is also the pause after a job that has failed, which doubles with each further one in a row."""
+LONGEST_PAUSE_S = 600.0
+"""Longest pause after failed jobs beside the training."""
+LONGEST_PAUSE_AT_END_S = 60.0
+"""Longest pause after failed jobs once the training has ended, whose nodes wait."""
+HAND_OVER_S = 30.0
+"""How long a job of the cluster is held back for the end of the processes whose work it takes on."""
+ORPHANS_S = 150.0
+"""How long the end of a training waits for evaluating processes whose parent was killed: so long they may take to end.
+"""
 STOP_S = 8.0
 """How long an interrupted training waits for the end of the batch that is evaluated beside it."""
 MOST_FAILURES = MAX_TRIES + 1
-"""Failed jobs in a row after which none is submitted before the training's end: enough to give a checkpoint up."""
+"""Failed jobs in a row after which rank 0's node evaluates at the training's end, and as many there are the last."""
 
 
 def jobs_folder(run_dir: Path) -> Path:
@@ -47,13 +69,15 @@ class EvaluationJobs:
         self._run_dir = run_dir
         settings = read_config(run_dir).evaluation
         assert settings is not None
+        self._beside_training = beside_training
         self._in_allocation = beside_training and bool(settings.get("in_allocation"))
-        self._cluster: Cluster = "local" if self._in_allocation else settings["cluster"]
+        self._queue: Cluster = settings["cluster"]
+        self._cluster: Cluster = "local" if self._in_allocation else self._queue
         self._name = settings["name"]
         self._resources = _resources(settings)
         self._submission: Submission | None = None
         self._is_refused = self._is_cancelled = self._has_ended = False
-        self._failures, self._asked, self._refused = 0, -math.inf, -math.inf
+        self._failures, self._asked, self._refused, self._failed = 0, -math.inf, -math.inf, -math.inf
         try:
             self._submission = attach(jobs_folder(run_dir))
         except JobError as error:
@@ -68,9 +92,9 @@ class EvaluationJobs:
         """Submit a job if checkpoints await their evaluation and there is none; say how the last one has failed.
 
         Returns:
-            Whether nothing awaits its evaluation, or there is a job for it. A refusal of the cluster is logged once;
-            after a few jobs that have failed, or one that was cancelled, no other one is submitted before the
-            training's end.
+            Whether nothing awaits its evaluation, or there is a job for it. A refusal of the cluster is logged once.
+            After one that has failed there is a pause; after one that was cancelled, no other one is submitted before
+            the training's end.
         """
         if not awaiting(self._run_dir) or self._is_queued():
             return True
@@ -78,13 +102,19 @@ class EvaluationJobs:
             # Processes of the attempt before, which end with it.
             return False
         waits = self._is_refused and time.monotonic() - self._refused < ASK_EVERY_S
-        if self._failures >= MOST_FAILURES or self._is_cancelled or waits:
+        # At the end rank 0's node does better than jobs that have failed in a row.
+        is_hopeless = self._has_ended and self._failures >= MOST_FAILURES
+        if is_hopeless or self._is_cancelled or waits or self._pause() > 0:
             return False
         return self._submit(self._cluster)
 
-    def finish(self) -> None:
-        """See to it that all is evaluated after the training: by a job that goes on without it, or here and now."""
-        self._asked = self._refused = -math.inf
+    def finish(self, stop_requested: StopRequested = lambda: False) -> None:
+        """See to it that all is evaluated after the training: by a job that goes on without it, or here and now.
+
+        Args:
+            stop_requested: whether the job of the training is about to end; what is left is then left to `hand_over`.
+        """
+        self._asked = self._refused = self._failed = -math.inf
         self._is_cancelled, self._has_ended = False, True
         self.submit_if_due()
         while self._submission and awaiting(self._run_dir) and is_leaving(self._run_dir, self._submission.job_id):
@@ -92,13 +122,24 @@ class EvaluationJobs:
             self._asked = -math.inf
             if self._is_queued():
                 time.sleep(0.5)
+        # What has failed just now is repeated where it does not keep the training's nodes.
+        self._failed = -math.inf
         self.submit_if_due()
         if self._is_queued():
             assert self._submission is not None
             if self._submission.goes_on_alone:
                 return
-            self._wait()
-        self._evaluate_here()
+            self._wait(stop_requested)
+        self._evaluate_here(stop_requested)
+
+    def hand_over(self) -> None:
+        """Submit a job of its own for what the job of the training has no time to evaluate, where there is a queue."""
+        if self._queue != "slurm" or not awaiting(self._run_dir):
+            return
+        deadline = time.monotonic() + HAND_OVER_S
+        while is_running_locally(jobs_folder(self._run_dir)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        self._submit("slurm")
 
     def stop(self) -> None:
         """Ask processes of this machine that evaluate to stop after a batch, and wait a while for their end."""
@@ -109,23 +150,41 @@ class EvaluationJobs:
         deadline = time.monotonic() + STOP_S
         while submission.poll()[1] is None and time.monotonic() < deadline:
             time.sleep(0.1)
+        self._submission = None
 
-    def _evaluate_here(self) -> None:
+    def _evaluate_here(self, stop_requested: StopRequested) -> None:
         """Evaluate what is left on this machine, and wait for the end.
 
         Each checkpoint is tried until it is evaluated or given up, unless the jobs fail before they try one.
         """
         task, fruitless = EvaluationTask(self._run_dir), 0
-        while awaiting(self._run_dir) and fruitless < MOST_FAILURES and self._submit("local"):
+        self._failures, orphans_until = 0, time.monotonic() + ORPHANS_S
+        while awaiting(self._run_dir) and fruitless < MOST_FAILURES and not stop_requested():
+            has_orphans = time.monotonic() < orphans_until and is_running_locally(jobs_folder(self._run_dir))
+            if has_orphans or self._pause() > 0:
+                time.sleep(0.5)
+                continue
+            if not self._submit("local"):
+                return
             before = task.progress()
-            self._wait()
+            self._wait(stop_requested)
             fruitless = fruitless + 1 if task.progress() == before else 0
 
-    def _wait(self) -> None:
-        """Wait for the end of the last job, and say how it has failed."""
-        assert self._submission is not None
-        self._submission.wait(poll_s=0.5)
-        self._is_queued()
+    def _pause(self) -> float:
+        """Return the seconds until another job may follow those that have failed; 0: none is too many."""
+        if self._failures == 0:
+            return 0.0
+        longest = LONGEST_PAUSE_AT_END_S if self._has_ended else LONGEST_PAUSE_S
+        pause = min(ASK_EVERY_S * 2 ** min(self._failures - 1, 16), longest)
+        return max(0.0, self._failed + pause - time.monotonic())
+
+    def _wait(self, stop_requested: StopRequested) -> None:
+        """Wait for the end of the last job, a process of this machine, or end it; how it has failed is logged."""
+        while self._is_queued():
+            if stop_requested():
+                self.stop()
+                return
+            time.sleep(0.5)
 
     def _is_queued(self) -> bool:
         """Whether the last job waits, runs, or will be started again; how a job has failed is logged."""
@@ -148,13 +207,17 @@ class EvaluationJobs:
                 "attempt at the training"
             )
         else:
-            self._failures += 1
+            self._failures, self._failed = self._failures + 1, now
             log(f"warning: evaluation job {submission.job_id} is {outcome.value}: {_reason(submission)}")
-            if self._failures == MOST_FAILURES:
-                log(f"warning: {self._failures} evaluation jobs in a row have failed; the next one is at the end")
+            if awaiting(self._run_dir):
+                log(f"another one follows in {self._pause():.0f} s")
         return False
 
     def _submit(self, cluster: Cluster) -> bool:
+        resources = self._resources
+        if cluster == "local" and self._beside_training:
+            # The job of the training has run these commands, in a shell and perhaps outside a container.
+            resources = replace(resources, setup=())
         try:
             # Submitting makes it otherwise, readable by others.
             (self._run_dir / EVALUATIONS).mkdir(mode=0o700, exist_ok=True)
@@ -163,7 +226,7 @@ class EvaluationJobs:
                     EvaluationTask(self._run_dir),
                     cluster=cluster,
                     folder=jobs_folder(self._run_dir),
-                    resources=self._resources,
+                    resources=resources,
                     name=self._name,
                 )
         except (JobError, OSError) as error:

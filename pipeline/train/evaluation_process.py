@@ -9,15 +9,23 @@ children may use all cores that the ranks of this node have together.
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.common.errors import one_line
 from pipeline.common.processes import PREEMPTION_SIGNALS, package_environment, preemption_blocked
 from pipeline.run.recorder import log
 
+if TYPE_CHECKING:
+    from pipeline.train.evaluation_jobs import EvaluationJobs
+
+_OF_TIME_LIMIT = {signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that announce the time limit of a job, and that no user's cancel sends."""
 FINISH = b"finish\n"
 LOOK_S = 2.0
 """Seconds between two looks at the checkpoints."""
@@ -51,34 +59,73 @@ class EvaluationProcess:
 
     def close(self, *, finished: bool) -> None:
         """End the process: at the end of a finished training once it, or this one in its place, has seen to all."""
-        if self._ended(finished=finished) == 0 or not finished:
+        if not finished:
+            self._leave()
             return
-        log("warning: the process that has checkpoints evaluated has failed; rank 0 sees to what is left")
+        with _noted_signals() as received:
+            if self._finished(received) == 0:
+                return
+            log("warning: the process that has checkpoints evaluated has failed; rank 0 sees to what is left")
+            self._finish_here(received)
+
+    def _finish_here(self, received: list[int]) -> None:
+        """Do what the process should have done at the end of the training."""
         from pipeline.train.evaluation_jobs import EvaluationJobs
 
         try:
-            EvaluationJobs(self._run_dir, beside_training=True).finish()
+            _finish(EvaluationJobs(self._run_dir, beside_training=True), received)
         except Exception as error:
             # The rest of the training's end does not depend on it.
             log(f"warning: not every checkpoint is evaluated: {one_line(error)}")
 
-    def _ended(self, *, finished: bool) -> int | None:
-        """End the process; return its exit code, None if it was never started."""
-        if self._process is None or self._process.stdin is None:
+    def _finished(self, received: list[int]) -> int | None:
+        """Have the process see to the rest, and pass on a stop signal; return its exit code, None if there is none."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
             return None
-        try:
-            if finished:
-                self._process.stdin.write(FINISH)
-            self._process.stdin.close()
-        except OSError:
-            pass
-        try:
-            return self._process.wait(None if finished else LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-        finally:
-            self._process = None
+        with contextlib.suppress(OSError):
+            process.stdin.write(FINISH)
+            process.stdin.close()
+        passed_on = 0
+        while process.poll() is None:
+            for number in received[passed_on:]:
+                process.send_signal(number)
+                passed_on += 1
+            time.sleep(0.2)
+        return process.returncode
+
+    def _leave(self) -> None:
+        """Have the process leave, since the training was interrupted."""
+        self.hasten()
+        if self._process is not None:
+            try:
+                self._process.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Note stop signals, which were ignored before, in a list, for as long as it takes. For the main thread."""
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in PREEMPTION_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(jobs: "EvaluationJobs", received: list[int]) -> None:
+    """See to what is left after the training, until a stop signal arrives; a time limit leaves it to a job of its own.
+
+    After other signals Slurm starts the job again, or its user wants no more of it.
+    """
+    jobs.finish(lambda: bool(received))
+    if _OF_TIME_LIMIT & set(received):
+        jobs.hand_over()
 
 
 def main(run_dir: Path, cores: Collection[int]) -> None:
@@ -88,8 +135,6 @@ def main(run_dir: Path, cores: Collection[int]) -> None:
         run_dir: of the run.
         cores: that this process and its children may use; empty: those that it has.
     """
-    import signal
-
     from pipeline.train.evaluation_jobs import EvaluationJobs
 
     # The scheduler signals every process of a job; rank 0 tells this one when it ends.
@@ -113,7 +158,8 @@ def main(run_dir: Path, cores: Collection[int]) -> None:
         readable, _, _ = select.select([sys.stdin], [], [], LOOK_S)
         if readable:
             if os.read(sys.stdin.fileno(), len(FINISH)) == FINISH:
-                jobs.finish()
+                with _noted_signals() as received:
+                    _finish(jobs, received)
             else:
                 jobs.stop()
             return

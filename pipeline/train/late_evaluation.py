@@ -1,5 +1,6 @@
 """Evaluates the checkpoints of a run that await it, in processes beside the training or after it."""
 
+import faulthandler
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from sharding import load_manifest
 
 State = dict[str, torch.Tensor]
 Shapes = dict[str, torch.Size]
+_STDERR = 2
 REREAD_S = 5.0
 """Seconds until a checkpoint that could not be read is read again, where nothing else awaits its evaluation."""
 
@@ -55,7 +57,7 @@ def evaluate_awaiting(run_dir: Path, stop_requested: Callable[[], bool]) -> bool
             if chosen is None:
                 return True
             step, state = chosen  # pyright: ignore[reportGeneralTypeIssues]
-            if not _evaluate(run_dir, world, evaluator, step, state, stop_requested):
+            if not _evaluate(run_dir, world, evaluator, step, state, stop_requested, config.collective_timeout_s):
                 return False
     finally:
         leave_world()
@@ -114,17 +116,32 @@ def _evaluate(
     step: int,
     state: State,
     stop_requested: Callable[[], bool],
+    patience_s: float,
 ) -> bool:
-    """Evaluate the weights of a step and write the result; return False if asked to stop meanwhile. Collective."""
+    """Evaluate the weights of a step and write the result; return False if asked to stop meanwhile. Collective.
+
+    Where no batch comes for `patience_s` seconds, this process writes its stacks to the log and ends, which counts as a
+    failed try: no training waits for it at its end.
+    """
+
+    def stops() -> bool:
+        faulthandler.dump_traceback_later(patience_s, exit=True, file=_STDERR)
+        return stop_requested()
+
     began = monotonic()
-    scores = evaluator(state, step, stop_requested)
+    try:
+        stops()
+        scores = evaluator(state, step, stops)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if not world.is_main:
         return scores is not None
-    end_try(run_dir, step)
     if scores is None:
+        end_try(run_dir, step)
         log(f"step {step}: asked to stop; the evaluation begins again in the next attempt")
         return False
     write_evaluation(run_dir, step, scores, monotonic() - began)
+    end_try(run_dir, step)
     log(f"step {step}: {read_config(run_dir).task.scores.describe(scores)}")
     if evaluator.suspicion is not None:
         log(f"warning: {evaluator.suspicion}: compare the labels of both splits")

@@ -1,37 +1,36 @@
 """The jobs that evaluate checkpoints: when one is submitted, and what follows from its end."""
 
+import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from jobs import Cluster, JobError, Submission, Update
-from pipeline.common.errors import TrainingError
-from pipeline.config.schema import ModelConfig, TrainConfig
-from pipeline.engine.distributed import World
+from jobs import Cluster, JobError, Outcome, Resources, Submission, Update
 from pipeline.launch import evaluation as launch_evaluation
 from pipeline.launch import sweep
+from pipeline.launch.closing import describe_end
 from pipeline.launch.command import conclude
-from pipeline.run import directory as run_directory
-from pipeline.run.evaluations import AWAITS, MAX_TRIES, awaiting, begin_try, describe_problems, write_problem
+from pipeline.run.evaluations import (
+    MAX_TRIES,
+    awaiting,
+    begin_try,
+    describe_problems,
+    write_problem,
+)
 from pipeline.run.files import CONFIG_NAME
-from pipeline.run.recorder import Recorder
 from pipeline.run.status import read_status
 from pipeline.status.jobs import Jobs
-from pipeline.train import evaluation_jobs, late_evaluation
+from pipeline.train import evaluation_jobs
 from pipeline.train.completion import complete_or_explain
-from pipeline.train.evaluation import Evaluation
 from pipeline.train.evaluation_jobs import EvaluationJobs, jobs_folder
 from pipeline.train.evaluation_process import EvaluationProcess
-from pipeline.train.validation import Evaluator
 from pipeline.weights import card
-from tests.support.tracking_runs import write_checkpoint
-
-STEPS = (2, 4, 6)
+from tests.support.awaiting_runs import SETUP, STEPS, prepare_awaiting
 
 
 class Job(Submission):
@@ -42,6 +41,7 @@ class Job(Submission):
         self.cluster, self.goes_on_alone = cluster, cluster == "slurm"
         self.run = run
         self.state = Update(state="RUNNING")
+        self.is_cancelled = False
 
     def update(self) -> Update:
         if self.cluster == "local":
@@ -51,7 +51,8 @@ class Job(Submission):
     def is_over(self, update: Update) -> bool:
         return update.state not in ("RUNNING", "PENDING")
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
     def detach(self) -> str:
         return ""
@@ -62,30 +63,31 @@ class Scheduler:
 
     def __init__(self, local: Callable[[], Update]) -> None:
         self.jobs: list[Job] = []
+        self.setups: list[tuple[str, ...]] = []
         self.refuses = False
+        self.jobs_refused: set[str] = set()
         self.local = local
 
-    def submit(self, task: object, *, cluster: Cluster, folder: Path, **_: object) -> Job:
-        if self.refuses:
+    def submit(self, task: object, *, cluster: Cluster, folder: Path, resources: Resources, **_: object) -> Job:
+        if self.refuses or cluster in self.jobs_refused:
             raise JobError("sbatch refuses the job")
         folder.mkdir(exist_ok=True)
         self.jobs.append(Job(folder, cluster, len(self.jobs) + 1, self.local))
+        self.setups.append(resources.setup)
         self.jobs[-1].remember()
         return self.jobs[-1]
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run with three checkpoints that await their evaluation, none of which can be read."""
-    folder = tmp_path / "run"
-    evaluation = {"cluster": "slurm", "name": "evaluate", "resources": {}}
-    config = TrainConfig(steps=6, model=ModelConfig(name="transxnet_n"))
-    run_directory.prepare(folder, config, {"tracking_uri": None, "total_steps": 6, "evaluation": evaluation})
-    for step in STEPS:
-        write_checkpoint(folder, step)
-        manifest = folder / f"checkpoints/step_{step:08d}/manifest.json"
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {AWAITS: True}))
-    return folder
+    return prepare_awaiting(tmp_path / "run")
+
+
+def set_evaluation(run_dir: Path, **changes: object) -> None:
+    """Change how a run says that it is evaluated."""
+    content = json.loads((run_dir / CONFIG_NAME).read_text())
+    content["evaluation"] |= changes
+    (run_dir / CONFIG_NAME).write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -128,6 +130,7 @@ def test_a_cancelled_job_is_followed_by_none_before_the_end(
 ):
     jobs = EvaluationJobs(run_dir)
     assert jobs.submit_if_due()
+    assert scheduler.setups == [SETUP]
     scheduler.jobs[0].state = Update(state="CANCELLED")
     assert not jobs.submit_if_due()
     assert not jobs.submit_if_due()
@@ -136,24 +139,62 @@ def test_a_cancelled_job_is_followed_by_none_before_the_end(
     assert len(scheduler.jobs) == 2
 
 
-def test_a_checkpoint_that_always_fails_leaves_a_job_for_the_others_until_too_many_have_failed(
-    run_dir: Path, scheduler: Scheduler, capfd: pytest.CaptureFixture[str]
+class Clock:
+    """A clock that moves only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time as the evaluation jobs see it, with their real pauses."""
+    monkeypatch.setattr(evaluation_jobs, "ASK_EVERY_S", 15.0)
+    clock = Clock()
+    monkeypatch.setattr(evaluation_jobs, "time", clock)
+    return clock
+
+
+def test_after_jobs_that_fail_the_next_ones_come_later_and_later_but_come(
+    run_dir: Path, scheduler: Scheduler, clock: Clock
 ):
-    jobs = EvaluationJobs(run_dir)
-    for number in range(MAX_TRIES + 1):
-        assert jobs.submit_if_due()
-        scheduler.jobs[number].state = Update(state="FAILED")
-    assert not jobs.submit_if_due()
-    assert f"{MAX_TRIES + 1} evaluation jobs in a row have failed" in capfd.readouterr().out
+    scheduler.local = lambda: Update(state="FAILED")
+    set_evaluation(run_dir, in_allocation=True)
+    jobs = EvaluationJobs(run_dir, beside_training=True)
+    begun: list[float] = []
+    while clock.now < 2200:
+        jobs.submit_if_due()
+        if len(scheduler.jobs) > len(begun):
+            begun.append(clock.now)
+        clock.sleep(1.0)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(begun)]
+    assert pauses == [16, 31, 61, 121, 241, 481, 601, 601]
+
+
+def test_the_end_of_a_training_outlasts_a_disturbance_of_minutes(run_dir: Path, scheduler: Scheduler, clock: Clock):
+    scheduler.local = lambda: Update(state="FAILED")
+    jobs = EvaluationJobs(run_dir, beside_training=True)
+    scheduler.jobs_refused = {"slurm"}
+    jobs.finish()
+    assert [job.cluster for job in scheduler.jobs] == ["local"] * evaluation_jobs.MOST_FAILURES
+    assert 180 < clock.now < 600
 
 
 def test_at_the_end_every_checkpoint_is_tried_until_it_is_given_up(
     run_dir: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ):
-    jobs = EvaluationJobs(run_dir)
+    jobs = EvaluationJobs(run_dir, beside_training=True)
     monkeypatch.setattr(jobs, "_failures", evaluation_jobs.MOST_FAILURES)
     jobs.finish()
     assert not awaiting(run_dir)
+    # The environment of the training's job is set up, and /bin/sh may know no `module`.
+    assert set(scheduler.setups) == {()}
     assert [problem.split()[1] for problem in describe_problems(run_dir)] == [str(step) for step in STEPS]
 
 
@@ -196,54 +237,98 @@ def test_a_sweep_that_is_launched_again_submits_an_evaluation_and_does_not_wait_
     for module in (launch_evaluation, sweep):
         monkeypatch.setattr(module, "is_exported", lambda _: True)
     monkeypatch.setattr(Job, "wait", lambda *_, **__: pytest.fail("waits"))
-    plan = SimpleNamespace(runs=[SimpleNamespace(run_dir=run_dir)])
+    plan = SimpleNamespace(
+        run_dir=run_dir.parent, runs=[SimpleNamespace(run_dir=run_dir)], options=SimpleNamespace(wait=False)
+    )
     sweep._register_finished(plan)  # type: ignore[arg-type]
     assert len(scheduler.jobs) == 1
     assert "step 2, 4, 6 awaits its evaluation by job 1" in capfd.readouterr().out
     assert conclude(run_dir, follow=False) == 0
+    assert sweep._conclude(plan) == 0  # type: ignore[arg-type]
 
 
-def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    looks: list[int] = []
-
-    class Store:
-        def __init__(self, _: Path) -> None: ...
-
-        def read(self, step: int) -> int:
-            looks.append(step)
-            if step == max(STEPS) and looks.count(step) < 3:
-                raise OSError("Stale file handle")
-            return step
-
-    monkeypatch.setattr(late_evaluation, "CheckpointStore", Store)
-    monkeypatch.setattr(late_evaluation, "averaged_state", lambda *_: {})
-    monkeypatch.setattr(late_evaluation, "REREAD_S", 0.0)
-    order = []
-    while (chosen := late_evaluation._next(run_dir, {})) is not None:
-        order.append(chosen[0])
-        write_problem(run_dir, chosen[0], "evaluated")
-    assert sorted(order) == list(STEPS)
-    assert looks == [6, 4, 6, 2, 6]
+def test_ctrl_c_leaves_a_training_that_evaluates_its_last_checkpoints_to_it(
+    run_dir: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(launch_evaluation, "is_exported", lambda _: True)
+    training = Job(run_dir / "submitit", "slurm", 7, lambda: Update(state="RUNNING"))
+    monkeypatch.setattr(launch_evaluation, "training_that_evaluates", lambda _: training)
+    plan = SimpleNamespace(
+        run_dir=run_dir.parent, runs=[SimpleNamespace(run_dir=run_dir)], options=SimpleNamespace(wait=False)
+    )
+    assert sweep._conclude(plan) == 0  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "update", _interrupt)
+    conclude(run_dir, follow=True)
+    said = capfd.readouterr().out
+    assert "step 2, 4, 6 awaits its evaluation by job 7, which has trained it" in said
+    assert "registered by the job that evaluates its last checkpoints:" in said
+    assert not scheduler.jobs
 
 
-def test_scores_that_cannot_be_written_end_the_training_only_at_its_last_step(
+def test_an_evaluation_job_that_waits_is_cancelled_where_the_allocation_is_to_evaluate(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    (run_dir / "evaluations").write_text("a file where a folder is needed")
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    recorder = Recorder(run_dir, is_main=True, world_size=1)
-    evaluation = Evaluation(
-        TrainConfig(model=ModelConfig(name="transxnet_n")), world, run_dir, recorder, Evaluator.__new__(Evaluator)
+    folder = jobs_folder(run_dir)
+    folder.mkdir(parents=True)
+    waiting = Job(folder, "slurm", 7, lambda: Update(state="PENDING"))
+    waiting.remember()
+    monkeypatch.setattr(launch_evaluation, "attach", lambda _: waiting)
+    for state in ("PENDING", "RUNNING"):
+        waiting.state = Update(state=state)
+        launch_evaluation.end_waiting_evaluation(run_dir)
+    set_evaluation(run_dir, in_allocation=True)
+    launch_evaluation.end_waiting_evaluation(run_dir)
+    assert (folder / "submission.json").exists()
+    assert not capfd.readouterr().out
+    waiting.state = Update(state="PENDING")
+    launch_evaluation.end_waiting_evaluation(run_dir)
+    assert waiting.is_cancelled
+    # The attempt does not take it for one that a user has cancelled.
+    assert not (folder / "submission.json").exists()
+    assert "evaluation job 7 is cancelled before it has begun" in capfd.readouterr().out
+
+
+def _interrupt() -> Update:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_without_a_job_that_evaluates_it_is_named_at_the_end(run_dir: Path):
+    said = describe_end(run_dir, Outcome.FINISHED)
+    assert "step 2, 4, 6 awaits its evaluation, and no job is left for it; to evaluate it and register" in said
+    assert f"    the same command with --run-dir {run_dir}\n" in said
+
+
+@pytest.mark.parametrize("has_queue", [True, False])
+def test_a_stop_signal_after_the_training_ends_the_evaluation_there_and_a_time_limit_moves_it(
+    run_dir: Path, scheduler: Scheduler, clock: Clock, has_queue: bool
+):
+    set_evaluation(run_dir, in_allocation=True, cluster="slurm" if has_queue else "local")
+    scheduler.local = lambda: Update(state="COMPLETED" if scheduler.jobs[-1].is_cancelled else "RUNNING")
+    jobs = EvaluationJobs(run_dir, beside_training=True)
+    jobs.finish(lambda: clock.now > 60)
+    assert clock.now < 70
+    assert [(job.cluster, job.is_cancelled) for job in scheduler.jobs] == [("local", True)]
+    jobs.hand_over()
+    assert [job.cluster for job in scheduler.jobs[1:]] == ["slurm"] * has_queue
+
+
+def test_rank_0_passes_a_stop_signal_on_while_it_waits_for_the_last_evaluation(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    program = tmp_path / "process"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys\nsys.stdin.read()\nos.kill(os.getppid(), signal.SIGTERM)\n"
+        "sys.exit(0 if signal.sigtimedwait([signal.SIGTERM], 20) else 1)\n"
     )
-    monkeypatch.setattr(evaluation, "_evaluate", lambda *_: {"top1": 0.5, "top5": 0.9, "loss": 1.0})
-    monkeypatch.setattr("pipeline.train.evaluation.broadcast_from_main", lambda value: value)
-    assert evaluation.make_up(4, None, lambda: False)  # type: ignore[arg-type]
-    # Of the last step no later attempt would make up for them: the model would be registered without them.
-    with pytest.raises(TrainingError, match=r"scores of its last step 6 could not be written .*: make room in"):
-        evaluation.make_up(6, None, lambda: False, is_last=True)  # type: ignore[arg-type]
-    recorder.close()
-    assert "the scores of step 4 could not be written" in capfd.readouterr().out
-    assert awaiting(run_dir) == list(STEPS)
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        EvaluationProcess(run_dir).close(finished=True)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "has failed" not in capfd.readouterr().out
 
 
 def test_an_evaluation_in_the_allocation_sees_the_gpus_that_no_rank_uses(monkeypatch: pytest.MonkeyPatch):
@@ -263,9 +348,7 @@ def test_an_evaluation_in_the_allocation_sees_the_gpus_that_no_rank_uses(monkeyp
 def test_the_allocation_evaluates_beside_the_training_and_a_job_what_is_left_after_it(
     run_dir: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ):
-    content = json.loads((run_dir / CONFIG_NAME).read_text())
-    content["evaluation"]["in_allocation"] = True
-    (run_dir / CONFIG_NAME).write_text(json.dumps(content))
+    set_evaluation(run_dir, in_allocation=True)
     stopped = []
     monkeypatch.setattr(Job, "cancel", lambda job: stopped.append(job.cluster))
     scheduler.local = lambda: Update(state="RUNNING" if not stopped else "COMPLETED")
