@@ -312,6 +312,22 @@ def test_a_stop_signal_after_the_training_ends_the_evaluation_there_and_a_time_l
     assert [job.cluster for job in scheduler.jobs[1:]] == ["slurm"] * has_queue
 
 
+def test_rank_0_waits_for_what_a_killed_process_has_left_before_it_evaluates(
+    run_dir: Path, scheduler: Scheduler, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    def evaluate() -> Update:
+        for step in awaiting(run_dir):
+            write_problem(run_dir, step, "evaluated")
+        return Update(state="COMPLETED")
+
+    monkeypatch.setattr(evaluation_jobs, "is_running_locally", lambda _: clock.now < 60)
+    set_evaluation(run_dir, in_allocation=True)
+    scheduler.local = evaluate
+    EvaluationJobs(run_dir, beside_training=True).finish()
+    assert clock.now >= 60
+    assert [job.cluster for job in scheduler.jobs] == ["local"]
+
+
 def test_rank_0_passes_a_stop_signal_on_while_it_waits_for_the_last_evaluation(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
