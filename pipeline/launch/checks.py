@@ -9,15 +9,16 @@ from typing import Any
 
 from jobs import Resources
 from pipeline.config.checks import check as check_config
-from pipeline.config.schema import ConfigError, DataConfig, TrainConfig
+from pipeline.config.schema import AUTO, ConfigError, DataConfig, TrainConfig
 from pipeline.launch.data_checks import Dataset, NotHereError, check_shards
+from pipeline.launch.micro_batch import kept_micro_batch
 from pipeline.launch.options import LaunchError, LaunchOptions
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.config import read_config
 from pipeline.run.files import CONFIG_NAME, read_registered
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
-from pipeline.run.micro_batch import read_micro_batch, with_found
+from pipeline.run.micro_batch import with_found
 from pipeline.tasks import find_task
 from pipeline.weights.card import is_exported
 
@@ -83,23 +84,28 @@ def check_waits_for_sweep(options: LaunchOptions, cluster: str) -> None:
         )
 
 
-def check_training(config: TrainConfig, world_size: int, run_dir: Path, member: str | None) -> None:
+def check_training(
+    config: TrainConfig, world_size: int, run_dir: Path, options: LaunchOptions, member: str | None
+) -> None:
     """Check the values of a training, alone and together, and with the micro-batch that was found for its run.
 
     Args:
         config: the training.
         world_size: number of ranks.
         run_dir: folder of the run; it may be missing.
+        options: the flags `--from` and `--begin-again`.
         member: name of the run within its sweep, for the message.
 
     Raises:
         ConfigError: a value is impossible.
-        RunDirectoryError: the micro-batch that was found cannot be read.
+        RunDirectoryError, MirrorError: the micro-batch that was found cannot be read.
     """
     from pipeline.augment.randaugment import RandAugment
 
     try:
-        with_found(check_config(config, world_size), world_size, read_micro_batch(run_dir))
+        checked = check_config(config, world_size)
+        if config.micro_batch_size == AUTO:
+            with_found(checked, world_size, kept_micro_batch(run_dir, options))
         find_task(config.task).check(config)
         if config.distill is not None and find_task(config.task).distillation is None:
             raise ConfigError(f"--train.distill: a {config.task} learns from no teacher: leave it out")

@@ -14,12 +14,13 @@ from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.launch.checks import check_run, check_start
 from pipeline.launch.data_checks import NotHereError
 from pipeline.launch.elsewhere import check_mirror_of, describe_run_to_bring
+from pipeline.launch.micro_batch import kept_micro_batch
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.recipes import RECIPES
 from pipeline.run.files import CONFIG_NAME, EVALUATIONS, LOGS
-from pipeline.run.micro_batch import read_micro_batch, with_found
+from pipeline.run.micro_batch import with_found
 from pipeline.run.sweep import check_folder
 
 
@@ -36,19 +37,19 @@ def print_plan(plan: Plan) -> None:
         content = {"train": dataclasses.asdict(run.config), **plan.run_facts(run.config)}
         print(mask_secrets(json.dumps(content, indent=1)))
         print("\n# DeepSpeed")
-        config, note = _with_micro_batch(run, plan.resources.world_size)
+        config, note = _with_micro_batch(plan, run)
         print(note + json.dumps(deepspeed_config(config, plan.resources.world_size), indent=1))
 
 
-def _with_micro_batch(run: PlannedRun, world_size: int) -> tuple[TrainConfig, str]:
+def _with_micro_batch(plan: Plan, run: PlannedRun) -> tuple[TrainConfig, str]:
     """Return a training with the micro-batch that `auto` has found, or finds at most, and a line on it; else as it is.
 
     Raises:
-        RunDirectoryError: the micro-batch that was found cannot be read.
+        RunDirectoryError, MirrorError: the micro-batch that was found cannot be read.
     """
     if run.config.micro_batch_size != AUTO:
         return run.config, ""
-    found = read_micro_batch(run.run_dir)
+    world_size, found = plan.resources.world_size, kept_micro_batch(run.run_dir, plan.options)
     if found is not None:
         return with_found(run.config, world_size, found), f"# micro-batch: {found.describe()}, kept for the run\n"
     candidates = micro_batch_candidates(run.config, world_size)

@@ -5,18 +5,16 @@ from pathlib import Path
 
 from pipeline.common.secrets import mask_secrets
 from pipeline.config.paths import absolute_path
-from pipeline.config.schema import AUTO
 from pipeline.launch.checks import check_run
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.teacher_check import check_teacher
 from pipeline.mirror.claim import check_mirror, use_mirror
-from pipeline.mirror.fetch import describe_source, fetch_run, read_config_to_bring, read_micro_batch_to_bring
+from pipeline.mirror.fetch import describe_source, fetch_run, read_config_to_bring
 from pipeline.mirror.place import child_location
 from pipeline.recipes import RECIPES
 from pipeline.run import directory as run_directory
 from pipeline.run.config import RunConfig
 from pipeline.run.files import CONFIG_NAME
-from pipeline.run.micro_batch import with_found
 
 
 def bring_run(plan: Plan) -> None:
@@ -27,7 +25,6 @@ def bring_run(plan: Plan) -> None:
     Raises:
         MirrorError: as `fetch_run`.
         RunDirectoryError: the flags are another training's than the run's.
-        ConfigError: the micro-batch that was found for the run does not fit the number of ranks.
         PipelineError, ShardingError: as `check_run` and `check_teacher`.
     """
     source = _source(plan)
@@ -44,8 +41,6 @@ def _check_fits(plan: Plan, run: PlannedRun, source: str) -> None:
     own_data = RECIPES[plan.options.recipe].own_data
     if own_data is not None and own_data.is_used_by(run.config):
         own_data.pack(Path(run.config.data.shards))
-    if run.config.micro_batch_size == AUTO:
-        with_found(run.config, plan.resources.world_size, read_micro_batch_to_bring(source))
     facts = check_run(run.run_dir, run.config, plan.run_facts(run.config)).facts
     check_teacher(run.config, run.run_dir)
     mirrored = RunConfig(Path(CONFIG_NAME), read_config_to_bring(source))

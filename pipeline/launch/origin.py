@@ -6,13 +6,25 @@ from pathlib import Path
 from jobs import forget_submission
 from pipeline.run import directory as run_directory
 from pipeline.run.files import CONFIG_NAME, EVALUATIONS, LOCK_NAME, LOGS
+from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.mirror_files import forget_target
 from pipeline.tracking.state import LOCK_NAME as SENDING_LOCK_NAME
 from pipeline.tracking.state import TrackingState, load_state, new_key, original_of, save_state
+from pipeline.weights.card import is_exported
 
 FORMER = "former"
 """Folders `former-1`, `former-2`, … hold the files of a run as they were before it was begun again."""
 _STAY = (CONFIG_NAME, LOCK_NAME, SENDING_LOCK_NAME, LOGS, "code")
+
+
+def begins_again(run_dir: Path) -> bool:
+    """Whether `--begin-again` has a run begin again: there were checkpoints, and none is left that is whole."""
+    from pipeline.checkpoint.store import CheckpointStore
+
+    if is_exported(run_dir):
+        return False
+    is_verified = CheckpointStore(run_dir).newest_valid(lambda _: None) is None
+    return describe_lost_checkpoints(run_dir, is_verified=is_verified) is not None
 
 
 def begin_again(run_dir: Path) -> Path:

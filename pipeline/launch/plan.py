@@ -172,7 +172,7 @@ def _check_training(options: LaunchOptions, resources: Resources, run: PlannedRu
     member = run.run_dir.name if options.sweep else None
 
     def check(world_size: int) -> None:
-        checks.check_training(run.config, world_size, run.run_dir, member)
+        checks.check_training(run.config, world_size, run.run_dir, options, member)
 
     try:
         check(resources.world_size)

@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 
 from jobs import Submission, describe_local, find_notices, submit
-from pipeline.checkpoint.store import CheckpointStore
 from pipeline.common.processes import PROJECT_ROOT
 from pipeline.launch.checks import Checked, check_run, check_start
 from pipeline.launch.elsewhere import check_mirror_of, use_mirror_of
 from pipeline.launch.evaluation import end_waiting_evaluation
-from pipeline.launch.origin import adopt_copy, begin_again
+from pipeline.launch.origin import adopt_copy, begin_again, begins_again
 from pipeline.launch.place_checks import describe_slow_precision
 from pipeline.launch.plan import Plan, PlannedRun
 from pipeline.launch.teacher_check import check_teacher
@@ -18,7 +17,6 @@ from pipeline.run import directory as run_directory
 from pipeline.run import notify
 from pipeline.run.code_state import keep_changes
 from pipeline.run.files import LOGS
-from pipeline.run.lost_checkpoints import describe_lost_checkpoints
 from pipeline.run.mirror_files import read_target
 from pipeline.run.time_to_save import TimeToSave, describe_short_notices
 from pipeline.train.job_task import TrainTask
@@ -69,10 +67,7 @@ def _mark_origin(plan: Plan, run_dir: Path) -> None:
     original = adopt_copy(run_dir)
     if original is not None:
         print(f"{run_dir} is a copy of {original}: it gets an MLflow run of its own, linked to the original's")
-    if not plan.options.begin_again or is_exported(run_dir):
-        return
-    is_verified = CheckpointStore(run_dir).newest_valid(lambda _: None) is None
-    if describe_lost_checkpoints(run_dir, is_verified=is_verified) is not None:
+    if plan.options.begin_again and begins_again(run_dir):
         was_mirrored = read_target(run_dir) is not None
         former = begin_again(run_dir)
         print(f"{run_dir} begins again, in an MLflow run of its own; its former files are in {former}")

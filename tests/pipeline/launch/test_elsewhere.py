@@ -102,8 +102,11 @@ def test_the_micro_batch_that_was_found_comes_along(tmp_path: Path, capsys, monk
     copy_all(mirror(run_dir, location))
     before = owners(Place(location))
     launch = ["--from", location, "--run-dir", str(there), "--cluster", "local", "--tasks-per-node"]
-    assert main([*launch, "4"]) == 2
-    assert "global_batch_size 24 is not divisible by micro_batch_size 4 x world_size 4" in capsys.readouterr().err
+    for dry_run in ([], ["--dry-run"]):
+        assert main([*launch, "4", *dry_run]) == 2
+        assert "global_batch_size 24 is not divisible by micro_batch_size 4 x world_size 4" in capsys.readouterr().err
+    assert main([*launch, "2", "--dry-run"]) == 0
+    assert "# micro-batch: 4 (auto without GPUs), kept for the run" in capsys.readouterr().out
     assert owners(Place(location)) == before
     assert not there.exists()
     bring(location, there)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.launch.checks import check_start
+from pipeline.launch.micro_batch import kept_micro_batch
 from pipeline.launch.options import LaunchError, LaunchOptions, parse
 from pipeline.launch.origin import adopt_copy, begin_again
 from pipeline.launch.plan import build_plan
 from pipeline.launch.run import prepare_run
 from pipeline.run.config import read_config
 from pipeline.run.lost_checkpoints import describe_lost_checkpoints
+from pipeline.run.micro_batch import FoundMicroBatch, write_micro_batch
 from pipeline.status.sync import sync_run
 from pipeline.tracking.client import open_client
 from pipeline.tracking.shipper import Shipper
@@ -65,6 +67,18 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_begins_again_beside_wha
     append_event(run_dir, "saved", 1, 6, step=2)
     shutil.rmtree(run_dir / "checkpoints")
     assert begin_again(run_dir) == run_dir / "former-2"
+
+
+def test_a_run_that_begins_again_finds_its_micro_batch_anew(tmp_path: Path):
+    run_dir, _ = new_run(tmp_path, None, micro_batch_size="auto")
+    found = FoundMicroBatch(micro_batch_size=6, world_size=2)
+    write_micro_batch(run_dir, found)
+    append_event(run_dir, "start", 1, 0, step=0, world_size=2)
+    for options in (LaunchOptions(), LaunchOptions(begin_again=True)):
+        assert kept_micro_batch(run_dir, options) == found
+    append_event(run_dir, "saved", 1, 6, step=6)
+    assert kept_micro_batch(run_dir, LaunchOptions()) == found
+    assert kept_micro_batch(run_dir, LaunchOptions(begin_again=True)) is None
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on(run_dir: Path):
