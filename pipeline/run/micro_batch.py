@@ -93,10 +93,19 @@ def describe_micro_batch(run_dir: Path) -> str | None:
     Raises:
         RunDirectoryError: the folder is no run directory.
     """
-    if read_config(run_dir).train_fields.get("micro_batch_size") != AUTO:
+    if not has_auto(run_dir):
         return None
     try:
         found = read_micro_batch(run_dir)
     except RunDirectoryError as error:
         return str(error)
     return "not found yet (auto)" if found is None else found.describe()
+
+
+def has_auto(run_dir: Path) -> bool:
+    """Whether the micro-batch of a run is found, and not given.
+
+    Raises:
+        RunDirectoryError: the folder is no run directory.
+    """
+    return read_config(run_dir).train_fields.get("micro_batch_size") == AUTO

@@ -12,7 +12,7 @@ from pipeline.common.secrets import mask_secrets
 from pipeline.run.code_state import CHANGES_NAME
 from pipeline.run.config import RunConfig
 from pipeline.run.files import LOGS, TRACES, RunDirectoryError, checkpoints, read_events
-from pipeline.run.micro_batch import read_micro_batch
+from pipeline.run.micro_batch import has_auto, read_micro_batch
 from pipeline.run.rank_troubles import describe_troubles, rank_troubles
 from pipeline.run.system import query_gpus
 from pipeline.tracking.metrics import evaluation_metrics
@@ -157,19 +157,28 @@ def log_traces(client: "MlflowClient", run_dir: Path, state: TrackingState) -> b
 
 
 def log_micro_batch(client: "MlflowClient", run_dir: Path, state: TrackingState) -> bool:
-    """Set the tag with the micro-batch that was found.
+    """Set the tag with the micro-batch that was found; take it away where one is given later, or none is found yet.
 
     Returns:
         Whether `state.micro_batch` has changed.
     """
+    from mlflow.exceptions import MlflowException
+
     assert state.run_id is not None
-    found = None
-    with contextlib.suppress(RunDirectoryError):
-        found = read_micro_batch(run_dir)
-    if found is None or found.describe() == state.micro_batch:
+    try:
+        found = read_micro_batch(run_dir) if has_auto(run_dir) else None
+    except RunDirectoryError:
         return False
-    client.set_tag(state.run_id, MICRO_BATCH_TAG, found.describe()[:MAX_TAG])
-    state.micro_batch = found.describe()
+    described = found.describe() if found is not None else ""
+    if described == state.micro_batch:
+        return False
+    if described:
+        client.set_tag(state.run_id, MICRO_BATCH_TAG, described[:MAX_TAG])
+    else:
+        # An attempt that ended before it could note so may have deleted it.
+        with contextlib.suppress(MlflowException):
+            client.delete_tag(state.run_id, MICRO_BATCH_TAG)
+    state.micro_batch = described
     return True
 
 

@@ -1,6 +1,7 @@
 """Run directories that the tests of tracking share, and what MLflow holds of them."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.schema import DataConfig, ModelConfig, TrainConfig
 from pipeline.tracking.client import open_client
@@ -8,8 +9,10 @@ from pipeline.tracking.shipper import Shipper
 from tests.support.tracking_runs import append_event, config_json
 
 
-def new_run(folder: Path, uri: str | None, name: str = "run", shards: str = "missing") -> tuple[Path, dict]:
-    config = TrainConfig(model=ModelConfig(name="transxnet_n"), data=DataConfig(shards=shards))
+def new_run(
+    folder: Path, uri: str | None, name: str = "run", shards: str = "missing", **fields: Any
+) -> tuple[Path, dict]:
+    config = TrainConfig(model=ModelConfig(name="transxnet_n"), data=DataConfig(shards=shards), **fields)
     return folder / name, config_json(folder / name, config, uri)
 
 
