@@ -23,9 +23,13 @@ from pipeline.engine.distributed import World
 from pipeline.engine.engine import DTYPES, flatten_parameters, prepare_network, training_losses
 from pipeline.engine.loss_model import LossModel
 from pipeline.engine.optimizer import build_optimizer
+from transxnet.backend import use_triton
+from transxnet.layers import ScaledResidual
 
 MARGIN = 0.1
 """Share of a GPU's memory that the trial leaves free: for fragmentation, NCCL, and what libraries allocate later."""
+SHORTAGE = 0.15
+"""Share of a GPU's memory that other processes hold, above which it is said."""
 _COPIES = 7
 """Copies of the weights that are held beside them, their gradients and moments: the moving average; ZeRO's own
 partition and its gradients; with CUDA graphs two copies of the gradients; and the evaluation's network, with the copy
@@ -54,6 +58,10 @@ class Memory(Protocol):
         """Describe the device, and how much of its memory may be taken."""
         ...
 
+    def shortage(self) -> str:
+        """Say what other processes hold of it, where it is much; else nothing."""
+        ...
+
 
 class GpuMemory:
     """The memory of a GPU: what is free now, without `MARGIN`."""
@@ -63,7 +71,8 @@ class GpuMemory:
         self._device = device
         self.release()
         free, self._total = torch.cuda.mem_get_info(device)
-        self._usable = max(0, free + torch.cuda.memory_reserved(device) - int(MARGIN * self._total))
+        self._available = free + torch.cuda.memory_reserved(device)
+        self._usable = max(0, self._available - int(MARGIN * self._total))
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
@@ -89,6 +98,11 @@ class GpuMemory:
         """Describe the GPU by its name and its memory."""
         name = torch.cuda.get_device_name(self._device)
         return f"{name} ({self._usable / _GIB:.1f} of {self._total / _GIB:.1f} GiB)"
+
+    def shortage(self) -> str:
+        """Say what other processes hold, where it is more than the rank's own CUDA context takes."""
+        held = self._total - self._available
+        return f"{held / _GIB:.1f} GiB are held by other processes" if held > SHORTAGE * self._total else ""
 
 
 def open_memory(device: torch.device) -> Memory | None:
@@ -134,6 +148,22 @@ def fits(
     return not ran_out and memory.refused() == refused
 
 
+class NotFolded(nn.BatchNorm2d):
+    """A norm of one rank that keeps for the backward what `SyncBatchNorm` keeps: LayerScale is not folded into it."""
+
+
+def keep_as_synchronised(model: nn.Module, sample: Tensor) -> None:
+    """Have a network that runs on one rank keep what it keeps with norms over all ranks.
+
+    Args:
+        model: the network.
+        sample: of the device and the dtype that it computes in; the kernels keep the same with both kinds of norm.
+    """
+    for module in model.modules():
+        if isinstance(module, ScaledResidual) and not use_triton(module.backend, sample, "residual"):
+            module.norm.__class__ = NotFolded
+
+
 def leave_kernels(model: nn.Module) -> None:
     """Have each operator of a network that chooses its backend by itself run in plain PyTorch, as a compiled one does.
 
@@ -141,7 +171,7 @@ def leave_kernels(model: nn.Module) -> None:
     """
     for module in model.modules():
         if getattr(module, "backend", None) == "auto":
-            module.backend = "reference"
+            vars(module)["backend"] = "reference"
 
 
 def _take_steps(model: nn.Module, config: TrainConfig, world: World, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
@@ -150,6 +180,9 @@ def _take_steps(model: nn.Module, config: TrainConfig, world: World, inputs: Cal
         leave_kernels(model)
     else:
         defer_compiler()
+    dtype = DTYPES[config.precision]
+    if config.batch_norm == "sync" and world.device.type == "cuda" and world.size > 1:
+        keep_as_synchronised(model, torch.empty(0, dtype=dtype, device=world.device))
     alone = replace(config, zero_stage=0, batch_norm="local", compile=False, cuda_graphs=False)
     network, groups = flatten_parameters(prepare_network(model, alone, world), alone)
     network.to(world.device).train()
@@ -157,11 +190,14 @@ def _take_steps(model: nn.Module, config: TrainConfig, world: World, inputs: Cal
     elements = _COPIES * sum(parameter.numel() for parameter in network.parameters()) + _BUCKETS * BUCKET_ELEMENTS
     held = torch.empty(elements, device=world.device)
     with_loss = LossModel(network, training_losses(config))
-    dtype = DTYPES[config.precision]
     for _ in range(2):
         values = inputs()
         with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
             loss = with_loss(*values)
+            if config.cuda_graphs:
+                # The graphs keep the memory of their step while the next inputs are made and checkpoints evaluated.
+                with torch.no_grad():
+                    with_loss(*inputs())
         loss.backward()
         adamw.step()
     if world.device.type == "cuda":

@@ -21,22 +21,22 @@ class LimitedMemory:
     """Memory (`pipeline.engine.trial.Memory`) that takes up to `limit` bytes of tensors kept for the backward."""
 
     def __init__(self, limit: float) -> None:
-        self.limit, self.peak, self._used = limit, 0, 0
+        self.limit, self.peak, self.used = limit, 0, 0
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            self._used += tensor.numel() * tensor.element_size()
-            self.peak = max(self.peak, self._used)
-            if self._used > self.limit:
-                raise torch.OutOfMemoryError(f"{self._used} bytes of {self.limit}")
+            self.used += tensor.numel() * tensor.element_size()
+            self.peak = max(self.peak, self.used)
+            if self.used > self.limit:
+                raise torch.OutOfMemoryError(f"{self.used} bytes of {self.limit}")
             return tensor
 
         def give_back(tensor: torch.Tensor) -> torch.Tensor:
-            self._used -= tensor.numel() * tensor.element_size()
+            self.used -= tensor.numel() * tensor.element_size()
             return tensor
 
-        self._used = 0
+        self.used = 0
         with torch.autograd.graph.saved_tensors_hooks(keep, give_back):
             yield
 
@@ -49,10 +49,13 @@ class LimitedMemory:
     def describe(self) -> str:
         return f"a device of {self.limit} bytes"
 
+    def shortage(self) -> str:
+        return "7.5 GiB are held by other processes" if self.limit == 0 else ""
 
-def limit_memory(limit: float) -> None:
-    """Give the ranks of this process a device with such a memory."""
-    trial.open_memory = lambda device: LimitedMemory(limit)
+
+def limit_memory(limit: float | None) -> None:
+    """Give the ranks of this process a device with such a memory; None: one whose memory is not tried."""
+    trial.open_memory = lambda device: None if limit is None else LimitedMemory(limit)
 
 
 def needed_memory(config: TrainConfig, model: torch.nn.Module, num_classes: int, samples: int) -> int:

@@ -15,8 +15,10 @@ from pipeline.tasks.normalise import Normalise
 
 DIVISOR = 32
 """Sides of a padded batch are multiples of this, because the network halves them five times."""
-CROWD, FEW = 100, 20
-"""Objects in the first image of `largest_batch`, and in each other one. COCO's images have 7 on average."""
+MOST_REGIONS, FEWEST, ALL_OBJECTS = 128, 20, 2048
+"""Objects in each image of `largest_batch`: as many as a Mask R-CNN learns regions of an image with, once its proposals
+are good, or as many as make this number in all images, and not fewer than these: their masks are whole images in the
+memory of the host. COCO's images have 7 on average."""
 
 
 class PaddedImages:
@@ -100,16 +102,16 @@ def largest_batch(scale: tuple[int, int], num_classes: int, samples: int, *, has
     long, short = max(scale), min(scale)
     draw = np.random.default_rng(0)
     pixels = torch.from_numpy(draw.integers(0, 256, (samples, 3 * long * short), np.uint8))
-    sizes, packed = [], []
-    for number in range(samples):
-        size = (short, long) if number % 2 else (long, short)
-        count = FEW if number else CROWD
+    count = min(MOST_REGIONS, max(FEWEST, ALL_OBJECTS // samples))
+    kinds = []
+    for size in ((long, short), (short, long)):
         centres, sides = draw.uniform(0.2, 0.8, (count, 2)), draw.uniform(0.05, 0.4, (count, 2))
         corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
         boxes = np.round(corners * [size[1], size[0], size[1], size[0]]).astype(np.float32)
         masks = (_filled(box, size) for box in boxes.astype(int)) if has_masks else None
-        packed.append(np.frombuffer(pack_objects(boxes, np.arange(count) % num_classes, masks), np.uint8))
-        sizes.append([*size, len(packed[-1]), 0])
+        objects = np.frombuffer(pack_objects(boxes, np.arange(count) % num_classes, masks), np.uint8)
+        kinds.append(([*size, len(objects), 0], objects))
+    sizes, packed = zip(*(kinds[number % 2] for number in range(samples)), strict=True)
     labels = np.zeros((samples, max(map(len, packed))), np.uint8)
     for row, content in zip(labels, packed, strict=True):
         row[: len(content)] = content

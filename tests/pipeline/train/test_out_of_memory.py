@@ -143,6 +143,25 @@ def test_a_compiled_network_is_tried_in_plain_pytorch():
     assert {module.backend for module in network.modules() if hasattr(module, "backend")} == {"reference"}
 
 
+def test_norms_of_one_rank_keep_what_those_of_all_ranks_do():
+    from transxnet.layers import ScaledResidual
+
+    kept = []
+    for kind in ("one rank", "in its place", "all ranks"):
+        module: torch.nn.Module = ScaledResidual(4, 1.0, 0.0, "auto").train()
+        if kind == "in its place":
+            trial.keep_as_synchronised(module, torch.empty(0))
+        elif kind == "all ranks":
+            module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        memory, x = LimitedMemory(float("inf")), torch.ones(2, 4, 8, 8, requires_grad=True)
+        with memory.bounded():
+            out = module(x, (x, None, None))
+        kept.append(memory.used)
+        out.sum().backward()
+    one_rank, in_its_place, all_ranks = kept
+    assert one_rank < in_its_place == all_ranks
+
+
 def test_a_training_in_bf16_that_recomputes_needs_another_run():
     training = TrainConfig(gradient_checkpointing=True)
     other = "a smaller --train.model.image-size, a smaller --train.model.name"
