@@ -59,6 +59,7 @@ def test_images_that_crash_the_decoder_stop_the_build_by_name(folders: Path, tmp
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_worker_killed_for_its_memory_is_no_fault_of_the_image_but_names_it(folders: Path, tmp_path: Path):
     append(folders, 3, b"out of memory")
     done = run("build", *flags(folders, tmp_path / "out", 2), "--on-bad", "skip")

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.sharding.builds import REPOSITORY, digests, environment, flags
 
 
+@pytest.mark.thorough
 def test_a_script_without_a_main_guard_may_use_workers(source: str, reference: dict[str, str], tmp_path: Path):
     script = tmp_path / "script.py"
     output = tmp_path / "out"

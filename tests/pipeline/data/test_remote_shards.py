@@ -83,6 +83,7 @@ def test_a_remote_split_equals_the_local_one_over_a_failing_server(bucket, proxy
     assert 0 < taken <= room["cache_gb"] * 1e9
 
 
+@pytest.mark.thorough
 def test_ranks_of_a_node_fetch_each_shard_once(bucket, proxy, tmp_path):
     uri, _ = bucket
     proxy.fetched.clear()

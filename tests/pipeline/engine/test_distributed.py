@@ -5,6 +5,8 @@ import os
 import socket
 from dataclasses import replace
 
+import pytest
+
 from jobs.job import meet
 from pipeline.engine.distributed import World, join_world, leave_world, sum_over_ranks
 from pipeline.train.evaluation_task import EvaluationTask
@@ -32,5 +34,6 @@ def join_beside_another_program(world: World, port: int) -> tuple[bool, float]:
     return is_taken, sum_over_ranks([1.0])[0]
 
 
+@pytest.mark.thorough
 def test_no_other_program_can_take_the_port_on_which_the_ranks_have_agreed():
     assert run_ranks(join_beside_another_program, 2, free_port()) == [(False, 2.0)] * 2

@@ -183,6 +183,7 @@ def test_a_missing_output_folder_is_an_error_before_the_evaluation(tmp_path, cap
     assert "results.json: there is no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_weights_without_names_are_scored_on_a_part_of_imagenet(tmp_path, capsys):
     """A file of 1000 classes without a card, on a split of three of them, as `--subset` scores it."""
     names = dict(imagenet_classes())

@@ -74,6 +74,7 @@ def test_several_runs_are_written_side_by_side(run_dir, tmp_path, capsys):
         assert [step for step, _ in in_wandb(folder, "train/loss")] == [1, 2, 3]
 
 
+@pytest.mark.thorough
 def test_the_command_writes_it_anew_and_completes_it(run_dir, capsys):
     append_records(run_dir, range(1, 11))
     write_checkpoint(run_dir, 10)

@@ -88,6 +88,7 @@ def settle_in_turn(world: World, run_dir: Path, training: TrainConfig, limits: l
     return [*results, settle_on(world, run_dir / "1", training, model, [NONE, NONE])]
 
 
+@pytest.mark.thorough
 def test_ranks_agree_on_the_least_and_keep_it(tmp_path: Path):
     training = check(automatic("none", tmp_path, global_batch_size=8), 2)
     # Run 2 had CPUs alone before; run 3 was found on another number of ranks.
