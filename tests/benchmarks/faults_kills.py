@@ -64,7 +64,7 @@ def kill_once(attempt: RunningAttempt, moment: str, everyone: bool, chance: rand
             time.sleep(chance.uniform(0.0, 0.1))
         else:
             attempt.until_step(first + 1)
-            attempt.until(lambda: in_the_making(folder, MOMENTS[moment]))
+            attempt.until(lambda: in_the_making(folder, MOMENTS[moment]), pause_s=0.0002)
     alive = not attempt.over
     attempt.kill(*([] if everyone else [chance.randrange(2)]))
     # A launcher that lost a rank gives the others a moment, then ends them.

@@ -143,8 +143,14 @@ class RunningAttempt:
         """Whether a rank has ended."""
         return any(process.exitcode is not None for process in self.processes)
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 400.0) -> bool:
-        """Poll `condition` several thousand times a second; False if the attempt ended before it held."""
+    def until(self, condition: Callable[[], bool], timeout_s: float = 400.0, *, pause_s: float = 0.002) -> bool:
+        """Poll `condition`; False if the attempt ended before it held.
+
+        Args:
+            condition: what is waited for.
+            timeout_s: seconds after which the test fails.
+            pause_s: between two looks. Each look takes processor time from the ranks.
+        """
         deadline, looks = time.monotonic() + timeout_s, 0
         while not condition():
             looks += 1
@@ -152,7 +158,7 @@ class RunningAttempt:
                 if self.over:
                     return condition()
                 assert time.monotonic() < deadline, f"the condition did not become true\n{self.output()[-3000:]}"
-            time.sleep(0.0002)
+            time.sleep(pause_s)
         return True
 
     def until_step(self, step: int) -> bool:

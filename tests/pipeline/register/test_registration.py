@@ -51,7 +51,7 @@ def asked_to_stop() -> Iterator[list[int]]:
     over = threading.Event()
 
     def tell() -> None:
-        while not over.wait(0.02):
+        while not over.wait(0.25):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
                     if child.pid not in told and any("clean_process" in word for word in child.cmdline()):
