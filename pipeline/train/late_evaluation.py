@@ -124,13 +124,16 @@ def _evaluate(
     failed try: no training waits for it at its end.
     """
 
-    def stops() -> bool:
+    def wait_for_a_batch() -> None:
         faulthandler.dump_traceback_later(patience_s, exit=True, file=_STDERR)
+
+    def stops() -> bool:
+        wait_for_a_batch()
         return stop_requested()
 
     began = monotonic()
     try:
-        stops()
+        wait_for_a_batch()
         scores = evaluator(state, step, stops)
     finally:
         faulthandler.cancel_dump_traceback_later()
