@@ -165,10 +165,8 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float(torch.stack([(a[n] - b[n]).norm() for n in b if b[n].ndim > 1]).norm())
 
 
-@pytest.mark.parametrize(
-    "variants",
-    [VARIANTS, pytest.param(STAGES, marks=pytest.mark.thorough), pytest.param(PRECISIONS, marks=pytest.mark.slow)],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("variants", [VARIANTS, STAGES, pytest.param(PRECISIONS, marks=pytest.mark.slow)])
 def test_stages_and_precisions_agree_with_plain_pytorch(variants: list[tuple[int, str]], tmp_path: Path):
     results, other = run_ranks(train_all, WORLD, variants, str(tmp_path))
     wanted = {(precision, steps_of(stage, precision)) for stage, precision in variants}
