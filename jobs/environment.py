@@ -107,27 +107,9 @@ def master_port(token: str) -> int:
 
 
 def free_port() -> int:
-    """A port on which no process listens now, outside the range of outgoing connections."""
-    return free_port_from(master_port(str(os.getpid())))
-
-
-def free_port_from(port: int) -> int:
-    """The first of the ports from `port` on, one after the other, on which no process of this machine listens now.
-
-    Raises:
-        JobError: all of them are taken.
-    """
-    for candidate in following_ports(port, 100):
-        with socket.socket() as probe:
-            # As torch's store does: connections that are only closing leave the port usable.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", candidate))
-                probe.listen(1)
-            except OSError:
-                continue
-            return candidate
-    raise JobError(f"no free port among the hundred from {port} on, on this machine")
+    """A port that no process of this machine uses now, outside the range of outgoing connections."""
+    with hold_port_from(master_port(str(os.getpid()))) as holder:
+        return holder.getsockname()[1]
 
 
 def hold_port_from(port: int) -> socket.socket:
