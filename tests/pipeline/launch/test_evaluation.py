@@ -1,7 +1,6 @@
 """Who evaluates beside a training, and what the two leave each other of the allocation."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -69,16 +68,14 @@ def test_gpus_that_a_node_does_not_have_are_refused(kept: int | None, asked: Res
     assert "\n" not in str(refused.value)
 
 
-def test_ranks_that_no_longer_divide_the_global_batch_are_refused_with_what_fits(tmp_path: Path):
-    options = LaunchOptions(
-        recipe="tiny",
-        train=RECIPES["tiny"].train(),
-        cluster="local",
-        evaluate="allocation",
-        resources=Resources(gpus_per_node=8),
-        run_dir=str(tmp_path / "run"),
-        dry_run=True,
-    )
+def dry_run(recipe: str, resources: Resources) -> LaunchOptions:
+    """A launch on this machine that is only shown, whose allocation evaluates."""
+    train = RECIPES[recipe].train()
+    return replace(IN_ALLOCATION, recipe=recipe, train=train, cluster="local", resources=resources, dry_run=True)
+
+
+def test_ranks_that_no_longer_divide_the_global_batch_are_refused_with_what_fits():
+    options = dry_run("tiny", Resources(gpus_per_node=8))
     with pytest.raises(ConfigError) as refused:
         build_plan(options)
     assert "world_size 7" in str(refused.value)
@@ -105,14 +102,7 @@ def test_flags_of_another_way_to_evaluate_are_refused(options: LaunchOptions, wo
 
 
 def test_ranks_without_a_number_of_gpus_are_refused_where_nodes_have_some(monkeypatch: pytest.MonkeyPatch):
-    options = LaunchOptions(
-        recipe="demo",
-        train=RECIPES["demo"].train(),
-        cluster="local",
-        evaluate="allocation",
-        resources=Resources(tasks_per_node=2),
-        dry_run=True,
-    )
+    options = dry_run("demo", Resources(tasks_per_node=2))
     assert build_plan(options).evaluation is not None
     monkeypatch.setattr("pipeline.launch.plan.query_gpus", lambda _: ["H200"] * 4)
     with pytest.raises(LaunchError, match=r"nodes have 4 GPUs, .*: add --gpus-per-node 4, or --evaluate-gpus 0 if"):
